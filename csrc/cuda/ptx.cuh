@@ -1,0 +1,161 @@
+// The PTX instructions that CUDA C++ has no function for. The only code with two branches: inline assembly here, and
+// functions of the same names and arguments in tests/simt/runtime/simt/ptx.h for the CPU.
+//
+// Register layouts are the PTX manual's ("Matrix fragments for mma.m16n8k16", "... mma.m16n8k8", "ldmatrix"). With
+// lane = 4 * group + quad:
+//   m16n8k16 (fp16, bf16), two elements per register, the lower half first:
+//     a[0]: A[group][2 quad, +1]   a[1]: A[group + 8][2 quad, +1]   a[2], a[3]: the same rows, columns + 8
+//     b[0]: B[2 quad, +1][group]   b[1]: B[2 quad + 8, +9][group]
+//   m16n8k8 (tf32), one element per register:
+//     a[0]: A[group][quad]   a[1]: A[group + 8][quad]   a[2], a[3]: the same rows, column quad + 4
+//     b[0]: B[quad][group]   b[1]: B[quad + 4][group]
+//   accumulators of both: d[0], d[1]: D[group][2 quad, +1]   d[2], d[3]: D[group + 8][2 quad, +1]
+// Needs sm_80 or newer.
+#pragma once
+
+#include <cstdint>
+
+#include "launch.cuh"
+
+namespace simclr::ptx {
+
+#ifdef __CUDACC__
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Starts copying kBytes (4, 8 or 16; both addresses aligned to it) from global to shared memory. Only the first
+// source_bytes are read, the rest is filled with zeros: with 0 the source is not touched.
+template <int kBytes>
+__device__ __forceinline__ void cp_async(void* shared, const void* global, int source_bytes = kBytes) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  if constexpr (kBytes == 16) {  // .cg: past L1, which only this size may
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(source_bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)), "l"(global),
+                 "n"(kBytes), "r"(source_bytes)
+                 : "memory");
+  }
+}
+
+// Closes the group of this thread's copies started since the last commit (an empty group counts too).
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+// Waits until at most kPending of this thread's newest groups are still under way. Other threads see the data only
+// after a barrier.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait_group() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+// Loads one, two or four 8x8 matrices of 16-bit elements; lane 8 i + r passes the address of row r of matrix i, aligned
+// to 16 bytes (x1 reads the addresses of lanes 0-7, x2 those of lanes 0-15). Register i of a lane then holds
+// matrix_i[group][2 quad, +1]; with _trans matrix_i[2 quad, +1][group].
+__device__ __forceinline__ void ldmatrix_x1(uint32_t (&r)[1], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];\n"
+               : "=r"(r[0])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x1_trans(uint32_t (&r)[1], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];\n"
+               : "=r"(r[0])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];\n"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// d += a b for one 16x8 tile per warp, fp32 accumulation; layouts above.
+__device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Operands are fp32 bit patterns of which the tensor core reads the upper 19 bits: round them with to_tf32 first.
+__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// x rounded to tf32 (10 fraction bits), ties away from zero, as a bit pattern for mma_m16n8k8_tf32.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(bits) : "f"(x));
+  return bits;
+}
+
+// 2^x to 2 ulp; subnormal arguments and results are flushed to zero.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Barrier `id` (1-15; 0 is __syncthreads') among `threads` threads, a multiple of 32. arrive counts without waiting.
+__device__ __forceinline__ void named_barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+#else
+
+using ::simt::ptx::cp_async;
+using ::simt::ptx::cp_async_commit;
+using ::simt::ptx::cp_async_wait_group;
+using ::simt::ptx::exp2_approx;
+using ::simt::ptx::ldmatrix_x1;
+using ::simt::ptx::ldmatrix_x1_trans;
+using ::simt::ptx::ldmatrix_x2;
+using ::simt::ptx::ldmatrix_x2_trans;
+using ::simt::ptx::ldmatrix_x4;
+using ::simt::ptx::ldmatrix_x4_trans;
+using ::simt::ptx::mma_m16n8k16_bf16;
+using ::simt::ptx::mma_m16n8k16_f16;
+using ::simt::ptx::mma_m16n8k8_tf32;
+using ::simt::ptx::named_barrier_arrive;
+using ::simt::ptx::named_barrier_sync;
+using ::simt::ptx::to_tf32;
+
+#endif
+
+}  // namespace simclr::ptx
