@@ -1,0 +1,1 @@
+"""The NT-Xent loss: reference, registered operators, and the Triton kernels."""

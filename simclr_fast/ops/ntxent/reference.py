@@ -1,0 +1,75 @@
+"""NT-Xent in plain PyTorch: the ground truth of every backend, and the textbook form that benchmarks compare with.
+
+With u_i = z_i / max(|z_i|, eps), logits s_ij = u_i . u_j / t, and p(i) the other view of row i, the NT-Xent loss of row i
+is -log(exp(s_ip) / sum_{j != i} exp(s_ij)). Dividing through by exp(s_ip) gives the positive-anchored form
+
+    L_i = softplus(lse_neg_i - s_ip),    lse_neg_i = log sum_{j not in {i, p(i)}} exp(s_ij),
+
+which never subtracts two nearly equal numbers: when the pairs are aligned, lse_neg_i << s_ip and the usual form loses
+the loss (log-sum-exp minus its own largest term) and its gradient (softmax probability of the positive, minus one) to
+rounding. Both forms are O(M^2) in memory and differentiable by autograd, as often as one likes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that statistics and the loss have: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
+    """z / max(|z|, eps) along the last dimension of z [N, D], in `compute_dtype(z.dtype)`.
+
+    Rows are scaled by their largest entry first, so that the square of 1e30 does not overflow.
+    """
+    z = z.to(compute_dtype(z.dtype))
+    peak = z.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
+    norm = peak * torch.linalg.vector_norm(z / peak, dim=-1, keepdim=True)
+    return z / norm.clamp_min(eps)
+
+
+def row_losses(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset: int = 0) -> Tensor:
+    """Positive-anchored losses L_i of the unit rows u [2n, D] against the columns u_all [M, D]: [2n].
+
+    Row i is column row_offset + i, and its positive is column row_offset + (i + n) mod 2n.
+    """
+    rows = torch.arange(u.shape[0], device=u.device)
+    own = row_offset + rows
+    positive = row_offset + (rows + u.shape[0] // 2) % u.shape[0]
+    s = u @ u_all.T / temperature  # [2n, M]
+    excluded = torch.zeros_like(s, dtype=torch.bool)
+    excluded[rows, own] = True
+    excluded[rows, positive] = True
+    lse_neg = torch.logsumexp(s.masked_fill(excluded, -torch.inf), dim=1)
+    # softplus(x) = -log(sigmoid(-x)); torch's softplus turns linear at 20, which is too coarse for float64.
+    return -F.logsigmoid(s[rows, positive] - lse_neg)
+
+
+def ntxent_reference(
+    z0: Tensor, z1: Tensor, temperature: float | Tensor = 0.5, *, eps: float = 1e-8, reduction: str = "mean"
+) -> Tensor:
+    """Positive-anchored NT-Xent of the views z0, z1 [N, D] (any float dtype, N >= 1, D >= 1).
+
+    Returns the mean or sum over the 2N rows, or with reduction "none" the row losses [2N] (view 0, then view 1), in
+    float32 (float64 for float64 inputs). N = 1 has no negatives: its loss is 0.
+    """
+    with torch.autocast(z0.device.type, enabled=False):
+        u = normalize_rows(torch.cat([z0, z1]), eps)  # [2N, D]
+        losses = row_losses(u, u, temperature)
+    return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()
+
+
+def ntxent_textbook(z0: Tensor, z1: Tensor, temperature: float | Tensor = 0.5) -> Tensor:
+    """The loss as usually written (normalise, multiply, mask the diagonal, cross-entropy), mean over the 2N rows.
+
+    The baseline of the benchmarks: as accurate and as fast as plain PyTorch code is, no better.
+    """
+    n = z0.shape[0]
+    u = F.normalize(torch.cat([z0, z1]), dim=1)
+    logits = u @ u.T / temperature
+    logits.fill_diagonal_(-torch.inf)
+    labels = torch.arange(2 * n, device=u.device).roll(n)
+    return F.cross_entropy(logits, labels)
