@@ -1,0 +1,53 @@
+# The commands of the project; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q
+KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test proof bench bench-full gpu-check lint format clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | column -t -s:
+
+# The environment with the pinned dependencies, and the package built into the checkout (editable install).
+$(VENV)/dependencies.stamp: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/package.stamp: $(VENV)/dependencies.stamp setup.py pyproject.toml $(KERNELS)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: $(VENV)/package.stamp  ## train SimCLR on the embedded digits and show what was learned (about 4 minutes)
+	$(BIN)/python train.py demo
+
+test: $(VENV)/package.stamp  ## run the test suite
+	$(PYTEST)
+
+proof: $(VENV)/package.stamp  ## run the slow proofs: generated code, sanitizers, mutants
+	$(PYTEST) -m proof
+
+bench: $(VENV)/package.stamp  ## run the benchmarks (minutes) and write the report
+	$(BIN)/python -m benchmarks.run
+
+bench-full: $(VENV)/package.stamp  ## run every benchmark at every size and write the report
+	$(BIN)/python -m benchmarks.run --full
+
+gpu-check: $(VENV)/package.stamp  ## on a machine with a GPU: tests on the device, compute-sanitizer, benchmarks, one report
+	$(BIN)/python -m tools.gpu_check
+
+lint: $(VENV)/dependencies.stamp  ## check formatting and style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+format: $(VENV)/dependencies.stamp  ## format Python, C++ and CUDA
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+clean:  ## remove what was built
+	rm -rf build *.egg-info simclr_fast/_C*.so $(VENV)/package.stamp

@@ -1,0 +1,42 @@
+// What every binding file needs: torch's thread pool as a Parallel, the current CUDA stream, launch checks.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "parallel.h"
+
+namespace simclr {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Parallel torch_threads() {
+  const auto parallel_for = [](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+  };
+  return Parallel(parallel_for, static_cast<int>(torch::stable::get_num_threads()));
+}
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+#ifdef USE_CUDA
+inline void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+inline void check_launch(int cuda_error, const char* kernel) {
+  STD_TORCH_CHECK(cuda_error == 0, kernel, ": the CUDA launch failed with cudaError ", cuda_error);
+}
+#endif
+
+}  // namespace simclr

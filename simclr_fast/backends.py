@@ -1,0 +1,84 @@
+"""Which backend serves which op on which device, and why one does not.
+
+`cpp` is the compiled extension (CPU or CUDA by device), `triton` the Triton kernels (CUDA), `reference` plain PyTorch
+(anywhere). `auto` takes the first of these that serves the device.
+"""
+
+import importlib.util
+import re
+import warnings
+from functools import cache
+
+import torch
+
+from simclr_fast import _extension
+
+BACKENDS = ("cpp", "triton", "reference")
+_DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _compiled_for(capability: tuple[int, int], archs: str) -> bool:
+    """Whether kernels built for `archs` ("8.0;9.0+PTX") run on a device of this compute capability.
+
+    A binary runs on later minor versions of its own major version; PTX runs on anything later.
+    """
+    for arch in archs.split(";"):
+        major, minor = (int(part) for part in re.match(r"(\d+)\.(\d+)", arch).groups())
+        if major == capability[0] and minor <= capability[1]:
+            return True
+        if arch.endswith("+PTX") and (major, minor) <= capability:
+            return True
+    return False
+
+
+def why_not(backend: str, op: str, device: torch.device) -> str | None:
+    """Why `backend` cannot serve `op` ("l2_normalize") on `device`; None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        if device.type != "cuda":
+            return f"Triton kernels run on CUDA tensors, these are on {device.type}"
+        return None if has_triton() else "triton is not installed; pip install triton"
+    if _extension.missing_because:
+        return f"the compiled extension is missing ({_extension.missing_because})"
+    key = _DISPATCH_KEYS.get(device.type)
+    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::{op}", key):
+        built = "without CUDA kernels" if device.type == "cuda" else "for cpu and cuda"
+        return f"the compiled extension has no {op} kernel for {device.type} (it was built {built})"
+    if device.type == "cuda":
+        capability, archs = torch.cuda.get_device_capability(device), _extension.build_info()["cuda_archs"]
+        if not _compiled_for(capability, archs):
+            return f"the compiled extension was built for {archs}, this device is {'.'.join(map(str, capability))}"
+    return None
+
+
+# Resolved while tracing: a graph is specialised on devices, so the answer is a constant of the graph.
+@torch.compiler.assume_constant_result
+@cache
+def resolve_backend(backend: str, op: str, device: torch.device) -> str:
+    """The backend to use: `backend` itself, or for "auto" the first of cpp, triton, reference that serves.
+
+    Raises ValueError for an unknown name, RuntimeError where an explicitly named backend cannot serve. "auto" warns
+    once per op and device where only the reference is left.
+    """
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(f"backend={backend!r} is unknown; choose one of 'auto', {', '.join(map(repr, BACKENDS))}")
+        if reason := why_not(backend, op, device):
+            raise RuntimeError(f"backend={backend!r} cannot serve {op} on {device}: {reason}; or choose backend='auto'")
+        return backend
+    reasons = {}
+    for candidate in BACKENDS:
+        reasons[candidate] = why_not(candidate, op, device)
+        if reasons[candidate] is None:
+            break
+    if candidate == "reference":
+        missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+        warnings.warn(f"simclr_fast.{op} runs as plain PyTorch on {device} ({missing})", RuntimeWarning, stacklevel=3)
+    return candidate
