@@ -8,8 +8,10 @@ missing_because: str | None = None
 try:
     from simclr_fast import _C
 except ImportError as error:
-    missing_because = f"{error}; reinstall with a C++17 compiler on PATH: "
+    missing_because = (
+        f"{error}; reinstall with a C++17 compiler on PATH: "
         "pip install --no-build-isolation --force-reinstall --no-deps ."
+    )
 
 
 def build_info() -> dict[str, str | None]:
