@@ -26,6 +26,7 @@ demo: $(VENV)/package.stamp  ## train SimCLR on the embedded digits and show wha
 
 test: $(VENV)/package.stamp  ## run the test suite
 	$(PYTEST)
+	$(PYTEST) -m interpret
 
 proof: $(VENV)/package.stamp  ## run the slow proofs: generated code, sanitizers, mutants
 	$(PYTEST) -m proof

@@ -60,13 +60,17 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
 
 # Resolved while tracing: a graph is specialised on devices, so the answer is a constant of the graph.
 @torch.compiler.assume_constant_result
-@cache
 def resolve_backend(backend: str, op: str, device: torch.device) -> str:
     """The backend to use: `backend` itself, or for "auto" the first of cpp, triton, reference that serves.
 
     Raises ValueError for an unknown name, RuntimeError where an explicitly named backend cannot serve. "auto" warns
     once per op and device where only the reference is left.
     """
+    return _resolve(backend, op, device)
+
+
+@cache
+def _resolve(backend: str, op: str, device: torch.device) -> str:
     if backend != "auto":
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r} is unknown; choose one of 'auto', {', '.join(map(repr, BACKENDS))}")
@@ -80,5 +84,5 @@ def resolve_backend(backend: str, op: str, device: torch.device) -> str:
             break
     if candidate == "reference":
         missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-        warnings.warn(f"simclr_fast.{op} runs as plain PyTorch on {device} ({missing})", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"simclr_fast.{op} runs as plain PyTorch on {device} ({missing})", RuntimeWarning, stacklevel=4)
     return candidate

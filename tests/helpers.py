@@ -1,0 +1,23 @@
+"""What tests compare with: errors relative to a float64 truth, NaN-aware."""
+
+import torch
+from torch import Tensor
+
+
+def relative_error(actual: Tensor, truth: Tensor) -> float:
+    """Largest |actual - truth| over largest |truth|; NaN must stand where the truth has NaN, else inf."""
+    actual, truth = actual.detach().double().cpu(), truth.detach().double().cpu()
+    if actual.shape != truth.shape or not torch.equal(actual.isnan(), truth.isnan()):
+        return float("inf")
+    if truth.numel() == 0:
+        return 0.0
+    scale = truth.nan_to_num(0).abs().max().item()
+    difference = (actual - truth).nan_to_num(0).abs().max().item()
+    return difference / scale if scale > 0 else difference
+
+
+def non_contiguous(x: Tensor) -> Tensor:
+    """The same values with a row stride and a column stride that no kernel may assume away."""
+    wide = torch.full((x.shape[0], 2 * x.shape[1] + 3), float("nan"), dtype=x.dtype)
+    view = wide[:, 1 : 2 * x.shape[1] + 1 : 2]
+    return view.copy_(x)

@@ -1,0 +1,77 @@
+"""Who may import whom: the layers of the house, checked on the source."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "simclr_fast"
+FOUNDATION = {"_extension", "backends"}  # plumbing that any op may use
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of every module imported anywhere in the file, absolute."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports absolute"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def internal(path: Path) -> set[str]:
+    """What the file imports of the package, without the package's name."""
+    return {name.removeprefix("simclr_fast.") for name in imports(path) if name.startswith("simclr_fast.")}
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def python_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", python_files(PACKAGE), ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_layers(path: Path) -> None:
+    assert not top_level(path) & {"tests", "benchmarks"}
+    relative = path.relative_to(PACKAGE)
+    inner = internal(path)
+    if relative.parts[0] == "ops" and len(relative.parts) == 3:
+        op = f"ops.{relative.parts[1]}"
+        others = {name for name in inner if not name.startswith(op) and name.split(".")[0] not in FOUNDATION}
+        assert not others, "an op imports its own siblings only"
+        if path.name.startswith("reference"):
+            assert top_level(path) <= {"torch", "torchvision", "math", "itertools", "simclr_fast"}, "plain PyTorch only"
+            assert all(name.startswith(op) for name in inner)
+        if path.name.startswith("triton_"):
+            assert not {name.split(".")[0] for name in inner} & {"losses", "augmentation", "_extension"}
+    if relative.parts[0] in ("models", "models.py", "data", "data.py", "optim", "optim.py"):
+        assert not {name for name in inner if name.split(".")[0] == "ops"}
+    if relative.parts[0] == "evaluation":
+        assert "torch.ops" not in path.read_text(), "evaluation goes through the public functions"
+
+
+def test_train_uses_public_functions() -> None:
+    if (ROOT / "train.py").exists():
+        assert "torch.ops" not in (ROOT / "train.py").read_text()
+
+
+def included(path: Path) -> list[str]:
+    return re.findall(r'#include [<"](.+)[>"]', path.read_text())
+
+
+def test_cpp_layers() -> None:
+    sources = sorted((ROOT / "csrc").rglob("*.*"))
+    assert len(sources) > 5
+    for path in sources:
+        folder = path.parent.name
+        for name in included(path):
+            if not path.name.endswith(("_binding.cpp", "binding.h", "module.cpp")):
+                assert not name.startswith(("torch/", "ATen/", "c10/", "pybind11/")), f"{path}: kernels are torch-free"
+            assert not (folder == "cpu" and "cuda/" in name), f"{path}: cpu/ does not include cuda/"
+            assert not (folder == "cuda" and "cpu/" in name), f"{path}: cuda/ does not include cpu/"
