@@ -1,0 +1,109 @@
+// Block-wide and named barriers, and the report of one that threads of a warp reach apart.
+#include <string>
+
+#include "block.h"
+#include "sanitizers.h"
+
+namespace simt {
+
+bool Block::barrier_complete(const Barrier& b) const {
+  return b.arrived > 0 && b.arrived == (b.expected == 0 ? alive_ : b.expected);
+}
+
+// Counts the running thread in; true when it is the last.
+bool Block::arrive(int id, int threads, int predicate, const char* name, Site site) {
+  Thread& t = thread();
+  t.site = site;
+  t.barrier = id;
+  if (id < 0 || id >= kBarriers) fail(std::string(name) + ": barrier " + std::to_string(id) + " is not in 0..15", site);
+  if (threads % kWarpSize != 0 || threads < 0 || threads > round_up_to_warps(thread_count_)) {
+    fail(std::string(name) + ": " + std::to_string(threads) + " threads is not a multiple of 32 within the block",
+         site);
+  }
+  Barrier& b = barriers_[id];
+  if (b.arrived > 0 && b.expected != threads) {
+    fail(std::string(name) + ": barrier " + std::to_string(id) + " is being waited for with another thread count",
+         site);
+  }
+  const unsigned bit = 1u << t.lane();
+  if (b.lanes[t.warp()] & bit) {
+    fail(std::string(name) + ": arrives a second time before barrier " + std::to_string(id) + " has opened", site);
+  }
+  b.expected = threads;
+  b.lanes[t.warp()] |= bit;
+  b.votes += predicate != 0;
+  ++b.arrived;
+  order_release(&b.order[b.phase % 2]);
+  return barrier_complete(b);
+}
+
+Votes Block::barrier_sync(int id, int threads, int predicate, const char* name, Site site) {
+  Thread& t = thread();
+  const bool last = arrive(id, threads, predicate, name, site);
+  Barrier& b = barriers_[id];
+  char* const order = &b.order[b.phase % 2];
+  t.state = State::kAtBarrier;
+  if (last) {
+    open_barrier(id);
+    if (!error_.empty()) switch_for_good(t.context, host_);
+  } else {
+    wait(State::kAtBarrier, name, site);
+  }
+  order_acquire(order);
+  return t.votes;
+}
+
+void Block::barrier_arrive(int id, int threads, Site site) {
+  if (!arrive(id, threads, 0, "bar.arrive", site)) return;
+  open_barrier(id);
+  if (!error_.empty()) switch_for_good(thread().context, host_);
+}
+
+void Block::open_barrier(int id) {
+  check_divergence(id);
+  Barrier& b = barriers_[id];
+  for (int i = 0; i < thread_count_; ++i) {
+    Thread& t = threads_[i];
+    if (t.state != State::kAtBarrier || t.barrier != id) continue;
+    t.votes = {b.votes, b.arrived};
+    t.state = State::kReady;
+  }
+  const int phase = b.phase + 1;
+  b = Barrier();
+  b.phase = phase;
+}
+
+// The hardware's barrier instruction is one for the warp: its lanes must reach the same one together. Different warps
+// may use different ones.
+void Block::check_divergence(int id) {
+  const Barrier& b = barriers_[id];
+  for (size_t w = 0; w < warps_.size(); ++w) {
+    const Thread* first = nullptr;
+    for (int lane = 0; lane < kWarpSize && b.lanes[w] != 0; ++lane) {
+      const unsigned bit = 1u << lane;
+      const Thread& t = threads_[w * kWarpSize + lane];
+      if (b.lanes[w] & bit) {
+        if (first == nullptr) first = &t;
+        if (same(first->site, t.site)) continue;
+        error_ =
+            "divergent barrier: other lanes of the warp came by " + format(first->site) + " [" + place(t, t.site) + "]";
+        return;
+      }
+      if (warps_[w].alive & bit) {
+        error_ = "divergent barrier: this lane did not come to barrier " + std::to_string(id) +
+                 ", other lanes of its warp did [" + place(t, t.site) + "]";
+        return;
+      }
+    }
+  }
+}
+
+Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site) {
+  return Block::current().barrier_sync(id, threads, predicate, name, site);
+}
+
+void barrier_arrive(int id, int threads, Site site) { Block::current().barrier_arrive(id, threads, site); }
+
+void memory_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+}  // namespace simt

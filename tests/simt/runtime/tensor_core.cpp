@@ -1,0 +1,141 @@
+// ldmatrix and mma.sync, with the PTX manual's register layouts (see csrc/cuda/ptx.cuh).
+#include <cstring>
+
+#include "block.h"
+#include "sanitizers.h"
+
+namespace simt {
+namespace {
+
+constexpr int kRows = 16, kColumns = 8;  // of an accumulator tile
+
+float from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+float from_half(uint32_t bits) {
+  const uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3FFu;
+  if (exponent == 31) return from_bits(sign | 0x7F800000u | fraction << 13);
+  if (exponent != 0) return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+  const float subnormal = static_cast<float>(fraction) * 0x1p-24f;
+  return sign != 0 ? -subnormal : subnormal;
+}
+
+// ---- ldmatrix
+
+struct MatrixLane {
+  uint32_t* registers;
+  const void* row;
+  int count;
+  bool transposed;
+};
+
+void exchange_load_matrices(void* const* payload, unsigned) {
+  uint16_t matrix[4][8][8];
+  const int count = static_cast<MatrixLane*>(payload[0])->count;
+  for (int lane = 0; lane < 8 * count; ++lane) {
+    std::memcpy(matrix[lane / 8][lane % 8], static_cast<MatrixLane*>(payload[lane])->row, 16);
+  }
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const MatrixLane& me = *static_cast<MatrixLane*>(payload[lane]);
+    const int group = lane / 4, pair = lane % 4 * 2;
+    for (int i = 0; i < count; ++i) {
+      const uint16_t low = me.transposed ? matrix[i][pair][group] : matrix[i][group][pair];
+      const uint16_t high = me.transposed ? matrix[i][pair + 1][group] : matrix[i][group][pair + 1];
+      me.registers[i] = low | static_cast<uint32_t>(high) << 16;
+    }
+  }
+}
+
+// ---- mma: d += a b. Products are exact in fp32 for fp16 and bf16; sums are fp32, in order of k. The hardware adds in
+// an order of its own and truncates, so results agree to rounding, not to the bit.
+
+struct MmaLane {
+  float* d;
+  const uint32_t* a;
+  const uint32_t* b;
+};
+
+template <int kDepth>
+void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float (&b)[kDepth][kColumns]) {
+  float d[kRows][kColumns];
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const float* mine = static_cast<MmaLane*>(payload[lane])->d;
+    const int group = lane / 4, pair = lane % 4 * 2;
+    for (int i = 0; i < 4; ++i) d[group + i / 2 * 8][pair + i % 2] = mine[i];
+  }
+  for (int row = 0; row < kRows; ++row) {
+    for (int k = 0; k < kDepth; ++k) {
+      for (int column = 0; column < kColumns; ++column) d[row][column] += a[row][k] * b[k][column];
+    }
+  }
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    float* mine = static_cast<MmaLane*>(payload[lane])->d;
+    const int group = lane / 4, pair = lane % 4 * 2;
+    for (int i = 0; i < 4; ++i) mine[i] = d[group + i / 2 * 8][pair + i % 2];
+  }
+}
+
+template <float (*kConvert)(uint32_t)>
+void exchange_mma_16_bit(void* const* payload, unsigned) {
+  float a[kRows][16], b[16][kColumns];
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const MmaLane& me = *static_cast<MmaLane*>(payload[lane]);
+    const int group = lane / 4, pair = lane % 4 * 2;
+    for (int i = 0; i < 4; ++i) {
+      a[group + i % 2 * 8][pair + i / 2 * 8] = kConvert(me.a[i] & 0xFFFFu);
+      a[group + i % 2 * 8][pair + i / 2 * 8 + 1] = kConvert(me.a[i] >> 16);
+    }
+    for (int i = 0; i < 2; ++i) {
+      b[pair + i * 8][group] = kConvert(me.b[i] & 0xFFFFu);
+      b[pair + i * 8 + 1][group] = kConvert(me.b[i] >> 16);
+    }
+  }
+  multiply(payload, a, b);
+}
+
+float from_bfloat(uint32_t bits) { return from_bits(bits << 16); }
+
+// The tensor core takes the upper 19 bits of the pattern: an operand that was not rounded is truncated.
+float from_tf32(uint32_t bits) { return from_bits(bits & 0xFFFFE000u); }
+
+void exchange_mma_tf32(void* const* payload, unsigned) {
+  float a[kRows][8], b[8][kColumns];
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    const MmaLane& me = *static_cast<MmaLane*>(payload[lane]);
+    const int group = lane / 4, quad = lane % 4;
+    for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][quad + i / 2 * 4] = from_tf32(me.a[i]);
+    for (int i = 0; i < 2; ++i) b[quad + i * 4][group] = from_tf32(me.b[i]);
+  }
+  multiply(payload, a, b);
+}
+
+const WarpOperation kLoadMatrices{"ldmatrix", true, true, false, exchange_load_matrices};
+const WarpOperation kMmaFloat16{"mma.m16n8k16 f16", true, true, false, exchange_mma_16_bit<from_half>};
+const WarpOperation kMmaBfloat16{"mma.m16n8k16 bf16", true, true, false, exchange_mma_16_bit<from_bfloat>};
+const WarpOperation kMmaTf32{"mma.m16n8k8 tf32", true, true, false, exchange_mma_tf32};
+
+}  // namespace
+
+void load_matrices(uint32_t* registers, int count, const void* row, bool transposed, Site site) {
+  Block& block = Block::current();
+  if (block.thread().lane() < 8 * count) {  // the lanes whose addresses are used
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) block.fail("ldmatrix: a row is not aligned to 16 bytes", site);
+    if (!block.shared().contains(row, 16)) block.fail("ldmatrix: a row is not in shared memory", site);
+    watch_read(row, 16);
+  }
+  MatrixLane lane{registers, row, count, transposed};
+  block.warp_operation(kLoadMatrices, ~0u, &lane, site);
+}
+
+void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand operand, Site site) {
+  MmaLane lane{d, a, b};
+  const WarpOperation& operation = operand == Operand::kFloat16    ? kMmaFloat16
+                                   : operand == Operand::kBfloat16 ? kMmaBfloat16
+                                                                   : kMmaTf32;
+  Block::current().warp_operation(operation, ~0u, &lane, site);
+}
+
+}  // namespace simt
