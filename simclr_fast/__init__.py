@@ -1,7 +1,8 @@
 """Fast, exact SimCLR in PyTorch: the public names."""
 
+from simclr_fast.augmentation import SimCLRAugment, SimCLREval
 from simclr_fast.losses import NTXentLoss, ntxent_loss
 
 __version__ = "0.1.0"
 
-__all__ = ["NTXentLoss", "__version__", "ntxent_loss"]
+__all__ = ["NTXentLoss", "SimCLRAugment", "SimCLREval", "__version__", "ntxent_loss"]

@@ -1,0 +1,338 @@
+"""The public augmentation: `SimCLRAugment` for training views, `SimCLREval` for the test-time transform."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from simclr_fast.ops.augment import AugmentParams, AugmentRecipe, ImageBatch, augment, sample
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_OUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# The strengths of the SimCLR paper for s = 1: brightness, contrast, saturation, hue.
+_JITTER = (0.8, 0.8, 0.8, 0.2)
+MAX_VIEWS = 8
+
+Images = Tensor | Sequence[Tensor]
+
+
+class _FusedTransform(nn.Module):
+    """What the two transforms share: the output's size, normalisation, type and layout."""
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        dtype: torch.dtype | None,
+        memory_format: torch.memory_format,
+        backend: str,
+    ):
+        super().__init__()
+        self.size = _size(size, "size")
+        self.mean, self.std = _per_channel(mean, "mean"), _per_channel(std, "std")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={std} must be > 0; pass 1.0 for no scaling")
+        self.dtype = torch.float32 if dtype is None else dtype
+        if self.dtype not in _OUT_DTYPES:
+            raise TypeError(f"dtype={dtype} is not served; pass torch.float32, torch.float16 or torch.bfloat16")
+        if memory_format not in (torch.channels_last, torch.contiguous_format):
+            raise ValueError(
+                f"memory_format={memory_format} is not served; pass torch.channels_last or torch.contiguous_format"
+            )
+        self.memory_format = memory_format
+        self.backend = backend
+
+    def _run(self, images: ImageBatch, packed: Tensor, blur_kernel: int) -> Tensor:
+        mean, std = (
+            self._fit(values, name, images.channels) for name, values in (("mean", self.mean), ("std", self.std))
+        )
+        channels_last = self.memory_format == torch.channels_last
+        return augment(images, packed, self.size, mean, std, blur_kernel, self.dtype, channels_last, self.backend)
+
+    @staticmethod
+    def _fit(values: tuple[float, ...], name: str, channels: int) -> list[float]:
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"{name} has {len(values)} values, the images have {channels} channel(s); pass {channels} or 1"
+            )
+        return list(values) * (channels // len(values))
+
+    def extra_repr(self) -> str:
+        """The settings that differ between uses."""
+        return f"size={self.size}, dtype={self.dtype}, memory_format={self.memory_format}, backend={self.backend!r}"
+
+
+class SimCLRAugment(_FusedTransform):
+    """The SimCLR augmentation of a whole batch, all views in one fused call, each sample with its own draws.
+
+    Equal to torchvision.transforms.v2 on float tensors, applied per sample: RandomResizedCrop (antialiased bilinear),
+    RandomHorizontalFlip, ColorJitter in a random order, RandomGrayscale, GaussianBlur, RandomSolarize, Normalize.
+    Not differentiable.
+
+    Args:
+        size: height and width of the output, or one number for both.
+        scale: range of the crop's area, as a fraction of the image's.
+        ratio: range of the crop's width / height.
+        hflip: probability of a horizontal flip.
+        strength: the paper's s: 1.0 for ImageNet, 0.5 for CIFAR.
+        jitter: (brightness, contrast, saturation, hue): factors are uniform in [max(0, 1 - x), 1 + x], the hue shift in
+            [-x, x] turns. None is (0.8, 0.8, 0.8, 0.2), as in the paper. Both are multiplied by `strength`.
+        jitter_p, gray_p, blur_p, solarize_p: probabilities.
+        blur_sigma: range of the blur's sigma, in output pixels.
+        blur_kernel: odd number of taps; None is a tenth of the output's height, made odd (1 means no blur).
+        solarize_threshold: values at or above it are inverted, in [0, 1].
+        mean, std: per channel, or one number for all; the defaults are ImageNet's.
+        views: views per image, 1..8.
+        dtype: of the output: float32 (None), float16 or bfloat16.
+        memory_format: of the output: torch.channels_last or torch.contiguous_format.
+        backend: "auto", "cpp", "triton" or "reference"; see simclr_fast.backends.
+
+    Example:
+        >>> aug = SimCLRAugment(32, strength=0.5, blur_p=0.0)
+        >>> views = aug(images)                 # uint8 [B, 3, H, W] -> [2 B, 3, 32, 32]
+        >>> z0, z1 = model(views).chunk(2)      # rows i and i + B are a positive pair
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        strength: float = 1.0,
+        jitter: tuple[float, float, float, float] | None = None,
+        jitter_p: float = 0.8,
+        gray_p: float = 0.2,
+        blur_p: float = 0.5,
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        blur_kernel: int | None = None,
+        solarize_p: float = 0.0,
+        solarize_threshold: float = 0.5,
+        mean: float | Sequence[float] = IMAGENET_MEAN,
+        std: float | Sequence[float] = IMAGENET_STD,
+        views: int = 2,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.channels_last,
+        backend: str = "auto",
+    ):
+        super().__init__(size, mean, std, dtype, memory_format, backend)
+        if not isinstance(views, int) or not 1 <= views <= MAX_VIEWS:
+            raise ValueError(f"views={views!r} must be an integer in 1..{MAX_VIEWS}")
+        self.views = views
+        self.blur_kernel = _blur_kernel(blur_kernel, self.size)
+        strengths = _strengths(jitter, strength)
+        probabilities = {
+            "hflip": hflip,
+            "jitter_p": jitter_p,
+            "gray_p": gray_p,
+            "blur_p": blur_p,
+            "solarize_p": solarize_p,
+        }
+        for name, p in probabilities.items():
+            if not 0 <= p <= 1:
+                raise ValueError(f"{name}={p} must be a probability in [0, 1]")
+        if not 0 <= solarize_threshold <= 1:
+            raise ValueError(f"solarize_threshold={solarize_threshold} must be in [0, 1]")
+        self.recipe = AugmentRecipe(
+            scale=_range(scale, "scale", "0 < low <= high <= 1", lambda low, high: 0 < low <= high <= 1),
+            ratio=_range(ratio, "ratio", "0 < low <= high", lambda low, high: 0 < low <= high),
+            hflip_p=float(hflip),
+            jitter_p=float(jitter_p) if any(strengths) else 0.0,
+            gray_p=float(gray_p),
+            blur_p=float(blur_p) if self.blur_kernel > 1 else 0.0,
+            solarize_p=float(solarize_p),
+            brightness=(max(0.0, 1 - strengths[0]), 1 + strengths[0]),
+            contrast=(max(0.0, 1 - strengths[1]), 1 + strengths[1]),
+            saturation=(max(0.0, 1 - strengths[2]), 1 + strengths[2]),
+            hue=(-strengths[3], strengths[3]),
+            sigma=_range(blur_sigma, "blur_sigma", "0 < low <= high", lambda low, high: 0 < low <= high),
+            solarize_threshold=float(solarize_threshold),
+        )
+
+    def forward(
+        self,
+        images: Images,
+        generator: torch.Generator | None = None,
+        *,
+        indices: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """All views of all images: [views * B, C, *size], view-major, normalised.
+
+        Args:
+            images: [B, C, H, W] or a list of [C, H, W] of any sizes; uint8 or floats in [0, 1]; C is 1 or 3.
+            generator: draws the seed, on its device; None is torch's default generator.
+            indices: int64 [B], the number of each sample in its data set; None is 0..B-1. With a `seed` of one's own, a
+                sample gets the same views whichever batch it comes in.
+            seed: an integer or an int64 tensor [1], instead of a drawn one.
+
+        Raises:
+            TypeError, ValueError: images, indices or seed are not as above.
+            RuntimeError: the named backend cannot serve the images' device.
+        """
+        batch = ImageBatch.of(images)
+        return self._run(batch, self._draw(batch, generator, indices, seed), self.blur_kernel)
+
+    def sample(
+        self,
+        images: Images,
+        generator: torch.Generator | None = None,
+        *,
+        indices: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> AugmentParams:
+        """The parameters that `forward` would draw, [views, B] each; only the images' sizes and device matter."""
+        return AugmentParams.unpack(self._draw(ImageBatch.of(images), generator, indices, seed))
+
+    def apply(self, images: Images, params: AugmentParams) -> Tensor:
+        """`forward` with given parameters, instead of drawn ones.
+
+        Out-of-range parameters raise ValueError on the CPU. On a GPU, where looking at them would wait for it, boxes
+        are clamped into the image.
+        """
+        batch = ImageBatch.of(images)
+        if not isinstance(params, AugmentParams):
+            raise TypeError(f"params is a {type(params).__name__}; pass what SimCLRAugment.sample returned")
+        if (params.views, params.batch_size) != (self.views, batch.batch_size):
+            raise ValueError(
+                f"params are for {params.views} views of {params.batch_size} images, this call has {self.views} views "
+                f"of {batch.batch_size}; sample them for this batch"
+            )
+        if params.top.device != batch.data.device:
+            raise ValueError(f"params are on {params.top.device}, images on {batch.data.device}; use params.to(device)")
+        packed = params.pack()
+        if packed.device.type == "cpu":
+            heights, widths = torch.tensor(batch.sizes).T
+            params.check(heights, widths, *self.size)
+        return self._run(batch, packed, self.blur_kernel)
+
+    def _draw(
+        self, batch: ImageBatch, generator: torch.Generator | None, indices: Tensor | None, seed: int | Tensor | None
+    ) -> Tensor:
+        device = batch.data.device
+        if seed is None:
+            seed = torch.randint(2**63 - 1, (1,), generator=generator, dtype=torch.int64, device=device)
+        elif isinstance(seed, int):
+            seed = torch.full((1,), seed, dtype=torch.int64, device=device)
+        elif not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+            raise TypeError(f"seed={seed!r} must be an integer or an int64 tensor of one element on {device}")
+        if indices is not None and (
+            indices.dtype != torch.int64 or indices.shape != (batch.batch_size,) or indices.device != device
+        ):
+            raise ValueError(
+                f"indices is {indices.dtype} {tuple(indices.shape)} on {indices.device}; "
+                f"pass int64 [{batch.batch_size}] on {device}"
+            )
+        return sample(batch, self.recipe, self.views, seed.reshape(1), indices, self.backend)
+
+
+class SimCLREval(_FusedTransform):
+    """The test-time transform through the same kernels: resize, centre crop, normalise.
+
+    Equal to torchvision.transforms.v2 Resize(resize, antialias=True), CenterCrop(size), Normalize on float tensors.
+
+    Args:
+        size: height and width of the output, or one number for both.
+        resize: length of the image's shorter side before the crop, at least `size`; None is the longer side of `size`.
+            ImageNet's habit is size=224, resize=256.
+        mean, std, dtype, memory_format, backend: as for SimCLRAugment.
+
+    Example:
+        >>> features = backbone(SimCLREval(224, resize=256)(images))
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        resize: int | None = None,
+        mean: float | Sequence[float] = IMAGENET_MEAN,
+        std: float | Sequence[float] = IMAGENET_STD,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.channels_last,
+        backend: str = "auto",
+    ):
+        super().__init__(size, mean, std, dtype, memory_format, backend)
+        self.resize = max(self.size) if resize is None else resize
+        if not isinstance(self.resize, int) or self.resize < max(self.size):
+            raise ValueError(
+                f"resize={resize!r} must be an integer of at least {max(self.size)} (the size of the crop)"
+            )
+
+    def forward(self, images: Images) -> Tensor:
+        """[B, C, *size], normalised; images as for SimCLRAugment."""
+        batch = ImageBatch.of(images)
+        return self._run(batch, self._params(batch).pack(), blur_kernel=1)
+
+    def _params(self, batch: ImageBatch) -> AugmentParams:
+        device = batch.data.device
+        whole = {"top": [], "left": [], "height": [], "width": []}
+        window = {"resize_height": [], "resize_width": [], "shift_y": [], "shift_x": []}
+        sizes = batch.sizes if batch.table is not None else batch.sizes[:1]
+        for height, width in sizes:
+            short = min(height, width)
+            resized = [int(self.resize * side / short) for side in (height, width)]
+            shift = [round((full - out) / 2) for full, out in zip(resized, self.size)]
+            values = (0, 0, height, width, *resized, *shift)
+            for column, value in zip((*whole.values(), *window.values()), values):
+                column.append(value)
+
+        def per_image(values: list[int], dtype: torch.dtype) -> Tensor:
+            if batch.table is None:  # a fill, so that a CUDA graph can hold it
+                return torch.full((1, batch.batch_size), values[0], dtype=dtype, device=device)
+            return torch.tensor([values], dtype=dtype).to(device)
+
+        integers = {name: per_image(values, torch.int32) for name, values in (whole | window).items()}
+        zero = torch.zeros((1, batch.batch_size), dtype=torch.int32, device=device)
+        flags = dict.fromkeys(("hflip", "jitter", "gray", "blur", "solarize"), zero.bool())
+        floats = dict.fromkeys(
+            ("brightness", "contrast", "saturation", "hue", "sigma", "solarize_threshold"), zero.float()
+        )
+        return AugmentParams(**integers, **flags, **floats, order=zero)
+
+
+def _size(size: int | tuple[int, int], name: str) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+        raise ValueError(f"{name}={size!r} must be an integer >= 1, or (height, width)")
+    return pair
+
+
+def _per_channel(values: float | Sequence[float], name: str) -> tuple[float, ...]:
+    numbers = (float(values),) if isinstance(values, int | float) else tuple(float(value) for value in values)
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}={values!r} must be one finite number or three")
+    return numbers
+
+
+def _range(bounds: tuple[float, float], name: str, rule: str, holds) -> tuple[float, float]:
+    pair = tuple(float(bound) for bound in bounds)
+    if len(pair) != 2 or not all(map(math.isfinite, pair)) or not holds(*pair):
+        raise ValueError(f"{name}={bounds!r} must be (low, high) with {rule}")
+    return pair
+
+
+def _blur_kernel(blur_kernel: int | None, size: tuple[int, int]) -> int:
+    kernel = int(0.1 * size[0]) | 1 if blur_kernel is None else blur_kernel
+    if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"blur_kernel={blur_kernel!r} must be an odd integer >= 1")
+    if kernel // 2 >= min(size):
+        raise ValueError(
+            f"blur_kernel={kernel} reaches beyond the reflection of a {size} output; at most {2 * min(size) - 1} taps"
+        )
+    return kernel
+
+
+def _strengths(jitter: tuple[float, float, float, float] | None, strength: float) -> tuple[float, ...]:
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength={strength} must be finite and >= 0")
+    parts = tuple(float(part) * strength for part in (_JITTER if jitter is None else jitter))
+    if len(parts) != 4 or not all(math.isfinite(part) and part >= 0 for part in parts):
+        raise ValueError(f"jitter={jitter!r} must be four finite numbers >= 0: brightness, contrast, saturation, hue")
+    if parts[3] > 0.5:
+        raise ValueError(f"hue jitter {parts[3]} (jitter[3] * strength) must be at most 0.5 of a turn")
+    return parts
