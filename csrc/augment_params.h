@@ -50,8 +50,9 @@ HOST_DEVICE JitterOp jitter_op(uint32_t sequence, int position) {
 HOST_DEVICE int32_t clamp_int(int32_t x, int32_t lo, int32_t hi) { return x < lo ? lo : x > hi ? hi : x; }
 
 // The same parameters with every integer made safe to index with: the box inside the image and at least one pixel, the
-// window inside the resized box, the order a permutation. Parameters that were drawn for this image are unchanged. Every
-// kernel calls this first, since it cannot raise; AugmentParams.check refuses such parameters where looking is free.
+// window inside the resized box, the order a permutation. Parameters that were drawn for this image are unchanged.
+// Every kernel calls this first, since it cannot raise; AugmentParams.check refuses such parameters where looking is
+// free.
 HOST_DEVICE AugmentParams made_safe(AugmentParams p, int32_t image_height, int32_t image_width, int32_t out_height,
                                     int32_t out_width) {
   p.height = clamp_int(p.height, 1, image_height);

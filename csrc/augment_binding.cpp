@@ -1,0 +1,157 @@
+// Registers the C++ and CUDA kernels of simclr_fast::augment and simclr_fast::augment_sample.
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "augment_launch.h"
+#include "binding.h"
+
+namespace simclr {
+namespace {
+
+PixelType pixel_type(ScalarType type, const char* what) {
+  switch (type) {
+    case ScalarType::Byte:
+      return PixelType::kUint8;
+    case ScalarType::Half:
+      return PixelType::kFloat16;
+    case ScalarType::BFloat16:
+      return PixelType::kBfloat16;
+    case ScalarType::Float:
+      return PixelType::kFloat32;
+    default:
+      STD_TORCH_CHECK(false, "augment: ", what, " must be uint8, float16, bfloat16 or float32");
+  }
+}
+
+const int64_t* ragged_table(const std::optional<Tensor>& table, int64_t batch) {
+  if (!table) return nullptr;
+  STD_TORCH_CHECK(table->scalar_type() == ScalarType::Long && table->dim() == 2 && table->size(0) == batch &&
+                      table->size(1) == kRaggedColumns && table->is_contiguous(),
+                  "augment: table must be a contiguous int64 [batch, ", kRaggedColumns, "]");
+  return data<const int64_t>(*table);
+}
+
+// Calls launch(args, out) unless the batch is empty.
+template <class Launch>
+Tensor run_augment(const Tensor& images, const std::optional<Tensor>& table, const Tensor& params_any, int64_t channels,
+                   int64_t out_height, int64_t out_width, const std::vector<double>& mean,
+                   const std::vector<double>& std, int64_t blur_kernel, ScalarType dtype, bool channels_last,
+                   const Launch& launch) {
+  const Tensor params = torch::stable::contiguous(params_any);
+  STD_TORCH_CHECK(params.scalar_type() == ScalarType::Int && params.dim() == 3 &&
+                      params.size(2) * sizeof(int32_t) == sizeof(AugmentParams),
+                  "augment: params must be int32 [views, batch, 16]");
+  const int64_t views = params.size(0), batch = params.size(1);
+  STD_TORCH_CHECK(channels == 1 || channels == 3, "augment: channels must be 1 or 3, got ", channels);
+  STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == channels && static_cast<int64_t>(std.size()) == channels,
+                  "augment: mean and std need one number per channel (", channels, ")");
+  STD_TORCH_CHECK(out_height >= 1 && out_width >= 1, "augment: the output must have at least one pixel");
+  STD_TORCH_CHECK(
+      blur_kernel >= 1 && blur_kernel % 2 == 1 && blur_kernel / 2 < out_height && blur_kernel / 2 < out_width,
+      "augment: blur_kernel must be odd, with half of it less than the output's sides; got ", blur_kernel);
+
+  AugmentArgs args{};
+  args.images.data = data<const void>(images);
+  args.images.type = pixel_type(images.scalar_type(), "images");
+  args.images.channels = static_cast<int32_t>(channels);
+  args.images.ragged = ragged_table(table, batch);
+  if (!table) {
+    STD_TORCH_CHECK(images.dim() == 4 && images.size(0) == batch && images.size(1) == channels && images.size(2) >= 1 &&
+                        images.size(3) >= 1,
+                    "augment: images must be [batch, channels, height, width] for params of ", batch, " samples");
+    args.images.height = static_cast<int32_t>(images.size(2));
+    args.images.width = static_cast<int32_t>(images.size(3));
+    args.images.stride_b = images.stride(0);
+    args.images.stride_c = images.stride(1);
+    args.images.stride_h = images.stride(2);
+    args.images.stride_w = images.stride(3);
+  }
+  args.params = data<const AugmentParams>(params);
+  args.out_type = pixel_type(dtype, "dtype");
+  STD_TORCH_CHECK(args.out_type != PixelType::kUint8, "augment: dtype must be a floating-point type");
+  args.channels_last = channels_last;
+  args.views = static_cast<int32_t>(views);
+  args.batch = static_cast<int32_t>(batch);
+  args.out_height = static_cast<int32_t>(out_height);
+  args.out_width = static_cast<int32_t>(out_width);
+  args.blur_kernel = static_cast<int32_t>(blur_kernel);
+  for (int64_t c = 0; c < channels; ++c) {
+    args.norm_scale[c] = static_cast<float>(1.0 / std[c]);
+    args.norm_shift[c] = static_cast<float>(-mean[c] / std[c]);
+  }
+
+  // Channels-last is a contiguous [N, H, W, C] seen as [N, C, H, W].
+  const std::vector<int64_t> planar = {views * batch, channels, out_height, out_width};
+  const std::vector<int64_t> interleaved = {views * batch, out_height, out_width, channels};
+  Tensor out = torch::stable::new_empty(images, channels_last ? interleaved : planar, dtype);
+  args.out = data<void>(out);
+  if (views * batch > 0) launch(args, out);
+  return channels_last ? torch::stable::permute(out, {0, 3, 1, 2}) : out;
+}
+
+template <class Launch>
+Tensor run_sample(const Tensor& seed, const std::optional<Tensor>& indices_any, const std::optional<Tensor>& table,
+                  int64_t height, int64_t width, int64_t batch, int64_t views, const std::vector<double>& recipe,
+                  const Launch& launch) {
+  STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
+                  "augment_sample: seed must be int64 [1]");
+  STD_TORCH_CHECK(recipe.size() == kRecipeDoubles, "augment_sample: recipe must hold ", kRecipeDoubles, " numbers");
+  STD_TORCH_CHECK(table || (height >= 1 && width >= 1) || batch == 0, "augment_sample: images have no pixels");
+  std::optional<Tensor> indices;
+  if (indices_any) {
+    indices = torch::stable::contiguous(*indices_any);
+    STD_TORCH_CHECK(indices->scalar_type() == ScalarType::Long && indices->numel() == batch,
+                    "augment_sample: indices must be int64 [batch]");
+  }
+  Tensor params =
+      torch::stable::new_empty(seed, {views, batch, int64_t{sizeof(AugmentParams) / sizeof(int32_t)}}, ScalarType::Int);
+  AugmentSampleArgs args{};
+  std::memcpy(&args.recipe, recipe.data(), sizeof(args.recipe));
+  args.seed = data<const int64_t>(seed);
+  args.indices = indices ? data<const int64_t>(*indices) : nullptr;
+  args.ragged = ragged_table(table, batch);
+  args.height = static_cast<int32_t>(height);
+  args.width = static_cast<int32_t>(width);
+  args.views = static_cast<int32_t>(views);
+  args.batch = static_cast<int32_t>(batch);
+  args.params = data<AugmentParams>(params);
+  if (views * batch > 0) launch(args);
+  return params;
+}
+
+// The table is trusted by the kernels; on the CPU it costs nothing to check that it stays inside the images.
+void check_table(const Tensor& images, const int64_t* table, int64_t batch, int64_t channels) {
+  for (int64_t row = 0; table != nullptr && row < batch; ++row) {
+    const int64_t* t = table + row * kRaggedColumns;
+    const int64_t last = t[kRaggedOffset] + (channels - 1) * t[kRaggedStrideC] +
+                         (t[kRaggedHeight] - 1) * t[kRaggedStrideH] + (t[kRaggedWidth] - 1) * t[kRaggedStrideW];
+    STD_TORCH_CHECK(t[kRaggedHeight] >= 1 && t[kRaggedWidth] >= 1 && t[kRaggedOffset] >= 0 && t[kRaggedStrideC] >= 0 &&
+                        t[kRaggedStrideH] >= 0 && t[kRaggedStrideW] >= 0 && last < images.numel(),
+                    "augment: table row ", row, " leaves the ", images.numel(), " elements of images");
+  }
+}
+
+Tensor augment_cpu(const Tensor& images, std::optional<Tensor> table, const Tensor& params, int64_t channels,
+                   int64_t out_height, int64_t out_width, std::vector<double> mean, std::vector<double> std,
+                   int64_t blur_kernel, ScalarType dtype, bool channels_last) {
+  return run_augment(images, table, params, channels, out_height, out_width, mean, std, blur_kernel, dtype,
+                     channels_last, [&](const AugmentArgs& args, const Tensor&) {
+                       check_table(images, args.images.ragged, args.batch, channels);
+                       cpu::augment(args, torch_threads());
+                     });
+}
+
+Tensor augment_sample_cpu(const Tensor& seed, std::optional<Tensor> indices, std::optional<Tensor> table,
+                          int64_t height, int64_t width, int64_t batch, int64_t views, std::vector<double> recipe) {
+  return run_sample(seed, indices, table, height, width, batch, views, recipe,
+                    [](const AugmentSampleArgs& args) { cpu::augment_sample(args, torch_threads()); });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
+  m.impl("augment", TORCH_BOX(&augment_cpu));
+  m.impl("augment_sample", TORCH_BOX(&augment_sample_cpu));
+}
+
+}  // namespace
+}  // namespace simclr

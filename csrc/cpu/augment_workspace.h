@@ -1,0 +1,112 @@
+// What one thread needs to make one view: buffers that are kept from view to view and never exceed one image.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+#include "../augment_launch.h"
+#include "../augment_resample.h"
+
+namespace simclr::cpu {
+
+constexpr int kCacheLine = 64;
+constexpr int kPad = kCacheLine / sizeof(float);  // rows are padded to whole vectors of the widest instruction set
+
+inline int32_t padded(int32_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// Uninitialised storage, aligned to a cache line, that only grows.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { release(); }
+
+  T* at_least(size_t count) {
+    if (count > capacity_) {
+      release();
+      data_ = static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kCacheLine)));
+      capacity_ = count;
+    }
+    return data_;
+  }
+  T* data() const { return data_; }
+
+ private:
+  void release() { ::operator delete(data_, std::align_val_t(kCacheLine)); }
+
+  T* data_ = nullptr;
+  size_t capacity_ = 0;
+};
+
+// The taps of the vertical axis: output row y blends rows [first[y], first[y] + count[y]) of the crop.
+struct RowTaps {
+  int32_t most;           // weights per output row in the table
+  Buffer<int32_t> first;  // [out]
+  Buffer<int32_t> count;  // [out]
+  Buffer<float> weight;   // [out, most]
+};
+
+// The taps of the horizontal axis, tap by tap, so that neighbouring outputs are neighbouring lanes: output column x
+// sums weight[k, x] * row[index[k, x]]. Missing taps weigh 0 and index a valid column; so do the columns of the
+// padding.
+struct ColumnTaps {
+  int32_t taps;           // of every output
+  int32_t stride;         // padded(out)
+  Buffer<int32_t> index;  // [taps, stride]
+  Buffer<float> weight;   // [taps, stride]
+};
+
+struct Workspace {
+  RowTaps rows;
+  ColumnTaps columns;
+  Buffer<float> interleaved;  // one blended source row, channels-last
+  Buffer<float> blended;      // [C, crop width]: one blended source row
+  Buffer<float> stage;        // [C, margin + padded(out_width) + margin]: one output row, reflected for the blur
+  Buffer<float> image;        // [C, out_height, padded(out_width)]
+  Buffer<float> blur;         // [radius + 1]: the half kernel
+};
+
+// scale multiplies every weight: it is what takes a pixel of the source's type to [0, 1].
+inline void fill_row_taps(RowTaps* taps, const ResizeAxis& axis, int32_t out, int32_t shift, float scale) {
+  taps->most = most_taps(axis);
+  int32_t* first = taps->first.at_least(out);
+  int32_t* count = taps->count.at_least(out);
+  float* weights = taps->weight.at_least(static_cast<size_t>(out) * taps->most);
+  for (int32_t y = 0; y < out; ++y, weights += taps->most) {
+    const float centre = tap_centre(axis, y + shift);
+    first[y] = first_tap(axis, centre);
+    count[y] = end_tap(axis, centre) - first[y];
+    float sum = 0.0f;
+    for (int32_t k = 0; k < count[y]; ++k) sum += weights[k] = tap_weight(axis, centre, first[y] + k);
+    const float share = scale / sum;
+    for (int32_t k = 0; k < count[y]; ++k) weights[k] *= share;
+  }
+}
+
+// flip: output column x shows what column out - 1 - x would.
+inline void fill_column_taps(ColumnTaps* taps, const ResizeAxis& axis, int32_t out, int32_t shift, bool flip) {
+  taps->stride = padded(out);
+  const int32_t most = most_taps(axis);
+  int32_t* index = taps->index.at_least(static_cast<size_t>(most) * taps->stride);
+  float* weight = taps->weight.at_least(static_cast<size_t>(most) * taps->stride);
+  taps->taps = 1;
+  for (int32_t x = 0; x < taps->stride; ++x) {
+    const float centre = tap_centre(axis, shift + (x >= out ? out - 1 : flip ? out - 1 - x : x));
+    const int32_t first = first_tap(axis, centre), count = end_tap(axis, centre) - first;
+    float sum = 0.0f;
+    for (int32_t k = 0; k < most; ++k) {
+      const int32_t column = k < count ? first + k : first + count - 1;
+      index[k * taps->stride + x] = column;
+      weight[k * taps->stride + x] = k < count && x < out ? tap_weight(axis, centre, column) : 0.0f;
+      sum += weight[k * taps->stride + x];
+    }
+    const float share = x < out ? 1.0f / sum : 0.0f;
+    for (int32_t k = 0; k < count; ++k) weight[k * taps->stride + x] *= share;
+    taps->taps = count > taps->taps ? count : taps->taps;
+  }
+}
+
+}  // namespace simclr::cpu
