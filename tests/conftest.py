@@ -2,6 +2,9 @@
 
 import os
 
+# Idle OpenMP threads sleep instead of spinning: tests share few cores. Read when torch is loaded, hence first.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 

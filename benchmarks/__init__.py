@@ -1,0 +1,1 @@
+"""Benchmarks: contestants are timed in interleaved rounds of one process, and only after their results agree."""
