@@ -9,7 +9,7 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 .PHONY: help demo test proof bench bench-full gpu-check lint format clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | column -t -s:
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment with the pinned dependencies, and the package built into the checkout (editable install).
 $(VENV)/dependencies.stamp: requirements.txt
@@ -31,11 +31,16 @@ test: $(VENV)/package.stamp  ## run the test suite
 proof: $(VENV)/package.stamp  ## run the slow proofs: generated code, sanitizers, mutants
 	$(PYTEST) -m proof
 
-bench: $(VENV)/package.stamp  ## run the benchmarks (minutes) and write the report
-	$(BIN)/python -m benchmarks.run
+$(VENV)/peers.stamp: $(VENV)/package.stamp requirements-bench.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-bench.txt
+	touch $@
 
-bench-full: $(VENV)/package.stamp  ## run every benchmark at every size and write the report
-	$(BIN)/python -m benchmarks.run --full
+BENCH := runs/bench
+bench bench-full: $(VENV)/peers.stamp  ## benchmark against PyTorch and the peers (15 minutes; -full: hours), write a report
+	mkdir -p $(BENCH)
+	$(BIN)/python -m pytest -q benchmarks --scale $(if $(filter %-full,$@),full,quick) --benchmark-quiet \
+		--benchmark-json=$(BENCH)/results.json
+	$(BIN)/python -m benchmarks.report $(BENCH)/results.json
 
 gpu-check: $(VENV)/package.stamp  ## on a machine with a GPU: tests on the device, compute-sanitizer, benchmarks, one report
 	$(BIN)/python -m tools.gpu_check

@@ -1,0 +1,83 @@
+"""Turns a results file into one page of tables and plots.
+
+    python -m benchmarks.report RESULTS.json [--against OLD.json]
+
+Writes report.md, report.html (self-contained) and the plots beside the results.
+"""
+
+import argparse
+import base64
+import html
+import json
+import sys
+from pathlib import Path
+
+import markdown
+
+from benchmarks import report_plots, report_tables
+
+
+def load(path: Path) -> dict:
+    """The JSON that `pytest --benchmark-json` wrote; exits with a line that says what is wrong with it."""
+    try:
+        results = json.loads(path.read_text())
+        results["machine_info"]["simclr_fast"]
+        return results
+    except FileNotFoundError:
+        raise SystemExit(f"report: {path} does not exist; make it with `make bench`") from None
+    except (json.JSONDecodeError, KeyError):
+        raise SystemExit(f"report: {path} is no results file of this project; make one with `make bench`") from None
+
+
+def suites(results: dict) -> dict[str, list[dict]]:
+    """extra_info of every case, by suite."""
+    found: dict[str, list[dict]] = {}
+    for benchmark in results["benchmarks"]:
+        info = benchmark["extra_info"]
+        found.setdefault(info["suite"], []).append({**info, "name": benchmark["name"]})
+    return found
+
+
+def write(path: Path, against: Path | None) -> Path:
+    """Writes the page and its plots beside the results; returns the Markdown file."""
+    results, old = load(path), load(against) if against else None
+    found = suites(results)
+    plots = report_plots.draw(found, path.parent, report_tables.label(results))
+    sections = report_tables.sections(results, found, suites(old) if old else None)
+    text = []
+    for section in sections:
+        text.append(section.text)
+        text += [f"![{plot.title}]({plot.path.name})" for plot in plots if plot.suite == section.suite]
+    target = path.parent / "report.md"
+    target.write_text("\n\n".join(text) + "\n")
+    (path.parent / "report.html").write_text(_html(sections, plots))
+    return target
+
+
+def _html(sections: list[report_tables.Section], plots: list[report_plots.Plot]) -> str:
+    body = []
+    for section in sections:
+        body.append(markdown.markdown(section.text, extensions=["tables"]))
+        for plot in plots:
+            if plot.suite == section.suite:
+                data = base64.b64encode(plot.path.read_bytes()).decode()
+                body.append(f'<img alt="{html.escape(plot.title)}" src="data:image/png;base64,{data}">')
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
+        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de;"
+        "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:.5rem 0}"
+    )
+    head = f'<meta charset="utf-8"><title>simclr_fast benchmarks</title><style>{style}</style>'
+    return f"<!doctype html><html lang='en'>{head}<body>{''.join(body)}</body></html>\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="JSON written by `make bench`")
+    parser.add_argument("--against", type=Path, help="an earlier results file to compare with")
+    options = parser.parse_args(arguments)
+    sys.stdout.write(f"{write(options.results, options.against)}\n")
+
+
+if __name__ == "__main__":
+    main()
