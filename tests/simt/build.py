@@ -49,12 +49,12 @@ RUNTIME_FLAGS = ("-O2", "-fno-tree-loop-distribute-patterns")
 
 
 def cuda_include() -> Path:
-    """The folder of the CUDA headers: CUDA_HOME, the toolkit of nvcc on PATH, or those that came with torch."""
+    """The folder of the CUDA headers: CUDA_HOME, the toolkit of nvcc on PATH, or those in the environment."""
     candidates = []
     if home := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         candidates.append(Path(home) / "include")
     if nvcc := shutil.which("nvcc"):
-        plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+        plan = _run([nvcc, "--dryrun", "-x", "cu", os.devnull]).stderr
         if where := re.search(r"_HERE_=(\S+)", plan):
             candidates.append(Path(where[1]).parent / "include")
     import torch
@@ -62,9 +62,15 @@ def cuda_include() -> Path:
     packages = Path(torch.__file__).parents[1]
     candidates += [*sorted(packages.glob("nvidia/*/include")), packages / "triton/backends/nvidia/include"]
     for folder in candidates:
-        if all((folder / header).exists() for header in ("cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h")):
+        if all((folder / header).exists() for header in ("cuda_runtime.h", "cuda_fp16.h", "crt/host_defines.h")):
             return folder
     raise BuildError(f"no CUDA headers found in {[str(c) for c in candidates]}; set CUDA_HOME")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a tool without the sanitizer that this process may have been started under."""
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 # ---- Rewriting. `__shared__` is the one CUDA construct that no macro can give a meaning on the host:
@@ -129,7 +135,7 @@ def closure(sources: Iterable[str], replaced: Mapping[str, str]) -> dict[str, st
 
 
 def _compile(command: list[str]) -> None:
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = _run(command)
     if run.returncode != 0:
         raise BuildError(f"{' '.join(command)}\n{run.stderr}")
 

@@ -29,6 +29,11 @@ bool Block::arrive(int id, int threads, int predicate, const char* name, Site si
   if (b.lanes[t.warp()] & bit) {
     fail(std::string(name) + ": arrives a second time before barrier " + std::to_string(id) + " has opened", site);
   }
+  // The hardware's barrier instruction is one for the warp: its lanes reach it together. Other warps may use another.
+  if (b.lanes[t.warp()] == 0) b.site[t.warp()] = site;
+  if (!same(b.site[t.warp()], site)) {
+    fail("divergent barrier: other lanes of the warp are at the one in " + format(b.site[t.warp()]), site);
+  }
   b.expected = threads;
   b.lanes[t.warp()] |= bit;
   b.votes += predicate != 0;
@@ -73,28 +78,16 @@ void Block::open_barrier(int id) {
   b.phase = phase;
 }
 
-// The hardware's barrier instruction is one for the warp: its lanes must reach the same one together. Different warps
-// may use different ones.
+// A barrier that opens while some lanes of a warp are elsewhere counts more threads than came.
 void Block::check_divergence(int id) {
   const Barrier& b = barriers_[id];
   for (size_t w = 0; w < warps_.size(); ++w) {
-    const Thread* first = nullptr;
-    for (int lane = 0; lane < kWarpSize && b.lanes[w] != 0; ++lane) {
-      const unsigned bit = 1u << lane;
-      const Thread& t = threads_[w * kWarpSize + lane];
-      if (b.lanes[w] & bit) {
-        if (first == nullptr) first = &t;
-        if (same(first->site, t.site)) continue;
-        error_ =
-            "divergent barrier: other lanes of the warp came by " + format(first->site) + " [" + place(t, t.site) + "]";
-        return;
-      }
-      if (warps_[w].alive & bit) {
-        error_ = "divergent barrier: this lane did not come to barrier " + std::to_string(id) +
-                 ", other lanes of its warp did [" + place(t, t.site) + "]";
-        return;
-      }
-    }
+    const unsigned missing = b.lanes[w] == 0 ? 0 : warps_[w].alive & ~b.lanes[w];
+    if (missing == 0) continue;
+    const Thread& t = threads_[w * kWarpSize + __builtin_ctz(missing)];
+    error_ = "divergent barrier: this lane did not come to barrier " + std::to_string(id) +
+             ", other lanes of its warp did at " + format(b.site[w]) + " [" + place(t, t.site) + "]";
+    return;
   }
 }
 

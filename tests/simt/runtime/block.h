@@ -57,7 +57,8 @@ struct Barrier {
   int arrived = 0;
   int expected = 0;  // fixed by the first to arrive; 0: all threads that have not returned (__syncthreads)
   int votes = 0;
-  unsigned lanes[kMaxThreads / kWarpSize] = {};  // which lanes of each warp have arrived
+  unsigned lanes[kMaxThreads / kWarpSize] = {};  // of each warp, which have arrived
+  Site site[kMaxThreads / kWarpSize];            // and where
   int phase = 0;
   char order[2];  // addresses for the race detector, used in turn: a late leaver must not see the next phase
 };

@@ -4,18 +4,20 @@
 
 namespace simt {
 
-// Finds the lanes that the running one waits with, or starts a meeting.
+// Finds the lanes that wait for the running one and that it waits for, or starts a meeting. Where only one side waits
+// for the other, the other may still come.
 Meeting& Block::meeting_for(const WarpOperation& operation, unsigned mask, Site site) {
   Warp& warp = warps_[thread().warp()];
+  const unsigned bit = 1u << thread().lane();
   Meeting* free_one = nullptr;
   for (Meeting& m : warp.meetings) {
     if (m.arrived == 0) {
       free_one = &m;
       continue;
     }
-    if ((m.mask & mask & warp.alive) == 0) continue;
+    if ((m.mask & bit) == 0 || (m.arrived & mask) == 0) continue;
     if (m.operation != &operation || m.mask != mask || (operation.same_site && !same(m.site, site))) {
-      fail(std::string("divergent warp: this lane is in ") + operation.name + ", lanes that its mask names are in " +
+      fail(std::string("divergent warp: this lane is in ") + operation.name + ", lanes that it waits for are in " +
                m.operation->name + " at " + format(m.site) + (m.mask != mask ? " with another mask" : ""),
            site);
     }
