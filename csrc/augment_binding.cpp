@@ -153,5 +153,36 @@ STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
   m.impl("augment_sample", TORCH_BOX(&augment_sample_cpu));
 }
 
+#ifdef USE_CUDA
+Tensor augment_cuda(const Tensor& images, std::optional<Tensor> table, const Tensor& params, int64_t channels,
+                    int64_t out_height, int64_t out_width, std::vector<double> mean, std::vector<double> std,
+                    int64_t blur_kernel, ScalarType dtype, bool channels_last) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  return run_augment(images, table, params, channels, out_height, out_width, mean, std, blur_kernel, dtype,
+                     channels_last, [&](const AugmentArgs& args, const Tensor& out) {
+                       Tensor sums =
+                           torch::stable::new_empty(out, {cuda::augment_scratch_doubles(args)}, ScalarType::Double);
+                       const int error = cuda::augment(args, data<double>(sums), current_stream(images));
+                       STD_TORCH_CHECK(error != cuda::kBlurTooLarge, "augment: blur_kernel=", blur_kernel,
+                                       " needs more shared memory than this GPU gives a block; pass a smaller one, or "
+                                       "backend=\"triton\"");
+                       check_launch(error, "augment");
+                     });
+}
+
+Tensor augment_sample_cuda(const Tensor& seed, std::optional<Tensor> indices, std::optional<Tensor> table,
+                           int64_t height, int64_t width, int64_t batch, int64_t views, std::vector<double> recipe) {
+  const torch::stable::accelerator::DeviceGuard guard(seed.get_device_index());
+  return run_sample(seed, indices, table, height, width, batch, views, recipe, [&](const AugmentSampleArgs& args) {
+    check_launch(cuda::augment_sample(args, current_stream(seed)), "augment_sample_kernel");
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CUDA, m) {
+  m.impl("augment", TORCH_BOX(&augment_cuda));
+  m.impl("augment_sample", TORCH_BOX(&augment_sample_cuda));
+}
+#endif
+
 }  // namespace
 }  // namespace simclr

@@ -82,7 +82,11 @@ void augment_sample(const AugmentSampleArgs& args, const Parallel& parallel);
 
 namespace cuda {
 // Launch on `stream` (a cudaStream_t) of the current device; return the cudaError_t of the launch.
-// contrast_sums: scratch of views * batch doubles, used above the size that one thread block holds; else may be null.
+// contrast_sums: scratch of augment_scratch_doubles(args) doubles.
+// kBlurTooLarge: nothing was launched, because the halo of blur_kernel does not fit into the shared memory that the
+// device lets a block have; that of sm_86 and sm_89, the smallest, holds 61 taps.
+constexpr int kBlurTooLarge = -1;
+int64_t augment_scratch_doubles(const AugmentArgs& args);
 int augment(const AugmentArgs& args, double* contrast_sums, void* stream);
 int augment_sample(const AugmentSampleArgs& args, void* stream);
 }  // namespace cuda

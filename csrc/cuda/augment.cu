@@ -1,0 +1,136 @@
+// The fused augmentation on CUDA: kernels and launches.
+//
+// Outputs that fit in one block's shared memory take one launch of augment_whole_kernel, a block per view. Larger ones
+// are cut into tiles and take two: augment_mean_kernel leaves every tile's sum of the grey image that contrast needs
+// (and does nothing for a view without contrast), augment_tile_kernel does everything, resizing and colouring the tile
+// again: that is cheaper than a trip of the resized image through device memory.
+//
+// Every sum is taken in a fixed order: results do not depend on scheduling. Drawn flags are uniform over a block.
+#include "augment_filter.cuh"
+#include "augment_resize.cuh"
+#include "augment_store.cuh"
+#include "augment_tile.cuh"
+
+namespace simclr::cuda {
+namespace {
+
+// One view, whole: contrast's mean is a sum over the block.
+template <int C>
+__global__ void __launch_bounds__(kMaxThreads, 2) augment_whole_kernel(AugmentArgs args, AugmentPlan plan) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ View view;
+  const BlockIndex index = block_index(args, plan);
+  read_view(args, index, &view);
+  __syncthreads();
+  const Block<C> block = make_block<C>(args, plan, view, index, true, shared);
+  fill_blur_weights(block);
+  resize(block);
+
+  int colour_begin = 0;
+  if (view.has_contrast()) {
+    const double sum = sum_before_contrast(block, true);
+    if (threadIdx.x == 0) {
+      view.contrast_mean = static_cast<float>(sum / (static_cast<double>(block.tile.width) * block.tile.height));
+    }
+    __syncthreads();
+    colour_begin = view.contrast_at;
+  }
+  if (view.blur_radius > 0) {
+    colour_region(block, colour_begin);
+    __syncthreads();
+    blur_horizontally(block);
+    __syncthreads();
+  }
+  write_tile(block, colour_begin);
+}
+
+// contrast_sums [views * batch][tiles]: the sum of each tile's grey image just before contrast.
+template <int C>
+__global__ void __launch_bounds__(kMaxThreads, 2)
+    augment_mean_kernel(AugmentArgs args, AugmentPlan plan, double* contrast_sums) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ View view;
+  const BlockIndex index = block_index(args, plan);
+  read_view(args, index, &view);
+  __syncthreads();
+  if (!view.has_contrast()) return;
+  const Block<C> block = make_block<C>(args, plan, view, index, false, shared);
+  resize(block);
+  const double sum = sum_before_contrast(block, false);
+  if (threadIdx.x == 0) {
+    contrast_sums[block.out_image * plan.tiles_x * plan.tiles_y + index.tile] = sum;
+  }
+}
+
+// One tile of a view. sums_per_view: tiles of the mean kernel's own plan.
+template <int C>
+__global__ void __launch_bounds__(kMaxThreads, 2)
+    augment_tile_kernel(AugmentArgs args, AugmentPlan plan, const double* contrast_sums, int32_t sums_per_view) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ View view;
+  const BlockIndex index = block_index(args, plan);
+  read_view(args, index, &view);
+  __syncthreads();
+  const Block<C> block = make_block<C>(args, plan, view, index, true, shared);
+  fill_blur_weights(block);
+  if (view.has_contrast() && warp_index() == 0) {
+    double sum = 0;
+    for (int k = lane_index(); k < sums_per_view; k += kWarp) sum += contrast_sums[block.out_image * sums_per_view + k];
+    sum = warp_sum(sum);
+    if (lane_index() == 0) {
+      view.contrast_mean = static_cast<float>(sum / (static_cast<double>(args.out_width) * args.out_height));
+    }
+  }
+  resize(block);
+  if (view.blur_radius > 0) {
+    colour_region(block, 0);
+    __syncthreads();
+    blur_horizontally(block);
+    __syncthreads();
+  }
+  write_tile(block, 0);
+}
+
+cudaError_t shared_memory_limit(int* bytes) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+unsigned blocks(const AugmentArgs& args, const AugmentPlan& plan) {
+  return static_cast<unsigned>(args.views) * args.batch * plan.tiles_x * plan.tiles_y;
+}
+
+template <int C>
+int launch(const AugmentArgs& args, double* contrast_sums, cudaStream_t stream) {
+  int shared_limit = 0;
+  if (const cudaError_t error = shared_memory_limit(&shared_limit); error != cudaSuccess) return error;
+  const AugmentPlans plans = augment_plans(args, shared_limit);
+  const AugmentPlan &whole = plans.whole, &mean = plans.mean, &tile = plans.tile;
+  if (whole.threads > 0) {
+    return SIMCLR_LAUNCH(augment_whole_kernel<C>, blocks(args, whole), whole.threads, whole.shared_bytes, stream, args,
+                         whole);
+  }
+  if (tile.threads == 0) return kBlurTooLarge;
+  const cudaError_t error = SIMCLR_LAUNCH(augment_mean_kernel<C>, blocks(args, mean), mean.threads, mean.shared_bytes,
+                                          stream, args, mean, contrast_sums);
+  if (error != cudaSuccess) return error;
+  return SIMCLR_LAUNCH(augment_tile_kernel<C>, blocks(args, tile), tile.threads, tile.shared_bytes, stream, args, tile,
+                       contrast_sums, mean.tiles_x * mean.tiles_y);
+}
+
+}  // namespace
+
+int64_t augment_scratch_doubles(const AugmentArgs& args) {
+  const AugmentPlan plan = mean_plan(args);
+  return static_cast<int64_t>(args.views) * args.batch * plan.tiles_x * plan.tiles_y;
+}
+
+int augment(const AugmentArgs& args, double* contrast_sums, void* stream) {
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  return args.images.channels == 1 ? launch<1>(args, contrast_sums, cuda_stream)
+                                   : launch<3>(args, contrast_sums, cuda_stream);
+}
+
+}  // namespace simclr::cuda

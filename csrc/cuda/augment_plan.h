@@ -1,0 +1,105 @@
+// How the CUDA augmentation cuts the output into blocks and their shared memory into areas. Host code without CUDA.
+#pragma once
+
+#include <initializer_list>
+
+#include "../augment_launch.h"
+
+namespace simclr::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kMaxThreads = 512;
+constexpr int kChunkRows = 16;        // source rows that are staged and resized at a time
+constexpr int kStagedRowBytes = 372;  // most bytes of a source row staged at a time; 3 channels of words divide it
+constexpr int kOutRows = 2;           // output rows that a warp lays out before it writes them
+constexpr int kTapsBytes = 16;        // of a tap table's entry
+
+// Floats of the blur's weight table: see fill_blur_weights.
+constexpr int weights_length(int margin) { return 2 * margin + 12; }
+
+struct AugmentPlan {
+  int32_t tile_width, tile_height;  // output pixels
+  int32_t tiles_x, tiles_y;         // per view
+  int32_t margin;                   // columns on each side of the tile: the blur's radius, rounded up to four
+  int32_t pitch, rows;              // of the pixel buffer, halo included; pitch is a multiple of four
+  int32_t staged_row_bytes;
+  int32_t threads, shared_bytes;
+};
+
+// The launches of one call; a plan with 0 threads is not launched. All 0: no tile fits with this blur_kernel.
+struct AugmentPlans {
+  AugmentPlan whole, mean, tile;
+};
+
+namespace plan_detail {
+
+constexpr int kLargestWhole = 96;                     // output pixels a side of a view that one block may own
+constexpr int kSharedForTwoBlocks = 80 * 1024 + 512;  // two such blocks share a multiprocessor of sm_80 or sm_90
+constexpr int kTileWidth = 64, kTileHeight = 32;
+constexpr int kPixelsForMaxThreads = 2048;  // of a tile; smaller ones take half the threads
+
+inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+// Bytes of a staged source row: no more than the widest crop needs, where the host knows the images' width. Each run of
+// bytes has room for a shift of three.
+inline int staged_row_bytes(const ImageBatch& images) {
+  if (images.ragged != nullptr) return kStagedRowBytes;
+  const int64_t row = static_cast<int64_t>(images.width) * images.channels * pixel_bytes(images.type);
+  const int64_t needed = row + 4 * images.channels;
+  return needed < kStagedRowBytes ? round_up(static_cast<int>(needed), 12) : kStagedRowBytes;
+}
+
+// half: the blur's largest radius. whole: the tile is the view, and has no halo.
+inline AugmentPlan make_plan(const AugmentArgs& args, int width, int height, int half, bool whole) {
+  AugmentPlan plan;
+  plan.tile_width = width;
+  plan.tile_height = height;
+  plan.tiles_x = (args.out_width + width - 1) / width;
+  plan.tiles_y = (args.out_height + height - 1) / height;
+  plan.margin = round_up(half, 4);
+  plan.pitch = round_up(width, 4) + 2 * plan.margin;
+  plan.rows = whole ? height : height + 2 * half;
+  plan.threads = width * height >= kPixelsForMaxThreads ? kMaxThreads : kMaxThreads / 2;
+  plan.staged_row_bytes = staged_row_bytes(args.images);
+  const int channels = args.images.channels, row = channels * plan.pitch * static_cast<int>(sizeof(float));
+  const int resize = (plan.pitch + plan.rows) * kTapsBytes + kChunkRows * (row + plan.staged_row_bytes);
+  const int out_rows = plan.threads * kOutRows * channels * static_cast<int>(sizeof(float));
+  plan.shared_bytes = plan.rows * row + weights_length(plan.margin) * static_cast<int>(sizeof(float)) +
+                      (resize > out_rows ? resize : out_rows);
+  return plan;
+}
+
+}  // namespace plan_detail
+
+// The plan of the pass that sums for contrast. Does not depend on the device: the caller sizes its scratch by it.
+inline AugmentPlan mean_plan(const AugmentArgs& args) {
+  return plan_detail::make_plan(args, plan_detail::kTileWidth, plan_detail::kTileHeight, 0, false);
+}
+
+// shared_limit: bytes that the device lets a block have.
+inline AugmentPlans augment_plans(const AugmentArgs& args, int shared_limit) {
+  using namespace plan_detail;
+  const int half = args.blur_kernel / 2;
+  AugmentPlans plans{};
+  if (args.out_width <= kLargestWhole && args.out_height <= kLargestWhole) {
+    const AugmentPlan whole = make_plan(args, args.out_width, args.out_height, half, true);
+    if (whole.shared_bytes <= shared_limit) {
+      plans.whole = whole;
+      return plans;
+    }
+  }
+  // The largest tile of which two blocks share a multiprocessor, else the largest that fits.
+  const int sizes[][2] = {{kTileWidth, kTileHeight}, {32, 32}, {32, 16}, {32, 8}, {32, 4}};
+  for (const int limit : {shared_limit < kSharedForTwoBlocks ? shared_limit : kSharedForTwoBlocks, shared_limit}) {
+    for (const auto& size : sizes) {
+      const AugmentPlan tile = make_plan(args, size[0], size[1], half, false);
+      if (tile.shared_bytes > limit) continue;
+      plans.mean = mean_plan(args);
+      plans.tile = tile;
+      return plans;
+    }
+  }
+  return plans;
+}
+
+}  // namespace simclr::cuda
