@@ -117,10 +117,9 @@ struct View {
     F32 sum = {};
     for (int32_t x = 0; x < stride; x += kLanes) {
       if (channels == 3) {
-        const Rgb<F32> source = {sum_columns(ws.columns, blended, x),
-                                 sum_columns(ws.columns, blended + blended_stride, x),
-                                 sum_columns(ws.columns, blended + 2 * blended_stride, x)};
-        const Rgb<F32> v = run(plan.before, source, p, 0.0f);
+        F32 source[3];
+        sum_columns(ws.columns, blended, blended_stride, x, source);
+        const Rgb<F32> v = run(plan.before, Rgb<F32>{source[0], source[1], source[2]}, p, 0.0f);
         store(to[0] + x, v.r);
         if (planes == 3 || plan.contrast) {
           store(to[1] + x, v.g);
@@ -128,7 +127,9 @@ struct View {
         }
         if (plan.contrast) sum += grey(v);
       } else {
-        const F32 v = run(plan.before, sum_columns(ws.columns, blended, x), p, 0.0f);
+        F32 source[1];
+        sum_columns(ws.columns, blended, blended_stride, x, source);
+        const F32 v = run(plan.before, source[0], p, 0.0f);
         store(to[0] + x, v);
         sum += v;
       }
@@ -200,11 +201,12 @@ static void make_view(const AugmentArgs& args, int32_t view, int32_t sample, Wor
 
   const float to_unit = args.images.type == PixelType::kUint8 ? 1.0f / 255.0f : 1.0f;
   fill_row_taps(&ws.rows, resize_axis(p.height, p.resize_height), height, p.shift_y, to_unit);
-  fill_column_taps(&ws.columns, resize_axis(p.width, p.resize_width), width, p.shift_x, p.flags & kHflip);
+  fill_column_taps(&ws.columns, resize_axis(p.width, p.resize_width), width, p.shift_x, p.flags & kHflip,
+                   kCanPermute ? kLanes : 0);
   if (plan.blur) fill_blur(ws.blur.at_least(plan.radius + 1), plan.radius, p.sigma);
 
   const int32_t stride = padded(width), margin = padded(plan.radius), stage_stride = stride + 2 * margin;
-  const int32_t blended_stride = padded(p.width);
+  const int32_t blended_stride = padded(p.width) + 2 * kPad;  // a window may reach past the end of the crop
   const int64_t image_bytes = static_cast<int64_t>(channels) * height * width * pixel_bytes(args.out_type);
   const View v = {args,
                   p,

@@ -33,7 +33,8 @@ static inline U32 load_bits(const uint16_t* from) {
 static inline F32 load(const uint8_t* from) {
   U8 v;
   __builtin_memcpy(&v, from, sizeof(v));
-  return __builtin_convertvector(__builtin_convertvector(v, I32), F32);
+  // Twice as wide at each step: GCC has an instruction for that, and none for four times.
+  return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, U16), I32), F32);
 }
 
 // The exponent is re-biased by a multiplication, which also makes subnormals exact; infinity and NaN keep theirs.
@@ -45,6 +46,21 @@ static inline F32 load(const Half* from) {
 }
 
 static inline F32 load(const Bfloat16* from) { return (F32)(load_bits(&from->bits) << 16); }
+
+// A permutation of two vectors with indices known at run time only: one instruction from AVX-512 on, a few with AVX2.
+#if defined(__GNUC__) && !defined(__clang__)
+constexpr bool kCanPermute = kVectorBytes >= 32;
+static inline F32 permute(F32 low, F32 high, I32 index) { return __builtin_shuffle(low, high, index); }
+#else
+constexpr bool kCanPermute = false;
+static inline F32 permute(F32 low, F32, I32) { return low; }
+#endif
+
+static inline F32 gather(const float* from, const int32_t* index) {
+  float lanes[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = from[index[lane]];
+  return load(lanes);
+}
 
 static inline double sum_lanes(F32 v) {
   double sum = 0.0;

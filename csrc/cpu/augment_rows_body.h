@@ -75,16 +75,31 @@ static void blend_rows(PixelType type, const ImageView& source, const AugmentPar
   }
 }
 
-// Output columns x .. x + kLanes - 1 of a blended row.
-static inline F32 sum_columns(const ColumnTaps& columns, const float* row, int32_t x) {
-  F32 sum = {};
-  for (int32_t k = 0; k < columns.taps; ++k) {
-    const int32_t* index = columns.index.data() + k * columns.stride + x;
-    F32 pixels;
-    for (int lane = 0; lane < kLanes; ++lane) pixels[lane] = row[index[lane]];
-    sum += pixels * load(columns.weight.data() + k * columns.stride + x);
+// Output columns x .. x + kLanes - 1 of C blended rows. Within a window, all taps of these columns lie in two vectors
+// of the row, and picking them is a permutation in registers.
+template <int C>
+static inline void sum_columns(const ColumnTaps& columns, const float* blended, int32_t blended_stride, int32_t x,
+                               F32 (&sum)[C]) {
+  for (int c = 0; c < C; ++c) sum[c] = F32{};
+  const int32_t* index = columns.index.data() + x;
+  const float* weight = columns.weight.data() + x;
+  if (kCanPermute && columns.windowed) {
+    const float* from = blended + columns.base.data()[x / kLanes];
+    F32 low[C], high[C];
+    for (int c = 0; c < C; ++c) {
+      low[c] = load(from + c * blended_stride);
+      high[c] = load(from + c * blended_stride + kLanes);
+    }
+    for (int32_t k = 0; k < columns.taps; ++k, index += columns.stride, weight += columns.stride) {
+      I32 at;
+      __builtin_memcpy(&at, index, sizeof(at));
+      for (int c = 0; c < C; ++c) sum[c] += permute(low[c], high[c], at) * load(weight);
+    }
+    return;
   }
-  return sum;
+  for (int32_t k = 0; k < columns.taps; ++k, index += columns.stride, weight += columns.stride) {
+    for (int c = 0; c < C; ++c) sum[c] += gather(blended + c * blended_stride, index) * load(weight);
+  }
 }
 
 // weight[k], k = 0..radius: half of the symmetric kernel, which sums to 1.

@@ -52,9 +52,14 @@ struct RowTaps {
 // The taps of the horizontal axis, tap by tap, so that neighbouring outputs are neighbouring lanes: output column x
 // sums weight[k, x] * row[index[k, x]]. Missing taps weigh 0 and index a valid column; so do the columns of the
 // padding.
+//
+// Where the crop is not shrunk too far, the taps of each vector of outputs lie within two vectors of the row: then the
+// table is windowed, and index counts from base[x / lanes].
 struct ColumnTaps {
-  int32_t taps;           // of every output
-  int32_t stride;         // padded(out)
+  int32_t taps;    // of every output
+  int32_t stride;  // padded(out)
+  bool windowed;
+  Buffer<int32_t> base;   // [stride / lanes]
   Buffer<int32_t> index;  // [taps, stride]
   Buffer<float> weight;   // [taps, stride]
 };
@@ -86,26 +91,40 @@ inline void fill_row_taps(RowTaps* taps, const ResizeAxis& axis, int32_t out, in
   }
 }
 
-// flip: output column x shows what column out - 1 - x would.
-inline void fill_column_taps(ColumnTaps* taps, const ResizeAxis& axis, int32_t out, int32_t shift, bool flip) {
+// flip: output column x shows what column out - 1 - x would. lanes: of a vector, 0 for no windows.
+inline void fill_column_taps(ColumnTaps* taps, const ResizeAxis& axis, int32_t out, int32_t shift, bool flip,
+                             int32_t lanes) {
   taps->stride = padded(out);
-  const int32_t most = most_taps(axis);
-  int32_t* index = taps->index.at_least(static_cast<size_t>(most) * taps->stride);
-  float* weight = taps->weight.at_least(static_cast<size_t>(most) * taps->stride);
+  const int32_t most = most_taps(axis), stride = taps->stride;
+  int32_t* index = taps->index.at_least(static_cast<size_t>(most) * stride);
+  float* weight = taps->weight.at_least(static_cast<size_t>(most) * stride);
   taps->taps = 1;
-  for (int32_t x = 0; x < taps->stride; ++x) {
-    const float centre = tap_centre(axis, shift + (x >= out ? out - 1 : flip ? out - 1 - x : x));
+  for (int32_t x = 0; x < stride; ++x) {
+    const int32_t column = x < out ? x : out - 1;
+    const float centre = tap_centre(axis, shift + (flip ? out - 1 - column : column));
     const int32_t first = first_tap(axis, centre), count = end_tap(axis, centre) - first;
     float sum = 0.0f;
     for (int32_t k = 0; k < most; ++k) {
-      const int32_t column = k < count ? first + k : first + count - 1;
-      index[k * taps->stride + x] = column;
-      weight[k * taps->stride + x] = k < count && x < out ? tap_weight(axis, centre, column) : 0.0f;
-      sum += weight[k * taps->stride + x];
+      index[k * stride + x] = first + (k < count ? k : count - 1);
+      weight[k * stride + x] = k < count ? tap_weight(axis, centre, first + k) : 0.0f;
+      sum += weight[k * stride + x];
     }
     const float share = x < out ? 1.0f / sum : 0.0f;
-    for (int32_t k = 0; k < count; ++k) weight[k * taps->stride + x] *= share;
+    for (int32_t k = 0; k < count; ++k) weight[k * stride + x] *= share;
     taps->taps = count > taps->taps ? count : taps->taps;
+  }
+
+  // Columns ascend with x, or descend with a flip: the first taps of a vector's ends are the extremes.
+  taps->windowed = lanes > 0;
+  int32_t* base = taps->base.at_least(lanes > 0 ? stride / lanes : 0);
+  const int32_t* last = index + (taps->taps - 1) * stride;
+  for (int32_t x = 0; taps->windowed && x < stride; x += lanes) {
+    base[x / lanes] = index[flip ? x + lanes - 1 : x];
+    taps->windowed = last[flip ? x : x + lanes - 1] - base[x / lanes] < 2 * lanes;
+  }
+  if (!taps->windowed) return;
+  for (int32_t k = 0; k < taps->taps; ++k) {
+    for (int32_t x = 0; x < stride; ++x) index[k * stride + x] -= base[x / lanes];
   }
 }
 
