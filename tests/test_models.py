@@ -1,0 +1,71 @@
+"""Backbones by name, their stems, the head and the normalisation variants."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from simclr_fast.config import ConfigError, ModelOptions
+from simclr_fast.models import SimCLR, build_backbone, build_model
+
+
+@pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("resnet50", 2048), ("resnet_mini", 128)])
+def test_backbone_gives_its_number_of_features(name: str, features: int) -> None:
+    backbone, width = build_backbone(name, "cifar", channels=3)
+    assert width == features
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, features)
+
+
+def test_backbone_keys_are_torchvisions() -> None:
+    ours = build_backbone("resnet18")[0].state_dict()
+    theirs = torchvision.models.resnet18().state_dict()
+    assert [key for key in theirs if not key.startswith("fc.")] == list(ours)
+
+
+def test_cifar_stem_keeps_the_resolution() -> None:
+    backbone, _ = build_backbone("resnet18", "cifar")
+    seen = {}
+    backbone.layer1.register_forward_pre_hook(lambda _, inputs: seen.update(shape=inputs[0].shape))
+    backbone(torch.rand(1, 3, 32, 32))
+    assert seen["shape"] == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_grey_images_are_served(stem: str) -> None:
+    backbone, _ = build_backbone("resnet18", stem, channels=1)
+    assert backbone(torch.rand(2, 1, 32, 32)).shape == (2, 512)
+
+
+def test_unknown_backbone_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"--model vgg16: unknown backbone; .*resnet50"):
+        build_backbone("vgg16")
+
+
+def test_head_is_the_papers() -> None:
+    head = SimCLR(nn.Identity(), 2048).head
+    assert [(m.in_features, m.out_features) for m in head if isinstance(m, nn.Linear)] == [(2048, 2048), (2048, 128)]
+
+
+def model_with(norm: str) -> SimCLR:
+    return build_model(ModelOptions(model="resnet_mini", norm=norm, head_hidden=32, head_dim=8), channels=1)
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen"])
+def test_group_and_frozen_norms_treat_samples_apart(norm: str) -> None:
+    model = model_with(norm).train()
+    x = torch.rand(6, 1, 28, 28)
+    torch.testing.assert_close(model(x)[:2], model(x[:2]))
+
+
+def test_batch_norm_does_not_treat_samples_apart() -> None:
+    model = model_with("batch").train()
+    x = torch.rand(6, 1, 28, 28)
+    assert (model(x)[:2] - model(x[:2])).abs().max() > 1e-2
+
+
+def test_frozen_statistics_stay_while_the_scale_learns() -> None:
+    model = model_with("frozen").train()
+    before = model.backbone.bn1.running_mean.clone()
+    model(torch.rand(4, 1, 28, 28)).sum().backward()
+    torch.testing.assert_close(model.backbone.bn1.running_mean, before, rtol=0, atol=0)
+    assert model.backbone.bn1.weight.grad is not None

@@ -1,0 +1,125 @@
+"""LARS against an independent implementation, parameter groups, learning-rate scaling, the schedule's closed form."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from simclr_fast.config import OptimizationOptions
+from simclr_fast.optim import LARS, build_optimizer, lr_at, parameter_groups, peak_lr
+
+
+def lars_in_numpy(w, grads, lrs, momentum, weight_decay, eta, adapt):
+    """The update of google-research/simclr's lars_optimizer.py (classic momentum), one tensor, float64."""
+    w, v = w.astype(np.float64), np.zeros(w.shape)
+    for g, lr in zip(grads, lrs):
+        g = g.astype(np.float64) + weight_decay * w
+        trust = 1.0
+        w_norm, g_norm = np.sqrt((w * w).sum()), np.sqrt((g * g).sum())
+        if adapt and w_norm > 0 and g_norm > 0:
+            trust = eta * w_norm / g_norm
+        v = momentum * v + lr * trust * g
+        w = w - v
+    return w
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("adapt", [True, False])
+def test_lars_agrees_with_the_published_update(seed: int, adapt: bool) -> None:
+    rng = np.random.default_rng(seed)
+    momentum, weight_decay, eta = rng.uniform(0.5, 0.95), 10 ** rng.uniform(-6, -1), 10 ** rng.uniform(-3, -1)
+    shapes = [(4, 3), (5,), (2, 3, 3, 3)]
+    starts = [rng.normal(size=shape) for shape in shapes]
+    lrs = rng.uniform(0.1, 2.0, size=6)
+    grads = [[rng.normal(size=shape) for shape in shapes] for _ in lrs]
+    params = [nn.Parameter(torch.tensor(w)) for w in starts]
+    optimizer = LARS(params, lr=1.0, momentum=momentum, weight_decay=weight_decay, eta=eta, adapt=adapt)
+    for lr, step_grads in zip(lrs, grads):
+        optimizer.param_groups[0]["lr"] = lr
+        for p, g in zip(params, step_grads):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+    for k, p in enumerate(params):
+        expected = lars_in_numpy(starts[k], [g[k] for g in grads], lrs, momentum, weight_decay, eta, adapt)
+        np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-12)
+
+
+def test_lars_moves_a_zero_weight_without_adaptation() -> None:
+    p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    p.grad = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    LARS([p], lr=0.1, weight_decay=0.0).step()
+    torch.testing.assert_close(p.detach(), torch.tensor([-0.1, 0.2, -0.05], dtype=torch.float64))
+
+
+def test_lars_leaves_parameters_without_gradient() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    used.grad = torch.ones(2)
+    LARS([used, unused], lr=0.1).step()
+    assert torch.equal(unused.detach(), torch.ones(2))
+    assert not torch.equal(used.detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", -1.0), ("momentum", 1.0), ("weight_decay", -1e-6), ("eta", 0.0)])
+def test_lars_refuses_values_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=name):
+        LARS([nn.Parameter(torch.ones(1))], **({"lr": 0.1} | {name: value}))
+
+
+def test_biases_and_norms_are_neither_decayed_nor_adapted() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    decayed, plain = parameter_groups(model, weight_decay=0.1)
+    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[3].weight)}
+    assert {id(p) for p in plain["params"]} == {id(p) for p in (model[0].bias, *model[1].parameters(), model[3].bias)}
+    assert (decayed["weight_decay"], plain["weight_decay"], plain["adapt"]) == (0.1, 0.0, False)
+    optimizer = build_optimizer(model, OptimizationOptions(opt="lars"))
+    assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+
+
+@pytest.mark.parametrize(("opt", "kind"), [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_each_optimizer_reduces_a_loss(opt: str, kind: type) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    x, y = torch.randn(64, 4), torch.randn(64, 1)
+    optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
+    assert type(optimizer) is kind
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lr": 0.7}, 0.7),
+        ({"lr_base": 0.3, "batch_size": 4096}, 4.8),
+        ({"lr_base": 0.3, "batch_size": 1024, "lr_base_scale": "sqrt"}, 0.6),
+        ({"lr_base": 1.0, "batch_size": 512, "lr_base_size": 512}, 1.0),
+    ],
+)
+def test_peak_learning_rate(changes: dict, expected: float) -> None:
+    assert peak_lr(dataclasses.replace(OptimizationOptions(), **changes)) == pytest.approx(expected)
+
+
+def test_schedule_has_its_closed_form() -> None:
+    total, warmup, peak = 100, 10, 2.0
+    for step in range(total):
+        if step < warmup:
+            expected = peak * (step + 1) / warmup
+        else:
+            expected = peak * math.cos(math.pi / 2 * (step - warmup) / (total - warmup)) ** 2
+        assert lr_at(step, peak, total, warmup) == pytest.approx(expected)
+    rates = [lr_at(step, peak, total, warmup) for step in range(total)]
+    assert max(rates) == rates[warmup] == peak
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_schedule_without_warmup_starts_at_the_peak() -> None:
+    assert lr_at(0, 1.5, 10, 0) == 1.5
