@@ -1,0 +1,167 @@
+"""Batches on the training device: taken from a resident array, or read and decoded ahead by worker processes."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.data.decode import Chunk, ChunkReader, DataError, decode_on_device
+from simclr_fast.data.sampler import EpochSampler
+from simclr_fast.data.sources import EncodedImages, ImageArrays
+
+# Images that a worker decodes at a time: a batch is put together from such chunks, so that the memory held by
+# prefetching (workers x 2 chunks) does not grow with the batch.
+CHUNK = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One process's images of one step.
+
+    images: uint8 [b, C, H, W], or a list of b images [C, H, W] of different sizes; indices: int64 [b] in the data set;
+    both on the training device.
+    """
+
+    images: Tensor | list[Tensor]
+    indices: Tensor
+
+
+class ArrayLoader:
+    """Batches from images that live on the device as one uint8 tensor."""
+
+    def __init__(self, source: ImageArrays, sampler: EpochSampler, device: torch.device):
+        self.sampler = sampler
+        self.images = source.images.to(device)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on."""
+        steps = self.sampler.steps(epoch, start)
+        if not steps:
+            return
+        resident = torch.stack(steps).to(self.images.device)  # one copy per epoch
+        for on_device in resident:
+            yield Batch(self.images[on_device], on_device)
+
+
+class EncodedLoader:
+    """Batches of images of different sizes, read and decoded ahead by worker processes.
+
+    On CUDA the chunks of a batch are moved from pinned memory on a side stream while the step before runs.
+    """
+
+    def __init__(
+        self,
+        source: EncodedImages,
+        sampler: EpochSampler,
+        device: torch.device,
+        options: DataOptions,
+        world_size: int = 1,
+    ):
+        self.source = source
+        self.sampler = sampler
+        self.device = device
+        self.decode_on_device = options.decode_device == "cuda"
+        self.bad: dict[int, str] = {}
+        # A process meets 1/world_size of the data set per epoch, and judges by its part.
+        self.bad_allowed = options.max_bad_images * len(source) / world_size
+        self.chunks: list[list[int]] = []
+        self.workers = torch.utils.data.DataLoader(
+            ChunkReader(source, decode=not self.decode_on_device),
+            batch_sampler=_Live(self),
+            collate_fn=_same,
+            num_workers=options.workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=options.workers > 0,
+        )
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
+        steps = self.sampler.steps(epoch, start)
+        self.chunks = [chunk.tolist() for indices in steps for chunk in indices.split(CHUNK)]
+        chunks = iter(self.workers)
+        ahead: Batch | None = None
+        for indices in steps:
+            parts = [next(chunks) for _ in indices.split(CHUNK)]
+            batch = self._to_device(parts, indices)
+            if ahead is not None:
+                yield self._ready(ahead)
+            ahead = batch
+        if ahead is not None:
+            yield self._ready(ahead)
+
+    def _to_device(self, parts: list[Chunk], indices: Tensor) -> Batch:
+        for part in parts:
+            self._note(part.bad)
+        with torch.cuda.stream(self.stream):  # does nothing where there is no stream
+            if self.decode_on_device:
+                return Batch(self._decode(parts), indices.to(self.device))
+            moved = [part._replace(bytes=part.bytes.to(self.device, non_blocking=True)) for part in parts]
+            return Batch([image for part in moved for image in part.images()], indices.to(self.device))
+
+    def _decode(self, parts: list[Chunk]) -> list[Tensor]:
+        bad: dict[int, str] = {}
+        images = []
+        for part in parts:
+            images += decode_on_device(part.images(), part.indices.tolist(), self.source, self.device, bad)
+        self._note(bad)
+        return images
+
+    def _ready(self, batch: Batch) -> Batch:
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            for image in batch.images:
+                image.record_stream(current)  # the allocator must not hand the buffer out before the step has read it
+        return batch
+
+    def _note(self, bad: dict[int, str]) -> None:
+        for index, message in bad.items():
+            if index not in self.bad:
+                self.bad[index] = message
+                log.warning("unreadable image, replaced by another: %s", message)
+        if len(self.bad) > self.bad_allowed:
+            raise DataError(
+                f"{len(self.bad)} unreadable images, more than --max-bad-images allows ({self.bad_allowed:g} of the "
+                f"{len(self.source)} images per process); the last: {next(reversed(self.bad.values()))}"
+            )
+
+
+class _Live:
+    """The chunks that the loader wants now, so that persistent workers serve every epoch."""
+
+    def __init__(self, loader: EncodedLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.loader.chunks)
+
+    def __len__(self) -> int:
+        return len(self.loader.chunks)
+
+
+def _same(chunk: Chunk) -> Chunk:
+    return chunk
+
+
+def build_loader(
+    source: ImageArrays | EncodedImages,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    options: DataOptions,
+    rank: int = 0,
+    world_size: int = 1,
+) -> ArrayLoader | EncodedLoader:
+    """The loader for a source; batch_size is the global one. Raises ConfigError for a batch larger than the data."""
+    if batch_size > len(source):
+        raise ConfigError(f"--batch-size {batch_size}: the data set has only {len(source)} training images")
+    sampler = EpochSampler(len(source), batch_size, seed, rank, world_size)
+    if isinstance(source, ImageArrays):
+        return ArrayLoader(source, sampler, device)
+    return EncodedLoader(source, sampler, device, options, world_size)
