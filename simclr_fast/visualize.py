@@ -1,0 +1,91 @@
+"""Pictures of a run: images with their two views, learning curves, a map of the embeddings."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from sklearn.manifold import TSNE
+from torch import Tensor
+
+matplotlib.use("Agg")  # files only: no display is needed
+import matplotlib.pyplot as plt
+
+DPI = 130
+
+
+def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: Tensor, mean: tuple, std: tuple) -> None:
+    """Rows image, view 1 and view 2, one column per sample.
+
+    images: uint8, each [C, H, W]; view0, view1: [n, C, S, S], normalised by mean and std.
+    """
+    undo = lambda view: (view.float().cpu() * _column(std) + _column(mean)).clamp(0, 1)
+    rows = [
+        ("image", [image.float().cpu() / 255 for image in images]),
+        ("view 1", list(undo(view0))),
+        ("view 2", list(undo(view1))),
+    ]
+    columns = len(rows[0][1])
+    figure, axes = plt.subplots(3, columns, figsize=(1.1 * columns + 0.8, 3.9), squeeze=False, layout="constrained")
+    for line, (title, pictures) in zip(axes, rows):
+        for axis, picture in zip(line, pictures):
+            axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(title)
+    figure.suptitle("Training images and their two random views (a column is a positive pair)")
+    _save(figure, path)
+
+
+def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
+    """Loss, contrastive accuracy, online kNN and learning rate over the steps; metrics: the lines of metrics.jsonl."""
+    figure, (loss_axis, accuracy_axis, lr_axis) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    loss_axis.plot(*_series(metrics, "loss"), label="NT-Xent loss")
+    loss_axis.axhline(chance, color="gray", linestyle="--", label=f"chance, ln(2N - 1) = {chance:.2f}")
+    loss_axis.set(title="Loss", xlabel="step", ylabel="loss (nats)")
+    loss_axis.legend()
+    steps, accuracy = _series(metrics, "contrastive_accuracy")
+    accuracy_axis.plot(steps, 100 * accuracy, label="contrastive accuracy")
+    steps, knn = _series(metrics, "knn")
+    if len(steps):
+        accuracy_axis.plot(steps, 100 * knn, "o-", label="online kNN (training images)")
+    accuracy_axis.set(title="Accuracy", xlabel="step", ylabel="accuracy (%)", ylim=(0, 101))
+    accuracy_axis.legend(loc="lower right")
+    lr_axis.plot(*_series(metrics, "lr"), color="tab:green")
+    lr_axis.set(title="Learning rate", xlabel="step", ylabel="learning rate")
+    lr_axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axis in (loss_axis, accuracy_axis, lr_axis):
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def embedding_map(path: Path, features: Tensor, labels: Tensor, title: str, limit: int = 2000) -> None:
+    """t-SNE of features [n, D] in two dimensions, coloured by labels [n]; at most `limit` of them."""
+    features, labels = features[:limit].float().numpy(), labels[:limit].numpy()
+    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
+    classes = np.unique(labels)
+    colours = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
+    for k, label in enumerate(classes):
+        chosen = labels == label
+        colour = colours(k) if len(classes) <= 10 else colours(k / max(1, len(classes) - 1))
+        axis.scatter(*points[chosen].T, s=9, color=colour, label=str(label))
+    if len(classes) <= 20:
+        axis.legend(title="class", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axis.set(title=title, xlabel="t-SNE dimension 1", ylabel="t-SNE dimension 2")
+    _save(figure, path)
+
+
+def _series(metrics: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    lines = [line for line in metrics if name in line]
+    return np.array([line["step"] for line in lines]), np.array([line[name] for line in lines])
+
+
+def _column(values: tuple) -> Tensor:
+    return Tensor(values).view(1, -1, 1, 1)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
