@@ -1,0 +1,1 @@
+"""The parts of the training loop: views, step, state, metrics, signals, profile."""

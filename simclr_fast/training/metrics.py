@@ -1,0 +1,147 @@
+"""What a run shows and records: progress bar, JSON lines, TensorBoard, optionally Weights & Biases."""
+
+import json
+import resource
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from simclr_fast.config import Config, ConfigError, as_dict
+from simclr_fast.training.phases import phase
+
+Item = TypeVar("Item")
+METRICS_FILE = "metrics.jsonl"
+# What the progress bar shows: metric -> (short name, format).
+SHOWN = {
+    "loss": ("loss", "{:.3f}"),
+    "contrastive_accuracy": ("contrastive acc", "{:.1%}"),
+    "images_per_second": ("images/s", "{:.0f}"),
+    "knn": ("kNN", "{:.1%}"),
+}
+
+
+class MetricsLog:
+    """Context that writes the metrics of the main process; elsewhere (enabled=False) it does nothing.
+
+    A resumed run does the steps after `step` again, so their lines in an earlier metrics file are dropped.
+    """
+
+    def __init__(self, config: Config, *, enabled: bool, step: int, total_steps: int):
+        self.enabled = enabled
+        self.last: dict[str, float] = {}
+        if not enabled:
+            return
+        folder = config.run.output
+        path = folder / METRICS_FILE
+        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = path.open("a")
+        self.tensorboard = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self.bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+        self.wandb = _start_wandb(config) if config.run.log_wandb else None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.bar.close()
+            self.file.close()
+            self.tensorboard.close()
+            if self.wandb is not None:
+                self.wandb.finish()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Record values (by name) at a step, and show the ones that the progress bar has room for."""
+        self.last |= values
+        if not self.enabled:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+        shown = {short: form.format(self.last[name]) for name, (short, form) in SHOWN.items() if name in self.last}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def advance(self) -> None:
+        """Move the progress bar by a step."""
+        if self.enabled:
+            self.bar.update()
+
+
+def _start_wandb(config: Config):
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("--log-wandb: the package 'wandb' is missing; pip install wandb") from error
+    return wandb.init(project="simclr_fast", dir=config.run.output, config=as_dict(config), resume="allow")
+
+
+class StepClock:
+    """Measures, between two readings, the time of the steps and the share of it spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.waited = 0.0
+        self.begin = time.perf_counter()
+
+    def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches, with the time until each arrives counted as waiting."""
+        iterator = iter(batches)
+        while True:
+            begin = time.perf_counter()
+            try:
+                with phase("data"):
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.perf_counter() - begin
+            self.steps += 1
+            yield batch
+
+    def read(self) -> tuple[float, float]:
+        """(seconds per step, share of it waiting for data) since the last reading."""
+        now = time.perf_counter()
+        elapsed, steps, waited = now - self.begin, max(1, self.steps), self.waited
+        self.begin, self.steps, self.waited = now, 0, 0.0
+        return elapsed / steps, waited / elapsed
+
+
+@torch.no_grad()
+def contrastive_accuracy(z: Tensor, rows: int = 1024) -> Tensor:
+    """Share of rows of z [2n, D] (view-major) whose most similar other row is their positive, a scalar on z's device.
+
+    Taken over this process's embeddings, `rows` of similarity at a time, so memory stays O(rows * n).
+    """
+    z = F.normalize(z.float(), dim=1)
+    n = len(z) // 2
+    hits = z.new_zeros(())
+    for begin in range(0, 2 * n, rows):
+        row = torch.arange(begin, min(begin + rows, 2 * n), device=z.device)
+        similarity = z[row] @ z.T  # [rows, 2n]
+        similarity[row - begin, row] = -torch.inf
+        hits += (similarity.argmax(dim=1) == (row + n) % (2 * n)).sum()
+    return hits / (2 * n)
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Highest memory use so far, MiB: allocated by torch on CUDA, of the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics file; a last line that a killed process left unfinished is skipped."""
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,104 @@
+"""Everything that a run needs to go on exactly where it was: weights, optimizer, scaler, average, generators, step."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from simclr_fast.checkpoint import CheckpointError, load_weights
+from simclr_fast.config import Config, as_dict
+from simclr_fast.models import SimCLR, build_model
+from simclr_fast.optim import build_optimizer
+from simclr_fast.training.step import random_state, set_random_state
+from simclr_fast.training.sync_bn import synchronize_batch_norm
+
+# Options that decide what is computed: a resumed run must agree on them to go on exactly.
+EXACT_OPTIONS = ("augment", "model", "optimization")
+
+
+@dataclasses.dataclass
+class TrainState:
+    """The mutable state of a run. step: steps done; seconds: training time so far, over all resumptions.
+
+    The order of the images, their views and the learning rate are functions of (seed, step), so they need no state.
+    """
+
+    model: SimCLR
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    step: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def create(
+        config: Config, channels: int, device: torch.device, *, autocast: torch.dtype | None, several: bool = False
+    ) -> "TrainState":
+        """A fresh state on the device; the weights depend on the seed alone. several: there are several processes."""
+        torch.manual_seed(config.run.seed)
+        model = build_model(config.model, channels).to(device)
+        if several and config.model.sync_bn:
+            model = synchronize_batch_norm(model, device)
+        if config.speed.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        ema = None
+        if config.optimization.model_ema:
+            average = get_ema_multi_avg_fn(config.optimization.model_ema_decay)
+            ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        return TrainState(
+            model=model,
+            optimizer=build_optimizer(model, config.optimization),
+            scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
+            ema=ema,
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The backbone that evaluation uses: that of the averaged weights where they are kept."""
+        return self.ema.module.backbone if self.ema is not None else self.model.backbone
+
+    def checkpoint(self, config: Config) -> dict[str, Any]:
+        """The state as tensors and plain values, which load with weights_only=True."""
+        cpu, cuda = random_state()
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "random": {"cpu": cpu, "cuda": cuda},
+            "config": as_dict(config),
+        }
+
+    def restore(self, content: dict[str, Any], config: Config, source: str) -> None:
+        """Go on from a checkpoint. Raises CheckpointError with what differs if it is another model's or run's."""
+        load_weights(self.model, content["model"], source)
+        options = as_dict(config)
+        changed = [
+            f"  --{name.replace('_', '-')}: now {options[group][name]}, in the checkpoint {value}"
+            for group in EXACT_OPTIONS
+            for name, value in content["config"][group].items()
+            if _plain(options[group].get(name)) != _plain(value)
+        ]
+        if options["run"]["seed"] != content["config"]["run"]["seed"]:
+            changed.append(
+                f"  --seed: now {options['run']['seed']}, in the checkpoint {content['config']['run']['seed']}"
+            )
+        if changed:
+            raise CheckpointError(
+                f"{source}: other options than this run's, so it cannot go on exactly (start afresh with "
+                "--initial-checkpoint to reuse the weights):\n" + "\n".join(changed)
+            )
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        if self.ema is not None:
+            self.ema.load_state_dict(content["ema"])
+        set_random_state((content["random"]["cpu"], content["random"]["cuda"]))
+        self.step, self.seconds = content["step"], content["seconds"]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,169 @@
+"""One training step: two views of every image, one forward pass over both, NT-Xent, backward, optimizer.
+
+With micro-batches the loss is still that of the whole batch (GradCache, Gao et al. 2021, arXiv:2101.06983). With the
+embeddings z = f(x; w) of all micro-batches in hand, the chain rule splits the gradient exactly,
+    dL/dw = sum over micro-batches k of (dz_k/dw)^T dL/dz_k,
+so a first pass computes all z without keeping activations, the loss gives dL/dz, and a second pass computes each z_k
+again, with the same views and the same random numbers, and propagates its slice of dL/dz.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from simclr_fast.training.finite import LossWatch
+from simclr_fast.training.phases import phase
+from simclr_fast.training.views import Draw, Images, Views
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """Tensors left on the device, so that reading them is the caller's choice: loss and grad_norm [], z [2b, D]."""
+
+    loss: Tensor
+    z: Tensor
+    grad_norm: Tensor
+
+
+class TrainStep:
+    """Updates a model by one batch.
+
+    model: maps views [2b, C, S, S] to embeddings [2b, D]; may be wrapped in DistributedDataParallel.
+    criterion: loss(z0, z1) -> scalar. autocast: a dtype, or None for float32. micro_batch_size: images per
+    forward pass, 0 for all at once. compile: trace forward and loss into one graph.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        views: Views,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        autocast: torch.dtype | None = None,
+        micro_batch_size: int = 0,
+        clip_grad: float | None = None,
+        compile: bool = False,
+    ):
+        self.model = model
+        self.views = views
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.scaler = scaler if scaler is not None else torch.amp.GradScaler(enabled=False)
+        self.autocast = autocast
+        self.micro_batch_size = micro_batch_size
+        self.clip_grad = clip_grad
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.watch = LossWatch()
+        # DistributedDataParallel breaks the graph on purpose, between its buckets, to overlap their reduction.
+        fullgraph = not isinstance(model, DistributedDataParallel)
+        traced = (lambda f: torch.compile(f, fullgraph=fullgraph, dynamic=False)) if compile else (lambda f: f)
+        self.project = traced(self._project)
+        self.project_and_compare = traced(self._project_and_compare)
+
+    def __call__(self, images: Images, draw: Draw, lr: float) -> StepResult:
+        """One step at learning rate `lr`. Raises NonFiniteLossError before the weights are touched."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        if 0 < self.micro_batch_size < len(draw):
+            loss, z = self._backward_in_micro_batches(images, draw)
+        else:
+            loss, z = self.project_and_compare(self._views(images, draw))
+            self.watch.start(loss)
+            with phase("backward"):
+                self.scaler.scale(loss).backward()
+        # On a GPU the loss is known long before its backward pass is done, so this waits for nothing that matters.
+        self.watch.finish()
+        with phase("optimizer"):
+            grad_norm = self._update()
+        return StepResult(loss.detach(), z.detach(), grad_norm)
+
+    def _views(self, images: Images, draw: Draw) -> Tensor:
+        with phase("augment"):
+            views = self.views.apply(images, draw)  # [2b, C, S, S], view-major
+        if not views.is_contiguous(memory_format=self.views.layout):
+            raise RuntimeError(
+                f"views have strides {views.stride()}: they must reach the backbone as {self.views.layout}"
+            )
+        return views
+
+    def _project(self, views: Tensor) -> Tensor:
+        with phase("forward"), torch.autocast(views.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.model(views)  # [2b, D]
+
+    def _project_and_compare(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        z = self._project(views)
+        with phase("loss"):
+            return self.criterion(*z.chunk(2)), z
+
+    def _backward_in_micro_batches(self, images: Images, draw: Draw) -> tuple[Tensor, Tensor]:
+        size = self.micro_batch_size
+        parts = [slice(i, i + size) for i in range(0, len(draw), size)]
+        states, cached = [], []
+        with torch.no_grad(), frozen_running_statistics(self.model):
+            for part in parts:
+                states.append(random_state())
+                cached.append(self.project(self._views(images[part], draw[part])))
+        # Each micro-batch is view-major: gather view 0 of all, then view 1.
+        z = torch.cat([zk.chunk(2)[view] for view in range(2) for zk in cached]).requires_grad_()
+        with phase("loss"):
+            loss = self.criterion(*z.chunk(2))
+            self.watch.start(loss)
+            self.scaler.scale(loss).backward()
+        dz0, dz1 = (dz.split(size) for dz in z.grad.chunk(2))
+        for k, part in enumerate(parts):
+            # After the last micro-batch the generators stand where one pass would have left them.
+            set_random_state(states[k])
+            with self._reduce_gradients(now=k == len(parts) - 1):
+                zk = self.project(self._views(images[part], draw[part]))
+                with phase("backward"):
+                    zk.backward(torch.cat([dz0[k], dz1[k]]))
+        return loss, z
+
+    def _reduce_gradients(self, now: bool) -> contextlib.AbstractContextManager:
+        """Let DistributedDataParallel sum the gradients over processes now, or only accumulate them here."""
+        if now or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _update(self) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads, foreach=True)
+        if self.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return norm
+
+
+@contextlib.contextmanager
+def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep batch norm's running statistics as they are, while it normalises by the batch's own."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # running <- (1 - momentum) running + momentum batch
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+
+
+def random_state() -> tuple[Tensor, Tensor | None]:
+    """The state of torch's generators, CPU and current CUDA device: what dropout and the like draw from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    """Go back to a state of `random_state`."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])

@@ -1,0 +1,188 @@
+"""Pretrain an encoder with SimCLR.
+
+    python train.py demo                                              # 5,000 digits, minutes on a laptop
+    python train.py cifar10 --data-dir data --download                # one GPU, or the CPU with patience
+    python train.py imagenet --data-dir /data/imagenet --batch-size 512
+    torchrun --nproc-per-node 8 train.py imagenet --data-dir /data/imagenet             # one host, 8 GPUs
+    torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py imagenet ...
+    python train.py imagenet --resume auto ...                        # go on after a stop, exactly
+
+`python train.py RECIPE --help` explains every option and shows that recipe's defaults.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+import torch
+import tyro
+from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn.parallel import DistributedDataParallel
+
+from simclr_fast import NTXentLoss
+from simclr_fast.checkpoint import CheckpointError
+from simclr_fast.config import RECIPES, Config, ConfigError, check
+from simclr_fast.data import build_loader, load_dataset
+from simclr_fast.data.decode import DataError
+from simclr_fast.optim import lr_at, peak_lr
+from simclr_fast.training.bundle import save_bundle
+from simclr_fast.training.finite import NonFiniteLossError
+from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib
+from simclr_fast.training.monitor import OnlineKnn
+from simclr_fast.training.process import Process, start_process, stop_process
+from simclr_fast.training.profile import StepProfiler
+from simclr_fast.training.saver import CheckpointSaver
+from simclr_fast.training.signals import StopSignals
+from simclr_fast.training.start import autocast_dtype, prepare_folder, start_from
+from simclr_fast.training.state import TrainState
+from simclr_fast.training.step import TrainStep
+from simclr_fast.training.summary import chance_level, draw_pictures, evaluate, print_summary
+from simclr_fast.training.views import Views, check_channels
+
+
+def train(config: Config, process: Process, console: Console) -> int:
+    """Run the training that the options describe; returns the exit status."""
+    device, options, run = process.device, config.optimization, config.run
+    dataset = load_dataset(config.data)
+    check_channels(config.augment, dataset.train.channels)
+    loader = build_loader(
+        dataset.train, options.batch_size, run.seed, device, config.data, process.rank, process.world_size
+    )
+    steps_per_epoch = loader.sampler.steps_per_epoch
+    total_steps = options.epochs * steps_per_epoch
+    warmup_steps = round(options.warmup_epochs * steps_per_epoch)
+    chance = chance_level(options.batch_size)
+
+    autocast = autocast_dtype(config.speed.amp_dtype, device)
+    several = process.world_size > 1
+    state = TrainState.create(config, dataset.train.channels, device, autocast=autocast, several=several)
+    prepare_folder(config, process)
+    start_from(state, config)
+    views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
+    step = build_step(state, views, config, process, autocast)
+    knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
+    profiler = StepProfiler(run.output, run.profile, device) if run.profile else None
+    say = console.print if process.is_main else lambda *_: None
+    say(
+        f"{config.model.model}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters. "
+        f"{len(dataset.train)} images, {total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
+        f"Chance level of the loss: ln(2N - 1) = {chance:.3f}"
+    )
+    log = MetricsLog(config, enabled=process.is_main, step=state.step, total_steps=total_steps)
+    saver = CheckpointSaver(config, state, enabled=process.is_main)
+    clock = StepClock()
+
+    with StopSignals() as signals, log:
+        for epoch in range(state.step // steps_per_epoch, options.epochs):
+            for batch in clock.waiting_for(loader.epoch(epoch, start=state.step % steps_per_epoch)):
+                first = process.rank * len(batch.indices)
+                draw = views.draw(batch.indices, state.step, first=first, batch_size=options.batch_size)
+                lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
+                try:
+                    result = step(batch.images, draw, lr)
+                except NonFiniteLossError as error:
+                    path = save_bundle(run.output, process.rank, state, config, batch.images, draw)
+                    raise NonFiniteLossError(
+                        f"{error} at step {state.step} (epoch {epoch}); look into {path}"
+                    ) from None
+                state.step += 1
+                if state.ema is not None:
+                    state.ema.update_parameters(state.model)
+
+                at_log_step = state.step % run.log_interval == 0 or state.step == total_steps
+                if at_log_step:
+                    seconds, waiting = clock.read()
+                    values = {
+                        "epoch": state.step / steps_per_epoch,
+                        "loss": result.loss.item(),
+                        "chance": chance,
+                        "contrastive_accuracy": contrastive_accuracy(result.z).item(),
+                        "temperature": options.temperature,
+                        "lr": lr,
+                        "grad_norm": result.grad_norm.item(),
+                        "images_per_second": options.batch_size / seconds,
+                        "data_wait_share": waiting,
+                        "peak_memory_mib": peak_memory_mib(device),
+                    }
+                    log.write(state.step, values)
+                log.advance()
+                if profiler is not None and (profile := profiler.step()) is not None:
+                    say(profile.table())
+                    return 0
+                # Several processes must agree on the step, and they meet on the host at log steps only.
+                if (at_log_step or process.world_size == 1) and process.any(signals.received is not None):
+                    saver.save()
+                    say(f"stopped after step {state.step} with a checkpoint; go on with --resume auto")
+                    return 128 + (signals.received or signal.SIGTERM)
+                saver.save_if_due()
+            saver.save()
+            if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
+                log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
+    if process.is_main:
+        print_summary(config, state, log.last, console)
+        evaluate(config, dataset, state, device, console)
+        pictures = draw_pictures(config, dataset, state, views, device)
+        say(f"Written to {run.output}: {', '.join(p.name for p in pictures)}, results.json, metrics.jsonl, checkpoints")
+    process.barrier()
+    return 0
+
+
+def build_step(
+    state: TrainState, views: Views, config: Config, process: Process, autocast: torch.dtype | None
+) -> TrainStep:
+    """The training step of this process, with gradients summed over all of them."""
+    model, several = state.model, process.world_size > 1
+    if several:
+        device_ids = [process.device] if process.device.type == "cuda" else None
+        model = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    compiled = config.speed.torchcompile == "on" or (
+        config.speed.torchcompile == "auto" and process.device.type == "cuda"
+    )
+    return TrainStep(
+        model,
+        views,
+        NTXentLoss(config.optimization.temperature, gather_distributed=several),
+        state.optimizer,
+        scaler=state.scaler,
+        autocast=autocast,
+        micro_batch_size=config.optimization.micro_batch_size,
+        clip_grad=config.optimization.clip_grad,
+        compile=compiled,
+    )
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """The options on the command line, over the defaults of the recipe that comes first."""
+    recipe = arguments[0] if arguments and arguments[0] in RECIPES else "demo"
+    config = tyro.cli(
+        Config, args=arguments, default=RECIPES[recipe], prog="train.py", config=(tyro.conf.OmitArgPrefixes,)
+    )
+    if config.recipe != recipe:
+        raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
+    return config
+
+
+@record  # lets torchrun show the error of the process that failed first
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 for an option that cannot work, 1 for data or a loss that went wrong."""
+    logging.basicConfig(level=logging.INFO, format="train.py: %(message)s")
+    try:
+        config = parse(sys.argv[1:] if arguments is None else arguments)
+        process = start_process(config.speed.device, config.speed.threads)
+        check(config, process.world_size)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.speed.tf32
+        return train(config, process, Console())
+    except (ConfigError, CheckpointError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    except (DataError, NonFiniteLossError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        stop_process()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
