@@ -14,8 +14,8 @@ from simclr_fast.evaluation.linear import few_label_draws, linear_accuracy, stan
 LARGEST = (50_000, 10_000)  # training and test images that are compared on
 ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}
 PROBES = {
-    "few_label_1nn": "1-NN, {n} labels per class",
-    "few_label_linear": "linear probe, {n} labels per class",
+    "few_label_1nn": "1-NN, {n} labels/class",
+    "few_label_linear": "linear probe, {n} labels/class",
     "knn": "weighted kNN, all labels",
 }
 
@@ -42,7 +42,7 @@ def compare(
         bank, queries = (embed(encoder, source, preprocess, device, chosen) for source, chosen in parts)
         scores = probe_accuracies(bank, labels, queries, truth, labels_per_class, draws)
         for probe, score in scores.items():
-            results[probe][name] = score
+            results[probe][name] = round(score, 4)
     return results
 
 
