@@ -1,10 +1,9 @@
 """The runtime's barriers, warp operations and schedules: kernels that are right, under every schedule."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.simt.build import ROOT
 from tests.simt.library import SCHEDULES, Kernels, Schedule, SimtError, unwritten
 
 SOURCES = ("tests/simt/kernels/sync.cu",)
@@ -110,7 +109,7 @@ def test_warp_synchronised_exchange(kernels: Kernels, schedule: Schedule) -> Non
 
 
 def line_of(source: str, text: str, occurrence: int = 0) -> str:
-    lines = Path(source).read_text().splitlines()
+    lines = (ROOT / source).read_text().splitlines()
     return f"{source}:{[i for i, line in enumerate(lines, 1) if text in line][occurrence]}"
 
 
@@ -127,7 +126,7 @@ def test_divergent_barrier_is_reported(kernels: Kernels, schedule: Schedule) -> 
 @every_schedule
 def test_deadlock_is_reported(kernels: Kernels, schedule: Schedule) -> None:
     with pytest.raises(SimtError, match="deadlock in kernel deadlock_kernel") as error:
-        kernels.call("deadlock", unwritten(64, dtype=torch.int32), schedule=schedule)
+        kernels.call("deadlock", unwritten(128, dtype=torch.int32), schedule=schedule)
     message = str(error.value)
     assert f"wait in bar.sync at {line_of(SOURCES[0], 'named_barrier_sync(3, 64)')}" in message
     assert "threads (0,0,0) to (15,1,0) have returned" in message
@@ -150,7 +149,7 @@ def test_lane_outside_its_own_mask_is_reported(kernels: Kernels) -> None:
 
 def test_an_error_does_not_outlive_its_launch(kernels: Kernels) -> None:
     with pytest.raises(SimtError):
-        kernels.call("deadlock", unwritten(64, dtype=torch.int32))
+        kernels.call("deadlock", unwritten(128, dtype=torch.int32))
     x, y = torch.randn(1, 128), unwritten(1, 128, dtype=torch.float32)
     kernels.call("reverse", x, y, 1)
     assert torch.equal(y, x.flip(1))

@@ -37,7 +37,7 @@ __global__ void instances_kernel(int* y, bool* aligned) {
 }
 
 // y = sum over `steps` tiles of x (each 4 * 64 floats), through a ring of kStages buffers filled by 16-byte copies.
-// Right with kWait = kStages - 2 and the barrier before a buffer is filled again.
+// Right with kWait = kStages - 1 and a barrier before a buffer is filled again.
 template <int kStages, int kWait, bool kBarrier>
 __global__ void pipeline_kernel(const float* x, float* y, int steps) {
   __shared__ __align__(16) float ring[kStages][4 * kBlock];
@@ -45,14 +45,14 @@ __global__ void pipeline_kernel(const float* x, float* y, int steps) {
     if (step < steps) cp_async<16>(&ring[step % kStages][4 * threadIdx.x], x + (step * kBlock + threadIdx.x) * 4);
     cp_async_commit();
   };
-  for (int step = 0; step < kStages - 1; ++step) fetch(step);
+  for (int step = 0; step < kStages; ++step) fetch(step);
   float sum = 0;
   for (int step = 0; step < steps; ++step) {
     cp_async_wait_group<kWait>();
     __syncthreads();
     for (int i = 0; i < 4; ++i) sum += ring[step % kStages][4 * (kBlock - 1 - threadIdx.x) + i];
     if (kBarrier) __syncthreads();
-    fetch(step + kStages - 1);
+    fetch(step + kStages);
   }
   y[threadIdx.x] = sum;
 }
@@ -99,7 +99,8 @@ __global__ void shared_index_kernel(float* y, int index) {
   __shared__ float other[kBlock];
   tile[threadIdx.x] = other[threadIdx.x] = 1.0f;
   __syncthreads();
-  if (threadIdx.x == 0) y[0] = tile[index] + other[0];
+  const float* p = tile;
+  if (threadIdx.x == 0) y[0] = p[index] + other[0];
 }
 // Wrong for shifts of 32 and more.
 __global__ void shift_kernel(int* y, int by) { y[0] = 1 << by; }
@@ -126,13 +127,13 @@ int unwritten_double(double* y) { return SIMCLR_LAUNCH(unwritten_kernel<double>,
 int instances(int* y, bool* aligned) { return SIMCLR_LAUNCH(instances_kernel, 1, kBlock, 0, nullptr, y, aligned); }
 
 int pipeline(const float* x, float* y, int steps) {
-  return SIMCLR_LAUNCH((pipeline_kernel<3, 1, true>), 1, kBlock, 0, nullptr, x, y, steps);
-}
-int pipeline_short_wait(const float* x, float* y, int steps) {
   return SIMCLR_LAUNCH((pipeline_kernel<3, 2, true>), 1, kBlock, 0, nullptr, x, y, steps);
 }
+int pipeline_short_wait(const float* x, float* y, int steps) {
+  return SIMCLR_LAUNCH((pipeline_kernel<3, 3, true>), 1, kBlock, 0, nullptr, x, y, steps);
+}
 int pipeline_early_refill(const float* x, float* y, int steps) {
-  return SIMCLR_LAUNCH((pipeline_kernel<2, 0, false>), 1, kBlock, 0, nullptr, x, y, steps);
+  return SIMCLR_LAUNCH((pipeline_kernel<2, 1, false>), 1, kBlock, 0, nullptr, x, y, steps);
 }
 int zero_fill_4(const unsigned char* x, unsigned char* y, int n) {
   return SIMCLR_LAUNCH(zero_fill_kernel<4>, 1, kBlock, 0, nullptr, x, y, n);

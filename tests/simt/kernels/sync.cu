@@ -79,7 +79,7 @@ __global__ void divergent_barrier_kernel(int* y) {
 // Wrong: the second warp waits for a barrier that the first never comes to.
 __global__ void deadlock_kernel(int* y) {
   if (threadIdx.y >= 2) named_barrier_sync(3, 64);
-  y[threadIdx.x] = __shfl_sync(0xffffffffu, 1, 0);
+  y[(blockIdx.y * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x] = __shfl_sync(0xffffffffu, 1, 0);
 }
 
 // Wrong: lanes of one mask are in different operations.

@@ -50,7 +50,7 @@ Votes Block::barrier_sync(int id, int threads, int predicate, const char* name, 
   t.state = State::kAtBarrier;
   if (last) {
     open_barrier(id);
-    if (!error_.empty()) switch_for_good(t.context, host_);
+    if (!error_.empty()) leave();
   } else {
     wait(State::kAtBarrier, name, site);
   }
@@ -61,7 +61,7 @@ Votes Block::barrier_sync(int id, int threads, int predicate, const char* name, 
 void Block::barrier_arrive(int id, int threads, Site site) {
   if (!arrive(id, threads, 0, "bar.arrive", site)) return;
   open_barrier(id);
-  if (!error_.empty()) switch_for_good(thread().context, host_);
+  if (!error_.empty()) leave();
 }
 
 void Block::open_barrier(int id) {

@@ -85,7 +85,12 @@ void Block::finish() {
   current_block = nullptr;
   coordinates = nullptr;
   for (int i = 0; i < thread_count_; ++i) destroy_fiber(threads_[i].context);
-  shared_.destroy(&launch_order_);
+  if (error_.empty()) {
+    shared_.destroy(&launch_order_);
+  } else {  // its threads were left where they stood, so nothing orders them: the race detector must not see a free
+    join();
+    shared_.abandon();
+  }
 }
 
 // ---- Scheduling: even seeds take every thread once per round, odd ones let one warp run as far as it can, which is
@@ -154,9 +159,14 @@ void Block::thread_main() {
   Block& block = current();
   entered_from(block.host_);
   block.launch_->call(block.launch_->body);
-  order_release(&block.launch_order_);
   block.thread_returned(block.thread());
-  switch_for_good(block.thread().context, block.host_);
+  block.leave();
+}
+
+// The running fiber ends, at the kernel's end or at an error.
+void Block::leave() {
+  order_release(&launch_order_);
+  switch_for_good(thread().context, host_);
 }
 
 void Block::thread_returned(Thread& t) {
@@ -176,7 +186,7 @@ std::string Block::place(const Thread& t, Site site) const {
 
 void Block::fail(const std::string& what, Site site) {
   if (error_.empty()) error_ = what + " [" + place(thread(), site) + "]";
-  switch_for_good(thread().context, host_);
+  leave();
 }
 
 void Block::check_shared_limit(Site site) {

@@ -132,6 +132,7 @@ class Block {
 
  private:
   static void thread_main();
+  [[noreturn]] void leave();
   void start(const Launch& launch, uint3 index);
   void finish();
   void schedule(uint64_t seed);

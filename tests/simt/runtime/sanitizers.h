@@ -32,6 +32,12 @@ constexpr bool kSanitized = true;
 constexpr bool kSanitized = false;
 #endif
 
+#ifdef SIMT_TSAN
+constexpr bool kRaceDetector = true;
+#else
+constexpr bool kRaceDetector = false;
+#endif
+
 // "All that happened before order_release(at) happened before what follows order_acquire(at)."
 inline void order_release([[maybe_unused]] void* at) {
 #ifdef SIMT_TSAN

@@ -35,6 +35,12 @@ void SharedMemory::destroy(void* order) {
   slab_ = nullptr;
 }
 
+void SharedMemory::abandon() {
+  allow(slab_, slab_bytes_);
+  if (!kRaceDetector) std::free(slab_);
+  slab_ = nullptr;
+}
+
 char* SharedMemory::variable(const void* key, size_t bytes, size_t alignment) {
   for (const Variable& v : variables_) {
     if (v.key == key) return slab_ + v.offset;

@@ -12,6 +12,7 @@ class SharedMemory {
   void create(size_t dynamic_bytes);
   // `order`: what the block's threads released when they returned, for the race detector.
   void destroy(void* order);
+  void abandon();  // after an error
 
   char* dynamic() const { return slab_; }
   size_t dynamic_bytes() const { return dynamic_bytes_; }
