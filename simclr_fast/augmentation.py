@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from simclr_fast.ops.augment import AugmentParams, AugmentRecipe, ImageBatch, augment, sample
+from simclr_fast.ops.augment.params import PACKED_WORDS, pack_window
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -266,37 +267,21 @@ class SimCLREval(_FusedTransform):
     def forward(self, images: Images) -> Tensor:
         """[B, C, *size], normalised; images as for SimCLRAugment."""
         batch = ImageBatch.of(images)
-        return self._run(batch, self._params(batch).pack(), blur_kernel=1)
+        uniform = batch.table is None
+        rows = [self._window(*size) for size in (batch.sizes[:1] if uniform else batch.sizes)]
+        packed = torch.tensor(rows, dtype=torch.int32).reshape(1, len(rows), PACKED_WORDS).to(batch.data.device)
+        return self._run(batch, packed.expand(1, batch.batch_size, -1), blur_kernel=1)
 
-    def _params(self, batch: ImageBatch) -> AugmentParams:
-        device = batch.data.device
-        whole = {"top": [], "left": [], "height": [], "width": []}
-        window = {"resize_height": [], "resize_width": [], "shift_y": [], "shift_x": []}
-        sizes = batch.sizes if batch.table is not None else batch.sizes[:1]
-        for height, width in sizes:
-            short = min(height, width)
-            resized = [int(self.resize * side / short) for side in (height, width)]
-            shift = [round((full - out) / 2) for full, out in zip(resized, self.size)]
-            values = (0, 0, height, width, *resized, *shift)
-            for column, value in zip((*whole.values(), *window.values()), values):
-                column.append(value)
-
-        def per_image(values: list[int], dtype: torch.dtype) -> Tensor:
-            if batch.table is None:  # a fill, so that a CUDA graph can hold it
-                return torch.full((1, batch.batch_size), values[0], dtype=dtype, device=device)
-            return torch.tensor([values], dtype=dtype).to(device)
-
-        integers = {name: per_image(values, torch.int32) for name, values in (whole | window).items()}
-        zero = torch.zeros((1, batch.batch_size), dtype=torch.int32, device=device)
-        flags = dict.fromkeys(("hflip", "jitter", "gray", "blur", "solarize"), zero.bool())
-        floats = dict.fromkeys(
-            ("brightness", "contrast", "saturation", "hue", "sigma", "solarize_threshold"), zero.float()
-        )
-        return AugmentParams(**integers, **flags, **floats, order=zero)
+    def _window(self, height: int, width: int) -> list[int]:
+        """Packed parameters: the whole image, resized to the window's surroundings."""
+        short = min(height, width)
+        resized = [int(self.resize * side / short) for side in (height, width)]
+        shift = [round((full - out) / 2) for full, out in zip(resized, self.size)]
+        return pack_window(height, width, resized, shift)
 
 
 def _size(size: int | tuple[int, int], name: str) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
         raise ValueError(f"{name}={size!r} must be an integer >= 1, or (height, width)")
     return pair

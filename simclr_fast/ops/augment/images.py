@@ -34,11 +34,11 @@ class ImageBatch:
 
     @staticmethod
     def of(images: "Tensor | Sequence[Tensor]") -> "ImageBatch":
-        """Checks images ([B, C, H, W], or a list of [C, H, W]) and lays them out without copying a whole batch."""
+        """Checks images ([B, C, H, W], or a list of [C, H, W]), detaches them, and concatenates a list."""
         if isinstance(images, Tensor):
             _check_image(images, "images", 4)
             batch, channels, height, width = images.shape
-            return ImageBatch(images, None, channels, ((height, width),) * batch)
+            return ImageBatch(images.detach(), None, channels, ((height, width),) * batch)
         if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             raise TypeError(f"images is a {type(images).__name__}; pass a tensor [B, C, H, W] or a list of [C, H, W]")
         if not images:
@@ -93,4 +93,4 @@ def _ragged(images: Sequence[Tensor]) -> ImageBatch:
     if images[0].is_cuda:
         table = table.pin_memory().to(images[0].device, non_blocking=True)
     sizes = tuple((image.shape[1], image.shape[2]) for image in images)
-    return ImageBatch(torch.cat(flat), table, images[0].shape[0], sizes)
+    return ImageBatch(torch.cat(flat).detach(), table, images[0].shape[0], sizes)

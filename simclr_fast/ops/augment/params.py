@@ -5,6 +5,7 @@ Both mirror C++ structs: AugmentParams that of csrc/augment_params.h, AugmentRec
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,7 +17,7 @@ ORDERS = tuple(itertools.permutations(range(4)))
 
 FLAGS = ("hflip", "jitter", "gray", "blur", "solarize")  # bit k of the flags word
 PACKED_WORDS = 16
-# The words of a packed row; a tuple is a word of flags.
+# The word of each field in a packed row.
 _INT_WORDS = {"top": 0, "left": 1, "height": 2, "width": 3, "order": 5}
 _FLAGS_WORD = 4
 _FLOAT_WORDS = {"brightness": 6, "contrast": 7, "saturation": 8, "hue": 9, "sigma": 10, "solarize_threshold": 11}
@@ -87,9 +88,9 @@ class AugmentParams:
 
     @staticmethod
     def unpack(packed: Tensor) -> "AugmentParams":
-        """The fields of a packed tensor [views, B, 16]."""
-        values = {name: packed[..., word] for name, word in (_INT_WORDS | _WINDOW_WORDS).items()}
-        values |= {name: packed[..., word].view(torch.float32) for name, word in _FLOAT_WORDS.items()}
+        """The fields of a packed tensor [views, B, 16], each with its own storage (torch.save needs that)."""
+        values = {name: packed[..., word].clone() for name, word in (_INT_WORDS | _WINDOW_WORDS).items()}
+        values |= {name: packed[..., word].clone().view(torch.float32) for name, word in _FLOAT_WORDS.items()}
         values |= {name: (packed[..., _FLAGS_WORD] >> bit & 1).bool() for bit, name in enumerate(FLAGS)}
         return AugmentParams(**values)
 
@@ -127,6 +128,15 @@ class AugmentParams:
                     f"params.{name}[{view}, {sample}] = {value} {rule}; "
                     "use parameters that were drawn for these images (SimCLRAugment.sample)"
                 )
+
+
+def pack_window(height: int, width: int, resized: Sequence[int], shift: Sequence[int]) -> list[int]:
+    """The packed words of no augmentation: the whole image, resized, and the output's window of it."""
+    words = [0] * PACKED_WORDS
+    words[_INT_WORDS["height"]], words[_INT_WORDS["width"]] = height, width
+    words[_WINDOW_WORDS["resize_height"]], words[_WINDOW_WORDS["resize_width"]] = resized
+    words[_WINDOW_WORDS["shift_y"]], words[_WINDOW_WORDS["shift_x"]] = shift
+    return words
 
 
 @dataclass(frozen=True)

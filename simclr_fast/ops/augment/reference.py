@@ -18,7 +18,7 @@ def augment_one(image: Tensor, p: dict[str, float], out_height: int, out_width: 
 
     x = F.to_dtype(image, torch.float32, scale=True)
     resized = [p["resize_height"] or out_height, p["resize_width"] or out_width]
-    x = F.resized_crop(x, p["top"], p["left"], p["height"], p["width"], resized, antialias=True)
+    x = _resize(F.crop(x, p["top"], p["left"], p["height"], p["width"]), resized)
     x = x[:, p["shift_y"] : p["shift_y"] + out_height, p["shift_x"] : p["shift_x"] + out_width]
     if p["hflip"]:
         x = F.horizontal_flip(x)
@@ -33,6 +33,17 @@ def augment_one(image: Tensor, p: dict[str, float], out_height: int, out_width: 
     if p["solarize"]:
         x = F.solarize(x, p["solarize_threshold"])
     return x
+
+
+def _resize(x: Tensor, size: list[int]) -> Tensor:
+    from torchvision.transforms.v2 import functional as F
+
+    if size[1] > 1:
+        return F.resize(x, size, antialias=True)
+    # torch's antialiased interpolation repeats one row where the output is one pixel wide (seen in 2.14): a single
+    # column counts as contiguous in either layout, and it takes the wrong strides. Two equal columns avoid that.
+    column = F.resize(x, [x.shape[1], 1], antialias=True)
+    return F.resize(column.expand(-1, -1, 2), [size[0], 2], antialias=True)[..., :1]
 
 
 def augment_reference(

@@ -1,0 +1,46 @@
+"""Runs a backend and the torchvision reference on the same drawn parameters, before normalisation."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from simclr_fast import SimCLRAugment
+from simclr_fast.ops.augment import AugmentParams
+
+Place = tuple[str, str]
+TOLERANCE = 1e-5
+OPERATIONS = ("hflip", "jitter", "gray", "blur", "solarize")
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """uint8 images without any smoothness: neighbouring pixels differ as much as they can."""
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def transform(size, **settings) -> SimCLRAugment:
+    """A transform whose output is the image itself: no normalisation."""
+    return SimCLRAugment(size, mean=0.0, std=1.0, **settings)
+
+
+def only(params: AugmentParams, *operations: str) -> AugmentParams:
+    """The same draws with just these operations switched on, for every view."""
+    switches = {name: torch.full_like(params.hflip, name in operations) for name in OPERATIONS}
+    return replace(params, **switches)
+
+
+def move(images, device: str):
+    return images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+
+
+def errors(place: Place, images, size, params: AugmentParams, **settings) -> Tensor:
+    """Largest absolute error of each output image."""
+    device, backend = place
+    truth = transform(size, views=params.views, backend="reference", **settings).apply(images, params)
+    actual = transform(size, views=params.views, backend=backend, **settings).apply(
+        move(images, device), params.to(device)
+    )
+    assert actual.shape == truth.shape
+    assert actual.dtype == truth.dtype
+    assert actual.stride() == truth.stride()
+    return (actual.cpu().double() - truth.double()).abs().flatten(1).amax(1)
