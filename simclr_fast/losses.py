@@ -1,15 +1,20 @@
 """The public NT-Xent loss: `ntxent_loss` and the module `NTXentLoss`."""
 
 import math
+import warnings
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from simclr_fast.ops.ntxent.reference import ntxent_reference
+from simclr_fast import distributed
+from simclr_fast.backends import resolve_backend
+from simclr_fast.ops.ntxent.ops import ntxent
 
 Reduction = Literal["mean", "sum", "none"]
-REDUCTIONS = ("mean", "sum", "none")
-BACKENDS = ("auto", "cpp", "triton", "reference")
+Precision = Literal["ieee", "tf32"]
+Backend = Literal["auto", "cpp", "triton", "reference"]
+_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def ntxent_loss(
@@ -18,27 +23,66 @@ def ntxent_loss(
     temperature: float | Tensor = 0.5,
     *,
     reduction: Reduction = "mean",
+    group: "torch.distributed.ProcessGroup | None" = None,
     eps: float = 1e-8,
-    backend: str = "auto",
+    precision: Precision | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """NT-Xent loss of two views z0, z1 [N, D] (float16, bfloat16, float32 or float64), mean over the 2N rows by default.
+    """The NT-Xent loss of two views, exact, in memory linear in N.
 
-    `temperature` is a positive float or a 0-dim tensor, which may require grad. Returns float32 (float64 for float64
-    inputs): a scalar, or the row losses [2N] for reduction "none". Chance level is log(2N - 1).
+    Row i of z0 and row i of z1 are a positive pair; all other rows of both views are negatives. With unit rows
+    u_i = z_i / max(|z_i|, eps) and s_ij = u_i . u_j / temperature, the loss of row i is
+    -log(exp(s_ip) / sum_{j != i} exp(s_ij)), p being its positive. Chance level is log(2N - 1).
+
+    Args:
+        z0, z1: [N, D], N >= 1, D >= 1; float16, bfloat16, float32 or float64, any strides.
+        temperature: a positive float, or a 0-dim tensor on the views' device, which may require grad. A tensor on CUDA
+            is never read by the host, hence its value is not checked: a temperature <= 0 gives a meaningless loss.
+        reduction: "mean" or "sum" over the 2N rows, or "none" for the row losses [2N], view 0 before view 1.
+        group: processes whose rows are also negatives; all of them must call with equal N and D. "mean" and "sum" then
+            return the loss of the whole batch on every rank, and the mean of the ranks' gradients, which
+            DistributedDataParallel takes, is that loss's gradient. "none" returns this rank's rows.
+        eps: rows shorter than this are divided by it (> 0).
+        precision: for float32 on CUDA, "ieee" multiplies with float32 accuracy, "tf32" rounds factors to 10 bits. None
+            follows torch.get_float32_matmul_precision(). The CPU always multiplies float32 as float32.
+        backend: "auto", "cpp" (compiled extension), "triton" or "reference" (plain PyTorch, O(N^2) memory).
+
+    Returns:
+        float32 (float64 for float64 views), never negative; differentiable once in z0, z1 and temperature (as often as
+        wanted with backend="reference"). A NaN in a view gives NaN.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, shape, dtype, device or value.
+        RuntimeError: the named backend cannot serve the views.
     """
     _check_views(z0, z1)
-    _check_temperature(temperature)
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction={reduction!r}: choose one of {', '.join(REDUCTIONS)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r}: choose one of {', '.join(BACKENDS)}")
-    if backend not in ("auto", "reference"):
-        raise RuntimeError(f"backend={backend!r} is not available here; use backend='reference'")
-    return ntxent_reference(z0, z1, temperature, eps=eps, reduction=reduction)
+    _check_temperature(temperature, z0)
+    _check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if not eps > 0:
+        raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
+    if precision is None:
+        precision = _default_precision()
+    _check_choice("precision", precision, ("ieee", "tf32"))
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(torch.float64 if z0.dtype == torch.float64 else torch.float32)
+    return ntxent(
+        z0,
+        z1,
+        temperature,
+        reduction=reduction,
+        eps=float(eps),
+        precision=precision,
+        backend=_choose_backend(backend, z0),
+        group=group,
+    )
 
 
 class NTXentLoss(nn.Module):
-    """`ntxent_loss` as a module: `loss = NTXentLoss(temperature=0.5)(z0, z1)`; call-compatible with lightly's."""
+    """`ntxent_loss` as a module, call-compatible with lightly's: `loss = NTXentLoss(temperature=0.5)(z0, z1)`.
+
+    `gather_distributed=True` compares with the rows of all processes (of the default group; alone without one). A
+    tensor as `temperature` moves with the module; an nn.Parameter is learned with it.
+    """
 
     def __init__(
         self,
@@ -48,44 +92,104 @@ class NTXentLoss(nn.Module):
         *,
         reduction: Reduction = "mean",
         eps: float = 1e-8,
-        backend: str = "auto",
+        precision: Precision | None = None,
+        backend: Backend = "auto",
     ):
         super().__init__()
         if memory_bank_size != 0:
-            raise NotImplementedError(f"memory_bank_size={memory_bank_size}: only 0 (no memory bank) is implemented")
+            raise NotImplementedError(
+                f"memory_bank_size={memory_bank_size!r}: memory banks are not implemented; use 0 and a larger batch"
+            )
         if gather_distributed:
-            raise NotImplementedError("gather_distributed=True is not implemented; use gather_distributed=False")
-        self.temperature = temperature
+            distributed.default_group()  # raises where torch.distributed is missing
+        _check_temperature(temperature)
+        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature)
+        else:
+            self.temperature = temperature
+        self.gather_distributed = gather_distributed
         self.reduction = reduction
         self.eps = eps
+        self.precision = precision
         self.backend = backend
 
     def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        return ntxent_loss(z0, z1, self.temperature, reduction=self.reduction, eps=self.eps, backend=self.backend)
+        """The loss of the views z0, z1 [N, D]; see `ntxent_loss`."""
+        return ntxent_loss(
+            z0,
+            z1,
+            self.temperature,
+            reduction=self.reduction,
+            group=distributed.default_group() if self.gather_distributed else None,
+            eps=self.eps,
+            precision=self.precision,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for print(module)."""
+        return (
+            f"temperature={self.temperature}, gather_distributed={self.gather_distributed}, "
+            f"reduction={self.reduction!r}, backend={self.backend!r}"
+        )
+
+
+# A constant of the graph where torch.compile traces: it cannot trace the getter.
+@torch.compiler.assume_constant_result
+def _default_precision() -> str:
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _choose_backend(backend: str, z: Tensor) -> str:
+    chosen = resolve_backend(backend, "ntxent_fwd", z.device)
+    if chosen == "triton" and z.dtype == torch.float64:
+        reason = "the Triton kernels have no float64"
+        if backend != "auto":
+            raise RuntimeError(f"backend='triton' cannot serve {z.dtype}: {reason}; use backend='reference'")
+        warnings.warn(f"ntxent_loss runs as plain PyTorch: {reason}", RuntimeWarning, stacklevel=3)
+        return "reference"
+    return chosen
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
 
 
 def _check_views(z0: Tensor, z1: Tensor) -> None:
     for name, z in (("z0", z0), ("z1", z1)):
         if not isinstance(z, Tensor):
             raise TypeError(f"{name} is a {type(z).__name__}: pass a torch.Tensor [N, D]")
+        if z.dtype not in _FLOAT_DTYPES:
+            raise TypeError(
+                f"{name} has dtype {z.dtype}: pass float16, bfloat16, float32 or float64, e.g. {name}.float()"
+            )
         if z.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(z.shape)}: pass [N, D], one embedding per row")
-        if not z.is_floating_point():
-            raise TypeError(f"{name} has dtype {z.dtype}: pass float16, bfloat16, float32 or float64")
         if z.numel() == 0:
-            raise ValueError(f"{name} has shape {tuple(z.shape)}: it is empty; pass N >= 1 rows of D >= 1 entries")
+            raise ValueError(f"{name} has shape {tuple(z.shape)}: it is empty; pass at least one row and one column")
     if z0.shape != z1.shape:
         raise ValueError(f"z0 {tuple(z0.shape)} and z1 {tuple(z1.shape)} differ in shape: row i of both is one sample")
     if z0.dtype != z1.dtype:
         raise TypeError(f"z0 is {z0.dtype} and z1 is {z1.dtype}: convert one of them")
     if z0.device != z1.device:
-        raise ValueError(f"z0 is on {z0.device} and z1 on {z1.device}: move one of them")
+        raise ValueError(f"z0 is on {z0.device} and z1 is on {z1.device}: move one of them")
 
 
-def _check_temperature(temperature: float | Tensor) -> None:
+def _check_temperature(temperature: float | Tensor, z: Tensor | None = None) -> None:
+    """Checks what can be checked without waiting for a device."""
     if isinstance(temperature, Tensor):
-        if temperature.ndim != 0:
-            raise ValueError(f"temperature has shape {tuple(temperature.shape)}: pass a float or a 0-dim tensor")
-        return  # its value stays on its device: reading it would synchronise
+        if temperature.ndim != 0 or not temperature.is_floating_point():
+            raise ValueError(
+                f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}: "
+                "pass a float or a 0-dim float tensor"
+            )
+        if z is not None and temperature.device != z.device:
+            raise ValueError(f"temperature is on {temperature.device} and z0 is on {z.device}: move one of them")
+        if temperature.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        temperature = temperature.item()
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature is a {type(temperature).__name__}: pass a float or a 0-dim tensor")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature={temperature}: pass a positive, finite number (0.1 to 0.5 is usual)")

@@ -9,13 +9,13 @@
 #ifndef SIMCLR_DISPATCH
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define SIMCLR_X86 1
-#define SIMCLR_DISPATCH(function)                                                                \
-  (::simclr::cpu::active_isa() == ::simclr::cpu::Isa::kAvx512 ? &::simclr::cpu::avx512::function \
-   : ::simclr::cpu::active_isa() == ::simclr::cpu::Isa::kAvx2 ? &::simclr::cpu::avx2::function   \
-                                                              : &::simclr::cpu::portable::function)
+#define SIMCLR_DISPATCH(...)                                                                        \
+  (::simclr::cpu::active_isa() == ::simclr::cpu::Isa::kAvx512 ? &::simclr::cpu::avx512::__VA_ARGS__ \
+   : ::simclr::cpu::active_isa() == ::simclr::cpu::Isa::kAvx2 ? &::simclr::cpu::avx2::__VA_ARGS__   \
+                                                              : &::simclr::cpu::portable::__VA_ARGS__)
 #else
 #define SIMCLR_X86 0
-#define SIMCLR_DISPATCH(function) (&::simclr::cpu::portable::function)
+#define SIMCLR_DISPATCH(...) (&::simclr::cpu::portable::__VA_ARGS__)
 #endif
 #endif
 

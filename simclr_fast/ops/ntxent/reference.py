@@ -1,7 +1,7 @@
 """NT-Xent in plain PyTorch: the ground truth of every backend, and the textbook form that benchmarks compare with.
 
-With u_i = z_i / max(|z_i|, eps), logits s_ij = u_i . u_j / t, and p(i) the other view of row i, the NT-Xent loss of row i
-is -log(exp(s_ip) / sum_{j != i} exp(s_ij)). Dividing through by exp(s_ip) gives the positive-anchored form
+With u_i = z_i / max(|z_i|, eps), logits s_ij = u_i . u_j / t, and p = p(i) the other view of row i, the NT-Xent loss of
+row i is -log(exp(s_ip) / sum_{j != i} exp(s_ij)). Dividing through by exp(s_ip) gives the positive-anchored form
 
     L_i = softplus(lse_neg_i - s_ip),    lse_neg_i = log sum_{j not in {i, p(i)}} exp(s_ij),
 
@@ -18,6 +18,11 @@ from torch import Tensor
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that statistics and the loss have: float64 for float64 inputs, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) in full precision; torch's own turns linear at 20, which is too coarse for float64."""
+    return -F.logsigmoid(-x)
 
 
 def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
@@ -44,8 +49,7 @@ def row_losses(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset
     excluded[rows, own] = True
     excluded[rows, positive] = True
     lse_neg = torch.logsumexp(s.masked_fill(excluded, -torch.inf), dim=1)
-    # softplus(x) = -log(sigmoid(-x)); torch's softplus turns linear at 20, which is too coarse for float64.
-    return -F.logsigmoid(s[rows, positive] - lse_neg)
+    return softplus(lse_neg - s[rows, positive])
 
 
 def ntxent_reference(

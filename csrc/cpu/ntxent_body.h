@@ -1,0 +1,207 @@
+// NT-Xent passes for one instruction set: rows in, blocks in rounds, rows out. Included through for_each_isa.h.
+
+#include "ntxent_tile_body.h"
+
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+
+inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+// u [rows, dim] -> across [rows_padded / kPanel][dim][kPanel], times `scale`, padded with zero rows. The product is
+// rounded once: a scale rounded to float would be off by the same factor in every logit.
+template <class T>
+void pack_across(const T* u, int64_t rows, int64_t dim, double scale, T* out, int64_t panel_begin, int64_t panel_end) {
+  constexpr int P = kPanel<T>;
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    T* block = out + panel * P * dim;
+    for (int r = 0; r < P; ++r) {
+      const int64_t row = panel * P + r;
+      if (row < rows) {
+        for (int64_t k = 0; k < dim; ++k) block[k * P + r] = static_cast<T>(u[row * dim + k] * scale);
+      } else {
+        for (int64_t k = 0; k < dim; ++k) block[k * P + r] = 0;
+      }
+    }
+  }
+}
+
+// u [rows, dim] -> along [dim_padded / kPanel][rows_padded][kPanel], padded with zeros.
+template <class T>
+void pack_along(const T* u, int64_t rows, int64_t dim, int64_t rows_padded, T* out, int64_t begin, int64_t end) {
+  constexpr int P = kPanel<T>;
+  for (int64_t d = 0; d < dim; d += P) {
+    const int64_t width = dim - d < P ? dim - d : P;
+    for (int64_t row = begin; row < end; ++row) {
+      T* to = out + d * rows_padded + row * P;
+      const int64_t filled = row < rows ? width : 0;
+      for (int64_t k = 0; k < filled; ++k) to[k] = u[row * dim + d + k];
+      for (int64_t k = filled; k < P; ++k) to[k] = 0;
+    }
+  }
+}
+
+// The packed operand `across`, of `rows` rows of u.
+template <class T>
+class Across {
+ public:
+  Across(const T* u, int64_t rows, int64_t dim, double temperature, const Parallel& parallel)
+      : padded_(round_up(rows, kPanel<T>)), panels_(padded_ * dim) {
+    const double scale = std::sqrt(kLog2E / temperature);
+    parallel(padded_ / kPanel<T>, 1,
+             [&](int64_t begin, int64_t end) { pack_across(u, rows, dim, scale, panels_.data(), begin, end); });
+  }
+  const T* data() const { return panels_.data(); }
+  int64_t padded() const { return padded_; }
+
+ private:
+  int64_t padded_;
+  AlignedBuffer<T> panels_;
+};
+
+template <class T>
+Matrix<T> matrix_of(const T* row_panels, const T* columns, int64_t n, int64_t column_count, int64_t row_offset,
+                    int64_t dim) {
+  return {row_panels, columns, n, 2 * n, column_count, row_offset, dim};
+}
+
+// Calls visit(rows, columns, both) on block pairs that together cover the matrix. Of a symmetric one only one of (I, J)
+// and (J, I) is visited, with `both` set: the visitor then serves the rows I and, by symmetry, the rows J.
+template <class Visit>
+void for_each_block_pair(const Blocks& rows, const Blocks& columns, bool symmetric, const Parallel& parallel,
+                         const Visit& visit) {
+  if (symmetric) return SymmetricSchedule(rows).run(parallel, visit);
+  parallel(rows.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < columns.count(); ++j) visit(rows[i], columns[j], false);
+    }
+  });
+}
+
+template <class T>
+void forward_pass(const NtxentForward<T>& args, const Parallel& parallel) {
+  const int64_t rows = 2 * args.n;
+  const bool symmetric = rows == args.columns, bounded = is_bounded(args.temperature);
+  const Across<T> columns(args.u, args.columns, args.dim, args.temperature, parallel);
+  const Across<T> own(args.u + args.row_offset * args.dim, symmetric ? 0 : rows, args.dim, args.temperature, parallel);
+  const int64_t rows_padded = round_up(rows, kPanel<T>);
+  const Matrix<T> matrix = matrix_of(symmetric ? columns.data() : own.data(), columns.data(), args.n, args.columns,
+                                     args.row_offset, args.dim);
+
+  AlignedBuffer<T> max(rows_padded);
+  AlignedBuffer<double> sum(rows_padded);
+  for (int64_t i = 0; i < rows_padded; ++i) {
+    max[i] = bounded ? 0 : -Simd<T>::kLargest;
+    sum[i] = 0;
+  }
+  const RowSums<T> sums{max.data(), sum.data()};
+  const int64_t block = block_rows(args.columns);
+  for_each_block_pair(Blocks(rows_padded, block), Blocks(columns.padded(), block), symmetric, parallel,
+                      [&](Block i, Block j, bool both) {
+                        if (bounded) {
+                          add_bounded_sums(matrix, i, j, both, sums.sum, sums.sum);
+                        } else {
+                          add_sums(matrix, i, j, both, sums, sums);
+                        }
+                      });
+
+  AlignedBuffer<double> losses(rows);
+  parallel(rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* u = args.u + (args.row_offset + i) * args.dim;
+      const double s_pos = dot(u, args.u + matrix.positive(i) * args.dim, args.dim) / args.temperature;
+      const double lse_neg = std::log(sum[i]) + max[i] * kLn2;
+      args.s_pos[i] = static_cast<T>(s_pos);
+      args.lse_neg[i] = static_cast<T>(lse_neg);
+      losses[i] = softplus(lse_neg - s_pos);
+      if (!args.reduce) args.loss[i] = static_cast<T>(losses[i]);
+    }
+  });
+  if (args.reduce) {
+    double total = 0;
+    for (int64_t i = 0; i < rows; ++i) total += losses[i];
+    args.loss[0] = static_cast<T>(args.scale * total);
+  }
+}
+
+template <class Z, class T>
+void backward_pass(const NtxentBackward<Z, T>& args, const Parallel& parallel) {
+  const int64_t rows = 2 * args.n, dim = args.dim, dim_padded = round_up(dim, kPanel<T>);
+  const bool symmetric = rows == args.columns, bounded = is_bounded(args.temperature);
+  const Across<T> columns(args.u, args.columns, dim, args.temperature, parallel);
+  const Across<T> own(args.u + args.row_offset * dim, symmetric ? 0 : rows, dim, args.temperature, parallel);
+  const int64_t rows_padded = round_up(rows, kPanel<T>), columns_padded = columns.padded();
+  const Matrix<T> matrix =
+      matrix_of(symmetric ? columns.data() : own.data(), columns.data(), args.n, args.columns, args.row_offset, dim);
+  AlignedBuffer<T> along(dim_padded * columns_padded);
+  parallel(columns_padded, 64, [&](int64_t begin, int64_t end) {
+    pack_along(args.u, args.columns, dim, columns_padded, along.data(), begin, end);
+  });
+
+  // Weights are divided by the largest, so that w 2^-l cannot overflow.
+  const auto upstream = [&](int64_t j) { return args.scale * args.dloss[args.reduce ? 0 : j]; };
+  double largest = 0;
+  for (int64_t j = 0; j < (args.reduce ? 1 : args.columns); ++j)
+    largest = larger_or_nan(largest, std::fabs(upstream(j)));
+  // The rows of the last block reach up to kPanel rows beyond the last column.
+  AlignedBuffer<T> weight(columns_padded + kPanel<T>), lse(columns_padded + kPanel<T>);
+  parallel(columns_padded + kPanel<T>, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j) {
+      weight[j] = lse[j] = 0;
+      if (j >= args.columns) continue;
+      const double w = largest == 0 ? 0 : upstream(j) / largest;
+      const double l = kLog2E * log_add_exp(args.lse_neg[j], args.s_pos[j]);
+      weight[j] = static_cast<T>(bounded ? w * std::exp2(-l) : w);
+      lse[j] = static_cast<T>(l);
+    }
+  });
+
+  AlignedBuffer<T> du(dim_padded * rows_padded);
+  parallel(dim_padded * rows_padded, 65536,
+           [&](int64_t begin, int64_t end) { std::memset(du.data() + begin, 0, (end - begin) * sizeof(T)); });
+  const RowFactors<T> of_column{weight.data(), lse.data()};
+  const RowFactors<T> of_row{weight.data() + args.row_offset, lse.data() + args.row_offset};
+  const int64_t block = block_rows(args.columns);
+  for_each_block_pair(Blocks(rows_padded, block), Blocks(columns_padded, block), symmetric, parallel,
+                      [&](Block i, Block j, bool both) {
+                        alignas(kCacheLine) T tile[kMaxBlock * kMaxBlock];
+                        if (bounded) {
+                          store_coefficients<true>(matrix, i, j, of_row, of_column, tile);
+                        } else {
+                          store_coefficients<false>(matrix, i, j, of_row, of_column, tile);
+                        }
+                        add_product(tile, i, j, along.data(), columns_padded, du.data(), rows_padded, dim_padded);
+                        if (both)
+                          add_transposed_product(tile, i, j, along.data(), columns_padded, du.data(), dim_padded);
+                      });
+
+  AlignedBuffer<double> radial(rows);  // u_i . du_i
+  parallel(rows, 64, [&](int64_t begin, int64_t end) {
+    AlignedBuffer<T> row(dim);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t own_column = args.row_offset + i, positive = matrix.positive(i);
+      const T* u = args.u + own_column * dim;
+      const T* u_positive = args.u + positive * dim;
+      const auto pull = [&](int64_t j) { return upstream(j) * sigmoid(double(args.lse_neg[j]) - args.s_pos[j]); };
+      const T of_positive = static_cast<T>((pull(own_column) + pull(positive)) / args.temperature);
+      const T of_negatives = static_cast<T>(largest / args.temperature);
+      for (int64_t d = 0; d < dim; d += kPanel<T>) {
+        const T* from = du.data() + d * rows_padded + i * kPanel<T>;
+        for (int64_t k = d; k < dim && k < d + kPanel<T>; ++k) {
+          row[k] = of_negatives * from[k - d] - of_positive * u_positive[k];
+        }
+      }
+      radial[i] = dot(u, row.data(), dim);
+      const T inv_norm = args.inv_norm[i];
+      const T along_u = norm_was_clamped(inv_norm, args.eps) ? T(0) : static_cast<T>(radial[i]);
+      Z* dz = args.dz[i >= args.n] + (i % args.n) * dim;
+      for (int64_t k = 0; k < dim; ++k) narrow(inv_norm * (row[k] - u[k] * along_u), dz[k]);
+    }
+  });
+  // Every pair of rows meets twice in the sum of u_i . du_i, once in t dL/dt.
+  double total = 0;
+  for (int64_t i = 0; i < rows; ++i) total += radial[i];
+  *args.dt = static_cast<T>(-total / (2 * args.temperature));
+}
+
+}  // namespace

@@ -1,0 +1,295 @@
+// NT-Xent on one pair of blocks, for one instruction set; included by ntxent.cpp through for_each_isa.h.
+//
+// A micro-tile is kRows rows by kPanel columns of S = (log2 e / t) U U^T; its accumulators stay in registers. Operands
+// are packed so that the inner loop reads kPanel contiguous values of one factor and broadcasts kRows of the other:
+//   across  [rows / kPanel][dim][kPanel]     panels of rows, transposed: both factors of S (each holds sqrt(log2 e /
+//   t)) along   [dim / kPanel][rows][kPanel]     panels of columns: right factor of G U and G^T U, and the layout of dU
+//   tile    [columns / kPanel][rows][kPanel] S or G on a pair of blocks: left factor of both products
+
+#include "simd_body.h"
+
+namespace {
+
+constexpr int kRows = kVectorBytes == 64 ? 8 : 4;  // 2 kRows accumulators out of 32 registers (AVX-512) or 16
+
+template <class T>
+constexpr int kPanel = 2 * Simd<T>::kLanes;
+
+template <class T>
+using Vec = typename Simd<T>::V;
+
+template <class T>
+inline Vec<T>& vec(T* p) {
+  return *reinterpret_cast<Vec<T>*>(p);
+}
+
+template <class T>
+inline const Vec<T>& vec(const T* p) {
+  return *reinterpret_cast<const Vec<T>*>(p);
+}
+
+template <class T>
+struct __attribute__((may_alias)) MicroTile {
+  Vec<T> v[kRows][2];
+};
+
+// acc[r] += sum over k of a[k * kStep + r * kStride] b[k], b being [steps][kPanel].
+template <int kStep, int kStride, class T>
+__attribute__((always_inline)) inline void multiply_add(MicroTile<T>& acc, const T* a, const T* b, int64_t steps) {
+  for (int64_t k = 0; k < steps; ++k, a += kStep, b += kPanel<T>) {
+    const Vec<T> b0 = vec(b), b1 = vec(b + Simd<T>::kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      acc.v[r][0] += a[r * kStride] * b0;
+      acc.v[r][1] += a[r * kStride] * b1;
+    }
+  }
+}
+
+template <class T>
+inline T horizontal_max(Vec<T> v) {
+  T m = v[0];
+  for (int lane = 1; lane < Simd<T>::kLanes; ++lane) m = v[lane] > m || v[lane] != v[lane] ? v[lane] : m;
+  return m;
+}
+
+template <class T>
+inline double horizontal_sum(Vec<T> v) {
+  double sum = 0;
+  for (int lane = 0; lane < Simd<T>::kLanes; ++lane) sum += v[lane];
+  return sum;
+}
+
+// a where a >= b or a is NaN; NaN in either argument wins.
+template <class T>
+inline Vec<T> max_or_nan(Vec<T> a, Vec<T> b) {
+  const Vec<T> larger = a > b ? a : b;  // b where a is NaN
+  return a == a ? larger : a;
+}
+
+// The local rows and the columns of one process. In a single process both are the same rows.
+template <class T>
+struct Matrix {
+  const T* row_panels;  // across, of the local rows
+  const T* columns;     // across, of all columns
+  int64_t n, rows, column_count, row_offset, dim;
+
+  int64_t positive(int64_t row) const { return row_offset + (row + n) % rows; }
+
+  // Whether the micro-tile at (row, column) holds an entry that is no negative pair: its own column, the positive's, or
+  // padding.
+  bool has_excluded(int64_t row, int64_t column) const {
+    const int64_t from = row_offset + row - column;
+    const auto crosses = [](int64_t d) { return d > -kRows && d < kPanel<T>; };
+    return crosses(from) || crosses(from + n) || crosses(from - n) || row + kRows > rows ||
+           column + kPanel<T> > column_count;
+  }
+
+  __attribute__((noinline)) void exclude(MicroTile<T>& tile, int64_t row, int64_t column, T value) const {
+    T* entry = reinterpret_cast<T*>(tile.v);
+    for (int64_t i = row; i < row + kRows; ++i) {
+      for (int64_t j = column; j < column + kPanel<T>; ++j, ++entry) {
+        if (i >= rows || j >= column_count || j == row_offset + i || j == positive(i)) *entry = value;
+      }
+    }
+  }
+
+  // S of the micro-tile. Where logits are large, so are the rounding errors of a long running sum: they are then summed
+  // in chunks of kChunk products.
+  template <bool kBounded>
+  __attribute__((always_inline)) inline MicroTile<T> logits(int64_t row, int64_t column) const {
+    constexpr int P = kPanel<T>;
+    constexpr int64_t kChunk = 32;
+    const T* a = row_panels + (row / P) * P * dim + row % P;
+    const T* b = columns + column * dim;
+    MicroTile<T> s = {};
+    if (kBounded) {
+      multiply_add<P, 1>(s, a, b, dim);
+      return s;
+    }
+    for (int64_t k = 0; k < dim; k += kChunk) {
+      MicroTile<T> part = {};
+      multiply_add<P, 1>(part, a + k * P, b + k * P, dim - k < kChunk ? dim - k : kChunk);
+      for (int r = 0; r < kRows; ++r) {
+        s.v[r][0] += part.v[r][0];
+        s.v[r][1] += part.v[r][1];
+      }
+    }
+    return s;
+  }
+};
+
+// sum_j 2^(s_ij - max_i) over the negatives of a row so far. With bounded logits max_i stays 0.
+template <class T>
+struct RowSums {
+  T* max;
+  double* sum;
+};
+
+// Adds 2^s of the block pair to the sums of the rows and, if `both`, by symmetry to those of the columns.
+// Logits are bounded: no 2^s and no sum of M of them leaves the range of T.
+template <class T>
+void add_bounded_sums(const Matrix<T>& matrix, Block rows, Block columns, bool both, double* row_sum,
+                      double* column_sum) {
+  constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
+  Vec<T> row_lanes[kMaxBlock] = {};
+  for (int64_t j = columns.begin; j < columns.end; j += P) {
+    Vec<T> column_lanes[2] = {};
+    for (int64_t i = rows.begin; i < rows.end; i += kRows) {
+      MicroTile<T> e = matrix.template logits<true>(i, j);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        e.v[r][0] = exp2_in_range<T>(e.v[r][0]);
+        e.v[r][1] = exp2_in_range<T>(e.v[r][1]);
+      }
+      if (__builtin_expect(matrix.has_excluded(i, j), 0)) {
+        MicroTile<T> patched = e;
+        matrix.exclude(patched, i, j, 0);
+        e = patched;
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        row_lanes[i - rows.begin + r] += e.v[r][0] + e.v[r][1];
+        column_lanes[0] += e.v[r][0];
+        column_lanes[1] += e.v[r][1];
+      }
+    }
+    if (both) {
+      for (int c = 0; c < P; ++c) column_sum[j + c] += column_lanes[c / L][c % L];
+    }
+  }
+  for (int64_t i = rows.begin; i < rows.end; ++i) row_sum[i] += horizontal_sum<T>(row_lanes[i - rows.begin]);
+}
+
+// Writes S of the block pair into `tile`, -inf where an entry is excluded.
+template <class T>
+void store_logits(const Matrix<T>& matrix, Block rows, Block columns, T* tile) {
+  for (int64_t j = columns.begin; j < columns.end; j += kPanel<T>) {
+    for (int64_t i = rows.begin; i < rows.end; i += kRows, tile += kRows * kPanel<T>) {
+      MicroTile<T> s = matrix.template logits<false>(i, j);
+      if (__builtin_expect(matrix.has_excluded(i, j), 0)) matrix.exclude(s, i, j, -__builtin_huge_val());
+      *reinterpret_cast<MicroTile<T>*>(tile) = s;
+    }
+  }
+}
+
+// (max, sum) += (max_more, sum_more), both meaning sum 2^max.
+template <class T>
+void merge(T& max, double& sum, T max_more, double sum_more) {
+  if (max_more <= max) {
+    sum += sum_more * exp2(static_cast<double>(max_more) - max);
+  } else {  // also where max_more is NaN
+    sum = sum * exp2(static_cast<double>(max) - max_more) + sum_more;
+    max = max_more;
+  }
+}
+
+// As add_bounded_sums for logits of any size: every row and every column of the tile has its own maximum.
+template <class T>
+void add_sums(const Matrix<T>& matrix, Block rows, Block columns, bool both, const RowSums<T>& row_sums,
+              const RowSums<T>& column_sums) {
+  constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
+  alignas(kCacheLine) T tile[kMaxBlock * kMaxBlock];
+  store_logits(matrix, rows, columns, tile);
+  const int64_t height = rows.end - rows.begin, panels = (columns.end - columns.begin) / P;
+  const Vec<T> lowest = Vec<T>{} - Simd<T>::kLargest;
+  for (int64_t i = 0; i < height; ++i) {
+    Vec<T> max = lowest, sum = {};
+    for (int64_t p = 0; p < panels; ++p) {
+      const T* s = tile + (p * height + i) * P;
+      max = max_or_nan<T>(max_or_nan<T>(max, vec(s)), vec(s + L));
+    }
+    const T row_max = horizontal_max<T>(max);
+    for (int64_t p = 0; p < panels; ++p) {
+      const T* s = tile + (p * height + i) * P;
+      sum += exp2_flushed<T>(vec(s) - row_max) + exp2_flushed<T>(vec(s + L) - row_max);
+    }
+    merge(row_sums.max[rows.begin + i], row_sums.sum[rows.begin + i], row_max, horizontal_sum<T>(sum));
+  }
+  if (!both) return;
+  for (int64_t p = 0; p < panels; ++p) {
+    for (int half = 0; half < 2; ++half) {
+      const T* s = tile + p * height * P + half * L;
+      Vec<T> max = lowest, sum = {};
+      for (int64_t i = 0; i < height; ++i) max = max_or_nan<T>(max, vec(s + i * P));
+      for (int64_t i = 0; i < height; ++i) sum += exp2_flushed<T>(vec(s + i * P) - max);
+      const int64_t j = columns.begin + p * P + half * L;
+      for (int lane = 0; lane < L; ++lane) {
+        merge(column_sums.max[j + lane], column_sums.sum[j + lane], max[lane], static_cast<double>(sum[lane]));
+      }
+    }
+  }
+}
+
+// What the gradient needs to know of a row: its weight w_i (scaled so that the largest is 1) and l_i = log2 sum_j
+// 2^s_ij over all columns j != i. With bounded logits w_i 2^-l_i is stored in `weight`, and l_i is not used.
+template <class T>
+struct RowFactors {
+  const T* weight;
+  const T* lse;
+};
+
+// G_ij = w_i 2^(s_ij - l_i) + w_j 2^(s_ij - l_j) on the block pair, 0 where an entry is excluded.
+template <bool kBounded, class T>
+void store_coefficients(const Matrix<T>& matrix, Block rows, Block columns, const RowFactors<T>& of_row,
+                        const RowFactors<T>& of_column, T* tile) {
+  constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
+  for (int64_t j = columns.begin; j < columns.end; j += P) {
+    const Vec<T> wj[2] = {vec(of_column.weight + j), vec(of_column.weight + j + L)};
+    const Vec<T> lj[2] = {vec(of_column.lse + j), vec(of_column.lse + j + L)};
+    for (int64_t i = rows.begin; i < rows.end; i += kRows, tile += kRows * P) {
+      MicroTile<T> g = matrix.template logits<kBounded>(i, j);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const T wi = of_row.weight[i + r], li = of_row.lse[i + r];
+        for (int h = 0; h < 2; ++h) {
+          if (kBounded) {
+            g.v[r][h] = exp2_in_range<T>(g.v[r][h]) * (wi + wj[h]);
+          } else {
+            g.v[r][h] = wi * exp2_flushed<T>(g.v[r][h] - li) + wj[h] * exp2_flushed<T>(g.v[r][h] - lj[h]);
+          }
+        }
+      }
+      *reinterpret_cast<MicroTile<T>*>(tile) = g;
+      if (__builtin_expect(matrix.has_excluded(i, j), 0)) {
+        matrix.exclude(*reinterpret_cast<MicroTile<T>*>(tile), i, j, 0);
+      }
+    }
+  }
+}
+
+// dU of the rows += G u of the columns; dU and `along` have `du_rows` and `along_rows` rows.
+template <class T>
+void add_product(const T* tile, Block rows, Block columns, const T* along, int64_t along_rows, T* du, int64_t du_rows,
+                 int64_t dim_padded) {
+  constexpr int P = kPanel<T>;
+  const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
+  for (int64_t d = 0; d < dim_padded; d += P) {
+    for (int64_t i = 0; i < height; i += kRows) {
+      MicroTile<T>& out = *reinterpret_cast<MicroTile<T>*>(du + d * du_rows + (rows.begin + i) * P);
+      MicroTile<T> acc = out;
+      for (int64_t j = 0; j < width; j += P) {
+        multiply_add<1, P>(acc, tile + j * height + i * P, along + d * along_rows + (columns.begin + j) * P, P);
+      }
+      out = acc;
+    }
+  }
+}
+
+// dU of the columns += G^T u of the rows.
+template <class T>
+void add_transposed_product(const T* tile, Block rows, Block columns, const T* along, int64_t along_rows, T* du,
+                            int64_t dim_padded) {
+  constexpr int P = kPanel<T>;
+  const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
+  for (int64_t d = 0; d < dim_padded; d += P) {
+    for (int64_t j = 0; j < width; j += kRows) {
+      MicroTile<T>& out = *reinterpret_cast<MicroTile<T>*>(du + d * along_rows + (columns.begin + j) * P);
+      MicroTile<T> acc = out;
+      multiply_add<P, 1>(acc, tile + (j / P) * P * height + j % P, along + d * along_rows + rows.begin * P, height);
+      out = acc;
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,68 @@
+"""What the losses need of torch.distributed: the size of a group, gathers of equal shards, a check that they are."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def default_group() -> "dist.ProcessGroup | None":
+    """The group of all processes, or None where this process runs alone. ValueError where torch lacks distributed."""
+    if not dist.is_available():
+        raise ValueError("gather_distributed=True needs torch.distributed, which this torch was built without")
+    return dist.group.WORLD if dist.is_initialized() else None
+
+
+def rank_and_size(group: "dist.ProcessGroup | None") -> tuple[int, int]:
+    """(rank, number of processes) in `group`; (0, 1) for None."""
+    if group is None:
+        return 0, 1
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError("group: this process does not belong to it; pass a group that this rank is a member of")
+    return rank, dist.get_world_size(group)
+
+
+def all_gather_shards(shard: Tensor, group: "dist.ProcessGroup") -> Tensor:
+    """The shards [n, ...] of all ranks, equal in shape, in rank order: [W n, ...]. One collective, no gradient."""
+    gathered = shard.new_empty((dist.get_world_size(group) * shard.shape[0], *shard.shape[1:]))
+    dist.all_gather_into_tensor(gathered, shard.contiguous(), group=group)
+    return gathered
+
+
+def check_same_on_all_ranks(
+    numbers: tuple[int, ...], what: str, device: torch.device, group: "dist.ProcessGroup"
+) -> None:
+    """Raises on every rank if `numbers` differ between ranks; `what` names them in the message.
+
+    A collective of unequal sizes hangs or mixes up memory, so this gather of a few integers goes before it. On the CPU
+    the values are compared here (ValueError). On CUDA nothing waits: an assertion in stream order stops the device.
+    """
+    own = torch.tensor([numbers], dtype=torch.int64, device=device)
+    gathered = all_gather_shards(own, group)  # [W, len(numbers)]
+    message = f"{what} must be the same on all ranks of the group; use a sampler that drops the last, smaller batch"
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        if any(row != list(numbers) for row in gathered.tolist()):
+            raise ValueError(f"{message}; by rank: {gathered.tolist()}")
+    else:
+        torch._assert_async((gathered == own).all(), message)
+
+
+class _AllGatherWithGradient(torch.autograd.Function):
+    """all_gather_shards whose backward sums the gradients that all ranks have for this rank's shard."""
+
+    @staticmethod
+    def forward(ctx, shard: Tensor, group: "dist.ProcessGroup") -> Tensor:
+        ctx.group = group
+        return all_gather_shards(shard, group)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        rank, size = rank_and_size(ctx.group)
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total.chunk(size)[rank], None
+
+
+def all_gather_with_gradient(shard: Tensor, group: "dist.ProcessGroup") -> Tensor:
+    """all_gather_shards for autograd; its backward communicates as much again, which fused losses avoid."""
+    return _AllGatherWithGradient.apply(shard, group)

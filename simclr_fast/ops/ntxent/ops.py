@@ -1,0 +1,195 @@
+"""simclr_fast::ntxent_{normalize,fwd,bwd}: schemas, fakes, and the differentiable loss made of them.
+
+Rows, columns and statistics are those of docs/ntxent.md: a process holds n samples in two views, 2n rows; columns are
+the M rows of all processes in rank order, of which its own start at row_offset.
+
+    normalize  z0, z1 [n, D] -> u [2n, D'], inv_norm [2n]
+    fwd        u [M, D'] -> loss ([] = scale * sum of L_i if reduce, else [2n]), lse_neg [2n], s_pos [2n]
+    bwd        dloss ([], or [M] where the loss was not reduced), ... -> dz0, dz1 [n, D], dt []
+
+Statistics are float32 (float64 for float64 inputs). u is of the operand dtype: on CUDA float16 for half inputs (its
+entries are at most 1, so that it is finer than bfloat16), else that of the statistics. The CUDA C++ kernels want rows
+of whole 16 bytes: there D' is D rounded up, elsewhere it is D.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from simclr_fast import distributed
+from simclr_fast.ops.ntxent.reference import compute_dtype, normalize_rows, row_losses, softplus
+
+_SCHEMAS = {
+    "normalize": "(Tensor z0, Tensor z1, float eps) -> (Tensor u, Tensor inv_norm)",
+    "fwd": "(Tensor u, int n, int row_offset, float temperature, Tensor? temperature_tensor, bool reduce, float scale, "
+    "str precision) -> (Tensor loss, Tensor lse_neg, Tensor s_pos)",
+    "bwd": "(Tensor dloss, Tensor z0, Tensor z1, Tensor u, Tensor inv_norm, Tensor lse_neg, Tensor s_pos, "
+    "int row_offset, float scale, float eps, float temperature, Tensor? temperature_tensor, str precision, "
+    "bool need_dt) -> (Tensor dz0, Tensor dz1, Tensor dt)",
+}
+
+
+class Ops(NamedTuple):
+    """The three operators of one backend."""
+
+    normalize: Callable
+    fwd: Callable
+    bwd: Callable
+
+
+def _operand_dtype(z: Tensor) -> torch.dtype:
+    half = z.dtype in (torch.float16, torch.bfloat16)
+    return torch.float16 if half and z.device.type == "cuda" else compute_dtype(z.dtype)
+
+
+def _define(suffix: str) -> Ops:
+    """Defines the three ops with this suffix, and their fakes."""
+    for name, schema in _SCHEMAS.items():
+        torch.library.define(f"simclr_fast::ntxent_{name}{suffix}", schema)
+
+    @torch.library.register_fake(f"simclr_fast::ntxent_normalize{suffix}")
+    def _(z0, z1, eps):
+        dtype, width = _operand_dtype(z0), z0.shape[1]
+        if z0.device.type == "cuda" and suffix == "":
+            per_16_bytes = 16 // dtype.itemsize
+            width = (width + per_16_bytes - 1) // per_16_bytes * per_16_bytes
+        rows = 2 * z0.shape[0]
+        return z0.new_empty((rows, width), dtype=dtype), z0.new_empty(rows, dtype=compute_dtype(z0.dtype))
+
+    @torch.library.register_fake(f"simclr_fast::ntxent_fwd{suffix}")
+    def _(u, n, row_offset, temperature, temperature_tensor, reduce, scale, precision):
+        dtype = compute_dtype(u.dtype)
+        return u.new_empty(() if reduce else 2 * n, dtype=dtype), *(u.new_empty(2 * n, dtype=dtype) for _ in range(2))
+
+    @torch.library.register_fake(f"simclr_fast::ntxent_bwd{suffix}")
+    def _(
+        dloss, z0, z1, u, inv_norm, lse_neg, s_pos, row_offset, scale, eps, temperature, t_tensor, precision, need_dt
+    ):
+        return z0.new_empty(z0.shape), z1.new_empty(z1.shape), inv_norm.new_empty(())
+
+    return Ops(*(getattr(torch.ops.simclr_fast, f"ntxent_{name}{suffix}").default for name in _SCHEMAS))
+
+
+_OPS = {"cpp": _define(""), "triton": _define("_triton")}
+
+
+class _NTXent(torch.autograd.Function):
+    """The loss, then what backward needs: operands and statistics of all columns, never a matrix of M x M."""
+
+    @staticmethod
+    def forward(z0, z1, temperature_tensor, temperature, reduction, eps, precision, backend, group):
+        rank, world = distributed.rank_and_size(group)
+        n, ops = z0.shape[0], _OPS[backend]
+        row_offset = rank * 2 * n
+        local_u, inv_norm = ops.normalize(z0, z1, eps)
+        u = local_u if world == 1 else distributed.all_gather_shards(local_u, group)  # [M, D']
+        scale = _scale(reduction, n, world)
+        reduce = world == 1 and reduction != "none"
+        loss, lse_neg, s_pos = ops.fwd(u, n, row_offset, temperature, temperature_tensor, reduce, scale, precision)
+        if world > 1:
+            lse_neg, s_pos = distributed.all_gather_shards(torch.stack([lse_neg, s_pos], dim=1), group).unbind(1)  # [M]
+            lse_neg, s_pos = lse_neg.contiguous(), s_pos.contiguous()
+            if reduction != "none":
+                losses = softplus(lse_neg.double() - s_pos.double())  # [M]
+                loss = (losses.mean() if reduction == "mean" else losses.sum()).to(lse_neg.dtype)
+        return loss, u, inv_norm, lse_neg, s_pos
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        z0, z1, temperature_tensor, temperature, reduction, eps, precision, backend, group = inputs
+        rank, world = distributed.rank_and_size(group)
+        _, u, inv_norm, lse_neg, s_pos = output
+        ctx.mark_non_differentiable(u, inv_norm, lse_neg, s_pos)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(z0, z1, u, inv_norm, lse_neg, s_pos, temperature_tensor)
+        ctx.row_offset = rank * 2 * z0.shape[0]
+        ctx.scale = _scale(reduction, z0.shape[0], world)
+        ctx.gather_dloss = reduction == "none" and world > 1
+        ctx.eps, ctx.temperature, ctx.precision, ctx.backend, ctx.group = eps, temperature, precision, backend, group
+
+    @staticmethod
+    def backward(ctx, dloss, *_):
+        if dloss is None:
+            return (None,) * 9
+        z0, z1, u, inv_norm, lse_neg, s_pos, temperature_tensor = ctx.saved_tensors
+        dloss = dloss.contiguous()
+        if ctx.gather_dloss:
+            dloss = distributed.all_gather_shards(dloss, ctx.group)  # [M]
+        need_dt = ctx.needs_input_grad[2]
+        statistics = (u, inv_norm, lse_neg, s_pos)
+        numbers = (ctx.row_offset, ctx.scale, ctx.eps, ctx.temperature)
+        dz0, dz1, dt = _NTXentGradient.apply(
+            dloss, z0, z1, temperature_tensor, statistics, numbers, ctx.precision, need_dt, ctx.backend
+        )
+        return dz0, dz1, dt if need_dt else None, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        raise RuntimeError(
+            "ntxent_loss cannot be vmapped: its rows are compared with each other; loop over the batches, or use "
+            "backend='reference'"
+        )
+
+
+class _NTXentGradient(torch.autograd.Function):
+    """The bwd op, recorded by autograd only to refuse a second derivative instead of dropping it silently."""
+
+    @staticmethod
+    def forward(dloss, z0, z1, temperature_tensor, statistics, numbers, precision, need_dt, backend):
+        return _OPS[backend].bwd(dloss, z0, z1, *statistics, *numbers, temperature_tensor, precision, need_dt)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("ntxent_loss is differentiable once; use backend='reference' for higher derivatives")
+
+
+def _scale(reduction: str, n: int, world: int) -> float:
+    """What a row's loss is multiplied by in the gradient: W times its weight in the value, for DDP's mean divides by W.
+
+    With "none" it is the caller's business how each rank reduces its rows, and DDP's to average over ranks.
+    """
+    return {"mean": 1 / (2 * n), "sum": float(world), "none": 1.0}[reduction]
+
+
+def ntxent(
+    z0: Tensor,
+    z1: Tensor,
+    temperature: float | Tensor,
+    *,
+    reduction: str,
+    eps: float,
+    precision: str,
+    backend: str,
+    group: "torch.distributed.ProcessGroup | None",
+) -> Tensor:
+    """The loss of valid arguments by a named backend; `simclr_fast.losses.ntxent_loss` documents and checks them."""
+    if group is not None and distributed.rank_and_size(group)[1] > 1:
+        dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        numbers = (*z0.shape, dtypes.index(z0.dtype))
+        distributed.check_same_on_all_ranks(numbers, "z0 and z1 (rows, columns, dtype)", z0.device, group)
+    if backend == "reference":
+        return _reference(z0, z1, temperature, reduction, eps, group)
+    value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
+    return _NTXent.apply(z0, z1, tensor, value, reduction, eps, precision, backend, group)[0]
+
+
+def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:
+    """row_losses under the same rules for several processes as the fused loss; differentiated by autograd."""
+    rank, world = distributed.rank_and_size(group)
+    with torch.autocast(z0.device.type, enabled=False):
+        u = normalize_rows(torch.cat([z0, z1]), eps)  # [2n, D]
+        u_all = u if world == 1 else distributed.all_gather_with_gradient(u, group)  # [M, D]
+        losses = row_losses(u, u_all, temperature, rank * u.shape[0])
+        if reduction == "none":
+            return losses
+        value = losses.sum() * _scale(reduction, z0.shape[0], world)
+        if world == 1:
+            return value
+        # All ranks return the mean of their values; each keeps the gradient of its own.
+        return value + (distributed.all_gather_shards(value.detach()[None], group).mean() - value.detach())
