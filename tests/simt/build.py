@@ -1,5 +1,6 @@
 """Compiles CUDA kernel files with g++ and the runtime beside this file into a shared library for the CPU."""
 
+import functools
 import hashlib
 import os
 import re
@@ -48,6 +49,7 @@ COMMON_FLAGS = ("-std=c++17", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-fno-st
 RUNTIME_FLAGS = ("-O2", "-fno-tree-loop-distribute-patterns")
 
 
+@functools.cache
 def cuda_include() -> Path:
     """The folder of the CUDA headers: CUDA_HOME, the toolkit of nvcc on PATH, or those in the environment."""
     candidates = []
@@ -144,6 +146,7 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
+@functools.cache
 def _runtime_files() -> dict[str, str]:
     return {str(p.relative_to(RUNTIME)): p.read_text() for p in sorted(RUNTIME.rglob("*.*")) if p.is_file()}
 
@@ -154,7 +157,6 @@ def _runtime_objects(flavour: Flavour, pool: ThreadPoolExecutor) -> list[Path]:
     folder = OUT / f"runtime-{flavour.name}-{_digest(_runtime_files(), flags, CXX)}"
     sources = sorted(RUNTIME.glob("*.cpp"))
     if not folder.exists():
-        OUT.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=OUT) as scratch:
             objects = Path(scratch, "objects")
             objects.mkdir()
@@ -173,6 +175,27 @@ def _publish(made: Path, final: Path) -> None:
             raise
 
 
+def _object(source: str, flavour: Flavour, replaced: Mapping[str, str]) -> Path:
+    """One kernel file compiled, from the cache where neither it nor a file that it includes has changed."""
+    files, include = closure([source], replaced), cuda_include()
+    flags = [*COMMON_FLAGS, *flavour.kernel_flags]
+    kernel_facing = {path: text for path, text in _runtime_files().items() if path.startswith("simt/")}
+    final = OUT / f"object-{flavour.name}-{_digest(source, files, kernel_facing, flags, CXX, str(include))}.o"
+    if final.exists():
+        return final
+    with tempfile.TemporaryDirectory(dir=OUT) as scratch:
+        for path, text in files.items():
+            copy = Path(scratch, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(f'#line 1 "{path}"\n{rewrite_shared(text, path)}')
+        folders = [f"-I{Path(scratch, folder)}" for folder in _INCLUDE_FOLDERS]
+        folders += [f"-I{RUNTIME}", f"-isystem{include}"]
+        made = Path(scratch, "made.o")
+        _compile([CXX, *flags, *folders, "-x", "c++", "-c", str(Path(scratch, source)), "-o", str(made)])
+        _publish(made, final)
+    return final
+
+
 def build(sources: Iterable[str], flavour: str = "plain", replaced: Mapping[str, str] | None = None) -> Path:
     """Compiles kernel files into one library; unchanged input is answered from the cache in build/simt.
 
@@ -187,30 +210,16 @@ def build(sources: Iterable[str], flavour: str = "plain", replaced: Mapping[str,
     Raises:
         BuildError: with the compiler's message, or the line of a __shared__ declaration that cannot be rewritten.
     """
-    sources, how = sorted(sources), FLAVOURS[flavour]
-    files = closure(sources, replaced or {})
-    include = cuda_include()
-    flags = [*COMMON_FLAGS, *how.kernel_flags, "-fvisibility=default"]
-    library = OUT / f"kernels-{flavour}-{_digest(sources, files, _runtime_files(), flags, CXX, str(include))}.so"
-    if library.exists():
-        return library
+    OUT.mkdir(parents=True, exist_ok=True)
+    how = FLAVOURS[flavour]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         runtime = _runtime_objects(how, pool)
+        objects = [*pool.map(lambda source: _object(source, how, replaced or {}), sorted(sources)), *runtime]
+    library = OUT / f"kernels-{flavour}-{_digest(objects)}.so"
+    if not library.exists():
         with tempfile.TemporaryDirectory(dir=OUT) as scratch:
-            for path, text in files.items():
-                copy = Path(scratch, path)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_text(f'#line 1 "{path}"\n{rewrite_shared(text, path)}')
-            folders = [f"-I{Path(scratch, folder)}" for folder in _INCLUDE_FOLDERS]
-            folders += [f"-I{RUNTIME}", f"-isystem{include}"]
-            objects = [Path(scratch, f"{i}.o") for i in range(len(sources))]
-            commands = [
-                [CXX, *flags, *folders, "-x", "c++", "-c", str(Path(scratch, source)), "-o", str(made)]
-                for source, made in zip(sources, objects)
-            ]
-            list(pool.map(_compile, commands))
             made = Path(scratch, "kernels.so")
-            link = [CXX, "-shared", *how.kernel_flags, "-Wl,-Bsymbolic", "-pthread", *map(str, [*objects, *runtime])]
+            link = [CXX, "-shared", *how.kernel_flags, "-Wl,-Bsymbolic", "-pthread", *map(str, objects)]
             if flavour == "plain":
                 link.append("-Wl,--no-undefined")
             _compile([*link, "-o", str(made)])
