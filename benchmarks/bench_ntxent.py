@@ -85,7 +85,8 @@ def test_ntxent(benchmark, case: Case, device: torch.device, budget: float) -> N
         limits=limits(case.dtype, device),
     )
     for name, figures in found.items():
-        if "seconds" in figures and case.n >= 16:
+        # Below N = 128 everybody fits a cache: there one probe shows that measuring works.
+        if "seconds" in figures and (case.n >= 128 or (name == "cpp" and case.dtype == "float32")):
             probe = {"name": name, **vars(case), "device": device.type}
             figures["peak_bytes"] = peak_bytes(f"{memory_probe.__module__}:{memory_probe.__name__}", probe)
     assert any("seconds" in figures for figures in found.values()), f"nobody agrees with the reference: {found}"

@@ -15,6 +15,7 @@ OURS = ("cpp", "triton", "reference")
 NAMES = (*OURS, "plain", "plain compiled", "lightly", "pytorch-metric-learning", "info-nce-pytorch", "inf-cl", "memeff")
 # The last two compute the one-way loss of z0 against z1 (a quarter of the logits, no same-view negatives).
 ONE_WAY = ("inf-cl", "memeff")
+FEWEST_COMPILED = 128
 MODULES = {
     "lightly": "lightly",
     "pytorch-metric-learning": "pytorch_metric_learning",
@@ -112,6 +113,8 @@ def absent(name: str, n: int, d: int, device: torch.device, most_bytes: float) -
         return "not installed"
     if name in ONE_WAY and device.type != "cuda":
         return "runs on CUDA only"
+    if name == "plain compiled" and n < FEWEST_COMPILED:
+        return f"compiled from N = {FEWEST_COMPILED} on"
     if (needs := extra_bytes(name, n, d)) > most_bytes:
         return f"needs about {needs / 2**30:.0f} GiB"
     return None
