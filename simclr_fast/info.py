@@ -7,11 +7,11 @@ from importlib import metadata
 import torch
 
 import simclr_fast
-import simclr_fast.ops.l2_normalize  # its schema must be registered to be asked about
+import simclr_fast.ops.l2_normalize  # registers its schema; the others come with the package
 from simclr_fast import _extension
 from simclr_fast.backends import BACKENDS, why_not
 
-OPS = ("l2_normalize",)
+OPS = ("l2_normalize", "ntxent_fwd", "augment")
 
 
 def _version(package: str) -> str:
