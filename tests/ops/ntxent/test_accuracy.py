@@ -1,0 +1,150 @@
+"""NT-Xent against float64: every backend that runs on the CPU, every dtype, easy and hard embeddings."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from simclr_fast import ntxent_loss
+from tests.helpers import non_contiguous
+from tests.ops.ntxent.views import KINDS, TEMPERATURES, gradient_error, truth, views
+
+SHAPES = [(1, 4), (2, 1), (7, 1), (5, 3), (33, 123), (150, 70), (300, 16)]
+# The instruction sets this processor can run.
+ISAS = ["portable", "avx2", "avx512"][: {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}[torch.backends.cpu.get_cpu_capability()]]
+
+
+def bounds(backend: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Largest allowed relative errors of loss and gradient."""
+    if dtype == torch.float64:
+        return 1e-12, 1e-10
+    if backend == "reference":  # one long sum per logit: at t = 0.01 its rounding is amplified 100 times
+        return 2e-5, 6e-5
+    return 5e-6, 3e-5
+
+
+def check(
+    backend: str, kind: str, shape: tuple[int, int], dtype: torch.dtype, temperature: float, device: str = "cpu"
+) -> None:
+    z0, z1 = views(kind, *shape, dtype)
+    loss_true, dz_true, _ = truth(z0, z1, temperature)
+    leaves = [z.to(device).requires_grad_() for z in (z0, z1)]
+    loss = ntxent_loss(*leaves, temperature, backend=backend)
+    loss.backward()
+    dz = torch.cat([z.grad for z in leaves]).cpu()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert dz.dtype == dtype
+    assert loss >= 0
+    assert dz.isfinite().all()
+    loss_bound, gradient_bound = bounds(backend, dtype)
+    loss_error = (loss.detach().cpu().double() - loss_true).abs()
+    underflow = torch.finfo(loss.dtype).tiny
+    assert loss_error <= loss_bound * loss_true + underflow, f"loss off by {loss_error.item():.1e} of {loss_true.item():.3e}"
+    error = gradient_error(dz, dz_true, torch.cat([z0, z1]), temperature, kind)
+    assert error <= gradient_bound, f"gradient off by {error:.1e}"
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_wide(backend: str, dtype: torch.dtype, kind: str, temperature: float) -> None:
+    check(backend, kind, (256, 128), dtype, temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_half(backend: str, dtype: torch.dtype, temperature: float) -> None:
+    z0, z1 = views("random", 256, 128, dtype)
+    scale = 1024  # as a GradScaler does: 1 / M of a row's gradient is denormal in float16
+    loss_true, dz_true, _ = truth(z0, z1, temperature)
+    leaves = [z.requires_grad_() for z in (z0, z1)]
+    loss = ntxent_loss(*leaves, temperature, backend=backend)
+    (loss * scale).backward()
+    dz = torch.cat([z.grad for z in leaves])
+    assert loss.dtype == torch.float32
+    assert dz.dtype == dtype
+    assert abs(loss.detach() - loss_true) <= 5e-6 * loss_true
+    # The returned gradient is rounded to the half type (bfloat16: 1.7e-3); that rounding is not the loss's error.
+    rounded = (dz_true * scale).to(dtype).double()
+    assert (dz.double() - rounded).norm() <= (1e-3 if temperature >= 0.1 else 1e-2) / 3 * rounded.norm()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("kind", ["random", "aligned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_odd_shapes(shape: tuple[int, int], dtype: torch.dtype, kind: str, temperature: float) -> None:
+    check("cpp", kind, shape, dtype, temperature)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(isa: str) -> None:
+    program = (
+        "import torch; from simclr_fast._extension import build_info;"
+        "from tests.ops.ntxent.test_accuracy import check; torch.manual_seed(0);"
+        f"assert build_info()['cpu_isa'] == {isa!r}, build_info();"
+        "[check('cpp', 'aligned', shape, dtype, t)"
+        " for shape in ((5, 3), (33, 123), (150, 70)) for dtype in (torch.float32, torch.float64) for t in (0.1, 0.01)]"
+    )
+    environment = {**os.environ, "SIMCLR_FAST_ISA": isa}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_temperature_gradient(backend: str, temperature: float) -> None:
+    z0, z1 = views("random", 40, 20, torch.float32)
+    t = torch.tensor(temperature, requires_grad=True)
+    ntxent_loss(z0, z1, t, backend=backend).backward()
+    dt_true = truth(z0, z1, t.item())[2]
+    assert abs(t.grad - dt_true) <= 1e-5 * abs(dt_true)
+
+
+def test_no_negatives_means_no_loss_and_no_gradient() -> None:
+    z0, z1 = (torch.randn(1, 5, requires_grad=True) for _ in range(2))
+    loss = ntxent_loss(z0, z1, 0.1, backend="cpp")
+    loss.backward()
+    assert loss == 0
+    assert not z0.grad.any()
+    assert not z1.grad.any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_strides_do_not_matter(reduction: str) -> None:
+    z0, z1 = torch.randn(2, 19, 11)
+    upstream = torch.randn(38) if reduction == "none" else torch.tensor(-3.0)
+    results = []
+    for spread in (torch.clone, non_contiguous, lambda z: z.T.contiguous().T):
+        leaves = [z.clone().requires_grad_() for z in (z0, z1)]
+        loss = ntxent_loss(*(spread(z) for z in leaves), 0.1, reduction=reduction, backend="cpp")
+        loss.backward(upstream)
+        results.append([loss, *(z.grad for z in leaves)])
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_nan_in_gives_nan_out(dtype: torch.dtype, temperature: float) -> None:
+    z0, z1 = torch.randn(2, 9, 6, dtype=dtype)
+    bits = {torch.float32: (torch.int32, 0x7FC12345), torch.float64: (torch.int64, 0x7FF8_1234_5678_9ABC)}
+    integer, nan = bits[dtype]
+    z0.view(integer)[4, 2] = nan  # a NaN whose payload is not zero
+    z0.requires_grad_()
+    loss = ntxent_loss(z0, z1, temperature, backend="cpp")
+    loss.backward()
+    assert loss.isnan()
+    assert z0.grad.isnan().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
+def test_wide_on_a_gpu(backend: str, kind: str, temperature: float) -> None:
+    check(backend, kind, (256, 128), torch.float32, temperature, device="cuda")

@@ -1,0 +1,145 @@
+"""The public loss: arguments it accepts and refuses, the module, determinism, memory."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from simclr_fast import NTXentLoss, ntxent_loss
+from simclr_fast.ops.ntxent.reference import ntxent_textbook
+from tests.helpers import relative_error
+
+GOOD = torch.ones(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"z0": [[1.0]]}, TypeError, "z0 is a list: pass a torch.Tensor"),
+        ({"z1": GOOD.long()}, TypeError, "z1 has dtype torch.int64: pass float16"),
+        ({"z0": GOOD[0]}, ValueError, r"z0 has shape \(3,\): pass \[N, D\]"),
+        ({"z0": GOOD[None]}, ValueError, r"z0 has shape \(1, 4, 3\): pass \[N, D\]"),
+        ({"z0": GOOD[:0]}, ValueError, r"z0 has shape \(0, 3\): it is empty"),
+        ({"z0": GOOD[:, :0]}, ValueError, r"z0 has shape \(4, 0\): it is empty"),
+        ({"z1": GOOD[:3]}, ValueError, r"z0 \(4, 3\) and z1 \(3, 3\) differ in shape"),
+        ({"z1": GOOD.double()}, TypeError, "z0 is torch.float32 and z1 is torch.float64: convert one"),
+        ({"z1": GOOD.to("meta")}, ValueError, "z0 is on cpu and z1 is on meta: move one"),
+        ({"temperature": 0.0}, ValueError, "temperature=0.0: pass a positive, finite number"),
+        ({"temperature": -0.1}, ValueError, "temperature=-0.1: pass a positive, finite number"),
+        ({"temperature": math.nan}, ValueError, "temperature=nan: pass a positive, finite number"),
+        ({"temperature": math.inf}, ValueError, "temperature=inf: pass a positive, finite number"),
+        ({"temperature": "0.1"}, TypeError, "temperature is a str: pass a float or a 0-dim tensor"),
+        ({"temperature": torch.tensor([0.1])}, ValueError, r"temperature has shape \(1,\) and dtype torch.float32"),
+        ({"temperature": torch.tensor(1)}, ValueError, r"temperature has shape \(\) and dtype torch.int64"),
+        ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature=-1.0: pass a positive, finite number"),
+        ({"temperature": torch.tensor(1.0, device="meta")}, ValueError, "temperature is on meta and z0 is on cpu"),
+        ({"reduction": "avg"}, ValueError, "reduction='avg': choose one of 'mean', 'sum', 'none'"),
+        ({"precision": "fp16"}, ValueError, "precision='fp16': choose one of 'ieee', 'tf32'"),
+        ({"eps": 0.0}, ValueError, "eps=0.0: pass a positive number"),
+        ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown; choose one of 'auto', 'cpp'"),
+        ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve ntxent_fwd on cpu"),
+    ],
+)
+def test_bad_input_is_named(change: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ntxent_loss(**{"z0": GOOD, "z1": GOOD, **change})
+
+
+def test_module_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(NotImplementedError, match="memory_bank_size=4096: memory banks are not implemented; use 0"):
+        NTXentLoss(memory_bank_size=4096)
+    with pytest.raises(ValueError, match="temperature=0: pass a positive, finite number"):
+        NTXentLoss(temperature=0)
+
+
+def test_no_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="gather_distributed=True needs torch.distributed"):
+        NTXentLoss(gather_distributed=True)
+
+
+def test_alone_gather_distributed_changes_nothing() -> None:
+    z0, z1 = torch.randn(2, 5, 3)
+    assert torch.equal(NTXentLoss(0.2, gather_distributed=True)(z0, z1), ntxent_loss(z0, z1, 0.2))
+
+
+def test_module_agrees_with_the_textbook() -> None:
+    z0, z1 = torch.randn(2, 50, 16)
+    for backend in ("auto", "cpp", "reference"):
+        assert relative_error(NTXentLoss(0.2, backend=backend)(z0, z1), ntxent_textbook(z0, z1, 0.2)) <= 1e-6
+
+
+def test_default_temperature_and_chance_level() -> None:
+    z = torch.ones(8, 4)
+    assert abs(NTXentLoss()(z, z).item() - math.log(15)) <= 1e-6
+    z0, z1 = torch.randn(2, 8, 4)
+    assert torch.equal(NTXentLoss()(z0, z1), ntxent_loss(z0, z1, 0.5))
+
+
+def test_a_parameter_is_learned_and_a_tensor_moves() -> None:
+    learned = NTXentLoss(temperature=torch.nn.Parameter(torch.tensor(0.3)))
+    learned(*torch.randn(2, 6, 4)).backward()
+    assert [name for name, p in learned.named_parameters() if p.grad is not None] == ["temperature"]
+    moved = NTXentLoss(temperature=torch.tensor(0.3)).to(torch.float64)
+    assert moved.temperature.dtype == torch.float64
+    assert "temperature=0.3" in repr(NTXentLoss(0.3))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("shape", [(300, 50), (1200, 8)], ids=str)  # both block sizes, few and many teams
+def test_results_do_not_depend_on_the_number_of_threads(shape: tuple[int, int], temperature: float) -> None:
+    z0, z1 = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    t = torch.tensor(temperature, requires_grad=True)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            loss = ntxent_loss(z0, z1, t, backend="cpp")
+            results.append([loss, *torch.autograd.grad(loss, (z0, z1, t))])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+from simclr_fast import ntxent_loss
+
+def step(n):
+    z0, z1 = (torch.randn(n, 128, requires_grad=True) for _ in range(2))
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    ntxent_loss(z0, z1, 0.1, backend="cpp").backward()
+    return resident("VmHWM") - before
+
+def resident(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+step(64)  # threads and libraries
+print(step(int(sys.argv[1])))
+"""
+
+
+def extra_peak_mib(n: int) -> float:
+    """Peak memory of forward + backward beyond the embeddings (their gradients included), in a fresh process."""
+    run = subprocess.run([sys.executable, "-c", PEAK, str(n)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return float(run.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_memory_is_linear() -> None:
+    assert extra_peak_mib(4096) <= 32
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_memory_of_a_large_batch() -> None:
+    assert extra_peak_mib(32768) <= 512
