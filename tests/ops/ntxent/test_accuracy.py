@@ -41,7 +41,9 @@ def check(
     loss_bound, gradient_bound = bounds(backend, dtype)
     loss_error = (loss.detach().cpu().double() - loss_true).abs()
     underflow = torch.finfo(loss.dtype).tiny
-    assert loss_error <= loss_bound * loss_true + underflow, f"loss off by {loss_error.item():.1e} of {loss_true.item():.3e}"
+    assert loss_error <= loss_bound * loss_true + underflow, (
+        f"loss off by {loss_error.item():.1e} of {loss_true.item():.3e}"
+    )
     error = gradient_error(dz, dz_true, torch.cat([z0, z1]), temperature, kind)
     assert error <= gradient_bound, f"gradient off by {error:.1e}"
 

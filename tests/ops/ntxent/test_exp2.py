@@ -76,7 +76,9 @@ def check_double(library: Path) -> None:
     exact = np.exp2((x - 1000) + 1000) * 2.0**-1000
     assert np.all(np.abs(shifted - exact) <= 2 * np.spacing(exact))
     low = np.tile([-1022.5, -np.inf, np.nan, -1022], 16)
-    np.testing.assert_array_equal(call(library, "exp2_double", low, np.empty_like(low), 1)[:4], [0, 0, np.nan, 2.0**-1022])
+    np.testing.assert_array_equal(
+        call(library, "exp2_double", low, np.empty_like(low), 1)[:4], [0, 0, np.nan, 2.0**-1022]
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)

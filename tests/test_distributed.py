@@ -1,0 +1,186 @@
+"""The loss over several gloo processes: the same value and gradients as one process, and what is communicated."""
+
+import copy
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from simclr_fast import NTXentLoss, ntxent_loss
+from tests.helpers import relative_error
+
+SAMPLES, FEATURES = 12, 9
+COLLECTIVES = ("all_gather_into_tensor", "all_gather", "all_reduce", "reduce_scatter_tensor", "broadcast")
+
+
+class Model(nn.Module):
+    """A head and its loss, with a temperature that is learned."""
+
+    def __init__(self, reduction: str, backend: str):
+        super().__init__()
+        self.head = nn.Linear(FEATURES, 7)
+        temperature = nn.Parameter(torch.tensor(0.2))
+        self.loss = NTXentLoss(temperature, gather_distributed=True, reduction=reduction, backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z0, z1 = self.head(x).chunk(2)
+        return self.loss(z0, z1)
+
+
+def batch() -> Tensor:
+    """Both views of the whole batch: [2, SAMPLES, FEATURES]."""
+    return torch.randn(2, SAMPLES, FEATURES, generator=torch.Generator().manual_seed(1))
+
+
+def row_weights() -> Tensor:
+    return torch.randn(2, SAMPLES, generator=torch.Generator().manual_seed(2))
+
+
+def model_of(reduction: str, backend: str) -> Model:
+    torch.manual_seed(0)
+    return Model(reduction, backend)
+
+
+def ddp_step(reduction: str, backend: str, rank: int, world: int) -> list[Tensor]:
+    """Value and averaged parameter gradients of this rank's share of the batch."""
+    model = DistributedDataParallel(model_of(reduction, backend))
+    share = batch().chunk(world, dim=1)[rank]
+    loss = model(share.reshape(-1, FEATURES))
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.module.parameters())]
+
+
+def weighted_rows(backend: str, rank: int, world: int) -> list[Tensor]:
+    """Losses of this rank's rows, and the gradient of all ranks' weighted sums by this rank's embeddings: [2, n, ...]."""
+    z = batch().chunk(world, dim=1)[rank].clone().requires_grad_()
+    losses = ntxent_loss(z[0], z[1], 0.2, reduction="none", group=dist.group.WORLD, backend=backend)
+    losses.backward(row_weights().chunk(world, dim=1)[rank].flatten())
+    return [losses.detach().view(2, -1), z.grad]
+
+
+def record_collectives(reduction: str) -> dict[str, list[tuple[str, int]]]:
+    """(name, elements of the result) of every collective of forward and backward."""
+    calls: list[tuple[str, int]] = []
+    originals = {name: getattr(dist, name) for name in COLLECTIVES}
+
+    def recording(name: str):
+        def call(result, *args, **kwargs):
+            calls.append((name, result.numel()))
+            return originals[name](result, *args, **kwargs)
+
+        return call
+
+    z0, z1 = (torch.randn(4, 5, requires_grad=True) for _ in range(2))
+    for name in COLLECTIVES:
+        setattr(dist, name, recording(name))
+    try:
+        loss = ntxent_loss(z0, z1, 0.2, reduction=reduction, group=dist.group.WORLD, backend="cpp")
+        forward = calls.copy()
+        calls.clear()
+        loss.sum().backward()
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return {"forward": forward, "backward": calls}
+
+
+def refusals(rank: int) -> list[str]:
+    """What this rank is told where the ranks' embeddings differ in rows, columns or dtype."""
+    shapes = [(4 + (rank == 0), 5), (4, 5 + (rank == 1)), (4, 5)]
+    dtypes = [torch.float32, torch.float32, torch.float64 if rank == 0 else torch.float32]
+    messages = []
+    for shape, dtype in zip(shapes, dtypes):
+        z = torch.randn(shape, dtype=dtype)
+        try:
+            ntxent_loss(z, z, group=dist.group.WORLD)
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+def compiled_step(rank: int, world: int) -> list[list[Tensor]]:
+    z = batch().chunk(world, dim=1)[rank]
+    results = []
+    for function in (ntxent_loss, torch.compile(ntxent_loss, fullgraph=True, backend="aot_eager")):
+        z0, z1 = (view.clone().requires_grad_() for view in z)
+        loss = function(z0, z1, 0.2, group=dist.group.WORLD)
+        results.append([loss, *torch.autograd.grad(loss, (z0, z1))])
+    return results
+
+
+def worker(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=120))
+    try:
+        results = {
+            "ddp": {(r, b): ddp_step(r, b, rank, world) for r in ("mean", "sum") for b in ("cpp", "reference")},
+            "rows": {backend: weighted_rows(backend, rank, world) for backend in ("cpp", "reference")},
+            "collectives": {reduction: record_collectives(reduction) for reduction in ("mean", "sum", "none")},
+            "refusals": refusals(rank) if world > 1 else [],
+            "compiled": compiled_step(rank, world),
+        }
+        torch.save(results, folder / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda world: f"{world} processes")
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What every rank of a group of this size computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (request.param, folder), nprocs=request.param)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_ddp_equals_one_process(ranks: list[dict], reduction: str, backend: str) -> None:
+    model = copy.deepcopy(model_of(reduction, backend)).double()
+    loss = model(batch().double().reshape(-1, FEATURES))
+    loss.backward()
+    expected = [loss.detach(), *(p.grad for p in model.parameters())]
+    for rank in ranks:
+        for actual, truth in zip(rank["ddp"][reduction, backend], expected, strict=True):
+            assert relative_error(actual, truth) <= 1e-6
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_rows_with_their_own_weights(ranks: list[dict], backend: str) -> None:
+    z = batch().double().requires_grad_()
+    losses = ntxent_loss(z[0], z[1], 0.2, reduction="none", backend="reference").view(2, -1)
+    losses.backward(row_weights().double())
+    for index, truth in enumerate((losses, z.grad)):
+        actual = torch.cat([rank["rows"][backend][index] for rank in ranks], dim=1)
+        assert relative_error(actual, truth) <= 1e-6
+
+
+def test_collectives(ranks: list[dict]) -> None:
+    world = len(ranks)
+    rows = world * 2 * 4
+    check, embeddings, statistics = (("all_gather_into_tensor", size) for size in (world * 3, rows * 5, rows * 2))
+    for rank in ranks:
+        for reduction, calls in rank["collectives"].items():
+            assert calls["forward"] == ([check, embeddings, statistics] if world > 1 else [])
+            gathers_upstream = reduction == "none" and world > 1
+            assert calls["backward"] == ([("all_gather_into_tensor", rows)] if gathers_upstream else [])
+
+
+def test_unequal_embeddings_are_refused_on_every_rank(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert len(rank["refusals"]) == (3 if len(ranks) > 1 else 0)
+        for message in rank["refusals"]:
+            assert "z0 and z1 (rows, columns, dtype) must be the same on all ranks" in message
+        if len(ranks) == 2:
+            assert "by rank: [[5, 5, 2], [4, 5, 2]]" in rank["refusals"][0]
+
+
+def test_compiles_with_its_collectives(ranks: list[dict]) -> None:
+    for rank in ranks:
+        eager, compiled = rank["compiled"]
+        assert all(relative_error(c, e) <= 1e-6 for e, c in zip(eager, compiled))
