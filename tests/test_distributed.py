@@ -56,7 +56,7 @@ def ddp_step(reduction: str, backend: str, rank: int, world: int) -> list[Tensor
 
 
 def weighted_rows(backend: str, rank: int, world: int) -> list[Tensor]:
-    """Losses of this rank's rows, and the gradient of all ranks' weighted sums by this rank's embeddings: [2, n, ...]."""
+    """Losses of this rank's rows, and the gradient of all ranks' weighted sums by its embeddings: [2, n, ...]."""
     z = batch().chunk(world, dim=1)[rank].clone().requires_grad_()
     losses = ntxent_loss(z[0], z[1], 0.2, reduction="none", group=dist.group.WORLD, backend=backend)
     losses.backward(row_weights().chunk(world, dim=1)[rank].flatten())

@@ -100,7 +100,7 @@ def test_half_conversions_agree_with_torch(library: Path, name: str) -> None:
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     wide = call(library, f"widen_{name}", every.numpy(), np.empty(every.numel(), np.float32))
     np.testing.assert_array_equal(wide, every.view(dtype).float().numpy())
-    # Every finite value of the half type, its neighbours in float32, the midpoints between values, and a sample of the rest.
+    # Every finite value of the half type, its neighbours in float32, the midpoints between values, and a sample.
     finite = wide[np.isfinite(wide)]
     middle = (np.sort(finite)[1:] / 2 + np.sort(finite)[:-1] / 2).astype(np.float32)
     sample = np.random.default_rng(2).integers(0, 2**32, 1 << 18, dtype=np.uint32).view(np.float32)
