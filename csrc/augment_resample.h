@@ -49,10 +49,14 @@ HOST_DEVICE int32_t end_tap(const ResizeAxis& axis, float centre) {
   return end < axis.in ? end : axis.in;
 }
 
-// Before division by the sum.
+// The weight of a pixel whose centre lies `offset` from the output's, before division by the sum.
+HOST_DEVICE float tap_weight(const ResizeAxis& axis, float offset) {
+  const float weight = 1.0f - fabsf(offset) * axis.inv_support;
+  return weight > 0.0f ? weight : 0.0f;
+}
+
 HOST_DEVICE float tap_weight(const ResizeAxis& axis, float centre, int32_t k) {
-  const float distance = fabsf(static_cast<float>(k) - centre + 0.5f) * axis.inv_support;
-  return distance < 1.0f ? 1.0f - distance : 0.0f;
+  return tap_weight(axis, static_cast<float>(k) - centre + 0.5f);
 }
 
 // Reflection without repeating the edge (torch's "reflect" padding), for -n < i < 2n - 1.

@@ -20,9 +20,9 @@ __global__ void __launch_bounds__(kMaxThreads, 2) augment_whole_kernel(AugmentAr
   extern __shared__ __align__(16) char shared[];
   __shared__ View view;
   const BlockIndex index = block_index(args, plan);
-  read_view(args, index, &view);
+  read_view(args, plan, index, true, &view);
   __syncthreads();
-  const Block<C> block = make_block<C>(args, plan, view, index, true, shared);
+  const Block<C> block = make_block<C>(args, plan, view, index, shared);
   fill_blur_weights(block);
   resize(block);
 
@@ -51,14 +51,14 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   extern __shared__ __align__(16) char shared[];
   __shared__ View view;
   const BlockIndex index = block_index(args, plan);
-  read_view(args, index, &view);
+  read_view(args, plan, index, false, &view);
   __syncthreads();
   if (!view.has_contrast()) return;
-  const Block<C> block = make_block<C>(args, plan, view, index, false, shared);
+  const Block<C> block = make_block<C>(args, plan, view, index, shared);
   resize(block);
   const double sum = sum_before_contrast(block, false);
   if (threadIdx.x == 0) {
-    contrast_sums[block.out_image * plan.tiles_x * plan.tiles_y + index.tile] = sum;
+    contrast_sums[static_cast<int64_t>(index.image) * plan.tiles_x * plan.tiles_y + index.tile] = sum;
   }
 }
 
@@ -69,13 +69,14 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   extern __shared__ __align__(16) char shared[];
   __shared__ View view;
   const BlockIndex index = block_index(args, plan);
-  read_view(args, index, &view);
+  read_view(args, plan, index, true, &view);
   __syncthreads();
-  const Block<C> block = make_block<C>(args, plan, view, index, true, shared);
+  const Block<C> block = make_block<C>(args, plan, view, index, shared);
   fill_blur_weights(block);
   if (view.has_contrast() && warp_index() == 0) {
     double sum = 0;
-    for (int k = lane_index(); k < sums_per_view; k += kWarp) sum += contrast_sums[block.out_image * sums_per_view + k];
+    const double* sums = contrast_sums + static_cast<int64_t>(index.image) * sums_per_view;
+    for (int k = lane_index(); k < sums_per_view; k += kWarp) sum += sums[k];
     sum = warp_sum(sum);
     if (lane_index() == 0) {
       view.contrast_mean = static_cast<float>(sum / (static_cast<double>(args.out_width) * args.out_height));

@@ -6,8 +6,8 @@
 
 namespace simclr::cuda {
 
-constexpr int kBlurRows = 4;     // output rows of a thread in the vertical blur
 constexpr int kBlurColumns = 4;  // neighbouring output columns of a thread in the horizontal blur
+static_assert(kBlurColumns == 4 && kGroupRows == 4, "add_taps serves four outputs");
 
 template <int C>
 __device__ __forceinline__ float grey_of(const Pixel<C>& pixel) {
@@ -18,47 +18,90 @@ __device__ __forceinline__ float grey_of(const Pixel<C>& pixel) {
   }
 }
 
+// Pixels (x, y) .. (x, y + 3); rows from `rows` on repeat the last.
+template <int C>
+struct Group {
+  Pixel<C> pixel[kGroupRows];
+};
+
 // The jitter operations at positions [begin, end) of the view's list.
 template <int C>
-__device__ __forceinline__ Pixel<C> jittered(Pixel<C> pixel, const View& view, int begin, int end, float mean) {
+__device__ __forceinline__ void jitter(const View& view, int begin, int end, float mean, Group<C>* group) {
   const AugmentParams& p = view.params;
-  for (int k = begin; k < end; ++k) {
-    const JitterOp op = jitter_op(view.ops, k);
-    if constexpr (C == 1) {
-      pixel.v[0] = op == kBrightness ? adjust_brightness(pixel.v[0], p.brightness)
-                                     : adjust_contrast(pixel.v[0], p.contrast, mean);
-    } else {
-      Rgb<float> rgb = {pixel.v[0], pixel.v[1], pixel.v[2]};
-      switch (op) {
-        case kBrightness:
-          rgb = adjust_brightness(rgb, p.brightness);
-          break;
-        case kContrast:
-          rgb = adjust_contrast(rgb, p.contrast, mean);
-          break;
-        case kSaturation:
-          rgb = adjust_saturation(rgb, p.saturation);
-          break;
-        case kHue:
-          rgb = adjust_hue(rgb, p.hue);
-          break;
+  const auto for_each = [&](const auto& f) {
+#pragma unroll
+    for (Pixel<C>& pixel : group->pixel) {
+      if constexpr (C == 1) {
+        pixel.v[0] = f(pixel.v[0]);
+      } else {
+        const Rgb<float> rgb = f(Rgb<float>{pixel.v[0], pixel.v[1], pixel.v[2]});
+        pixel = {{rgb.r, rgb.g, rgb.b}};
       }
-      pixel = {{rgb.r, rgb.g, rgb.b}};
+    }
+  };
+  uint32_t ops = view.ops >> (4 * begin);
+  for (int k = begin; k < end; ++k, ops >>= 4) {
+    switch (jitter_op(ops, 0)) {
+      case kBrightness:
+        for_each([&](const auto& x) { return adjust_brightness(x, p.brightness); });
+        break;
+      case kContrast:
+        for_each([&](const auto& x) { return adjust_contrast(x, p.contrast, mean); });
+        break;
+      case kSaturation:
+        if constexpr (C == 3) for_each([&](const auto& x) { return adjust_saturation(x, p.saturation); });
+        break;
+      case kHue:
+        if constexpr (C == 3) for_each([&](const auto& x) { return adjust_hue(x, p.hue); });
+        break;
     }
   }
-  return pixel;
 }
 
 // The operations from position `begin` to the end, and the grey conversion.
 template <int C>
-__device__ __forceinline__ Pixel<C> coloured(Pixel<C> pixel, const View& view, int begin) {
-  pixel = jittered(pixel, view, begin, view.op_count, view.contrast_mean);
+__device__ __forceinline__ void colour(const View& view, int begin, Group<C>* group) {
+  jitter(view, begin, view.op_count, view.contrast_mean, group);
   if (C == 3 && view.params.flags & kGray) {
-    const float value = grey_of(pixel);
 #pragma unroll
-    for (int c = 0; c < C; ++c) pixel.v[c] = value;
+    for (Pixel<C>& pixel : group->pixel) {
+      const float value = grey_of(pixel);
+#pragma unroll
+      for (float& channel : pixel.v) channel = value;
+    }
   }
-  return pixel;
+}
+
+template <int C>
+__device__ __forceinline__ void load_group(const Block<C>& block, int x, int y, int rows, Group<C>* group) {
+  const float* p = block.at(x, y);
+#pragma unroll
+  for (int j = 0; j < kGroupRows; ++j) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) group->pixel[j].v[c] = p[min(j, rows - 1) * block.plan.pitch + c * block.plane()];
+  }
+}
+
+template <int C>
+__device__ __forceinline__ void store_group(const Block<C>& block, int x, int y, int rows, const Group<C>& group) {
+  float* p = block.at(x, y);
+#pragma unroll
+  for (int j = 0; j < kGroupRows; ++j) {
+    if (j >= rows) break;
+#pragma unroll
+    for (int c = 0; c < C; ++c) p[j * block.plan.pitch + c * block.plane()] = group.pixel[j].v[c];
+  }
+}
+
+// Calls f(x, y, rows) for every kGroupRows rows of 32 columns of the rectangle, one column per lane.
+template <class F>
+__device__ __forceinline__ void for_each_group(int left, int top, int width, int height, const F& f) {
+  const Spans spans(width);
+  const int units = spans.count * ((height + kGroupRows - 1) / kGroupRows);
+  for (int unit = warp_index(); unit < units; unit += warp_count()) {
+    const int group = spans.row(unit), x = spans.column(unit, group), y = group * kGroupRows;
+    if (x < width) f(left + x, top + y, min(kGroupRows, height - y));
+  }
 }
 
 // Runs the operations before contrast over the tile and returns the sum of the grey image after them, in thread 0.
@@ -68,10 +111,13 @@ __device__ __forceinline__ double sum_before_contrast(const Block<C>& block, boo
   const Tile& tile = block.tile;
   const View& view = block.view;
   float sum = 0.0f;
-  for_each_pixel(tile.x, tile.y, tile.width, tile.height, [&](int x, int y) {
-    const Pixel<C> pixel = jittered(block.load(x, y), view, 0, view.contrast_at, 0.0f);
-    if (keep && view.contrast_at > 0) block.store(x, y, pixel);
-    sum += grey_of(pixel);
+  for_each_group(tile.x, tile.y, tile.width, tile.height, [&](int x, int y, int rows) {
+    Group<C> group;
+    load_group(block, x, y, rows, &group);
+    jitter(view, 0, view.contrast_at, 0.0f, &group);
+    if (keep && view.contrast_at > 0) store_group(block, x, y, rows, group);
+#pragma unroll
+    for (int j = 0; j < kGroupRows; ++j) sum += j < rows ? grey_of(group.pixel[j]) : 0.0f;
   });
   return block_sum(static_cast<double>(sum));
 }
@@ -80,8 +126,12 @@ __device__ __forceinline__ double sum_before_contrast(const Block<C>& block, boo
 template <int C>
 __device__ __forceinline__ void colour_region(const Block<C>& block, int begin) {
   const Region& region = block.region;
-  for_each_pixel(region.left, region.top, region.width(), region.height(),
-                 [&](int x, int y) { block.store(x, y, coloured(block.load(x, y), block.view, begin)); });
+  for_each_group(region.left, region.top, region.width(), region.height(), [&](int x, int y, int rows) {
+    Group<C> group;
+    load_group(block, x, y, rows, &group);
+    colour(block.view, begin, &group);
+    store_group(block, x, y, rows, group);
+  });
 }
 
 // The normalised weights of the blur, zeros beside them: weight of distance d at d + 3 + halo_columns(), so that the
@@ -168,13 +218,14 @@ __device__ __forceinline__ void blur_horizontally(const Block<C>& block) {
   }
 }
 
-// Output pixels (x, y) .. (x, y + 3), blurred vertically; rows below the tile hold some other row's pixels.
+// Blurs the group at (x, y) vertically; rows below the tile hold some other row's pixels.
 template <int C>
-__device__ __forceinline__ void blur_vertically(const Block<C>& block, int x, int y, Pixel<C> (&out)[kBlurRows]) {
+__device__ __forceinline__ void blur_vertically(const Block<C>& block, int x, int y, Group<C>* group) {
   const int radius = block.view.blur_radius, height = block.args.out_height;
   const int bottom = block.tile.y + block.tile.height - 1 + radius;  // the last row that any pixel of the tile needs
   const float* weights = block.weights + block.view.halo_columns() - radius;
-  float sum[C][kBlurRows] = {};
+  const float* column = block.at(x, 0);
+  float sum[C][kGroupRows] = {};
   float w[8];
 #pragma unroll
   for (int i = 0; i < 4; ++i) w[i] = weights[i];
@@ -183,7 +234,7 @@ __device__ __forceinline__ void blur_vertically(const Block<C>& block, int x, in
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       w[i + 4] = weights[k + 4 + i];
-      const float* pixel = block.at(x, reflected(min(y - radius + k + i, bottom), height));
+      const float* pixel = column + reflected(min(y - radius + k + i, bottom), height) * block.plan.pitch;
 #pragma unroll
       for (int c = 0; c < C; ++c) v[c][i] = pixel[c * block.plane()];
     }
@@ -193,9 +244,9 @@ __device__ __forceinline__ void blur_vertically(const Block<C>& block, int x, in
     for (int i = 0; i < 4; ++i) w[i] = w[i + 4];
   }
 #pragma unroll
-  for (int j = 0; j < kBlurRows; ++j) {
+  for (int j = 0; j < kGroupRows; ++j) {
 #pragma unroll
-    for (int c = 0; c < C; ++c) out[j].v[c] = sum[c][j];
+    for (int c = 0; c < C; ++c) group->pixel[j].v[c] = sum[c][j];
   }
 }
 

@@ -8,7 +8,7 @@
 namespace simclr::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 512;
+constexpr int kMaxThreads = 384;      // two blocks of them leave a thread 80 registers
 constexpr int kChunkRows = 16;        // source rows that are staged and resized at a time
 constexpr int kStagedRowBytes = 372;  // most bytes of a source row staged at a time; 3 channels of words divide it
 constexpr int kOutRows = 2;           // output rows that a warp lays out before it writes them
@@ -36,7 +36,8 @@ namespace plan_detail {
 constexpr int kLargestWhole = 96;                     // output pixels a side of a view that one block may own
 constexpr int kSharedForTwoBlocks = 80 * 1024 + 512;  // two such blocks share a multiprocessor of sm_80 or sm_90
 constexpr int kTileWidth = 64, kTileHeight = 32;
-constexpr int kPixelsForMaxThreads = 2048;  // of a tile; smaller ones take half the threads
+constexpr int kPixelsForMaxThreads = 2048;  // of a tile; smaller ones take kFewThreads
+constexpr int kFewThreads = 256;
 
 inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
@@ -59,7 +60,7 @@ inline AugmentPlan make_plan(const AugmentArgs& args, int width, int height, int
   plan.margin = round_up(half, 4);
   plan.pitch = round_up(width, 4) + 2 * plan.margin;
   plan.rows = whole ? height : height + 2 * half;
-  plan.threads = width * height >= kPixelsForMaxThreads ? kMaxThreads : kMaxThreads / 2;
+  plan.threads = width * height >= kPixelsForMaxThreads ? kMaxThreads : kFewThreads;
   plan.staged_row_bytes = staged_row_bytes(args.images);
   const int channels = args.images.channels, row = channels * plan.pitch * static_cast<int>(sizeof(float));
   const int resize = (plan.pitch + plan.rows) * kTapsBytes + kChunkRows * (row + plan.staged_row_bytes);

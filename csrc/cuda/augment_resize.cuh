@@ -11,7 +11,8 @@
 
 namespace simclr::cuda {
 
-constexpr int kRowsPerThread = 2;  // source rows that share a thread's horizontal weights
+constexpr int kRowsPerThread = 4;  // source rows that share a thread's horizontal weights
+constexpr int kSpansPerRow = 3;    // columns of a thread, 32 apart, that share its vertical weights
 
 // The weight tables of one axis. Output i shows position position(i) of the resized crop.
 template <class Position>
@@ -39,55 +40,36 @@ __device__ __forceinline__ void fill_tap_tables(const Block<C>& block) {
       block.view.y, block.region.top, block.region.bottom, 1.0f, [&](int y) { return y + p.shift_y; }, block.lines);
 }
 
-// How source pixels lie in memory, in bytes. A run is a piece of a row that is contiguous there: all channels of
-// interleaved pixels, or one channel.
-struct SourceLayout {
-  const char* crop;  // pixel (top, left), channel 0
-  int64_t stride_c, stride_h, stride_w;
-  int32_t element;  // bytes
-  bool interleaved, contiguous;
-  int32_t runs_per_row, run_pixel;  // run_pixel: bytes from pixel to pixel within a run
-};
-
-template <int C>
-__device__ __forceinline__ SourceLayout source_layout(const Block<C>& block) {
-  const ImageView& image = block.view.source;
-  SourceLayout s;
-  s.element = pixel_bytes(block.args.images.type);
-  s.stride_c = image.stride_c * s.element;
-  s.stride_h = image.stride_h * s.element;
-  s.stride_w = image.stride_w * s.element;
-  s.interleaved = C > 1 && image.stride_c == 1 && image.stride_w == C;
-  s.contiguous = s.interleaved || image.stride_w == 1;
-  s.runs_per_row = s.interleaved ? 1 : C;
-  s.run_pixel = s.interleaved ? C * s.element : s.element;
-  s.crop =
-      static_cast<const char*>(image.data) + block.view.params.top * s.stride_h + block.view.params.left * s.stride_w;
-  return s;
-}
-
 // A chunk of the crop: rows [row, row + rows) and columns [column, column + columns).
 struct Chunk {
   int32_t row, rows, column, columns;
 };
 
-__device__ __forceinline__ const char* run_address(const SourceLayout& s, const Chunk& chunk, int row, int channel) {
+__device__ __forceinline__ const char* run_address(const Source& s, const Chunk& chunk, int row, int channel) {
   return s.crop + (chunk.row + row) * s.stride_h + channel * s.stride_c + chunk.column * s.stride_w;
 }
 
-// Bytes of the staging area before a run's first pixel: runs keep their alignment to words.
-__device__ __forceinline__ int run_shift(const SourceLayout& s, const char* run) {
-  return s.contiguous ? static_cast<int>(reinterpret_cast<uintptr_t>(run) & 3) : 0;
+// Bytes of the staging area before a run's first pixel: runs keep their alignment to words. The low bits of
+// run_address.
+__device__ __forceinline__ int run_shift(const Source& s, const Chunk& chunk, int row, int channel) {
+  const auto low = [](int64_t x) { return static_cast<uint32_t>(x); };
+  const uint32_t address = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(s.crop)) +
+                           static_cast<uint32_t>(chunk.row + row) * low(s.stride_h) +
+                           static_cast<uint32_t>(channel) * low(s.stride_c) +
+                           static_cast<uint32_t>(chunk.column) * low(s.stride_w);
+  return s.contiguous ? static_cast<int>(address & 3) : 0;
 }
 
 // Copies the words that hold bytes [begin, begin + bytes). Words are read whole where they lie within [low, high), the
-// image's own row.
+// image's own row. The warp starts at the 32-byte sector that holds the first word, so that it reads no sector twice.
 __device__ __forceinline__ void stage_words(const char* begin, int bytes, const char* low, const char* high,
                                             char* staged) {
-  const char* first = begin - (reinterpret_cast<uintptr_t>(begin) & 3);
-  const int words = static_cast<int>(begin + bytes - first + 3) / 4;
-  for (int w = lane_index(); w < words; w += kWarp) {
-    const char* from = first + 4 * w;
+  const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(begin) & 3);
+  const int skipped = static_cast<int>(reinterpret_cast<uintptr_t>(begin) & 31) / 4;
+  const int words = (shift + bytes + 3) / 4;
+  for (int w = lane_index() - skipped; w < words; w += kWarp) {
+    if (w < 0) continue;
+    const char* from = begin - shift + 4 * w;
     uint32_t word = 0;
     if (from >= low && from + 4 <= high) {
       word = *reinterpret_cast<const uint32_t*>(from);
@@ -110,14 +92,14 @@ __device__ __forceinline__ void stage_elements(const char* begin, int64_t stride
 }
 
 template <int C>
-__device__ __forceinline__ void stage(const Block<C>& block, const SourceLayout& s, const Chunk& chunk) {
+__device__ __forceinline__ void stage(const Block<C>& block, const Source& s, const Chunk& chunk) {
   const int run_pitch = block.plan.staged_row_bytes / s.runs_per_row;
   for (int run = warp_index(); run < chunk.rows * s.runs_per_row; run += warp_count()) {
     const char* begin = run_address(s, chunk, run / s.runs_per_row, run % s.runs_per_row);
     char* staged = block.staged + run * run_pitch;
     if (s.contiguous) {
       const char* low = begin - (block.view.params.left + chunk.column) * s.stride_w;
-      stage_words(begin, chunk.columns * s.run_pixel, low, low + block.view.source.width * s.stride_w, staged);
+      stage_words(begin, chunk.columns * s.run_pixel, low, low + s.image_width * s.stride_w, staged);
     } else if (s.element == 1) {
       stage_elements<uint8_t>(begin, s.stride_w, chunk.columns, staged);
     } else if (s.element == 2) {
@@ -135,38 +117,38 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162f
 
 // Resizes the staged rows to the region's columns. A warp takes 32 columns of kRowsPerThread rows.
 template <class T, int C>
-__device__ __forceinline__ void resize_horizontally(const Block<C>& block, const SourceLayout& s, const Chunk& chunk) {
-  const int width = block.region.width(), left = block.region.left - block.tile.x + block.plan.margin;
-  const int spans = (width + kWarp - 1) / kWarp;
-  const int groups = (chunk.rows + kRowsPerThread - 1) / kRowsPerThread;
+__device__ __forceinline__ void resize_horizontally(const Block<C>& block, const Source& s, const Chunk& chunk) {
+  const int width = block.region.width(), pitch = block.plan.pitch;
   const int run_pitch = block.plan.staged_row_bytes / s.runs_per_row;
   const int step = s.run_pixel / static_cast<int>(sizeof(T));
-  for (int unit = warp_index(); unit < spans * groups; unit += warp_count()) {
-    const int x = unit % spans * kWarp + lane_index();
+  float* resized = block.resized_rows + block.region.left - block.tile.x + block.plan.margin;
+  const Spans spans(width);
+  const int units = spans.count * ((chunk.rows + kRowsPerThread - 1) / kRowsPerThread);
+  for (int unit = warp_index(); unit < units; unit += warp_count()) {
+    const int group = spans.row(unit), x = spans.column(unit, group);
     if (x >= width) continue;
     const Taps taps = block.columns[x];
     const int begin = max(taps.first, chunk.column), end = min(taps.end, chunk.column + chunk.columns);
     if (begin >= end) continue;
 
     const T* pixel[kRowsPerThread][C];
-    float* out[kRowsPerThread];
     float sum[kRowsPerThread][C];
+    const int first_row = group * kRowsPerThread, rows = min(kRowsPerThread, chunk.rows - first_row);
+    float* out = resized + first_row * C * pitch + x;
 #pragma unroll
     for (int r = 0; r < kRowsPerThread; ++r) {
-      // The last group's spare rows repeat the chunk's last row.
-      const int row = min(unit / spans * kRowsPerThread + r, chunk.rows - 1);
-      out[r] = block.resized_rows + row * C * block.plan.pitch + left + x;
+      const int row = first_row + min(r, rows - 1);  // the last group's spare rows repeat its last
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        const int run = s.interleaved ? row : row * s.runs_per_row + c;
-        const char* first =
-            block.staged + run * run_pitch + run_shift(s, run_address(s, chunk, row, s.interleaved ? 0 : c));
-        pixel[r][c] = reinterpret_cast<const T*>(first) + (s.interleaved ? c : 0) + (begin - chunk.column) * step;
-        sum[r][c] = begin == taps.first ? 0.0f : out[r][c * block.plan.pitch];
+        const char* run = block.staged + (s.interleaved ? row : row * C + c) * run_pitch;
+        pixel[r][c] = reinterpret_cast<const T*>(run + run_shift(s, chunk, row, s.interleaved ? 0 : c)) +
+                      (s.interleaved ? c : 0) + (begin - chunk.column) * step;
+        sum[r][c] = begin == taps.first ? 0.0f : out[(min(r, rows - 1) * C + c) * pitch];
       }
     }
-    for (int k = begin; k < end; ++k) {
-      const float weight = tap_weight(block.view.x, taps.centre, k);
+    float offset = static_cast<float>(begin) - taps.centre + 0.5f;
+    for (int k = begin; k < end; ++k, offset += 1.0f) {
+      const float weight = tap_weight(block.view.x, offset);
 #pragma unroll
       for (int r = 0; r < kRowsPerThread; ++r) {
 #pragma unroll
@@ -179,38 +161,60 @@ __device__ __forceinline__ void resize_horizontally(const Block<C>& block, const
     const float scale = end == taps.end ? taps.scale : 1.0f;
 #pragma unroll
     for (int r = 0; r < kRowsPerThread; ++r) {
+      if (r >= rows) break;
 #pragma unroll
-      for (int c = 0; c < C; ++c) out[r][c * block.plan.pitch] = sum[r][c] * scale;
+      for (int c = 0; c < C; ++c) out[(r * C + c) * pitch] = sum[r][c] * scale;
     }
   }
 }
 
-// Adds the resized source rows [row, row + rows) to the output rows they belong to.
+// Adds the resized source rows [row, row + rows) to the output rows they belong to. A warp takes a whole row of the
+// region, kSpansPerRow times 32 columns at once, which share the weights.
 template <int C>
 __device__ __forceinline__ void resize_vertically(const Block<C>& block, int row, int rows) {
   const Region& region = block.region;
-  for_each_pixel(region.left, region.top, region.width(), region.height(), [&](int x, int y) {
-    const Taps taps = block.lines[y - region.top];
+  const int width = region.width(), pitch = block.plan.pitch;
+  const int origin = region.left - block.tile.x + block.plan.margin + lane_index();
+  for (int y = warp_index(); y < region.height(); y += warp_count()) {
+    const Taps taps = block.lines[y];
     const int begin = max(taps.first, row), end = min(taps.end, row + rows);
-    if (begin >= end) return;
-    Pixel<C> pixel{};
-    if (begin != taps.first) pixel = block.load(x, y);
-    const float* resized =
-        block.resized_rows + (begin - row) * C * block.plan.pitch + x - block.tile.x + block.plan.margin;
-    for (int k = begin; k < end; ++k) {
-      const float weight = tap_weight(block.view.y, taps.centre, k);
+    if (begin >= end) continue;
+    const bool starts = begin == taps.first;
+    const float scale = end == taps.end ? taps.scale : 1.0f;
+    const float first_offset = static_cast<float>(begin) - taps.centre + 0.5f;
+    for (int left = 0; left < width; left += kSpansPerRow * kWarp) {
+      float* out = block.pixels + y * pitch + origin + left;
+      const float* resized = block.resized_rows + (begin - row) * C * pitch + origin + left;
+      const int spans = min(kSpansPerRow, (width - left + kWarp - 1) / kWarp);
+      const auto inside = [&](int s) { return left + s * kWarp + lane_index() < width; };
+      float sum[kSpansPerRow][C];
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
-        pixel.v[c] += weight * *resized;
-        resized += block.plan.pitch;
+      for (int s = 0; s < kSpansPerRow; ++s) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) sum[s][c] = starts || !inside(s) ? 0.0f : out[s * kWarp + c * block.plane()];
+      }
+      float offset = first_offset;
+      for (int k = begin; k < end; ++k, offset += 1.0f) {
+        const float weight = tap_weight(block.view.y, offset);
+#pragma unroll
+        for (int s = 0; s < kSpansPerRow; ++s) {
+          if (s >= spans) break;
+#pragma unroll
+          for (int c = 0; c < C; ++c) {
+            if (inside(s)) sum[s][c] += weight * resized[c * pitch + s * kWarp];
+          }
+        }
+        resized += C * pitch;
+      }
+#pragma unroll
+      for (int s = 0; s < kSpansPerRow; ++s) {
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+          if (inside(s)) out[s * kWarp + c * block.plane()] = sum[s][c] * scale;
+        }
       }
     }
-    if (end == taps.end) {
-#pragma unroll
-      for (int c = 0; c < C; ++c) pixel.v[c] *= taps.scale;
-    }
-    block.store(x, y, pixel);
-  });
+  }
 }
 
 // Fills the region of the pixel buffer; ends with a barrier.
@@ -218,7 +222,7 @@ template <int C>
 __device__ __forceinline__ void resize(const Block<C>& block) {
   fill_tap_tables(block);
   __syncthreads();
-  const SourceLayout s = source_layout(block);
+  const Source& s = block.view.source;
   const Taps &leftmost = block.columns[0],
              &rightmost = block.columns[block.region.width() - 1];  // or swapped by a flip
   const int first_column = min(leftmost.first, rightmost.first), end_column = max(leftmost.end, rightmost.end);

@@ -37,15 +37,28 @@ struct Region {
   __device__ __forceinline__ int32_t height() const { return bottom - top; }
 };
 
+// The view's crop in device memory; strides in bytes. A run is a piece of a row that is contiguous there: all channels
+// of interleaved pixels, or one channel.
+struct Source {
+  const char* crop;  // pixel (top, left), channel 0
+  int64_t stride_c, stride_h, stride_w;
+  int32_t image_width;  // the whole image's
+  int32_t element;      // bytes
+  bool interleaved, contiguous;
+  int32_t runs_per_row, run_pixel;  // run_pixel: bytes from pixel to pixel within a run
+};
+
 // What thread 0 works out for the block.
 struct View {
   AugmentParams params;  // made safe
-  ImageView source;
+  Source source;
   ResizeAxis x, y;
   uint32_t ops;         // the jitter operations that change something, four bits each, the first in the lowest
   int32_t op_count;     // 0 without jitter
   int32_t contrast_at;  // the position of contrast among them, else op_count
   int32_t blur_radius;  // 0 without blur
+  Tile tile;
+  Region region;
   float contrast_mean;
 
   __device__ __forceinline__ bool has_contrast() const { return contrast_at < op_count; }
@@ -64,9 +77,9 @@ struct Block {
   const AugmentArgs& args;
   const AugmentPlan& plan;
   const View& view;
-  Tile tile;
-  Region region;
-  int64_t out_image;  // index into the output
+  const Tile& tile;
+  const Region& region;
+  int32_t image;  // of the output
   float* pixels;
   float* weights;
   Taps* columns;        // [region.width()]
@@ -98,15 +111,17 @@ __device__ __forceinline__ int warp_index() { return threadIdx.x / kWarp; }
 __device__ __forceinline__ int lane_index() { return threadIdx.x % kWarp; }
 __device__ __forceinline__ int warp_count() { return blockDim.x / kWarp; }
 
-// Calls f(x, y) for every pixel of the rectangle; a warp takes 32 neighbours of a row.
-template <class F>
-__device__ __forceinline__ void for_each_pixel(int left, int top, int width, int height, const F& f) {
-  const int spans = (width + kWarp - 1) / kWarp;
-  for (int unit = warp_index(); unit < spans * height; unit += warp_count()) {
-    const int x = unit % spans * kWarp + lane_index();
-    if (x < width) f(left + x, top + unit / spans);
-  }
-}
+// Work in units of (row, 32 columns): unit u is columns 32 (u % spans).. of row u / spans, without a division.
+struct Spans {
+  int32_t count;
+  uint32_t reciprocal;  // of count, times 2^16, rounded up: exact for fewer than 2^16 / count units
+  __device__ __forceinline__ explicit Spans(int width)
+      : count((width + kWarp - 1) / kWarp), reciprocal((65536u + count - 1) / count) {}
+  __device__ __forceinline__ int row(int unit) const { return static_cast<int>(unit * reciprocal >> 16); }
+  __device__ __forceinline__ int column(int unit, int row) const { return (unit - row * count) * kWarp + lane_index(); }
+};
+
+constexpr int kGroupRows = 4;  // rows of pixels that a thread colours or blurs together
 
 // The jitter's operations without those that leave every image as it is.
 __device__ inline void list_jitter_ops(int channels, View* view) {
@@ -131,43 +146,58 @@ __device__ inline void list_jitter_ops(int channels, View* view) {
 
 // Which tile of which view this block owns. Blocks of one sample's views are neighbours: they read the same image.
 struct BlockIndex {
-  int32_t tile, view;
-  int64_t sample;
+  int32_t tile, view, sample;
+  int32_t image;  // of the output
 };
 
 __device__ __forceinline__ BlockIndex block_index(const AugmentArgs& args, const AugmentPlan& plan) {
-  const unsigned tiles = plan.tiles_x * plan.tiles_y;
-  const unsigned owner = blockIdx.x / tiles;
-  return {static_cast<int32_t>(blockIdx.x % tiles), static_cast<int32_t>(owner % args.views), owner / args.views};
+  const unsigned tiles = plan.tiles_x * plan.tiles_y, owner = blockIdx.x / tiles;
+  const int32_t view = static_cast<int32_t>(owner % args.views), sample = static_cast<int32_t>(owner / args.views);
+  return {static_cast<int32_t>(blockIdx.x % tiles), view, sample, view * args.batch + sample};
 }
 
-// Fills *view (in shared memory); the caller has a barrier before it reads it.
-__device__ inline void read_view(const AugmentArgs& args, const BlockIndex& index, View* view) {
+__device__ inline Source crop_source(const ImageBatch& images, const ImageView& image, const AugmentParams& p) {
+  Source s;
+  s.element = pixel_bytes(images.type);
+  s.stride_c = image.stride_c * s.element;
+  s.stride_h = image.stride_h * s.element;
+  s.stride_w = image.stride_w * s.element;
+  s.image_width = image.width;
+  s.interleaved = images.channels > 1 && image.stride_c == 1 && image.stride_w == images.channels;
+  s.contiguous = s.interleaved || image.stride_w == 1;
+  s.runs_per_row = s.interleaved ? 1 : images.channels;
+  s.run_pixel = s.interleaved ? images.channels * s.element : s.element;
+  s.crop = static_cast<const char*>(image.data) + p.top * s.stride_h + p.left * s.stride_w;
+  return s;
+}
+
+// Fills *view (in shared memory); the caller has a barrier before it reads it. with_halo: a blurred tile gets its halo.
+__device__ inline void read_view(const AugmentArgs& args, const AugmentPlan& plan, const BlockIndex& index,
+                                 bool with_halo, View* view) {
   if (threadIdx.x != 0) return;
-  view->source = image_at(args.images, index.sample);
-  const AugmentParams p = made_safe(args.params[index.view * static_cast<int64_t>(args.batch) + index.sample],
-                                    view->source.height, view->source.width, args.out_height, args.out_width);
+  const ImageView image = image_at(args.images, index.sample);
+  const AugmentParams p =
+      made_safe(args.params[index.image], image.height, image.width, args.out_height, args.out_width);
   view->params = p;
+  view->source = crop_source(args.images, image, p);
   view->x = resize_axis(p.width, p.resize_width);
   view->y = resize_axis(p.height, p.resize_height);
   view->blur_radius = p.flags & kBlur ? blur_radius(p.sigma, args.blur_kernel) : 0;
+  view->contrast_mean = 0.0f;
   list_jitter_ops(args.images.channels, view);
+
+  const int x = index.tile % plan.tiles_x * plan.tile_width, y = index.tile / plan.tiles_x * plan.tile_height;
+  const int right = min(x + plan.tile_width, args.out_width), bottom = min(y + plan.tile_height, args.out_height);
+  const int halo_x = with_halo ? view->halo_columns() : 0, halo_y = with_halo ? view->blur_radius : 0;
+  view->tile = {x, y, right - x, bottom - y};
+  view->region = {max(x - halo_x, 0), max(y - halo_y, 0), min(right + halo_x, args.out_width),
+                  min(bottom + halo_y, args.out_height)};
 }
 
-// The block's tile, and its areas of the dynamic shared memory. with_halo: the tile will be blurred.
+// The block's areas of the dynamic shared memory.
 template <int C>
 __device__ __forceinline__ Block<C> make_block(const AugmentArgs& args, const AugmentPlan& plan, const View& view,
-                                               const BlockIndex& index, bool with_halo, char* shared) {
-  Tile tile;
-  tile.x = index.tile % plan.tiles_x * plan.tile_width;
-  tile.y = index.tile / plan.tiles_x * plan.tile_height;
-  tile.width = min(plan.tile_width, args.out_width - tile.x);
-  tile.height = min(plan.tile_height, args.out_height - tile.y);
-  const int halo_x = with_halo ? view.halo_columns() : 0, halo_y = with_halo ? view.blur_radius : 0;
-  const Region region = {max(tile.x - halo_x, 0), max(tile.y - halo_y, 0),
-                         min(tile.x + tile.width + halo_x, args.out_width),
-                         min(tile.y + tile.height + halo_y, args.out_height)};
-
+                                               const BlockIndex& index, char* shared) {
   float* pixels = reinterpret_cast<float*>(shared);
   float* weights = pixels + C * plan.rows * plan.pitch;
   float* scratch = weights + weights_length(plan.margin);
@@ -175,8 +205,8 @@ __device__ __forceinline__ Block<C> make_block(const AugmentArgs& args, const Au
   Taps* lines = columns + plan.pitch;
   float* resized_rows = reinterpret_cast<float*>(lines + plan.rows);
   char* staged = reinterpret_cast<char*>(resized_rows + kChunkRows * C * plan.pitch);
-  const int64_t out_image = index.view * static_cast<int64_t>(args.batch) + index.sample;
-  return {args, plan, view, tile, region, out_image, pixels, weights, columns, lines, resized_rows, staged, scratch};
+  return {args,    plan,    view,  view.tile,    view.region, index.image, pixels,
+          weights, columns, lines, resized_rows, staged,      scratch};
 }
 
 }  // namespace simclr::cuda
