@@ -1,0 +1,87 @@
+// NT-Xent's prologue on CUDA: rows of both views, normalised in fp32 (fp64), as the operand of the matrix products.
+//
+// One warp owns a row. It is scaled by its largest entry before squaring, so that no square overflows or underflows.
+#include "../ntxent_launch.h"
+#include "ntxent_plan.h"
+#include "reduce.cuh"
+
+namespace simclr::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+
+template <class T, class U, class S>
+struct NormalizeTask {
+  const T* z[2];
+  int64_t z_stride[2];
+  U* u;         // [2n, u_columns]
+  S* inv_norm;  // [2n]
+  int64_t n, d, u_columns;
+  S eps;
+};
+
+template <class T, class U, class S>
+__global__ void __launch_bounds__(32 * kWarps) ntxent_normalize_kernel(const NormalizeTask<T, U, S> task) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (row >= 2 * task.n) return;
+  const int lane = threadIdx.x % 32, view = row >= task.n;
+  const T* z = task.z[view] + (row - view * task.n) * task.z_stride[view];
+
+  S peak = 0;
+  for (int64_t k = lane; k < task.d; k += 32) peak = fmax(peak, fabs(static_cast<S>(z[k])));
+  peak = warp_max(peak);
+  const S scale = peak > S(0) ? S(1) / peak : S(1);
+  // 1 / peak overflows for subnormal peaks; such a row is far below eps, and its squares do not matter.
+  S sum = 0;
+  for (int64_t k = lane; k < task.d; k += 32) {
+    const S x = static_cast<S>(z[k]) * scale;
+    sum += x * x;
+  }
+  const S root = sqrt(warp_sum(sum));
+  const bool clamped = peak * root <= task.eps;
+  const S inverse = clamped ? S(1) / task.eps : scale / root;  // the norm itself may not be representable
+  if (lane == 0) task.inv_norm[row] = inverse;
+  const S first = clamped ? S(1) : scale, second = clamped ? inverse : S(1) / root;
+  for (int64_t k = lane; k < task.u_columns; k += 32) {
+    task.u[row * task.u_columns + k] = k < task.d ? static_cast<U>(static_cast<S>(z[k]) * first * second) : U(0.0f);
+  }
+}
+
+template <class T, class U, class S>
+cudaError_t run(const SimclrNtxentNormalizeArgs& args, cudaStream_t stream) {
+  const NormalizeTask<T, U, S> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
+                                    {args.z_stride[0], args.z_stride[1]},
+                                    static_cast<U*>(args.u),
+                                    static_cast<S*>(args.inv_norm),
+                                    args.n,
+                                    args.d,
+                                    args.u_columns,
+                                    static_cast<S>(args.eps)};
+  return SIMCLR_LAUNCH((ntxent_normalize_kernel<T, U, S>), static_cast<unsigned>(ceil_div(2 * args.n, kWarps)),
+                       32 * kWarps, 0, stream, task);
+}
+
+}  // namespace
+}  // namespace simclr::cuda
+
+extern "C" int simclr_ntxent_normalize(const SimclrNtxentNormalizeArgs* args, void* stream_pointer) {
+  using namespace simclr::cuda;
+  const cudaStream_t stream = static_cast<cudaStream_t>(stream_pointer);
+  if (args->n <= 0 || args->d <= 0 || args->u_columns < args->d) return cudaErrorInvalidValue;
+  switch (args->z_dtype) {
+    case SIMCLR_HALF:
+      return run<__half, __half, float>(*args, stream);
+    case SIMCLR_BFLOAT16:
+      return run<__nv_bfloat16, __half, float>(*args, stream);
+    case SIMCLR_FLOAT:
+      return run<float, float, float>(*args, stream);
+    case SIMCLR_DOUBLE:
+      return run<double, double, double>(*args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+extern "C" int64_t simclr_ntxent_operand_columns(int64_t d, int u_dtype) {
+  return simclr::cuda::operand_columns(d, u_dtype);
+}

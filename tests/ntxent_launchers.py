@@ -1,0 +1,135 @@
+"""csrc/ntxent_launch.h for Python: the CUDA launchers on CPU tensors, whatever executes the kernels."""
+
+import ctypes
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+PRECISIONS = {"ieee": 0, "tf32": 1}
+POINTER, INT64, DOUBLE, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+
+
+class Device(ctypes.Structure):
+    _fields_ = [("multiprocessors", INT), ("max_shared_bytes", INT)]
+
+
+class NormalizeArgs(ctypes.Structure):
+    _fields_ = [
+        ("z", POINTER * 2), ("z_stride", INT64 * 2), ("u", POINTER), ("inv_norm", POINTER),
+        ("n", INT64), ("d", INT64), ("u_columns", INT64), ("eps", DOUBLE), ("z_dtype", INT),
+    ]  # fmt: skip
+
+
+class FwdArgs(ctypes.Structure):
+    _fields_ = [
+        ("u", POINTER), ("loss", POINTER), ("lse_neg", POINTER), ("s_pos", POINTER), ("workspace", POINTER),
+        ("temperature_ptr", POINTER), ("n", INT64), ("columns", INT64), ("row_offset", INT64), ("u_columns", INT64),
+        ("temperature", DOUBLE), ("scale", DOUBLE), ("reduce", INT), ("u_dtype", INT), ("precision", INT),
+        ("device", Device),
+    ]  # fmt: skip
+
+
+class BwdArgs(ctypes.Structure):
+    _fields_ = [
+        ("dloss", POINTER), ("z", POINTER * 2), ("u", POINTER), ("inv_norm", POINTER), ("lse_neg", POINTER),
+        ("s_pos", POINTER), ("dz", POINTER * 2), ("dt", POINTER), ("workspace", POINTER), ("temperature_ptr", POINTER),
+        ("z_stride", INT64 * 2), ("n", INT64), ("d", INT64), ("columns", INT64), ("row_offset", INT64),
+        ("u_columns", INT64), ("temperature", DOUBLE), ("scale", DOUBLE), ("eps", DOUBLE), ("reduce", INT),
+        ("z_dtype", INT), ("precision", INT), ("device", Device),
+    ]  # fmt: skip
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float16 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def filled(*shape: int, dtype: torch.dtype) -> Tensor:
+    """A tensor whose unwritten elements show up."""
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+def check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"the launcher returned cudaError {status}")
+
+
+@dataclass
+class NtxentLaunchers:
+    """The three steps of the loss; `tensors` is everything the last call's pointers reach."""
+
+    library: ctypes.CDLL
+    device: Device = field(default_factory=lambda: Device(132, 232448))
+    tensors: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self):
+        for function in ("operand_columns", "fwd_workspace_bytes", "bwd_workspace_bytes"):
+            getattr(self.library, f"simclr_ntxent_{function}").restype = INT64
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self.tensors.append(tensor)
+        return tensor.data_ptr()
+
+    def _workspace(self, kind: str, args: ctypes.Structure) -> Tensor:
+        size = getattr(self.library, f"simclr_ntxent_{kind}_workspace_bytes")(ctypes.byref(args))
+        return torch.full((size,), 0xFF, dtype=torch.uint8)
+
+    def normalize(self, z0: Tensor, z1: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
+        self.tensors = []
+        n, d = z0.shape
+        dtype = operand_dtype(z0.dtype)
+        columns = self.library.simclr_ntxent_operand_columns(INT64(d), DTYPES[dtype])
+        u = filled(2 * n, columns, dtype=dtype)
+        inv_norm = filled(2 * n, dtype=statistics_dtype(z0.dtype))
+        args = NormalizeArgs(
+            z=(POINTER * 2)(self._pointer(z0), self._pointer(z1)), z_stride=(INT64 * 2)(z0.stride(0), z1.stride(0)),
+            u=self._pointer(u), inv_norm=self._pointer(inv_norm), n=n, d=d, u_columns=columns, eps=eps,
+            z_dtype=DTYPES[z0.dtype],
+        )  # fmt: skip
+        check(self.library.simclr_ntxent_normalize(ctypes.byref(args), None))
+        return u, inv_norm
+
+    def fwd(self, u: Tensor, n: int, row_offset: int = 0, temperature: float | Tensor = 0.5, reduce: bool = True,
+            scale: float = 1.0, precision: str = "ieee") -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        self.tensors = []
+        dtype = statistics_dtype(u.dtype)
+        loss = filled(*([] if reduce else [2 * n]), dtype=dtype)
+        lse_neg, s_pos = filled(2 * n, dtype=dtype), filled(2 * n, dtype=dtype)
+        on_device = isinstance(temperature, Tensor)
+        args = FwdArgs(
+            u=self._pointer(u), loss=self._pointer(loss), lse_neg=self._pointer(lse_neg), s_pos=self._pointer(s_pos),
+            temperature_ptr=self._pointer(temperature) if on_device else None, n=n, columns=u.shape[0],
+            row_offset=row_offset, u_columns=u.shape[1], temperature=0.0 if on_device else temperature, scale=scale,
+            reduce=reduce, u_dtype=DTYPES[u.dtype], precision=PRECISIONS[precision], device=self.device,
+        )  # fmt: skip
+        args.workspace = self._pointer(self._workspace("fwd", args))
+        check(self.library.simclr_ntxent_fwd(ctypes.byref(args), None))
+        return loss, lse_neg, s_pos
+
+    def bwd(self, dloss: Tensor, z0: Tensor, z1: Tensor, u: Tensor, inv_norm: Tensor, lse_neg: Tensor, s_pos: Tensor,
+            row_offset: int = 0, scale: float = 1.0, eps: float = 1e-8, temperature: float | Tensor = 0.5,
+            precision: str = "ieee", need_dt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        self.tensors = []
+        n, d = z0.shape
+        dz0, dz1 = filled(n, d, dtype=z0.dtype), filled(n, d, dtype=z0.dtype)
+        dt = filled(dtype=statistics_dtype(z0.dtype)) if need_dt else None
+        on_device = isinstance(temperature, Tensor)
+        args = BwdArgs(
+            dloss=self._pointer(dloss), z=(POINTER * 2)(self._pointer(z0), self._pointer(z1)), u=self._pointer(u),
+            inv_norm=self._pointer(inv_norm), lse_neg=self._pointer(lse_neg), s_pos=self._pointer(s_pos),
+            dz=(POINTER * 2)(self._pointer(dz0), self._pointer(dz1)), dt=self._pointer(dt),
+            temperature_ptr=self._pointer(temperature) if on_device else None,
+            z_stride=(INT64 * 2)(z0.stride(0), z1.stride(0)), n=n, d=d, columns=u.shape[0], row_offset=row_offset,
+            u_columns=u.shape[1], temperature=0.0 if on_device else temperature, scale=scale, eps=eps,
+            reduce=dloss.ndim == 0, z_dtype=DTYPES[z0.dtype], precision=PRECISIONS[precision], device=self.device,
+        )  # fmt: skip
+        args.workspace = self._pointer(self._workspace("bwd", args))
+        check(self.library.simclr_ntxent_bwd(ctypes.byref(args), None))
+        return dz0, dz1, dt
