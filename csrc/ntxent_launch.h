@@ -1,11 +1,11 @@
 // C entry points of the CUDA NT-Xent kernels; torch-free, every pointer is device memory.
 //
-// Rows are the 2 n local ones (view 0, then view 1); columns are all M of them. Local row i is column row_offset + i and
-// its positive is column row_offset + (i + n) mod 2 n. csrc/cuda/ntxent_math.cuh holds the formulas.
+// Rows are the 2 n local ones (view 0, then view 1); columns are all M of them. Local row i is column row_offset + i
+// and its positive is column row_offset + (i + n) mod 2 n. csrc/cuda/ntxent_math.cuh holds the formulas.
 //
-// u has one row per sample and simclr_ntxent_operand_columns(d, dtype) columns: d rounded up so that a row is a multiple
-// of 16 bytes, the added columns zero (8 elements of fp16, 4 of fp32, 2 of fp64). The op's fake kernel must allocate the
-// same shape for CUDA tensors. All other arrays are exactly as long as their comment says.
+// u has one row per sample and simclr_ntxent_operand_columns(d, dtype) columns: d rounded up so that a row is a
+// multiple of 16 bytes, the added columns zero (8 elements of fp16, 4 of fp32, 2 of fp64). The op's fake kernel must
+// allocate the same shape for CUDA tensors. All other arrays are exactly as long as their comment says.
 #pragma once
 
 #include <stdint.h>
@@ -36,12 +36,12 @@ struct SimclrNtxentNormalizeArgs {
 };
 
 struct SimclrNtxentFwdArgs {
-  const void* u;                  // [columns, u_columns], of u_dtype (half, float, double)
-  void* loss;                     // [] = scale * sum of L_i if reduce, else [2n] = L_i; fp32 (fp64 for fp64)
-  void* lse_neg;                  // [2n]
-  void* s_pos;                    // [2n]
-  void* workspace;                // simclr_ntxent_fwd_workspace_bytes(&args) bytes, 16-byte aligned
-  const void* temperature_ptr;    // fp32 (fp64 for fp64) scalar, or null: then `temperature` counts
+  const void* u;                // [columns, u_columns], of u_dtype (half, float, double)
+  void* loss;                   // [] = scale * sum of L_i if reduce, else [2n] = L_i; fp32 (fp64 for fp64)
+  void* lse_neg;                // [2n]
+  void* s_pos;                  // [2n]
+  void* workspace;              // simclr_ntxent_fwd_workspace_bytes(&args) bytes, 16-byte aligned
+  const void* temperature_ptr;  // fp32 (fp64 for fp64) scalar, or null: then `temperature` counts
   int64_t n, columns, row_offset, u_columns;
   double temperature, scale;
   int reduce, u_dtype, precision;
@@ -49,15 +49,15 @@ struct SimclrNtxentFwdArgs {
 };
 
 struct SimclrNtxentBwdArgs {
-  const void* dloss;              // [] if reduce, else [columns]; fp32 (fp64 for fp64)
-  const void* z[2];               // as in SimclrNtxentNormalizeArgs
-  const void* u;                  // [columns, u_columns]
-  const void* inv_norm;           // [2n]
-  const void* lse_neg;            // [columns]
-  const void* s_pos;              // [columns]
-  void* dz[2];                    // [n, d] each, contiguous, of z_dtype
-  void* dt;                       // [], fp32 (fp64 for fp64); null if not needed
-  void* workspace;                // simclr_ntxent_bwd_workspace_bytes(&args) bytes, 16-byte aligned
+  const void* dloss;     // [] if reduce, else [columns]; fp32 (fp64 for fp64)
+  const void* z[2];      // as in SimclrNtxentNormalizeArgs
+  const void* u;         // [columns, u_columns]
+  const void* inv_norm;  // [2n]
+  const void* lse_neg;   // [columns]
+  const void* s_pos;     // [columns]
+  void* dz[2];           // [n, d] each, contiguous, of z_dtype
+  void* dt;              // [], fp32 (fp64 for fp64); null if not needed
+  void* workspace;       // simclr_ntxent_bwd_workspace_bytes(&args) bytes, 16-byte aligned
   const void* temperature_ptr;
   int64_t z_stride[2];
   int64_t n, d, columns, row_offset, u_columns;

@@ -2,37 +2,33 @@
 //
 // ntxent_fwd_kernel: one CTA takes a row band x column band of 128 x 128 tiles. The logits are symmetric: in a single
 // process only tiles on and above the diagonal are computed, and a tile off the diagonal gives row sums to its rows and
-// column sums to its columns (M^2 D / 2 multiply-adds). Every CTA writes its partials to slots of its own: band b of the
-// rows gets one partial from each of the at most kMaxSlots bands, so partials take O(M) memory, and a CTA that has several
-// tiles for one slot adds them up in a fixed order.
-// ntxent_fwd_finish_kernel: adds each row's slots in order; row losses, or their sum in the order of the blocks.
+// column sums to its columns (M^2 D / 2 multiply-adds). Every CTA writes its partials to slots of its own: band b of
+// the rows gets one partial from each of the at most kMaxSlots bands, so partials take O(M) memory, and a CTA that has
+// several tiles for one slot adds them up in a fixed order. ntxent_fwd_finish_kernel (ntxent_fwd.cuh) adds up each
+// row's slots.
 #include "../ntxent_launch.h"
-#include "ntxent_math.cuh"
-#include "ntxent_plan.h"
+#include "ntxent_fwd.cuh"
 #include "ntxent_statistics.cuh"
 #include "ntxent_tiles.cuh"
-#include "reduce.cuh"
 
 namespace simclr::cuda {
 namespace {
 
-constexpr int kTile = kFwdTile;      // rows and columns of a tile
-constexpr int kThreads = 128;      // 2 x 2 warps, each 64 x 64
+constexpr int kTile = kFwdTile;  // rows and columns of a tile
+constexpr int kThreads = 128;    // 2 x 2 warps, each 64 x 64
 constexpr int kDepthBytes = kFwdDepthBytes;
 constexpr int kDepthSteps = kDepthBytes / kStepBytes;
 constexpr int kStages = 2;
 constexpr int kOperandBytes = kTile * kDepthBytes;
 constexpr int kStageBytes = 2 * kOperandBytes;  // row tile and column tile
-constexpr int kFinishThreads = kFwdFinishThreads;
 
 template <class Partial>
 struct FwdTask {
   RowMatrix u;
   Pairing pairing;
   Temperature<float> temperature;
-  float* s_pos;        // [rows]
-  Partial* partials;   // [column bands][rows]
-  unsigned* finished;  // counter of the finishing kernel, zeroed here
+  float* s_pos;  // [rows]
+  FwdPartials<Partial> partials;
   FwdPlan plan;
 };
 
@@ -141,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
   const int warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * 64, warp_column = warp % 2 * 64;
   const float scale = static_cast<float>(kLog2E) * task.temperature.inverse();
-  if (blockIdx.x == 0 && threadIdx.x == 0) *task.finished = 0;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *task.partials.finished = 0;
 
   TileWalk copied(task.plan, blockIdx.x), tile = copied;
   const TileWalk first = tile;
@@ -172,18 +168,18 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
                                                         first.column_begin / task.plan.column_band_tiles;
     const int row_slot = first.column_begin / task.plan.column_band_tiles;
     const int column_slot = first.row_tile / task.plan.row_band_tiles;
-    const bool first_of_row = tile.column_tile == first.column_begin && (!on_diagonal || tile.row_tile == first.row_tile);
+    const bool first_of_row =
+        tile.column_tile == first.column_begin && (!on_diagonal || tile.row_tile == first.row_tile);
     const int r = row + threadIdx.x, c = column + threadIdx.x;
     if (r < task.pairing.rows) {
-      accumulate<Statistics>(
-          task.partials + static_cast<int64_t>(row_slot) * task.pairing.rows + r,
-          Statistics::combine(row_partials[threadIdx.x], row_partials[kTile + threadIdx.x]), first_of_row);
+      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(row_slot) * task.pairing.rows + r,
+                             Statistics::combine(row_partials[threadIdx.x], row_partials[kTile + threadIdx.x]),
+                             first_of_row);
     }
     if (task.plan.symmetric && tile.row_tile != tile.column_tile && c < task.pairing.rows) {
-      accumulate<Statistics>(
-          task.partials + static_cast<int64_t>(column_slot) * task.pairing.rows + c,
-          Statistics::combine(column_partials[threadIdx.x], column_partials[kTile + threadIdx.x]),
-          tile.row_tile == first.row_tile);
+      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(column_slot) * task.pairing.rows + c,
+                             Statistics::combine(column_partials[threadIdx.x], column_partials[kTile + threadIdx.x]),
+                             tile.row_tile == first.row_tile);
     }
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
@@ -196,62 +192,19 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
   }
 }
 
-struct FwdFinishTask {
-  Pairing pairing;
-  Temperature<float> temperature;
-  float* s_pos;
-  float* lse_neg;
-  float* loss;  // [] if reduce, else [rows]
-  float scale;
-  bool reduce;
-  GridSum<float> sums;
-};
-
-template <class Statistics>
-__global__ void __launch_bounds__(kFinishThreads)
-    ntxent_fwd_finish_kernel(const FwdFinishTask task, const typename Statistics::Partial* partials, int slots) {
-  const int row = blockIdx.x * kFinishThreads + threadIdx.x, rows = task.pairing.rows;
-  float loss = 0;
-  if (row < rows) {
-    typename Statistics::Partial all = partials[row];
-    for (int slot = 1; slot < slots; ++slot) {
-      all = Statistics::combine(all, partials[static_cast<int64_t>(slot) * rows + row]);
-    }
-    const float constant_max = static_cast<float>(kLog2E) * task.temperature.inverse();
-    const float lse_neg = static_cast<float>(kLn2) * Statistics::log2_sum(all, constant_max);
-    loss = softplus(lse_neg - task.s_pos[row]);
-    task.lse_neg[row] = lse_neg;
-    if (!task.reduce) task.loss[row] = loss;
-  }
-  float total;
-  if (task.reduce && grid_sum(loss, task.sums, &total)) *task.loss = task.scale * total;
-}
-
 template <class Operand, class Statistics>
 cudaError_t run(const SimclrNtxentFwdArgs& args, cudaStream_t stream) {
   using Partial = typename Statistics::Partial;
   const FwdPlan plan = plan_fwd(args);
   const Pairing pairing = pairing_of(args);
-  const Temperature<float> temperature{static_cast<const float*>(args.temperature_ptr),
-                                       static_cast<float>(args.temperature)};
-  unsigned char* workspace = static_cast<unsigned char*>(args.workspace);
-  Partial* partials = reinterpret_cast<Partial*>(workspace + plan.partials_at);
-  unsigned* finished = reinterpret_cast<unsigned*>(workspace + plan.finished_at);
-  float* s_pos = static_cast<float*>(args.s_pos);
-
   const RowMatrix u{static_cast<const unsigned char*>(args.u),
                     args.u_columns * static_cast<int64_t>(sizeof(typename Operand::Element)), pairing.columns};
-  const FwdTask<Partial> task{u, pairing, temperature, s_pos, partials, finished, plan};
+  const FwdTask<Partial> task{
+      u, pairing, temperature_of<float>(args), static_cast<float*>(args.s_pos), partials_of<Partial>(args, plan), plan};
   const size_t shared_bytes = kStages * kStageBytes + 4 * kTile * sizeof(Partial);
-  const cudaError_t error = SIMCLR_LAUNCH((ntxent_fwd_kernel<Operand, Statistics>), plan.blocks, kThreads,
-                                          shared_bytes, stream, task);
-  if (error != cudaSuccess) return error;
-
-  const FwdFinishTask finish{pairing, temperature, s_pos, static_cast<float*>(args.lse_neg),
-                             static_cast<float*>(args.loss), static_cast<float>(args.scale), args.reduce != 0,
-                             {reinterpret_cast<float*>(workspace + plan.block_sums_at), finished}};
-  return SIMCLR_LAUNCH((ntxent_fwd_finish_kernel<Statistics>), plan.finish_blocks, kFinishThreads, 0, stream, finish,
-                       partials, plan.slots);
+  const cudaError_t error =
+      SIMCLR_LAUNCH((ntxent_fwd_kernel<Operand, Statistics>), plan.blocks, kThreads, shared_bytes, stream, task);
+  return error != cudaSuccess ? error : fwd_finish<float, Statistics>(args, plan, stream);
 }
 
 template <class Operand>
@@ -267,6 +220,7 @@ extern "C" int simclr_ntxent_fwd(const SimclrNtxentFwdArgs* args, void* stream_p
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_pointer);
   if (!has_valid_shape(*args)) return cudaErrorInvalidValue;
   if (args->u_dtype == SIMCLR_HALF) return run<HalfOperand>(*args, stream);
+  if (args->u_dtype == SIMCLR_DOUBLE) return fwd_rows(*args, plan_fwd(*args), stream);
   if (args->u_dtype != SIMCLR_FLOAT) return cudaErrorInvalidValue;
   return args->precision == SIMCLR_TF32 ? run<FloatOperand<1>>(*args, stream) : run<FloatOperand<3>>(*args, stream);
 }

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(32 * kWarps) ntxent_normalize_kernel(const Nor
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= 2 * task.n) return;
   const int lane = threadIdx.x % 32, view = row >= task.n;
-  const T* z = task.z[view] + (row - view * task.n) * task.z_stride[view];
+  const T* z = (view ? task.z[1] : task.z[0]) + (row - view * task.n) * (view ? task.z_stride[1] : task.z_stride[0]);
 
   S peak = 0;
   for (int64_t k = lane; k < task.d; k += 32) peak = fmax(peak, fabs(static_cast<S>(z[k])));

@@ -12,16 +12,16 @@
 namespace simclr::cuda {
 
 constexpr int kFwdTile = 128;
-constexpr int kFwdDepthBytes = 128;   // of a row of u, per pipeline stage
+constexpr int kFwdDepthBytes = 128;  // of a row of u, per pipeline stage
 constexpr int kFwdFinishThreads = 64;
-constexpr int kFwdMaxSlots = 64;  // partials per row
+constexpr int kFwdMaxSlots = 64;         // partials per row
 constexpr int kMaxColumns = 0x7fff0000;  // tile arithmetic in int must not overflow
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t element_bytes(int dtype) {
-  return dtype == SIMCLR_DOUBLE ? 8 : dtype == SIMCLR_FLOAT ? 4 : 2;
-}
+inline int64_t element_bytes(int dtype) { return dtype == SIMCLR_DOUBLE ? 8 : dtype == SIMCLR_FLOAT ? 4 : 2; }
 inline int64_t round_up(int64_t bytes, int64_t unit) { return ceil_div(bytes, unit) * unit; }
+
+inline int operand_dtype(int z_dtype) { return z_dtype == SIMCLR_BFLOAT16 ? SIMCLR_HALF : z_dtype; }
 
 // Columns of u: d rounded up to whole 16-byte chunks.
 inline int64_t operand_columns(int64_t d, int u_dtype) { return round_up(d, 16 / element_bytes(u_dtype)); }
@@ -30,6 +30,16 @@ template <class Args>
 Pairing pairing_of(const Args& args) {
   return {static_cast<int>(args.n), static_cast<int>(2 * args.n), static_cast<int>(args.columns),
           static_cast<int>(args.row_offset)};
+}
+
+template <class T, class Args>
+Temperature<T> temperature_of(const Args& args) {
+  return {static_cast<const T*>(args.temperature_ptr), static_cast<T>(args.temperature)};
+}
+
+template <class T>
+LossWeights<T> weights_of(const SimclrNtxentBwdArgs& args) {
+  return {static_cast<const T*>(args.dloss), static_cast<T>(args.scale), args.reduce == 0};
 }
 
 template <class Args>
@@ -79,10 +89,76 @@ inline FwdPlan plan_fwd(const SimclrNtxentFwdArgs& args) {
   plan.blocks = plan.symmetric ? plan.slots * (plan.slots + 1) / 2 : plan.row_bands * plan.slots;
   plan.finish_blocks = static_cast<int>(ceil_div(rows, kFwdFinishThreads));
 
-  const int64_t partial_bytes = uses_constant_max(args) ? sizeof(float) : sizeof(float2);
+  if (args.u_dtype == SIMCLR_DOUBLE) plan.slots = 1;  // row by row
+  const int64_t partial_bytes = args.u_dtype == SIMCLR_DOUBLE || !uses_constant_max(args) ? 8 : 4;
   plan.partials_at = 0;
   plan.block_sums_at = round_up(plan.slots * rows * partial_bytes, 16);
-  plan.finished_at = round_up(plan.block_sums_at + plan.finish_blocks * sizeof(float), 16);
+  plan.finished_at = round_up(plan.block_sums_at + plan.finish_blocks * sizeof(double), 16);
+  plan.bytes = plan.finished_at + 16;
+  return plan;
+}
+
+constexpr int kBwdSlice = 128;    // columns of u and du that one warp owns
+constexpr int kBwdMaxSlices = 8;  // D <= 1024
+constexpr int kBwdMaxThreads = 256;
+constexpr int kBwdMaxSplits = 8;
+constexpr int kBwdFinishWarps = 4;
+constexpr int kBwdChunk = 16;  // columns of S at a time
+
+struct BwdPlan {
+  bool uses_tiles;              // tensor cores; else row by row
+  int slices, warps;            // warps / slices groups of rows, each shared by `slices` warps
+  int block_rows, row_blocks;   // rows of a CTA
+  int row_bytes, tile_columns;  // a column tile: tile_columns rows of u, padded to whole slices
+  int stages, stage_bytes, shared_bytes;
+  int tiles, split_tiles, splits;  // column tiles in all, and per CTA
+  int du_columns;                  // of the partial du: D rounded up to 8
+  int finish_blocks;
+  int64_t du_at, own_logits_at, block_sums_at, finished_at, bytes;
+};
+
+inline void cut_tiles(const SimclrNtxentBwdArgs& args, BwdPlan* plan) {
+  const int element = static_cast<int>(element_bytes(operand_dtype(args.z_dtype)));
+  const int warp_rows = element == 2 ? 32 : 16;
+  plan->slices = 1;
+  while (plan->slices * kBwdSlice < args.d) plan->slices *= 2;
+  plan->warps = element == 2 && plan->slices == 1 ? 4 : 8;
+  plan->block_rows = plan->warps / plan->slices * warp_rows;
+  plan->row_blocks = static_cast<int>(ceil_div(2 * args.n, plan->block_rows));
+
+  // Stages of 16 KiB, or of the 16 columns that are the least; as many as fit, up to three.
+  plan->row_bytes = plan->slices * kBwdSlice * element;
+  plan->tile_columns = std::max(kBwdChunk, 16384 / plan->row_bytes);
+  plan->stage_bytes = plan->tile_columns * plan->row_bytes;
+  const int exchanged = plan->slices == 1 ? 0 : warp_rows * kBwdChunk * static_cast<int>(sizeof(float));
+  const int exchange_bytes = (plan->warps + plan->warps / plan->slices) * exchanged;
+  const int terms_bytes = 2 * plan->tile_columns * static_cast<int>(sizeof(float));
+  const int fitting = (args.device.max_shared_bytes - exchange_bytes) / (plan->stage_bytes + terms_bytes);
+  plan->stages = std::clamp(fitting, 1, 3);
+  plan->shared_bytes = plan->stages * (plan->stage_bytes + terms_bytes) + exchange_bytes;
+
+  // Eight warps fill an SM's registers; aim at two CTAs of four warps, or at one of eight, per SM.
+  const int wanted = args.device.multiprocessors * 8 / plan->warps;
+  plan->tiles = static_cast<int>(ceil_div(args.columns, plan->tile_columns));
+  const int splits = std::clamp(wanted / plan->row_blocks, 1, std::min(plan->tiles, kBwdMaxSplits));
+  plan->split_tiles = static_cast<int>(ceil_div(plan->tiles, splits));
+  plan->splits = static_cast<int>(ceil_div(plan->tiles, plan->split_tiles));
+}
+
+inline BwdPlan plan_bwd(const SimclrNtxentBwdArgs& args) {
+  BwdPlan plan = {};
+  const int64_t rows = 2 * args.n;
+  plan.uses_tiles = args.z_dtype != SIMCLR_DOUBLE && args.d <= kBwdMaxSlices * kBwdSlice;
+  plan.du_columns = static_cast<int>(round_up(args.d, 8));
+  plan.finish_blocks = static_cast<int>(ceil_div(rows, kBwdFinishWarps));
+  plan.splits = 1;
+  if (plan.uses_tiles) cut_tiles(args, &plan);
+
+  const int64_t statistic = args.z_dtype == SIMCLR_DOUBLE ? sizeof(double) : sizeof(float);
+  plan.du_at = 0;
+  plan.own_logits_at = plan.splits * rows * plan.du_columns * statistic;
+  plan.block_sums_at = round_up(plan.own_logits_at + plan.splits * rows * statistic, 16);
+  plan.finished_at = round_up(plan.block_sums_at + plan.finish_blocks * statistic, 16);
   plan.bytes = plan.finished_at + 16;
   return plan;
 }

@@ -12,9 +12,9 @@ namespace simclr::cuda {
 
 using WarpTile = float[4][8][4];
 
-// Adds v[0 .. kCount) up over kCount / 2 lanes, those that differ in the lane bits kStride, kStride / 2, ... (log2(kCount) - 1
-// of them), and leaves each lane with two of the totals: where these bits, highest first, spell i, v[0] and v[1] become
-// totals 2 i and 2 i + 1. Every exchange halves the values, so there are kCount - 2 shuffles.
+// Adds v[0 .. kCount) up over kCount / 2 lanes, those that differ in the lane bits kStride, kStride / 2, ...
+// (log2(kCount) - 1 of them), and leaves each lane with two of the totals: where these bits, highest first, spell i,
+// v[0] and v[1] become totals 2 i and 2 i + 1. Every exchange halves the values, so there are kCount - 2 shuffles.
 template <int kCount, int kStride, int kSize>
 __device__ __forceinline__ void sum_and_scatter(float (&v)[kSize]) {
   if constexpr (kCount > 2) {
@@ -34,8 +34,7 @@ struct ConstantMax {
   using Partial = float;
 
   __device__ static Partial combine(Partial a, Partial b) { return a + b; }
-  // log2 of the sum of exp2(x).
-  __device__ static float log2_sum(Partial p, float constant_max) { return constant_max + log2f(p); }
+  __device__ static float log_sum(Partial p, float constant_max) { return constant_max + logf(p); }
 
   // Partials of the warp's 64 rows and 64 columns; `scale` turns u.u into base-2 logits.
   __device__ static void reduce(const WarpTile& x, float scale, float constant_max, Partial* of_row,
@@ -75,7 +74,7 @@ struct OnlineMax {
     const float max = fmaxf(a.x, b.x);
     return {max, a.y * ptx::exp2_approx(a.x - shift(max)) + b.y * ptx::exp2_approx(b.x - shift(max))};
   }
-  __device__ static float log2_sum(Partial p, float) { return p.x + log2f(p.y); }
+  __device__ static float log_sum(Partial p, float) { return static_cast<float>(kLn2) * p.x + logf(p.y); }
 
   __device__ static void reduce(const WarpTile& x, float scale, float, Partial* of_row, Partial* of_column) {
     const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
@@ -123,7 +122,8 @@ struct OnlineMax {
     sum_and_scatter<16, 16>(column);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      // Lane (group, quad) holds the sums 2 quad + i of the rows and 2 group + i of the columns; its maxima are all there.
+      // Lane (group, quad) holds the sums 2 quad + i of the rows and 2 group + i of the columns; its maxima are all
+      // there.
       float own_row_max = row_max[i], own_column_max = column_max[i];
 #pragma unroll
       for (int k = 1; k < 4; ++k) own_row_max = quad == k ? row_max[2 * k + i] : own_row_max;

@@ -27,8 +27,8 @@ struct RowMatrix {
   int rows;
 };
 
-// Starts copying rows [row, row + tile_rows), bytes [byte, byte + row_bytes) of the matrix into a tile. What lies outside
-// the matrix becomes zero. row_bytes / 16 must divide the number of threads.
+// Starts copying rows [row, row + tile_rows), bytes [byte, byte + row_bytes) of the matrix into a tile. What lies
+// outside the matrix becomes zero. row_bytes / 16 must divide the number of threads.
 __device__ __forceinline__ void copy_tile(unsigned char* tile, const RowMatrix& matrix, int row, int tile_rows,
                                           int64_t byte, int row_bytes) {
   const int chunks = row_bytes / kChunkBytes;
@@ -47,7 +47,8 @@ __device__ __forceinline__ void load_a(uint32_t (&a)[4], const unsigned char* ti
   ptx::ldmatrix_x4(a, tile + chunk_offset(row + lane % 16, 2 * step + lane / 16, row_bytes));
 }
 
-// Rows [row, row + 16) of a step as columns of the product: b[0..1] and b[2..3] are the B operands of eight columns each.
+// Rows [row, row + 16) of a step as columns of the product: b[0..1] and b[2..3] are the B operands of eight columns
+// each.
 __device__ __forceinline__ void load_b(uint32_t (&b)[4], const unsigned char* tile, int row, int step, int row_bytes) {
   const int lane = threadIdx.x % 32;
   ptx::ldmatrix_x4(b, tile + chunk_offset(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2, row_bytes));
@@ -71,6 +72,37 @@ struct HalfOperand {
   __device__ static void multiply_add(float (&d)[4], const Fragment<4>& a, const Fragment<2>& b) {
     ptx::mma_m16n8k16_f16(d, a.x, b.x);
   }
+
+  // d[.][kFirst .. kFirst + kCount) += p (tile rows [row, row + 16), element columns from column + 8 kFirst). p are
+  // accumulators: columns 0-7 in p[.][0], 8-15 in p[.][1]. Packed in pairs they are an A operand as they stand.
+  template <int kFirst, int kCount, int kAll>
+  __device__ static void accumulate(float (&d)[kRowFragments][kAll][4], const float (&p)[kRowFragments][2][4],
+                                    const unsigned char* tile, int row, int column, int row_bytes) {
+    const int lane = threadIdx.x % 32;
+    Fragment<4> a[kRowFragments];
+#pragma unroll
+    for (int m = 0; m < kRowFragments; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[m].x[i] = pack(p[m][i / 2][2 * (i % 2)], p[m][i / 2][2 * (i % 2) + 1]);
+    }
+#pragma unroll
+    for (int n = 0; n < kCount; n += 2) {
+      uint32_t b[4];
+      ptx::ldmatrix_x4_trans(b, tile + chunk_offset(row + lane % 16, column / 8 + kFirst + n + lane / 16, row_bytes));
+#pragma unroll
+      for (int m = 0; m < kRowFragments; ++m) {
+        multiply_add(d[m][kFirst + n], a[m], fragment<2>(b));
+        multiply_add(d[m][kFirst + n + 1], a[m], fragment<2>(b + 2));
+      }
+    }
+  }
+
+  __device__ static uint32_t pack(float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof bits);
+    return bits;
+  }
 };
 
 // fp32 operands as tf32: one product, or three that together keep fp32's accuracy. x = big + small with both tf32:
@@ -90,7 +122,10 @@ struct FloatOperand {
   __device__ static Fragment<N> fragment(const uint32_t* raw) {
     Fragment<N> f;
     for (int i = 0; i < N; ++i) {
-      const float x = __uint_as_float(raw[i]);
+      uint32_t bits = raw[i];
+      if constexpr (kProducts == 3)
+        asm volatile("" : "+r"(bits));  // else splits are kept from before a loop, and spilled
+      const float x = __uint_as_float(bits);
       f.big[i] = ptx::to_tf32(x);
       if constexpr (kProducts == 3) f.small[i] = ptx::to_tf32(x - __uint_as_float(f.big[i]));
     }
@@ -102,6 +137,37 @@ struct FloatOperand {
       ptx::mma_m16n8k8_tf32(d, a.big, b.small);
     }
     ptx::mma_m16n8k8_tf32(d, a.big, b.big);
+  }
+
+  // As HalfOperand::accumulate, in two steps of eight rows. The accumulators are an A operand if the rows of a step are
+  // numbered 0, 2, 4, 6, 1, 3, 5, 7 in both operands; reading every other row is free of bank conflicts, too.
+  template <int kFirst, int kCount, int kAll>
+  __device__ static void accumulate(float (&d)[kRowFragments][kAll][4], const float (&p)[kRowFragments][2][4],
+                                    const unsigned char* tile, int row, int column, int row_bytes) {
+    const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+#pragma unroll
+    for (int step = 0; step < 2; ++step) {
+      Fragment<4> a[kRowFragments];
+#pragma unroll
+      for (int m = 0; m < kRowFragments; ++m) {
+        const float(&x)[4] = p[m][step];
+        const uint32_t raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[2]), __float_as_uint(x[1]),
+                                 __float_as_uint(x[3])};
+        a[m] = fragment<4>(raw);
+      }
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+        uint32_t raw[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int element = column + 8 * (kFirst + n) + group;
+          const unsigned char* chunk = tile + chunk_offset(row + 8 * step + 2 * quad + i, element / 4, row_bytes);
+          raw[i] = *reinterpret_cast<const uint32_t*>(chunk + element % 4 * 4);
+        }
+#pragma unroll
+        for (int m = 0; m < kRowFragments; ++m) multiply_add(d[m][kFirst + n], a[m], fragment<2>(raw));
+      }
+    }
   }
 };
 

@@ -1,5 +1,6 @@
-// A CUDA runtime that hands launches to a callback instead of a GPU: linked with objects that nvcc made, it lets the real
-// launchers (their plans, their launch configurations, their argument structs) drive a simulator of the generated PTX.
+// A CUDA runtime that hands launches to a callback instead of a GPU: linked with objects that nvcc made, it lets the
+// real launchers (their plans, their launch configurations, their argument structs) drive a simulator of the generated
+// PTX.
 #include <cuda_runtime.h>
 
 #include <map>
@@ -35,8 +36,8 @@ void simclr_set_launched(Launched callback) { launched = callback; }
 void** __cudaRegisterFatBinary(void*) { return nullptr; }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-void __cudaRegisterFunction(void**, const char* host_function, char*, const char* device_name, int, uint3*, uint3*, dim3*,
-                            dim3*, int*) {
+void __cudaRegisterFunction(void**, const char* host_function, char*, const char* device_name, int, uint3*, uint3*,
+                            dim3*, dim3*, int*) {
   names()[host_function] = device_name;
 }
 cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* host_function) {

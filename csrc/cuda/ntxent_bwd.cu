@@ -1,0 +1,377 @@
+// NT-Xent backward on the tensor cores: du = (coefficients of S) u without ever storing S.
+//
+// A CTA owns rows and walks over column tiles of u in shared memory. For 16 columns at a time a warp computes logits
+// (first product, M^2 D multiply-adds in all), turns them into coefficients in its registers, and multiplies these with
+// the same tile (second product, M^2 D): du accumulates in registers, without atomics.
+//
+//   A warp owns a slice of 128 of the D columns of 32 rows (fp32: 16): its rows of u, as A operands, and its part of du
+//   stay in registers. For D <= 128 that is all. For larger D, 2, 4 or 8 warps share rows, one per slice, and each
+//   reads only its slice of a tile, for both products; the logits, sums over the slices, are exchanged through shared
+//   memory. So nothing is computed twice up to D = 1024; a CTA has then fewer rows, and tiles are read more often (from
+//   L2).
+//
+//   The walk over the columns is split over gridDim.y CTAs where row blocks alone would leave the GPU idle.
+//
+// The accumulators of the first product are the A operand of the second (HalfOperand::accumulate). The sum over the
+// splits, the positive's term and the Jacobian of the normalisation are in ntxent_bwd_finish.cu.
+#include "ntxent_bwd.cuh"
+#include "ntxent_plan.h"
+#include "ntxent_tiles.cuh"
+#include "reduce.cuh"
+
+namespace simclr::cuda {
+namespace {
+
+constexpr int kChunk = kBwdChunk;
+constexpr float kMaskedProduct = -1e30f;  // u.u of an excluded element: its exponential is 0, and 0 times it too
+
+struct BwdTask {
+  RowMatrix u;
+  Pairing pairing;
+  Temperature<float> temperature;
+  LossWeights<float> weights;
+  const float* lse_neg;  // [columns]
+  const float* s_pos;    // [columns]
+  BwdPartials<float> partials;
+  BwdPlan plan;
+};
+
+// What a row or a column contributes to coefficients: exp2(logit - shift) * weight. With the constant maximum the shift
+// is the same for all and weight = w exp(1/t - lse); with the online maximum shift = lse and weight = w. Either way in
+// units of the largest |w|, and times kCoefficientScale.
+struct Term {
+  float weight, shift;
+};
+
+struct TermScale {
+  float constant_max;  // base 2
+  float weight_unit;   // the largest |w|
+};
+
+template <bool kOnline>
+__device__ Term term_of(const BwdTask& task, const TermScale& scale, int column) {
+  const float w = task.weights(column) / scale.weight_unit;
+  const float lse = static_cast<float>(kLog2E) * log_add_exp(task.lse_neg[column], task.s_pos[column]);
+  if constexpr (kOnline) return {w, lse - kCoefficientScaleLog2};
+  return {w * ptx::exp2_approx(scale.constant_max - lse), scale.constant_max - kCoefficientScaleLog2};
+}
+
+// The largest |w|, at least the smallest normal number: weights are divided by it.
+__device__ float largest_weight(const BwdTask& task) {
+  float largest = 0;
+  if (task.weights.per_column) {
+    for (int j = threadIdx.x; j < task.pairing.columns; j += blockDim.x)
+      largest = fmaxf(largest, fabsf(task.weights(j)));
+    largest = block_max(largest);
+  } else {
+    largest = fabsf(task.weights(0));
+  }
+  return fmaxf(largest, FLT_MIN);
+}
+
+template <class Operand>
+struct Shape {
+  static constexpr int kRowFragments = Operand::kRowFragments;
+  static constexpr int kWarpRows = 16 * kRowFragments;
+  static constexpr int kSteps = kBwdSlice * static_cast<int>(sizeof(typename Operand::Element)) / kStepBytes;
+  static constexpr int kExchanged = kWarpRows * kChunk;  // logits of a warp's rows and one chunk
+  using Rows = uint32_t[kRowFragments][kSteps][4];
+  using Logits = float[kRowFragments][2][4];
+};
+
+// Shared memory of a CTA.
+template <class Operand>
+struct Shared {
+  unsigned char* stages;  // [stages][stage_bytes]: tiles of u
+  float* column_weights;  // [stages][tile_columns]
+  float* column_shifts;   // [stages][tile_columns]
+  float* partial_logits;  // [warps][kExchanged], where there are several slices
+  float* logits;          // [row groups][kExchanged]
+
+  __device__ Shared(unsigned char* base, const BwdPlan& plan) {
+    stages = base;
+    column_weights = reinterpret_cast<float*>(base + plan.stages * plan.stage_bytes);
+    column_shifts = column_weights + plan.stages * plan.tile_columns;
+    partial_logits = column_shifts + plan.stages * plan.tile_columns;
+    logits = partial_logits + plan.warps * Shape<Operand>::kExchanged;
+  }
+};
+
+// The warp's rows and slice of u as A operands. They come through the first stage, tile_columns rows at a time.
+template <class Operand>
+__device__ void load_rows(typename Shape<Operand>::Rows& rows, const BwdTask& task, unsigned char* stage, int block_row,
+                          int warp_row, int slice) {
+  const BwdPlan& plan = task.plan;
+  const RowMatrix own{task.u.data + task.pairing.row_offset * task.u.pitch, task.u.pitch, task.pairing.rows};
+  for (int first = 0; first < plan.block_rows; first += plan.tile_columns) {
+    copy_tile(stage, own, block_row + first, plan.tile_columns, 0, plan.row_bytes);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait_group<0>();
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < Operand::kRowFragments; ++m) {
+      const int row = warp_row + 16 * m - first;
+      if (row < 0 || row >= plan.tile_columns) continue;
+#pragma unroll
+      for (int step = 0; step < Shape<Operand>::kSteps; ++step) {
+        load_a(rows[m][step], stage, row, slice * Shape<Operand>::kSteps + step, plan.row_bytes);
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Starts copying a column tile and prepares its terms; commits a group in any case.
+template <bool kOnline, class Operand>
+__device__ void copy_columns(const BwdTask& task, const TermScale& scale, const Shared<Operand>& shared, int stage,
+                             int tile, int tile_end) {
+  const BwdPlan& plan = task.plan;
+  if (tile < tile_end) {
+    const int column = tile * plan.tile_columns;
+    copy_tile(shared.stages + stage * plan.stage_bytes, task.u, column, plan.tile_columns, 0, plan.row_bytes);
+    if (threadIdx.x < plan.tile_columns) {
+      const int own = column + threadIdx.x, at = stage * plan.tile_columns + threadIdx.x;
+      const Term term = own < task.pairing.columns ? term_of<kOnline>(task, scale, own) : Term{0, 0};
+      shared.column_weights[at] = term.weight;
+      shared.column_shifts[at] = term.shift;
+    }
+  }
+  ptx::cp_async_commit();
+}
+
+__device__ void wait_for_oldest_stage(int stages) {
+  switch (stages) {
+    case 1:
+      return ptx::cp_async_wait_group<0>();
+    case 2:
+      return ptx::cp_async_wait_group<1>();
+    default:
+      return ptx::cp_async_wait_group<2>();
+  }
+}
+
+// x += the warp's rows times 16 columns of the tile, over half kHalf of the slice.
+template <class Operand, int kHalf>
+__device__ void multiply_rows(typename Shape<Operand>::Logits& x, const typename Shape<Operand>::Rows& rows,
+                              const unsigned char* columns, int column, int slice, int row_bytes) {
+  constexpr int kSteps = Shape<Operand>::kSteps;
+#pragma unroll
+  for (int step = kHalf * kSteps / 2; step < (kHalf + 1) * kSteps / 2; ++step) {
+    uint32_t raw[4];
+    load_b(raw, columns, column, slice * kSteps + step, row_bytes);
+    const auto b0 = Operand::template fragment<2>(raw), b1 = Operand::template fragment<2>(raw + 2);
+#pragma unroll
+    for (int m = 0; m < Operand::kRowFragments; ++m) {
+      const auto a = Operand::template fragment<4>(rows[m][step]);
+      Operand::multiply_add(x[m][0], a, b0);
+      Operand::multiply_add(x[m][1], a, b1);
+    }
+  }
+}
+
+// Replaces each slice's part of the logits by their sum over the slices, added in the order of the slices.
+template <class Operand>
+__device__ void sum_over_slices(typename Shape<Operand>::Logits& x, const Shared<Operand>& shared, int slices,
+                                int slice, int row_group) {
+  constexpr int kExchanged = Shape<Operand>::kExchanged;
+  const int lane = threadIdx.x % 32;
+  float* parts = shared.partial_logits + row_group * slices * kExchanged;
+  float* sums = shared.logits + row_group * kExchanged;
+  const auto fragment = [&](float* logits, int m, int n) {  // conflict-free: neighbouring lanes, neighbouring 16 bytes
+    return reinterpret_cast<float4*>(logits) + (2 * m + n) * 32 + lane;
+  };
+#pragma unroll
+  for (int m = 0; m < Operand::kRowFragments; ++m) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      *fragment(parts + slice * kExchanged, m, n) = make_float4(x[m][n][0], x[m][n][1], x[m][n][2], x[m][n][3]);
+    }
+  }
+  ptx::named_barrier_sync(1 + row_group, 32 * slices);
+  for (int i = 32 * slice + lane; i < kExchanged; i += 32 * slices) {
+    float sum = 0;
+    for (int k = 0; k < slices; ++k) sum += parts[k * kExchanged + i];
+    sums[i] = sum;
+  }
+  ptx::named_barrier_sync(1 + row_group, 32 * slices);  // and sums are read before the next chunk's first barrier
+#pragma unroll
+  for (int m = 0; m < Operand::kRowFragments; ++m) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const float4 sum = *fragment(sums, m, n);
+      x[m][n][0] = sum.x, x[m][n][1] = sum.y, x[m][n][2] = sum.z, x[m][n][3] = sum.w;
+    }
+  }
+}
+
+template <class Operand>
+__device__ void mask_chunk(typename Shape<Operand>::Logits& x, const Pairing& pairing, int first_row,
+                           int first_column) {
+  const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+#pragma unroll
+  for (int m = 0; m < Operand::kRowFragments; ++m) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = first_row + 16 * m + 8 * (i / 2) + group, column = first_column + 8 * n + 2 * quad + i % 2;
+        const bool keeps = row < pairing.rows && column < pairing.columns && column != pairing.column_of(row) &&
+                           column != pairing.positive_of(row);
+        if (!keeps) x[m][n][i] = kMaskedProduct;
+      }
+    }
+  }
+}
+
+// Products u.u -> coefficients of du, in place. With kOwn, own[m][h] gains sum_j exp2(logit - shift_i) [weight_i] u.u.
+template <bool kOnline, bool kOwn, class Operand>
+__device__ void coefficients(typename Shape<Operand>::Logits& x, float scale,
+                             const Term (&row)[Operand::kRowFragments][2], const float* weights, const float* shifts,
+                             float (&own)[Operand::kRowFragments][2]) {
+  const int quad = threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const float2 weight = *reinterpret_cast<const float2*>(weights + 8 * n + 2 * quad);
+    const float2 shift = kOnline ? *reinterpret_cast<const float2*>(shifts + 8 * n + 2 * quad) : float2{};
+#pragma unroll
+    for (int m = 0; m < Operand::kRowFragments; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Term& own_row = row[m][i / 2];
+        const float product = x[m][n][i], column_weight = i % 2 ? weight.y : weight.x;
+        float of_row = ptx::exp2_approx(fmaf(product, scale, -own_row.shift));
+        if constexpr (kOnline) {
+          of_row *= own_row.weight;
+          const float of_column = ptx::exp2_approx(fmaf(product, scale, -(i % 2 ? shift.y : shift.x)));
+          x[m][n][i] = fmaf(of_column, column_weight, of_row);
+        } else {
+          x[m][n][i] = of_row * (own_row.weight + column_weight);
+        }
+        if constexpr (kOwn) own[m][i / 2] = fmaf(of_row, product, own[m][i / 2]);
+      }
+    }
+  }
+}
+
+template <class Operand, bool kOnline>
+__global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTask task) {
+  extern __shared__ __align__(128) unsigned char shared_memory[];
+  constexpr int kRowFragments = Operand::kRowFragments;
+  constexpr int kHalf = kBwdSlice / 16;  // fragments of du in half a slice
+  const BwdPlan& plan = task.plan;
+  const Shared<Operand> shared(shared_memory, plan);
+  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+  const int slice = warp % plan.slices, row_group = warp / plan.slices;
+  const int block_row = blockIdx.x * plan.block_rows, warp_row = row_group * Shape<Operand>::kWarpRows;
+  const int slice_columns = plan.du_columns - slice * kBwdSlice;  // those that exist; the rest of the slice is zero
+
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *task.partials.finished = 0;
+
+  const float inverse_temperature = task.temperature.inverse();
+  const float scale = static_cast<float>(kLog2E) * inverse_temperature;
+  const TermScale term_scale{scale, largest_weight(task)};
+
+  typename Shape<Operand>::Rows rows;
+  load_rows<Operand>(rows, task, shared.stages, block_row, warp_row, slice);
+  Term row_terms[kRowFragments][2];
+#pragma unroll
+  for (int m = 0; m < kRowFragments; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = block_row + warp_row + 16 * m + 8 * h + group;
+      row_terms[m][h] = row < task.pairing.rows ? term_of<kOnline>(task, term_scale, task.pairing.column_of(row))
+                                                : Term{0, term_scale.constant_max};
+    }
+  }
+
+  float du[kRowFragments][kBwdSlice / 8][4] = {};
+  float own[kRowFragments][2] = {};
+  const int tile_begin = blockIdx.y * plan.split_tiles, tile_end = min(tile_begin + plan.split_tiles, plan.tiles);
+  for (int stage = 0; stage < plan.stages; ++stage) {
+    copy_columns<kOnline>(task, term_scale, shared, stage, tile_begin + stage, tile_end);
+  }
+  for (int tile = tile_begin, stage = 0; tile < tile_end; ++tile) {
+    wait_for_oldest_stage(plan.stages);
+    __syncthreads();
+    const unsigned char* columns = shared.stages + stage * plan.stage_bytes;
+#pragma unroll 1
+    for (int chunk = 0; chunk < plan.tile_columns; chunk += kChunk) {
+      typename Shape<Operand>::Logits x = {};
+      multiply_rows<Operand, 0>(x, rows, columns, chunk, slice, plan.row_bytes);
+      if (slice_columns > kBwdSlice / 2) multiply_rows<Operand, 1>(x, rows, columns, chunk, slice, plan.row_bytes);
+      if (plan.slices > 1) sum_over_slices<Operand>(x, shared, plan.slices, slice, row_group);
+
+      const int first_row = block_row + warp_row, first_column = tile * plan.tile_columns + chunk;
+      if (task.pairing.needs_mask(first_row, Shape<Operand>::kWarpRows, first_column, kChunk)) {
+        mask_chunk<Operand>(x, task.pairing, first_row, first_column);
+      }
+      const float* weights = shared.column_weights + stage * plan.tile_columns + chunk;
+      const float* shifts = shared.column_shifts + stage * plan.tile_columns + chunk;
+      if (task.partials.own_logits != nullptr) {
+        coefficients<kOnline, true, Operand>(x, scale, row_terms, weights, shifts, own);
+      } else {
+        coefficients<kOnline, false, Operand>(x, scale, row_terms, weights, shifts, own);
+      }
+      Operand::template accumulate<0, kHalf>(du, x, columns, chunk, slice * kBwdSlice, plan.row_bytes);
+      if (slice_columns > kBwdSlice / 2) {
+        Operand::template accumulate<kHalf, kHalf>(du, x, columns, chunk, slice * kBwdSlice, plan.row_bytes);
+      }
+    }
+    __syncthreads();  // every warp is done with the stage
+    copy_columns<kOnline>(task, term_scale, shared, stage, tile + plan.stages, tile_end);
+    stage = stage + 1 < plan.stages ? stage + 1 : 0;
+  }
+
+  const float unit = term_scale.weight_unit * inverse_temperature / kCoefficientScale;
+#pragma unroll
+  for (int m = 0; m < kRowFragments; ++m) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = block_row + warp_row + 16 * m + 8 * h + group;
+      const int64_t at = static_cast<int64_t>(blockIdx.y) * task.pairing.rows + row;
+      float own_logits = own[m][h] * (kOnline ? 1.0f : row_terms[m][h].weight);
+      own_logits += __shfl_xor_sync(0xffffffffu, own_logits, 1);
+      own_logits += __shfl_xor_sync(0xffffffffu, own_logits, 2);
+      if (row >= task.pairing.rows) continue;
+      if (slice == 0 && quad == 0 && task.partials.own_logits != nullptr)
+        task.partials.own_logits[at] = own_logits * unit;
+#pragma unroll
+      for (int n = 0; n < kBwdSlice / 8; ++n) {
+        const int column = 8 * n + 2 * quad;
+        if (column >= slice_columns) continue;
+        float* out = task.partials.du + at * plan.du_columns + slice * kBwdSlice + column;
+        *reinterpret_cast<float2*>(out) = make_float2(du[m][n][2 * h] * unit, du[m][n][2 * h + 1] * unit);
+      }
+    }
+  }
+}
+
+template <class Operand>
+cudaError_t run(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
+  const Pairing pairing = pairing_of(args);
+  const RowMatrix u{static_cast<const unsigned char*>(args.u),
+                    args.u_columns * static_cast<int64_t>(sizeof(typename Operand::Element)), pairing.columns};
+  const BwdTask task{u,
+                     pairing,
+                     temperature_of<float>(args),
+                     weights_of<float>(args),
+                     static_cast<const float*>(args.lse_neg),
+                     static_cast<const float*>(args.s_pos),
+                     partials_of<float>(args, plan),
+                     plan};
+  const dim3 grid(plan.row_blocks, plan.splits);
+  return uses_constant_max(args) ? SIMCLR_LAUNCH((ntxent_bwd_kernel<Operand, false>), grid, 32 * plan.warps,
+                                                 plan.shared_bytes, stream, task)
+                                 : SIMCLR_LAUNCH((ntxent_bwd_kernel<Operand, true>), grid, 32 * plan.warps,
+                                                 plan.shared_bytes, stream, task);
+}
+
+}  // namespace
+
+cudaError_t bwd_tiles(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
+  if (operand_dtype(args.z_dtype) == SIMCLR_HALF) return run<HalfOperand>(args, plan, stream);
+  return args.precision == SIMCLR_TF32 ? run<FloatOperand<1>>(args, plan, stream)
+                                       : run<FloatOperand<3>>(args, plan, stream);
+}
+
+}  // namespace simclr::cuda

@@ -1,0 +1,30 @@
+// Between the two steps of the NT-Xent backward: partial sums of du per split of the columns.
+#pragma once
+
+#include "ntxent_math.cuh"
+#include "ntxent_plan.h"
+
+namespace simclr::cuda {
+
+// For every split: its part of the first sum of du (ntxent_math.cuh), 1/t and weights included, and of
+// sum_j w_i exp(s_ij - lse_i) s_ij.
+template <class S>
+struct BwdPartials {
+  S* du;               // [splits][rows][du_columns]
+  S* own_logits;       // [splits][rows]; null where dt is not wanted
+  unsigned* finished;  // the first step must zero it
+};
+
+template <class S>
+BwdPartials<S> partials_of(const SimclrNtxentBwdArgs& args, const BwdPlan& plan) {
+  unsigned char* workspace = static_cast<unsigned char*>(args.workspace);
+  return {reinterpret_cast<S*>(workspace + plan.du_at),
+          args.dt == nullptr ? nullptr : reinterpret_cast<S*>(workspace + plan.own_logits_at),
+          reinterpret_cast<unsigned*>(workspace + plan.finished_at)};
+}
+
+// Fill the partials: on the tensor cores (fp16 and fp32 operands, D <= 1024), and row by row (any).
+cudaError_t bwd_tiles(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream);
+cudaError_t bwd_rows(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream);
+
+}  // namespace simclr::cuda

@@ -1,0 +1,136 @@
+// NT-Xent backward, second step: du -> dz and dt.
+//
+//   du_i = (sum of its partials, in order) - (w_i sg_i + w_p sg_p) / t u_p
+//   dz_i = r_i (du_i - u_i (u_i . du_i)),  r_i = 1 / |z_i|;  where |z_i| <= eps the norm was clamped: dz_i = du_i / eps
+//   dt   = -1/t sum_i [ sum_j w_i exp(s_ij - lse_i) s_ij - w_i sg_i s_ip ]
+//
+// The positive's term is added here, in full precision: between aligned pairs it nearly cancels the other terms. One
+// warp owns a row; u_i comes from the raw z_i, which is not rounded to fp16.
+#include "../ntxent_launch.h"
+#include "ntxent_bwd.cuh"
+#include "reduce.cuh"
+
+namespace simclr::cuda {
+namespace {
+
+constexpr int kThreads = 32 * kBwdFinishWarps;
+
+// T: dtype of z and dz, E: of u, S: of everything else.
+template <class T, class E, class S>
+struct BwdFinishTask {
+  const T* z[2];
+  int64_t z_stride[2];
+  T* dz[2];           // [n, d] each
+  const E* u;         // [columns, u_columns]
+  const S* inv_norm;  // [rows]
+  const S* lse_neg;   // [columns]
+  const S* s_pos;     // [columns]
+  S* dt;              // [] or null
+  Pairing pairing;
+  Temperature<S> temperature;
+  LossWeights<S> weights;
+  BwdPartials<S> partials;
+  GridSum<S> sums;
+  int64_t d, u_columns, du_columns;
+  int splits;
+  S clamped_inv_norm;  // 1 / eps
+
+  __device__ S positive_coefficient(int column) const {
+    return weights(column) * sigmoid(lse_neg[column] - s_pos[column]);
+  }
+};
+
+template <class T, class E, class S>
+__global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, E, S> task) {
+  const int row = blockIdx.x * kBwdFinishWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int n = task.pairing.n, rows = task.pairing.rows;
+  const S inverse_temperature = task.temperature.inverse();
+  S row_logits = 0;  // this row's share of -t dt
+  if (row < rows) {
+    const int view = row >= n, row_of_view = row - view * n;
+    const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
+    const S own_coefficient = task.positive_coefficient(own);
+    const S pull = (own_coefficient + task.positive_coefficient(positive)) * inverse_temperature;
+    const T* z = (view ? task.z[1] : task.z[0]) + row_of_view * (view ? task.z_stride[1] : task.z_stride[0]);
+    T* dz = (view ? task.dz[1] : task.dz[0]) + row_of_view * task.d;
+    const E* u_positive = task.u + positive * task.u_columns;
+    const S r = task.inv_norm[row];
+    const auto du = [&](int64_t k) {
+      S sum = 0;
+      for (int split = 0; split < task.splits; ++split) {
+        sum += task.partials.du[(static_cast<int64_t>(split) * rows + row) * task.du_columns + k];
+      }
+      return sum - pull * static_cast<S>(u_positive[k]);
+    };
+
+    S along = 0;
+    if (!(r >= task.clamped_inv_norm)) {  // NaN counts as not clamped
+      for (int64_t k = lane; k < task.d; k += 32) along += static_cast<S>(z[k]) * r * du(k);
+      along = warp_sum(along);
+    }
+    for (int64_t k = lane; k < task.d; k += 32) {
+      dz[k] = static_cast<T>(r * (du(k) - static_cast<S>(z[k]) * r * along));
+    }
+    if (lane == 0 && task.dt != nullptr) {
+      for (int split = 0; split < task.splits; ++split) {
+        row_logits += task.partials.own_logits[static_cast<int64_t>(split) * rows + row];
+      }
+      row_logits -= own_coefficient * task.s_pos[own];
+    }
+  }
+  S total;
+  if (task.dt != nullptr && grid_sum(row_logits, task.sums, &total)) *task.dt = -inverse_temperature * total;
+}
+
+template <class T, class E, class S>
+cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
+  const BwdPartials<S> partials = partials_of<S>(args, plan);
+  S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
+  const BwdFinishTask<T, E, S> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
+                                    {args.z_stride[0], args.z_stride[1]},
+                                    {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
+                                    static_cast<const E*>(args.u),
+                                    static_cast<const S*>(args.inv_norm),
+                                    static_cast<const S*>(args.lse_neg),
+                                    static_cast<const S*>(args.s_pos),
+                                    static_cast<S*>(args.dt),
+                                    pairing_of(args),
+                                    temperature_of<S>(args),
+                                    weights_of<S>(args),
+                                    partials,
+                                    {block_sums, partials.finished},
+                                    args.d,
+                                    args.u_columns,
+                                    plan.du_columns,
+                                    plan.splits,
+                                    static_cast<S>(1) / static_cast<S>(args.eps)};
+  return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, E, S>), plan.finish_blocks, kThreads, 0, stream, task);
+}
+
+cudaError_t run(const SimclrNtxentBwdArgs& args, cudaStream_t stream) {
+  const BwdPlan plan = plan_bwd(args);
+  const cudaError_t error = plan.uses_tiles ? bwd_tiles(args, plan, stream) : bwd_rows(args, plan, stream);
+  if (error != cudaSuccess) return error;
+  switch (args.z_dtype) {
+    case SIMCLR_HALF:
+      return finish<__half, __half, float>(args, plan, stream);
+    case SIMCLR_BFLOAT16:
+      return finish<__nv_bfloat16, __half, float>(args, plan, stream);
+    case SIMCLR_FLOAT:
+      return finish<float, float, float>(args, plan, stream);
+    default:
+      return finish<double, double, double>(args, plan, stream);
+  }
+}
+
+}  // namespace
+}  // namespace simclr::cuda
+
+extern "C" int simclr_ntxent_bwd(const SimclrNtxentBwdArgs* args, void* stream) {
+  if (!simclr::cuda::has_valid_shape(*args) || args->d <= 0 || args->u_columns < args->d) return cudaErrorInvalidValue;
+  return simclr::cuda::run(*args, static_cast<cudaStream_t>(stream));
+}
+
+extern "C" int64_t simclr_ntxent_bwd_workspace_bytes(const SimclrNtxentBwdArgs* args) {
+  return simclr::cuda::plan_bwd(*args).bytes;
+}
