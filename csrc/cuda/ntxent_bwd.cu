@@ -46,34 +46,36 @@ struct Term {
 struct TermScale {
   float constant_max;  // base 2
   float weight_unit;   // the largest |w|
+  float weight;        // of every row, where they have one weight
 };
 
 template <bool kOnline>
 __device__ Term term_of(const BwdTask& task, const TermScale& scale, int column) {
-  const float w = task.weights(column) / scale.weight_unit;
+  const float w = (task.weights.per_column ? task.weights(column) : scale.weight) / scale.weight_unit;
   const float lse = static_cast<float>(kLog2E) * log_add_exp(task.lse_neg[column], task.s_pos[column]);
   if constexpr (kOnline) return {w, lse - kCoefficientScaleLog2};
   return {w * ptx::exp2_approx(scale.constant_max - lse), scale.constant_max - kCoefficientScaleLog2};
 }
 
-// The largest |w|, at least the smallest normal number: weights are divided by it.
-__device__ float largest_weight(const BwdTask& task) {
-  float largest = 0;
+__device__ TermScale term_scale_of(const BwdTask& task, float constant_max) {
+  float weight = 0, largest = 0;
   if (task.weights.per_column) {
     for (int j = threadIdx.x; j < task.pairing.columns; j += blockDim.x)
       largest = fmaxf(largest, fabsf(task.weights(j)));
     largest = block_max(largest);
   } else {
-    largest = fabsf(task.weights(0));
+    weight = task.weights(0);
+    largest = fabsf(weight);
   }
-  return fmaxf(largest, FLT_MIN);
+  return {constant_max, fmaxf(largest, FLT_MIN), weight};
 }
 
 template <class Operand>
 struct Shape {
   static constexpr int kRowFragments = Operand::kRowFragments;
   static constexpr int kWarpRows = 16 * kRowFragments;
-  static constexpr int kSteps = kBwdSlice * static_cast<int>(sizeof(typename Operand::Element)) / kStepBytes;
+  static constexpr int kSliceBytes = kBwdSlice * static_cast<int>(sizeof(typename Operand::Element));
+  static constexpr int kSteps = kSliceBytes / kStepBytes;
   static constexpr int kExchanged = kWarpRows * kChunk;  // logits of a warp's rows and one chunk
   using Rows = uint32_t[kRowFragments][kSteps][4];
   using Logits = float[kRowFragments][2][4];
@@ -103,8 +105,9 @@ __device__ void load_rows(typename Shape<Operand>::Rows& rows, const BwdTask& ta
                           int warp_row, int slice) {
   const BwdPlan& plan = task.plan;
   const RowMatrix own{task.u.data + task.pairing.row_offset * task.u.pitch, task.u.pitch, task.pairing.rows};
+  const LaneOffset offset = a_offset(plan.row_bytes);
   for (int first = 0; first < plan.block_rows; first += plan.tile_columns) {
-    copy_tile(stage, own, block_row + first, plan.tile_columns, 0, plan.row_bytes);
+    copy_tile(stage, own, block_row + first, plan.tile_columns, 0, plan.row_bytes, blockDim.x);
     ptx::cp_async_commit();
     ptx::cp_async_wait_group<0>();
     __syncthreads();
@@ -114,7 +117,7 @@ __device__ void load_rows(typename Shape<Operand>::Rows& rows, const BwdTask& ta
       if (row < 0 || row >= plan.tile_columns) continue;
 #pragma unroll
       for (int step = 0; step < Shape<Operand>::kSteps; ++step) {
-        load_a(rows[m][step], stage, row, slice * Shape<Operand>::kSteps + step, plan.row_bytes);
+        load_step(rows[m][step], stage + row * plan.row_bytes + slice * Shape<Operand>::kSliceBytes, offset, step);
       }
     }
     __syncthreads();
@@ -128,7 +131,8 @@ __device__ void copy_columns(const BwdTask& task, const TermScale& scale, const 
   const BwdPlan& plan = task.plan;
   if (tile < tile_end) {
     const int column = tile * plan.tile_columns;
-    copy_tile(shared.stages + stage * plan.stage_bytes, task.u, column, plan.tile_columns, 0, plan.row_bytes);
+    copy_tile(shared.stages + stage * plan.stage_bytes, task.u, column, plan.tile_columns, 0, plan.row_bytes,
+              blockDim.x);
     if (threadIdx.x < plan.tile_columns) {
       const int own = column + threadIdx.x, at = stage * plan.tile_columns + threadIdx.x;
       const Term term = own < task.pairing.columns ? term_of<kOnline>(task, scale, own) : Term{0, 0};
@@ -150,15 +154,15 @@ __device__ void wait_for_oldest_stage(int stages) {
   }
 }
 
-// x += the warp's rows times 16 columns of the tile, over half kHalf of the slice.
+// x += the warp's rows times 16 columns (rows of a tile, from the slice on), over half kHalf of the slice.
 template <class Operand, int kHalf>
 __device__ void multiply_rows(typename Shape<Operand>::Logits& x, const typename Shape<Operand>::Rows& rows,
-                              const unsigned char* columns, int column, int slice, int row_bytes) {
+                              const unsigned char* columns, const LaneOffset& offset) {
   constexpr int kSteps = Shape<Operand>::kSteps;
 #pragma unroll
   for (int step = kHalf * kSteps / 2; step < (kHalf + 1) * kSteps / 2; ++step) {
     uint32_t raw[4];
-    load_b(raw, columns, column, slice * kSteps + step, row_bytes);
+    load_step(raw, columns, offset, step);
     const auto b0 = Operand::template fragment<2>(raw), b1 = Operand::template fragment<2>(raw + 2);
 #pragma unroll
     for (int m = 0; m < Operand::kRowFragments; ++m) {
@@ -269,7 +273,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 
   const float inverse_temperature = task.temperature.inverse();
   const float scale = static_cast<float>(kLog2E) * inverse_temperature;
-  const TermScale term_scale{scale, largest_weight(task)};
+  const TermScale term_scale = term_scale_of(task, scale);
 
   typename Shape<Operand>::Rows rows;
   load_rows<Operand>(rows, task, shared.stages, block_row, warp_row, slice);
@@ -284,6 +288,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
     }
   }
 
+  const LaneOffset b = b_offset(plan.row_bytes), elements = Operand::element_offset(plan.row_bytes);
   float du[kRowFragments][kBwdSlice / 8][4] = {};
   float own[kRowFragments][2] = {};
   const int tile_begin = blockIdx.y * plan.split_tiles, tile_end = min(tile_begin + plan.split_tiles, plan.tiles);
@@ -293,18 +298,17 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
   for (int tile = tile_begin, stage = 0; tile < tile_end; ++tile) {
     wait_for_oldest_stage(plan.stages);
     __syncthreads();
-    const unsigned char* columns = shared.stages + stage * plan.stage_bytes;
+    const unsigned char* columns = shared.stages + stage * plan.stage_bytes + slice * Shape<Operand>::kSliceBytes;
+    const bool masked = task.pairing.needs_mask(block_row + warp_row, Shape<Operand>::kWarpRows,
+                                                tile * plan.tile_columns, plan.tile_columns);
 #pragma unroll 1
-    for (int chunk = 0; chunk < plan.tile_columns; chunk += kChunk) {
+    for (int chunk = 0; chunk < plan.tile_columns; chunk += kChunk, columns += kChunk * plan.row_bytes) {
       typename Shape<Operand>::Logits x = {};
-      multiply_rows<Operand, 0>(x, rows, columns, chunk, slice, plan.row_bytes);
-      if (slice_columns > kBwdSlice / 2) multiply_rows<Operand, 1>(x, rows, columns, chunk, slice, plan.row_bytes);
+      multiply_rows<Operand, 0>(x, rows, columns, b);
+      if (slice_columns > kBwdSlice / 2) multiply_rows<Operand, 1>(x, rows, columns, b);
       if (plan.slices > 1) sum_over_slices<Operand>(x, shared, plan.slices, slice, row_group);
 
-      const int first_row = block_row + warp_row, first_column = tile * plan.tile_columns + chunk;
-      if (task.pairing.needs_mask(first_row, Shape<Operand>::kWarpRows, first_column, kChunk)) {
-        mask_chunk<Operand>(x, task.pairing, first_row, first_column);
-      }
+      if (masked) mask_chunk<Operand>(x, task.pairing, block_row + warp_row, tile * plan.tile_columns + chunk);
       const float* weights = shared.column_weights + stage * plan.tile_columns + chunk;
       const float* shifts = shared.column_shifts + stage * plan.tile_columns + chunk;
       if (task.partials.own_logits != nullptr) {
@@ -312,9 +316,10 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
       } else {
         coefficients<kOnline, false, Operand>(x, scale, row_terms, weights, shifts, own);
       }
-      Operand::template accumulate<0, kHalf>(du, x, columns, chunk, slice * kBwdSlice, plan.row_bytes);
+      const auto c = Operand::coefficients(x);
+      Operand::template accumulate<0, kHalf>(du, c, columns, elements, plan.row_bytes);
       if (slice_columns > kBwdSlice / 2) {
-        Operand::template accumulate<kHalf, kHalf>(du, x, columns, chunk, slice * kBwdSlice, plan.row_bytes);
+        Operand::template accumulate<kHalf, kHalf>(du, c, columns, elements, plan.row_bytes);
       }
     }
     __syncthreads();  // every warp is done with the stage

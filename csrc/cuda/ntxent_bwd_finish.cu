@@ -55,22 +55,19 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
     T* dz = (view ? task.dz[1] : task.dz[0]) + row_of_view * task.d;
     const E* u_positive = task.u + positive * task.u_columns;
     const S r = task.inv_norm[row];
-    const auto du = [&](int64_t k) {
-      S sum = 0;
-      for (int split = 0; split < task.splits; ++split) {
-        sum += task.partials.du[(static_cast<int64_t>(split) * rows + row) * task.du_columns + k];
-      }
-      return sum - pull * static_cast<S>(u_positive[k]);
-    };
+    S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;  // the first split's, replaced by the sum
+    const int64_t next_split = static_cast<int64_t>(rows) * task.du_columns;
 
     S along = 0;
-    if (!(r >= task.clamped_inv_norm)) {  // NaN counts as not clamped
-      for (int64_t k = lane; k < task.d; k += 32) along += static_cast<S>(z[k]) * r * du(k);
-      along = warp_sum(along);
-    }
     for (int64_t k = lane; k < task.d; k += 32) {
-      dz[k] = static_cast<T>(r * (du(k) - static_cast<S>(z[k]) * r * along));
+      S sum = -pull * static_cast<S>(u_positive[k]);
+      const S* part = du + k;
+      for (int split = 0; split < task.splits; ++split, part += next_split) sum += *part;
+      du[k] = sum;
+      along += static_cast<S>(z[k]) * r * sum;
     }
+    along = r >= task.clamped_inv_norm ? S(0) : warp_sum(along);  // NaN counts as not clamped
+    for (int64_t k = lane; k < task.d; k += 32) dz[k] = static_cast<T>(r * (du[k] - static_cast<S>(z[k]) * r * along));
     if (lane == 0 && task.dt != nullptr) {
       for (int split = 0; split < task.splits; ++split) {
         row_logits += task.partials.own_logits[static_cast<int64_t>(split) * rows + row];

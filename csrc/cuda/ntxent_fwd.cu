@@ -64,27 +64,28 @@ struct TileWalk {
 __device__ void copy_stage(unsigned char* stage, const RowMatrix& u, int row_offset, const TileWalk& walk) {
   if (!walk.done()) {
     const int64_t byte = static_cast<int64_t>(walk.depth) * kDepthBytes;
-    copy_tile(stage, u, row_offset + walk.row_tile * kTile, kTile, byte, kDepthBytes);
-    copy_tile(stage + kOperandBytes, u, walk.column_tile * kTile, kTile, byte, kDepthBytes);
+    copy_tile(stage, u, row_offset + walk.row_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+    copy_tile(stage + kOperandBytes, u, walk.column_tile * kTile, kTile, byte, kDepthBytes, kThreads);
   }
   ptx::cp_async_commit();
 }
 
 template <class Operand>
-__device__ void multiply_stage(WarpTile& acc, const unsigned char* stage, int warp_row, int warp_column) {
+__device__ void multiply_stage(WarpTile& acc, const unsigned char* rows, const unsigned char* columns,
+                               const LaneOffset& a_offset, const LaneOffset& b_offset) {
 #pragma unroll
   for (int step = 0; step < kDepthSteps; ++step) {
     typename Operand::template Fragment<4> a[4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       uint32_t raw[4];
-      load_a(raw, stage, warp_row + 16 * m, step, kDepthBytes);
+      load_step(raw, rows + 16 * m * kDepthBytes, a_offset, step);
       a[m] = Operand::template fragment<4>(raw);
     }
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
       uint32_t raw[4];
-      load_b(raw, stage + kOperandBytes, warp_column + 8 * n, step, kDepthBytes);
+      load_step(raw, columns + 8 * n * kDepthBytes, b_offset, step);
       const auto b0 = Operand::template fragment<2>(raw), b1 = Operand::template fragment<2>(raw + 2);
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
@@ -146,11 +147,14 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
     if (!copied.done()) copied.next();
   }
 
+  const LaneOffset a = a_offset(kDepthBytes), b = b_offset(kDepthBytes);
   WarpTile acc = {};
   for (int stage = 0; !tile.done(); tile.next(), stage = (stage + 1) % kStages) {
     ptx::cp_async_wait_group<kStages - 1>();
     __syncthreads();
-    multiply_stage<Operand>(acc, shared + stage * kStageBytes, warp_row, warp_column);
+    const unsigned char* rows = shared + stage * kStageBytes + warp_row * kDepthBytes;
+    const unsigned char* columns = shared + stage * kStageBytes + kOperandBytes + warp_column * kDepthBytes;
+    multiply_stage<Operand>(acc, rows, columns, a, b);
     __syncthreads();  // every warp is done with the stage
     copy_stage(shared + stage * kStageBytes, task.u, task.pairing.row_offset, copied);
     if (!copied.done()) copied.next();

@@ -27,31 +27,49 @@ struct RowMatrix {
   int rows;
 };
 
-// Starts copying rows [row, row + tile_rows), bytes [byte, byte + row_bytes) of the matrix into a tile. What lies
-// outside the matrix becomes zero. row_bytes / 16 must divide the number of threads.
+// Starts copying rows [row, row + tile_rows), bytes [byte, byte + row_bytes) of the matrix into a tile, with all
+// `threads` of the block. What lies outside the matrix becomes zero. row_bytes / 16 must divide `threads`.
 __device__ __forceinline__ void copy_tile(unsigned char* tile, const RowMatrix& matrix, int row, int tile_rows,
-                                          int64_t byte, int row_bytes) {
+                                          int64_t byte, int row_bytes, int threads) {
   const int chunks = row_bytes / kChunkBytes;
-  const int chunk = threadIdx.x % chunks, rows_at_once = blockDim.x / chunks;
-  const int64_t column = byte + chunk * kChunkBytes;
-  for (int r = threadIdx.x / chunks; r < tile_rows; r += rows_at_once) {
-    const bool inside = row + r < matrix.rows && column < matrix.pitch;
-    const unsigned char* source = inside ? matrix.data + (row + r) * matrix.pitch + column : matrix.data;
-    ptx::cp_async<kChunkBytes>(tile + chunk_offset(r, chunk, row_bytes), source, inside ? kChunkBytes : 0);
+  const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks, rows_at_once = threads / chunks;
+  const int64_t column = byte + chunk * kChunkBytes, step = rows_at_once * matrix.pitch;
+  const int rows_inside = column < matrix.pitch ? matrix.rows - row : 0;
+  const unsigned char* source = matrix.data + (row + first) * matrix.pitch + column;  // not touched where it is outside
+#pragma unroll 8
+  for (int r = first; r < tile_rows; r += rows_at_once, source += step) {
+    ptx::cp_async<kChunkBytes>(tile + chunk_offset(r, chunk, row_bytes), source, r < rows_inside ? kChunkBytes : 0);
   }
 }
 
-// Rows [row, row + 16) of a step: the A operand.
-__device__ __forceinline__ void load_a(uint32_t (&a)[4], const unsigned char* tile, int row, int step, int row_bytes) {
+// Where the rows lie that a lane passes to ldmatrix (or reads itself): row lane_row, chunk `chunk` + lane_chunk, with
+// lane_chunk 0 or 1 and chunk even, counted from a row that is a multiple of 8. Made once per kernel: at() is then an
+// exclusive-or, the same one for all chunks that are equal modulo 8.
+class LaneOffset {
+ public:
+  __device__ LaneOffset(int lane_row, int lane_chunk, int row_bytes)
+      : base_(lane_row * row_bytes + (lane_chunk ^ (lane_row & 7)) * kChunkBytes) {}
+  __device__ int at(int chunk) const { return (base_ ^ ((chunk & 7) * kChunkBytes)) + (chunk & ~7) * kChunkBytes; }
+
+ private:
+  int base_;
+};
+
+// ldmatrix.x4 of rows [0, 16) of a step as the A operand.
+__device__ __forceinline__ LaneOffset a_offset(int row_bytes) {
   const int lane = threadIdx.x % 32;
-  ptx::ldmatrix_x4(a, tile + chunk_offset(row + lane % 16, 2 * step + lane / 16, row_bytes));
+  return LaneOffset(lane % 16, lane / 16, row_bytes);
 }
 
-// Rows [row, row + 16) of a step as columns of the product: b[0..1] and b[2..3] are the B operands of eight columns
-// each.
-__device__ __forceinline__ void load_b(uint32_t (&b)[4], const unsigned char* tile, int row, int step, int row_bytes) {
+// ldmatrix.x4 of rows [0, 16) of a step as columns of the product: b[0..1] and b[2..3] are B operands of eight columns.
+__device__ __forceinline__ LaneOffset b_offset(int row_bytes) {
   const int lane = threadIdx.x % 32;
-  ptx::ldmatrix_x4(b, tile + chunk_offset(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2, row_bytes));
+  return LaneOffset(lane % 8 + lane / 16 * 8, lane / 8 % 2, row_bytes);
+}
+
+__device__ __forceinline__ void load_step(uint32_t (&r)[4], const unsigned char* rows, const LaneOffset& offset,
+                                          int step) {
+  ptx::ldmatrix_x4(r, rows + offset.at(2 * step));
 }
 
 // fp16 operands, one product.
@@ -73,26 +91,35 @@ struct HalfOperand {
     ptx::mma_m16n8k16_f16(d, a.x, b.x);
   }
 
-  // d[.][kFirst .. kFirst + kCount) += p (tile rows [row, row + 16), element columns from column + 8 kFirst). p are
-  // accumulators: columns 0-7 in p[.][0], 8-15 in p[.][1]. Packed in pairs they are an A operand as they stand.
-  template <int kFirst, int kCount, int kAll>
-  __device__ static void accumulate(float (&d)[kRowFragments][kAll][4], const float (&p)[kRowFragments][2][4],
-                                    const unsigned char* tile, int row, int column, int row_bytes) {
-    const int lane = threadIdx.x % 32;
+  // Accumulators p of 16 columns (0-7 in p[.][0], 8-15 in p[.][1]) as A operands: packed in pairs, they are as they
+  // stand.
+  struct Coefficients {
     Fragment<4> a[kRowFragments];
+  };
+  __device__ static Coefficients coefficients(const float (&p)[kRowFragments][2][4]) {
+    Coefficients c;
 #pragma unroll
     for (int m = 0; m < kRowFragments; ++m) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[m].x[i] = pack(p[m][i / 2][2 * (i % 2)], p[m][i / 2][2 * (i % 2) + 1]);
+      for (int i = 0; i < 4; ++i) c.a[m].x[i] = pack(p[m][i / 2][2 * (i % 2)], p[m][i / 2][2 * (i % 2) + 1]);
     }
+    return c;
+  }
+
+  __device__ static LaneOffset element_offset(int row_bytes) { return a_offset(row_bytes); }
+
+  // d[.][kFirst .. kFirst + kCount) += c (rows [0, 16), from their 8 kFirst-th element on).
+  template <int kFirst, int kCount, int kAll>
+  __device__ static void accumulate(float (&d)[kRowFragments][kAll][4], const Coefficients& c,
+                                    const unsigned char* rows, const LaneOffset& offset, int) {
 #pragma unroll
-    for (int n = 0; n < kCount; n += 2) {
+    for (int n = kFirst; n < kFirst + kCount; n += 2) {
       uint32_t b[4];
-      ptx::ldmatrix_x4_trans(b, tile + chunk_offset(row + lane % 16, column / 8 + kFirst + n + lane / 16, row_bytes));
+      ptx::ldmatrix_x4_trans(b, rows + offset.at(n));
 #pragma unroll
       for (int m = 0; m < kRowFragments; ++m) {
-        multiply_add(d[m][kFirst + n], a[m], fragment<2>(b));
-        multiply_add(d[m][kFirst + n + 1], a[m], fragment<2>(b + 2));
+        multiply_add(d[m][n], c.a[m], fragment<2>(b));
+        multiply_add(d[m][n + 1], c.a[m], fragment<2>(b + 2));
       }
     }
   }
@@ -139,33 +166,45 @@ struct FloatOperand {
     ptx::mma_m16n8k8_tf32(d, a.big, b.big);
   }
 
-  // As HalfOperand::accumulate, in two steps of eight rows. The accumulators are an A operand if the rows of a step are
-  // numbered 0, 2, 4, 6, 1, 3, 5, 7 in both operands; reading every other row is free of bank conflicts, too.
-  template <int kFirst, int kCount, int kAll>
-  __device__ static void accumulate(float (&d)[kRowFragments][kAll][4], const float (&p)[kRowFragments][2][4],
-                                    const unsigned char* tile, int row, int column, int row_bytes) {
-    const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+  // As HalfOperand's, in two steps of eight rows. The accumulators are A operands if the rows of a step are numbered 0,
+  // 2, 4, 6, 1, 3, 5, 7 in both operands; reading every other row of a tile is free of bank conflicts, too.
+  struct Coefficients {
+    Fragment<4> a[kRowFragments][2];
+  };
+  __device__ static Coefficients coefficients(const float (&p)[kRowFragments][2][4]) {
+    Coefficients c;
 #pragma unroll
-    for (int step = 0; step < 2; ++step) {
-      Fragment<4> a[kRowFragments];
+    for (int m = 0; m < kRowFragments; ++m) {
 #pragma unroll
-      for (int m = 0; m < kRowFragments; ++m) {
+      for (int step = 0; step < 2; ++step) {
         const float(&x)[4] = p[m][step];
         const uint32_t raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[2]), __float_as_uint(x[1]),
                                  __float_as_uint(x[3])};
-        a[m] = fragment<4>(raw);
+        c.a[m][step] = fragment<4>(raw);
       }
+    }
+    return c;
+  }
+
+  __device__ static LaneOffset element_offset(int row_bytes) {
+    const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
+    return LaneOffset(2 * quad, group / 4, row_bytes);
+  }
+
+  template <int kFirst, int kCount, int kAll>
+  __device__ static void accumulate(float (&d)[kRowFragments][kAll][4], const Coefficients& c,
+                                    const unsigned char* rows, const LaneOffset& offset, int row_bytes) {
+    const unsigned char* own = rows + threadIdx.x / 4 % 4 * sizeof(float);
 #pragma unroll
-      for (int n = 0; n < kCount; ++n) {
-        uint32_t raw[2];
+    for (int n = kFirst; n < kFirst + kCount; ++n) {
+      const unsigned char* even = own + offset.at(2 * n);                             // row 2 quad
+      const unsigned char* odd = own + (offset.at(2 * n) ^ kChunkBytes) + row_bytes;  // row 2 quad + 1
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int element = column + 8 * (kFirst + n) + group;
-          const unsigned char* chunk = tile + chunk_offset(row + 8 * step + 2 * quad + i, element / 4, row_bytes);
-          raw[i] = *reinterpret_cast<const uint32_t*>(chunk + element % 4 * 4);
-        }
+      for (int step = 0; step < 2; ++step) {
+        const uint32_t raw[2] = {*reinterpret_cast<const uint32_t*>(even + 8 * step * row_bytes),
+                                 *reinterpret_cast<const uint32_t*>(odd + 8 * step * row_bytes)};
 #pragma unroll
-        for (int m = 0; m < kRowFragments; ++m) multiply_add(d[m][kFirst + n], a[m], fragment<2>(raw));
+        for (int m = 0; m < kRowFragments; ++m) multiply_add(d[m][n], c.a[m][step], fragment<2>(raw));
       }
     }
   }
