@@ -2,6 +2,7 @@
 
 import ctypes
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -54,22 +55,27 @@ def filled(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, torch.nan, dtype=dtype)
 
 
-def check(status: int) -> None:
-    if status:
-        raise RuntimeError(f"the launcher returned cudaError {status}")
+class Library(Protocol):
+    """What runs launchers: tests.simt.library.Kernels (g++ and fibers) or tests.proof.ptx.Program (nvcc and ptxlab)."""
+
+    def call(self, launcher: str, *args: object, **options: object) -> None: ...
+    def value(self, function: str, *args: object) -> int: ...
 
 
 @dataclass
 class NtxentLaunchers:
-    """The three steps of the loss; `tensors` is everything the last call's pointers reach."""
+    """The three steps of the loss; `tensors` is everything the last call's pointers reach.
 
-    library: ctypes.CDLL
+    `options` go to every call of the library: tests.simt's schedule.
+    """
+
+    library: Library
     device: Device = field(default_factory=lambda: Device(132, 232448))
+    options: dict = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
 
-    def __post_init__(self):
-        for function in ("operand_columns", "fwd_workspace_bytes", "bwd_workspace_bytes"):
-            getattr(self.library, f"simclr_ntxent_{function}").restype = INT64
+    def _launch(self, step: str, args: ctypes.Structure) -> None:
+        self.library.call(f"simclr_ntxent_{step}", ctypes.byref(args), None, **self.options)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -78,14 +84,14 @@ class NtxentLaunchers:
         return tensor.data_ptr()
 
     def _workspace(self, kind: str, args: ctypes.Structure) -> Tensor:
-        size = getattr(self.library, f"simclr_ntxent_{kind}_workspace_bytes")(ctypes.byref(args))
+        size = self.library.value(f"simclr_ntxent_{kind}_workspace_bytes", ctypes.byref(args))
         return torch.full((size,), 0xFF, dtype=torch.uint8)
 
     def normalize(self, z0: Tensor, z1: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
         self.tensors = []
         n, d = z0.shape
         dtype = operand_dtype(z0.dtype)
-        columns = self.library.simclr_ntxent_operand_columns(INT64(d), DTYPES[dtype])
+        columns = self.library.value("simclr_ntxent_operand_columns", d, ctypes.c_int(DTYPES[dtype]))
         u = filled(2 * n, columns, dtype=dtype)
         inv_norm = filled(2 * n, dtype=statistics_dtype(z0.dtype))
         args = NormalizeArgs(
@@ -93,7 +99,7 @@ class NtxentLaunchers:
             u=self._pointer(u), inv_norm=self._pointer(inv_norm), n=n, d=d, u_columns=columns, eps=eps,
             z_dtype=DTYPES[z0.dtype],
         )  # fmt: skip
-        check(self.library.simclr_ntxent_normalize(ctypes.byref(args), None))
+        self._launch("normalize", args)
         return u, inv_norm
 
     def fwd(self, u: Tensor, n: int, row_offset: int = 0, temperature: float | Tensor = 0.5, reduce: bool = True,
@@ -110,7 +116,7 @@ class NtxentLaunchers:
             reduce=reduce, u_dtype=DTYPES[u.dtype], precision=PRECISIONS[precision], device=self.device,
         )  # fmt: skip
         args.workspace = self._pointer(self._workspace("fwd", args))
-        check(self.library.simclr_ntxent_fwd(ctypes.byref(args), None))
+        self._launch("fwd", args)
         return loss, lse_neg, s_pos
 
     def bwd(self, dloss: Tensor, z0: Tensor, z1: Tensor, u: Tensor, inv_norm: Tensor, lse_neg: Tensor, s_pos: Tensor,
@@ -131,5 +137,5 @@ class NtxentLaunchers:
             reduce=dloss.ndim == 0, z_dtype=DTYPES[z0.dtype], precision=PRECISIONS[precision], device=self.device,
         )  # fmt: skip
         args.workspace = self._pointer(self._workspace("bwd", args))
-        check(self.library.simclr_ntxent_bwd(ctypes.byref(args), None))
+        self._launch("bwd", args)
         return dz0, dz1, dt

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
   }
   __syncwarp();
   const S row_max = warp_max(max);
-  sum = warp_sum(max == S(-INFINITY) ? S(0) : sum * exp(max - row_max));
+  sum = warp_sum(sum == S(0) ? S(0) : sum * exp(max - row_max));  // 0: this lane saw no column
   if (lane == 0) task.partials.of_slot[row] = row_max + log(sum);
 }
 

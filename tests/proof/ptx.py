@@ -7,7 +7,6 @@ variable PTXLAB or at ../shared/ptxlab beside the repository.
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -61,19 +60,29 @@ class Program:
 
     def __init__(self, sources: Iterable[Path], folder: Path):
         ptxlab = load_ptxlab()
-        nvcc = cuda_home() / "bin/nvcc"
+        compile_to_ptx = [cuda_home() / "bin/nvcc", *NVCC_FLAGS, "-gencode", "arch=compute_80,code=compute_80"]
         objects, self.modules = [], []
         for source in sources:
-            made = folder / f"{source.stem}.o"
-            run([nvcc, *NVCC_FLAGS, "-gencode", "arch=compute_80,code=compute_80", "-Xcompiler", "-fPIC"]
-                + ["-c", source, "-o", made])  # fmt: skip
-            objects.append(made)
-            text = run([binary_tool("cuobjdump"), "-ptx", made])
+            objects.append(folder / f"{source.stem}.o")
+            run([*compile_to_ptx, "-Xcompiler", "-fPIC", "-c", source, "-o", objects[-1]])
+            text = run([binary_tool("cuobjdump"), "-ptx", objects[-1]])
             self.modules.append(ptxlab.Module(text[text.index(".version") :]))
-        shared = folder / "launchers.so"
-        run([os.environ.get("CXX", shutil.which("g++")), "-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-o", shared, *objects]
-            + [ROOT / "tests/proof/recording_cudart.cpp", f"-I{cuda_home()}/include"])  # fmt: skip
+        shared, runtime = folder / "launchers.so", ROOT / "tests/proof/recording_cudart.cpp"
+        # -Bsymbolic: the launchers call this runtime, not the libcudart that torch has loaded.
+        link = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-Bsymbolic"]
+        run([*link, f"-I{cuda_home()}/include", "-o", shared, *objects, runtime])
         self.library = ctypes.CDLL(str(shared))
+
+    def call(self, launcher: str, *args: object) -> None:
+        """Calls an extern "C" launcher that returns a cudaError_t, while `simulated` is open."""
+        if status := getattr(self.library, launcher)(*args):
+            raise RuntimeError(f"{launcher} returned cudaError {status}")
+
+    def value(self, function: str, *args: object) -> int:
+        """Calls an extern "C" function that launches nothing and returns an int64."""
+        f = getattr(self.library, function)
+        f.restype = ctypes.c_int64
+        return f(*(ctypes.c_int64(arg) if isinstance(arg, int) else arg for arg in args))
 
     def module_of(self, kernel: str):
         """The module that holds the kernel of this mangled name."""
