@@ -9,7 +9,7 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,65 +56,77 @@ def run(command: Iterable[object]) -> str:
 
 
 class Program:
-    """Launchers of some .cu files as a ctypes library, and their kernels as a ptxlab module each."""
+    """Launchers as a ctypes library, and the kernels they launch as ptxlab modules.
+
+    Args:
+        sources: .cu files, compiled by nvcc for compute_80, and .cpp files with plain C entry points.
+        folder: where to build.
+    """
 
     def __init__(self, sources: Iterable[Path], folder: Path):
         ptxlab = load_ptxlab()
-        compile_to_ptx = [cuda_home() / "bin/nvcc", *NVCC_FLAGS, "-gencode", "arch=compute_80,code=compute_80"]
+        include = [f"-I{ROOT}/csrc", f"-I{cuda_home()}/include"]
+        cxx = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", *include]
+        nvcc = [cuda_home() / "bin/nvcc", *NVCC_FLAGS, "-gencode", "arch=compute_80,code=compute_80"]
         objects, self.modules = [], []
         for source in sources:
-            objects.append(folder / f"{source.stem}.o")
-            run([*compile_to_ptx, "-Xcompiler", "-fPIC", "-c", source, "-o", objects[-1]])
-            text = run([binary_tool("cuobjdump"), "-ptx", objects[-1]])
-            self.modules.append(ptxlab.Module(text[text.index(".version") :]))
-        shared, runtime = folder / "launchers.so", ROOT / "tests/proof/recording_cudart.cpp"
+            made = folder / f"{source.stem}.o"
+            objects.append(made)
+            if source.suffix == ".cpp":
+                run([*cxx, "-c", source, "-o", made])
+                continue
+            run([*nvcc, "-Xcompiler", "-fPIC", "-c", source, "-o", made])
+            text = run([binary_tool("cuobjdump"), "-ptx", made])
+            if ".version" in text:
+                self.modules.append(ptxlab.Module(text[text.index(".version") :]))
+        shared = folder / "launchers.so"
         # -Bsymbolic: the launchers call this runtime, not the libcudart that torch has loaded.
-        link = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", "-shared", "-Wl,-Bsymbolic"]
-        run([*link, f"-I{cuda_home()}/include", "-o", shared, *objects, runtime])
+        run([*cxx, "-shared", "-Wl,-Bsymbolic", "-o", shared, *objects, ROOT / "tests/proof/recording_cudart.cpp"])
         self.library = ctypes.CDLL(str(shared))
 
     def call(self, launcher: str, *args: object) -> None:
         """Calls an extern "C" launcher that returns a cudaError_t, while `simulated` is open."""
-        if status := getattr(self.library, launcher)(*args):
+        if status := getattr(self.library, launcher)(*map(_argument, args)):
             raise RuntimeError(f"{launcher} returned cudaError {status}")
 
     def value(self, function: str, *args: object) -> int:
         """Calls an extern "C" function that launches nothing and returns an int64."""
         f = getattr(self.library, function)
         f.restype = ctypes.c_int64
-        return f(*(ctypes.c_int64(arg) if isinstance(arg, int) else arg for arg in args))
-
-    def module_of(self, kernel: str):
-        """The module that holds the kernel of this mangled name."""
-        return next(module for module in self.modules if kernel in module.kernels)
+        return f(*map(_argument, args))
 
     @contextmanager
-    def simulated(self, tensors: Callable[[], list[torch.Tensor]], **options):
-        """While open, launches run in ptxlab; yields the list their reports are appended to.
+    def simulated(self, tensors: Callable[[], list[torch.Tensor]], **options: object) -> Iterator[list]:
+        """While open, launches run in ptxlab; yields the list that their reports are appended to.
 
         `tensors` returns every tensor that the launcher's pointers reach; `options` go to ptxlab's launch.
         """
         reports, errors = [], []
 
-        def launched(name, grid, block, shared_bytes, arguments):
-            module = self.module_of(name.decode())
-            sizes = [parameter["size"] for parameter in module.kernels[name.decode()]["params"]]
-            values = [ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes)]
+        def launched(name: bytes, grid, block, shared_bytes: int, arguments) -> int:
+            kernel = name.decode()
             try:
-                reports.append(
-                    module.launch(name.decode(), tuple(grid[:3]), tuple(block[:3]), values, shared=shared_bytes,
-                                  extra_buffers=tensors(), **options)
-                )  # fmt: skip
+                module = next(module for module in self.modules if kernel in module.kernels)
+                sizes = [parameter["size"] for parameter in module.kernels[kernel]["params"]]
+                values = [ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes)]
+                launch = {"shared": shared_bytes, "extra_buffers": tensors(), **options}
+                reports.append(module.launch(kernel, tuple(grid[:3]), tuple(block[:3]), values, **launch))
             except Exception as error:  # ctypes would print it and go on
                 errors.append(error)
             return 0
 
         unsigned = ctypes.POINTER(ctypes.c_uint)
-        prototype = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.c_char_p, unsigned, unsigned, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p)
+        arguments = ctypes.POINTER(ctypes.c_void_p)
+        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, unsigned, unsigned, ctypes.c_size_t, arguments)(
+            launched
         )
-        callback = prototype(launched)
         self.library.simclr_set_launched(callback)
         yield reports
         if errors:
             raise errors[0]
+
+
+def _argument(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else value

@@ -1,0 +1,106 @@
+"""The CUDA C++ NT-Xent on a device. The same kernels run on the CPU in tests/simt/test_ntxent.py."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from simclr_fast.losses import ntxent_loss
+from tests.helpers import non_contiguous, relative_error
+from tests.ntxent_truth import embeddings, truth
+
+pytestmark = pytest.mark.gpu
+HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+TOLERANCE = {HALF: 6e-3, BFLOAT: 8e-3, FLOAT: 1e-5, DOUBLE: 1e-11}
+
+
+def step(views: Tensor, temperature: float | Tensor, **options: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients of the device's kernels."""
+    z0, z1 = (z.detach().clone().requires_grad_() for z in views.cuda())
+    loss = ntxent_loss(z0, z1, temperature, backend="cpp", **options)
+    return loss.detach(), *torch.autograd.grad(loss, (z0, z1))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT, FLOAT, DOUBLE], ids=str)
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (33, 123), (300, 128), (700, 64), (130, 257), (64, 1024), (20, 1100)])
+def test_matches_float64(n: int, d: int, dtype: torch.dtype, temperature: float) -> None:
+    views = embeddings("random", n, d, dtype)
+    loss, dz0, dz1 = step(views, temperature, precision="ieee")
+    want = truth([tuple(views)], 0, temperature, torch.full((2 * n,), 1 / (2 * n)), 1e-8)
+    operand = 2e-3 if dtype in (HALF, BFLOAT) else 2e-6
+    assert (loss.cpu() - want.losses.mean()).abs() <= operand / temperature
+    for actual, wanted in ((dz0, want.dz0), (dz1, want.dz1)):
+        wanted = wanted.to(dtype)
+        assert relative_error(actual, wanted) <= TOLERANCE[dtype] or wanted.abs().max() < 1e-12
+
+
+def test_tf32_is_used_where_it_is_allowed() -> None:
+    views = embeddings("random", 256, 128, FLOAT)
+    exact, rounded = (step(views, 0.1, precision=precision)[1] for precision in ("ieee", "tf32"))
+    assert 1e-6 < relative_error(rounded, exact) < 6e-3
+
+
+def test_is_deterministic() -> None:
+    views = embeddings("random", 1000, 128, HALF)
+    for first, second in zip(step(views, 0.1), step(views, 0.1)):
+        assert torch.equal(first, second)
+
+
+def test_strided_rows_and_a_learned_temperature() -> None:
+    views = embeddings("random", 50, 40, FLOAT).cuda()
+    strided = [non_contiguous(z.cpu()).cuda() for z in views]
+    temperature = torch.tensor(0.2, device="cuda", requires_grad=True)
+    loss = ntxent_loss(*strided, temperature, backend="cpp", precision="ieee")
+    (dt,) = torch.autograd.grad(loss, temperature)
+    want = truth([tuple(views.cpu())], 0, 0.2, torch.full((100,), 0.01), 1e-8)
+    assert relative_error(loss, want.losses.mean()) <= 1e-5
+    assert relative_error(dt, want.dt) <= 1e-4
+
+
+def test_runs_on_the_current_stream_without_synchronising() -> None:
+    views = embeddings("random", 64, 32, HALF)
+    expected = step(views, 0.1)
+    z0, z1 = (z.clone().requires_grad_() for z in views.cuda())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            loss = ntxent_loss(z0, z1, 0.1, backend="cpp")
+            gradients = torch.autograd.grad(loss, (z0, z1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    for actual, wanted in zip((loss, *gradients), expected):
+        assert torch.equal(actual, wanted)
+
+
+def test_can_be_captured_in_a_graph() -> None:
+    views = embeddings("random", 64, 32, HALF)
+    z0, z1 = (z.clone().requires_grad_() for z in views.cuda())
+    expected = step(views, 0.1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        gradients = torch.autograd.grad(ntxent_loss(z0, z1, 0.1, backend="cpp"), (z0, z1))
+    graph.replay()
+    torch.cuda.synchronize()
+    for actual, wanted in zip(gradients, expected[1:]):
+        assert torch.equal(actual, wanted)
+
+
+def test_memory_is_linear_in_the_rows() -> None:
+    peaks = []
+    for n in (4096, 8192):
+        views = embeddings("random", n, 64, HALF).cuda()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(views, 0.1)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] <= 2.5 * peaks[0]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_runs_on_the_tensors_device() -> None:
+    views = embeddings("random", 64, 32, HALF)
+    with torch.cuda.device(0):
+        loss = ntxent_loss(*views.to("cuda:1"), 0.1, backend="cpp")
+    assert loss.device.index == 1
+    assert torch.equal(loss.cpu(), step(views, 0.1)[0].cpu())
