@@ -24,8 +24,14 @@ PixelType pixel_type(ScalarType type, const char* what) {
   }
 }
 
-const int64_t* ragged_table(const std::optional<Tensor>& table, int64_t batch) {
+void check_same_device(const Tensor& tensor, const Tensor& other, const char* names) {
+  STD_TORCH_CHECK(tensor.is_cuda() == other.is_cuda() && tensor.get_device_index() == other.get_device_index(), names,
+                  " must be on one device");
+}
+
+const int64_t* ragged_table(const std::optional<Tensor>& table, const Tensor& beside, int64_t batch) {
   if (!table) return nullptr;
+  check_same_device(*table, beside, "augment: table and images");
   STD_TORCH_CHECK(table->scalar_type() == ScalarType::Long && table->dim() == 2 && table->size(0) == batch &&
                       table->size(1) == kRaggedColumns && table->is_contiguous(),
                   "augment: table must be a contiguous int64 [batch, ", kRaggedColumns, "]");
@@ -42,6 +48,7 @@ Tensor run_augment(const Tensor& images, const std::optional<Tensor>& table, con
   STD_TORCH_CHECK(params.scalar_type() == ScalarType::Int && params.dim() == 3 &&
                       params.size(2) * sizeof(int32_t) == sizeof(AugmentParams),
                   "augment: params must be int32 [views, batch, 16]");
+  check_same_device(params, images, "augment: params and images");
   const int64_t views = params.size(0), batch = params.size(1);
   STD_TORCH_CHECK(channels == 1 || channels == 3, "augment: channels must be 1 or 3, got ", channels);
   STD_TORCH_CHECK(static_cast<int64_t>(mean.size()) == channels && static_cast<int64_t>(std.size()) == channels,
@@ -55,7 +62,7 @@ Tensor run_augment(const Tensor& images, const std::optional<Tensor>& table, con
   args.images.data = data<const void>(images);
   args.images.type = pixel_type(images.scalar_type(), "images");
   args.images.channels = static_cast<int32_t>(channels);
-  args.images.ragged = ragged_table(table, batch);
+  args.images.ragged = ragged_table(table, images, batch);
   if (!table) {
     STD_TORCH_CHECK(images.dim() == 4 && images.size(0) == batch && images.size(1) == channels && images.size(2) >= 1 &&
                         images.size(3) >= 1,
@@ -103,6 +110,7 @@ Tensor run_sample(const Tensor& seed, const std::optional<Tensor>& indices_any, 
     indices = torch::stable::contiguous(*indices_any);
     STD_TORCH_CHECK(indices->scalar_type() == ScalarType::Long && indices->numel() == batch,
                     "augment_sample: indices must be int64 [batch]");
+    check_same_device(*indices, seed, "augment_sample: indices and seed");
   }
   Tensor params =
       torch::stable::new_empty(seed, {views, batch, int64_t{sizeof(AugmentParams) / sizeof(int32_t)}}, ScalarType::Int);
@@ -110,7 +118,7 @@ Tensor run_sample(const Tensor& seed, const std::optional<Tensor>& indices_any, 
   std::memcpy(&args.recipe, recipe.data(), sizeof(args.recipe));
   args.seed = data<const int64_t>(seed);
   args.indices = indices ? data<const int64_t>(*indices) : nullptr;
-  args.ragged = ragged_table(table, batch);
+  args.ragged = ragged_table(table, seed, batch);
   args.height = static_cast<int32_t>(height);
   args.width = static_cast<int32_t>(width);
   args.views = static_cast<int32_t>(views);
