@@ -14,8 +14,8 @@ namespace simclr::cuda {
 constexpr int kFwdTile = 128;
 constexpr int kFwdDepthBytes = 128;  // of a row of u, per pipeline stage
 constexpr int kFwdFinishThreads = 64;
-constexpr int kFwdMaxSlots = 64;         // partials per row
-constexpr int kMaxColumns = 0x7fff0000;  // tile arithmetic in int must not overflow
+constexpr int kFwdMaxSlots = 64;      // partials per row
+constexpr int kMaxColumns = 1 << 30;  // sums of two column numbers must fit in int
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t element_bytes(int dtype) { return dtype == SIMCLR_DOUBLE ? 8 : dtype == SIMCLR_FLOAT ? 4 : 2; }
@@ -126,14 +126,16 @@ inline void cut_tiles(const SimclrNtxentBwdArgs& args, BwdPlan* plan) {
   plan->block_rows = plan->warps / plan->slices * warp_rows;
   plan->row_blocks = static_cast<int>(ceil_div(2 * args.n, plan->block_rows));
 
-  // Stages of 16 KiB, or of the 16 columns that are the least; as many as fit, up to three.
+  // Stages of 16 KiB, or of the 16 columns that are the least; as many as fit, up to three. A CTA of four warps leaves
+  // room for a second one; the system keeps 1 KiB per CTA.
   plan->row_bytes = plan->slices * kBwdSlice * element;
   plan->tile_columns = std::max(kBwdChunk, 16384 / plan->row_bytes);
   plan->stage_bytes = plan->tile_columns * plan->row_bytes;
   const int exchanged = plan->slices == 1 ? 0 : warp_rows * kBwdChunk * static_cast<int>(sizeof(float));
   const int exchange_bytes = (plan->warps + plan->warps / plan->slices) * exchanged;
   const int terms_bytes = 2 * plan->tile_columns * static_cast<int>(sizeof(float));
-  const int fitting = (args.device.max_shared_bytes - exchange_bytes) / (plan->stage_bytes + terms_bytes);
+  const int shared_limit = (args.device.max_shared_bytes + 1024) * plan->warps / 8 - 1024;
+  const int fitting = (shared_limit - exchange_bytes) / (plan->stage_bytes + terms_bytes);
   plan->stages = std::clamp(fitting, 1, 3);
   plan->shared_bytes = plan->stages * (plan->stage_bytes + terms_bytes) + exchange_bytes;
 
