@@ -120,7 +120,7 @@ def train(config: Config, process: Process, console: Console) -> int:
             saver.save()
             if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
                 log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
-    if process.is_main:
+    if process.is_main and run.eval:
         print_summary(config, state, log.last, console)
         evaluate(config, dataset, state, device, console)
         pictures = draw_pictures(config, dataset, state, views, device)
@@ -137,9 +137,9 @@ def build_step(
     if several:
         device_ids = [process.device] if process.device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-    compiled = config.speed.torchcompile == "on" or (
-        config.speed.torchcompile == "auto" and process.device.type == "cuda"
-    )
+    compile_backend = config.speed.torchcompile
+    if compile_backend == "auto":
+        compile_backend = "inductor" if process.device.type == "cuda" else "off"
     return TrainStep(
         model,
         views,
@@ -149,7 +149,7 @@ def build_step(
         autocast=autocast,
         micro_batch_size=config.optimization.micro_batch_size,
         clip_grad=config.optimization.clip_grad,
-        compile=compiled,
+        compile_backend=None if compile_backend == "off" else compile_backend,
     )
 
 

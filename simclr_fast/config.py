@@ -133,8 +133,8 @@ class SpeedOptions:
     """Autocast type; auto is bfloat16 on CUDA and float32 (no autocast) on the CPU; float16 scales the loss."""
     channels_last: bool = True
     """NHWC memory layout from the views to the last convolution."""
-    torchcompile: Literal["auto", "on", "off"] = "auto"
-    """Compile the training step; auto does on CUDA."""
+    torchcompile: Literal["auto", "off", "inductor", "aot_eager"] = "auto"
+    """Backend of torch.compile for the training step; auto is inductor on CUDA and off on the CPU."""
     tf32: bool = True
     """TensorFloat-32 for float32 matrix products and convolutions (CUDA)."""
     threads: int = 0
@@ -160,7 +160,8 @@ class RunOptions:
     knn_epochs: int = 10
     """Epochs between two online kNN evaluations; 0 never. Needs labels; uses no test image."""
     eval: bool = True
-    """Compare with raw pixels and a random-init encoder at the end (needs labels and a held-out split)."""
+    """At the end, draw pictures, and compare with raw pixels and a random-init encoder where there are labelled test
+    images."""
     profile: int = 0
     """Profile this many steps, write a Chrome trace and a table to --output, and stop (steps)."""
     log_wandb: bool = False

@@ -15,7 +15,7 @@ LARGEST = (50_000, 10_000)  # training and test images that are compared on
 ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}
 PROBES = {
     "few_label_1nn": "1-NN, {n} labels/class",
-    "few_label_linear": "linear probe, {n} labels/class",
+    "few_label_linear": "linear, {n} labels/class",
     "knn": "weighted kNN, all labels",
 }
 

@@ -34,7 +34,8 @@ class TrainStep:
 
     model: maps views [2b, C, S, S] to embeddings [2b, D]; may be wrapped in DistributedDataParallel.
     criterion: loss(z0, z1) -> scalar. autocast: a dtype, or None for float32. micro_batch_size: images per
-    forward pass, 0 for all at once. compile: trace forward and loss into one graph.
+    forward pass, 0 for all at once. compile_backend: of torch.compile, which makes one graph of forward
+    pass and loss; None runs them eagerly.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class TrainStep:
         autocast: torch.dtype | None = None,
         micro_batch_size: int = 0,
         clip_grad: float | None = None,
-        compile: bool = False,
+        compile_backend: str | None = None,
     ):
         self.model = model
         self.views = views
@@ -62,7 +63,12 @@ class TrainStep:
         self.watch = LossWatch()
         # DistributedDataParallel breaks the graph on purpose, between its buckets, to overlap their reduction.
         fullgraph = not isinstance(model, DistributedDataParallel)
-        traced = (lambda f: torch.compile(f, fullgraph=fullgraph, dynamic=False)) if compile else (lambda f: f)
+
+        def traced(function: Callable) -> Callable:
+            if compile_backend is None:
+                return function
+            return torch.compile(function, backend=compile_backend, fullgraph=fullgraph, dynamic=False)
+
         self.project = traced(self._project)
         self.project_and_compare = traced(self._project_and_compare)
 
@@ -87,11 +93,13 @@ class TrainStep:
     def _views(self, images: Images, draw: Draw) -> Tensor:
         with phase("augment"):
             views = self.views.apply(images, draw)  # [2b, C, S, S], view-major
-        if not views.is_contiguous(memory_format=self.views.layout):
-            raise RuntimeError(
-                f"views have strides {views.stride()}: they must reach the backbone as {self.views.layout}"
-            )
+        self._require_layout(views)
         return views
+
+    def _require_layout(self, views: Tensor) -> None:
+        layout = self.views.layout
+        if not views.is_contiguous(memory_format=layout):
+            raise RuntimeError(f"views have strides {views.stride()}: they must reach the backbone as {layout}")
 
     def _project(self, views: Tensor) -> Tensor:
         with phase("forward"), torch.autocast(views.device.type, self.autocast, enabled=self.autocast is not None):

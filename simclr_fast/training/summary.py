@@ -68,7 +68,7 @@ def evaluate(config: Config, dataset: Dataset, state: TrainState, device: torch.
     """Compare with the baselines, print the table, write results.json, and return what is in it."""
     results: dict = {"seed": config.run.seed, "train_seconds": round(state.seconds, 1), "steps": state.step}
     labelled, test = dataset.labelled, dataset.test
-    if config.run.eval and labelled is not None and test is not None and test.labels is not None:
+    if labelled is not None and test is not None and test.labels is not None:
         torch.manual_seed(config.run.seed)
         random_init = build_model(config.model, dataset.train.channels).backbone.to(device)
         preprocess = Preprocess(config.augment.img_size, config.augment.mean, config.augment.std)

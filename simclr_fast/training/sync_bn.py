@@ -37,7 +37,7 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         over = [0, *range(2, input.dim())]
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        x = input.float()
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         count = x.new_tensor([x.numel() / x.shape[1]])
         total = _SumOverProcesses.apply(torch.cat([x.sum(over), count]))
         mean = total[:-1] / total[-1]

@@ -1,0 +1,161 @@
+"""train.py as a user meets it: help, errors, a whole small run, a run whose loss breaks, a profile."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from simclr_fast import NTXentLoss
+from simclr_fast.config import RECIPES, Config, ConfigError, check
+from simclr_fast.models import build_model
+from simclr_fast.training.metrics import read_metrics
+from simclr_fast.training.views import Draw, Views
+
+SMALL = ["demo", "--batch-size", "500", "--img-size", "8", "--epochs", "1", "--head-hidden", "32", "--threads", "1"]
+
+
+def help_text(capsys, *arguments: str) -> str:
+    assert train.main([*arguments, "--help"]) in (None, 0)  # torchrun's `record` takes up the SystemExit of status 0
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("recipe", [None, *RECIPES])
+def test_help_explains_every_option_with_the_recipes_default(recipe: str | None, capsys) -> None:
+    text = help_text(capsys, *([recipe] if recipe else []))
+    config = RECIPES[recipe or "demo"]
+    groups = [getattr(config, field.name) for field in dataclasses.fields(Config) if field.name != "recipe"]
+    for group in groups:
+        for field in dataclasses.fields(group):
+            flag = f"--{field.name.replace('_', '-')}"
+            value = getattr(group, field.name)
+            expected = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            shown = re.findall(rf"{flag}[ ,].*?\(default: ([^)]*)\)", text)  # other options may speak of it too
+            assert expected in shown, f"{flag} is not explained with its default {expected}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["imagenet", "--data-dir", "no/such/folder"], "--data-dir no/such/folder: there is no such folder"),
+        (["demo", "--model", "resnet51"], "--model resnet51: unknown backbone; choose one of"),
+        (["demo", "--batch-size", "4001"], "--batch-size 4001: the data set has only 4000 training images"),
+        (["demo", "--temperature", "0"], "--temperature 0.0: pass a number > 0"),
+        (["demo", "--temperature", "-0.5"], "--temperature -0.5: pass a number > 0"),
+        (["demo", "--temperature", "nan"], "--temperature nan: pass a number > 0"),
+        (["demo", "--micro-batch-size", "100"], "--micro-batch-size 100: it must divide the 128 images"),
+        (["demo", "--resume", "no.pt"], "no.pt: there is no such checkpoint"),
+        (["demo", "--mean", "0.1", "0.2", "0.3"], "--mean 0.1 0.2 0.3: the images have 1 channel(s)"),
+        (["--epochs", "3", "cifar10"], "cifar10: the recipe comes first"),
+    ],
+)
+def test_bad_option_is_one_clear_line_and_status_2(arguments: list[str], said: str, tmp_path, capsys) -> None:
+    assert train.main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"train.py: error: {said}")
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--temperature", "warm"], ["demo", "--tempreature", "1"], ["deno"]])
+def test_what_cannot_be_parsed_is_status_2_too(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        train.main(arguments)
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_global_batch_must_divide_by_the_processes() -> None:
+    with pytest.raises(ConfigError, match=r"--batch-size 128: it is the global batch and must divide by the 3"):
+        check(RECIPES["demo"], world_size=3)
+
+
+def test_recipes_hold_the_published_constants() -> None:
+    imagenet, cifar = RECIPES["imagenet"], RECIPES["cifar10"]
+    o = imagenet.optimization
+    assert (o.opt, o.temperature, o.lr_base, o.weight_decay, o.warmup_epochs) == ("lars", 0.1, 0.3, 1e-6, 10)
+    assert imagenet.augment.color_jitter == (0.8, 0.8, 0.8, 0.2)
+    assert (imagenet.model.model, imagenet.model.head_hidden, imagenet.model.head_dim) == ("resnet50", 2048, 128)
+    assert cifar.augment.color_jitter == (0.4, 0.4, 0.4, 0.1)
+    assert (cifar.augment.gaussian_blur_prob, cifar.model.stem, cifar.optimization.temperature) == (0, "cifar", 0.5)
+    for config in RECIPES.values():
+        check(config)
+
+
+def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    assert train.main([*SMALL, "--output", str(folder), "--knn-epochs", "1", "--seed", "1", "--model-ema"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"ln\(2N - 1\) = 6\.907", re.sub(r"\s+", " ", printed))
+    assert re.search(r"linear, 10 labels/class +│ +\d\d\.\d │ +\d\d\.\d │ +\d\d\.\d", printed)
+
+    results = json.loads((folder / "results.json").read_text())
+    assert results["seed"] == 1
+    assert results["train_seconds"] > 0
+    for probe in ("few_label_linear", "few_label_1nn", "knn"):
+        assert set(results[probe]) == {"raw", "random_init", "simclr"}
+        assert all(0.1 < value < 1 for value in results[probe].values())
+    assert 0.70 < results["few_label_linear"]["raw"] < 0.80
+
+    metrics = read_metrics(folder / "metrics.jsonl")
+    step_line = next(line for line in metrics if "loss" in line)
+    assert set(step_line) >= {
+        *("step", "epoch", "loss", "chance", "contrastive_accuracy", "temperature", "lr", "grad_norm"),
+        *("images_per_second", "data_wait_share", "peak_memory_mib"),
+    }
+    assert any("knn" in line for line in metrics)
+    assert (folder / "checkpoint-000000008.pt").exists()
+    assert list(folder.glob("events.out.tfevents.*"))
+    for name in ("views.png", "curves.png", "embeddings.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 400
+
+
+def test_non_finite_loss_stops_with_what_is_needed_to_look_into_it(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run"
+    arguments = [*SMALL, "--opt", "sgd", "--lr", "1e30", "--norm", "frozen", "--output", str(folder)]
+    assert train.main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    found = re.search(r"error: the loss is (nan|inf) at step (\d+) \(epoch 0\); look into (.*)$", said)
+    assert found, said
+    bundle = torch.load(found[3], weights_only=True)
+    assert bundle["step"] == int(found[2]) > 0
+    assert all(tensor.isfinite().all() for tensor in bundle["model"].values()) == (int(found[2]) == 1)
+
+    config = train.parse(arguments)
+    model = build_model(config.model, channels=1)
+    model.load_state_dict(bundle["model"])
+    draw = Draw(bundle["seed"], bundle["indices"], bundle["warp"])
+    views = Views(config.augment, config.run.seed).apply(bundle["images"], draw)
+    with torch.no_grad():
+        loss = NTXentLoss(config.optimization.temperature)(*model.train()(views).chunk(2))
+    assert not loss.isfinite(), "the bundle shows the failure again"
+
+
+def test_profile_names_the_phases_and_adds_up(tmp_path: Path, capsys) -> None:
+    assert train.main([*SMALL, "--profile", "3", "--output", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    rows = dict(re.findall(r"^(\w+) +([\d.]+) +[\d.]+%", table, flags=re.MULTILINE))
+    assert list(rows) == ["data", "augment", "forward", "loss", "backward", "optimizer", "step"]
+    times = {name: float(ms) for name, ms in rows.items()}
+    assert all(ms > 0 for ms in times.values())
+    assert 0.5 * times["step"] < sum(times.values()) - times["step"] <= 1.01 * times["step"]
+    assert "loss + augmentation:" in table
+    trace = json.loads((tmp_path / "profile.json").read_text())
+    names = [event.get("name") for event in trace["traceEvents"]]
+    assert names.count("forward") == 3
+    assert (tmp_path / "profile.txt").read_text().startswith("phase")
+
+
+def test_initial_checkpoint_gives_the_weights(tmp_path: Path) -> None:
+    assert train.main([*SMALL, "--no-eval", "--output", str(tmp_path / "a")]) == 0
+    (first,) = (tmp_path / "a").glob("checkpoint-*.pt")
+    more = ["--initial-checkpoint", str(first), "--lr", "1e-12", "--norm", "frozen"]
+    assert train.main([*SMALL, *more, "--no-eval", "--output", str(tmp_path / "b")]) == 0
+    (second,) = (tmp_path / "b").glob("checkpoint-*.pt")
+    before, after = (torch.load(path, weights_only=True)["model"] for path in (first, second))
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,83 @@
+"""What a run records: contrastive accuracy, waiting time, metric files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from simclr_fast.config import RECIPES, Config, RunOptions
+from simclr_fast.training.metrics import METRICS_FILE, MetricsLog, StepClock, contrastive_accuracy, read_metrics
+
+
+def test_contrastive_accuracy_of_aligned_and_of_random_pairs() -> None:
+    z = torch.randn(50, 16)
+    assert contrastive_accuracy(torch.cat([z, z + 0.01 * torch.randn_like(z)])) == 1.0
+    assert contrastive_accuracy(torch.randn(400, 16)) < 0.1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+def test_contrastive_accuracy_in_pieces(rows: int) -> None:
+    z = torch.randn(10, 3)
+    z[5:] = z[:5] + 0.8 * torch.randn(5, 3)
+    similarity = torch.nn.functional.normalize(z, dim=1) @ torch.nn.functional.normalize(z, dim=1).T
+    hits = 0
+    for i in range(10):
+        others = [j for j in range(10) if j != i]
+        hits += max(others, key=lambda j: similarity[i, j]) == (i + 5) % 10
+    assert contrastive_accuracy(z, rows=rows).item() == pytest.approx(hits / 10)
+
+
+def test_step_clock_tells_waiting_from_working(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def batches():
+        for k in range(3):
+            now[0] += 1.0  # a second of loading
+            yield k
+
+    clock = StepClock()
+    for _ in clock.waiting_for(batches()):
+        now[0] += 3.0  # and three of work
+    seconds, waiting = clock.read()
+    assert seconds == pytest.approx(4.0)
+    assert waiting == pytest.approx(0.25)
+
+
+def options(folder: Path) -> Config:
+    return Config(run=RunOptions(output=folder))
+
+
+def test_metrics_reach_the_files(tmp_path: Path) -> None:
+    with MetricsLog(options(tmp_path), enabled=True, step=0, total_steps=2) as log:
+        for step in (1, 2):
+            log.write(step, {"loss": 1.5 / step, "lr": 0.1})
+            log.advance()
+    assert read_metrics(tmp_path / METRICS_FILE) == [
+        {"step": 1, "loss": 1.5, "lr": 0.1},
+        {"step": 2, "loss": 0.75, "lr": 0.1},
+    ]
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.5), (2, 0.75)]
+
+
+def test_resumed_run_drops_the_lines_it_does_again(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"step": k, "loss": 0.0}) + "\n" for k in (1, 2, 3))
+    (tmp_path / METRICS_FILE).write_text(lines + '{"step": 4, "lo')  # killed while writing
+    with MetricsLog(options(tmp_path), enabled=True, step=2, total_steps=9) as log:
+        log.write(3, {"loss": 1.0})
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / METRICS_FILE)] == [(1, 0), (2, 0), (3, 1)]
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    with MetricsLog(options(tmp_path / "run"), enabled=False, step=0, total_steps=2) as log:
+        log.write(1, {"loss": 1.0})
+        log.advance()
+    assert not (tmp_path / "run").exists()
+    assert log.last == {"loss": 1.0}
+
+
+def test_every_recipe_writes_to_a_folder_of_its_own() -> None:
+    assert len({config.run.output for config in RECIPES.values()}) == len(RECIPES)

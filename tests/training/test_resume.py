@@ -1,0 +1,96 @@
+"""Runs that were killed, stopped or damaged, and go on exactly."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from simclr_fast.checkpoint import checkpoints
+from simclr_fast.training.metrics import METRICS_FILE, read_metrics
+from tests.training.processes import SMALL, final_state, finish, run, start, wait_for_step
+
+AFTER_EVERY_STEP = ("--checkpoint-minutes", "1e-9")
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, "bit-identical"
+
+
+@pytest.mark.parametrize(
+    ("extra", "world_size"),
+    [
+        pytest.param(("--model-ema",), 1, id="one process"),
+        pytest.param(("--micro-batch-size", "125"), 1, id="micro-batches"),
+        pytest.param(("--micro-batch-size", "125", "--opt", "lars", "--lr", "1"), 2, id="two processes"),
+    ],
+)
+def test_killed_run_resumes_bit_exactly(extra: tuple[str, ...], world_size: int, tmp_path: Path) -> None:
+    arguments = (*SMALL, "--epochs", "2", *extra, "--output")
+    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
+    run((*arguments, str(whole)), log, world_size)
+
+    processes = start((*arguments, str(cut), *AFTER_EVERY_STEP), log, world_size)
+    wait_for_step(cut, 11, processes)  # in the middle of the second epoch
+    for process in processes:
+        process.kill()
+    assert -signal.SIGKILL in finish(processes)
+    newest = int(checkpoints(cut)[-1].stem.split("-")[1])
+    assert 10 <= newest < 16
+
+    run((*arguments, str(cut), "--resume", "auto"), log, world_size)
+    assert_same(final_state(cut), final_state(whole))
+    steps = [line["step"] for line in read_metrics(cut / METRICS_FILE)]
+    assert steps == list(range(1, 17)), "each step is recorded once"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_leaves_a_checkpoint_of_that_step(number: signal.Signals, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    processes = start((*SMALL, "--epochs", "50", "--output", str(folder)), log)
+    wait_for_step(folder, 3, processes)
+    processes[0].terminate() if number == signal.SIGTERM else _interrupt(processes[0])
+    assert finish(processes) == [128 + number]
+    assert "with a checkpoint; go on with --resume auto" in log.read_text()
+    last = read_metrics(folder / METRICS_FILE)[-1]["step"]
+    assert checkpoints(folder)[-1].name == f"checkpoint-{last:09d}.pt"
+
+
+def _interrupt(process) -> None:
+    import os
+
+    os.kill(process.pid, signal.SIGINT)
+
+
+def test_resume_from_a_truncated_checkpoint_takes_the_one_before(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    arguments = (*SMALL, "--epochs", "2", "--output", str(folder))
+    run(arguments, log)
+    expected = final_state(folder)
+    newest = checkpoints(folder)[-1]
+    newest.write_bytes(newest.read_bytes()[:5000])
+    run((*arguments, "--resume", "auto"), log)
+    assert f"skipping a checkpoint: {newest}" in log.read_text()
+    assert_same(final_state(folder), expected)
+
+
+def test_other_options_or_another_model_are_told(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    run((*SMALL, "--epochs", "1", "--output", str(folder)), log)
+    resume = (*SMALL, "--output", str(folder), "--resume", "auto", "--epochs")
+    assert finish(start((*resume, "2"), log)) == [2]
+    assert "--epochs: now 2, in the checkpoint 1" in log.read_text()
+    assert finish(start((*resume, "1", "--head-dim", "64"), log)) == [2]
+    assert "another shape: head.3.weight is [64, 32], in the checkpoint [128, 32]" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_fresh_run_keeps_the_one_before(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    arguments = (*SMALL, "--epochs", "1", "--output", str(folder))
+    run(arguments, log)
+    run(arguments, log)
+    assert len(checkpoints(folder)) == len(checkpoints(tmp_path / "run.old-1")) == 1
+    assert_same(final_state(folder), final_state(tmp_path / "run.old-1"))

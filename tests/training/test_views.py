@@ -1,0 +1,104 @@
+"""Views: draws that depend on (seed, step, image, view) alone, and the rotation and shear of the demo."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from simclr_fast.config import RECIPES, AugmentOptions, ConfigError
+from simclr_fast.training.views import Views, check_channels, step_seed_of
+
+DEMO = RECIPES["demo"].augment
+INDICES = torch.tensor([5, 9, 2, 7, 11, 0])
+
+
+def batch() -> torch.Tensor:
+    return torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def whole(step: int = 3, seed: int = 1) -> torch.Tensor:
+    views = Views(DEMO, seed)
+    return views.apply(batch(), views.draw(INDICES, step))
+
+
+def test_split_batch_gets_the_same_views() -> None:
+    views = Views(DEMO, seed=1)
+    halves = []
+    for first in (0, 3):
+        draw = views.draw(INDICES[first : first + 3], 3, first=first, batch_size=6)
+        halves.append(views.apply(batch()[first : first + 3], draw).chunk(2))
+    joined = torch.cat([half[view] for view in range(2) for half in halves])
+    assert torch.equal(joined, whole())
+
+
+def test_sliced_draw_gets_the_same_views() -> None:
+    views = Views(DEMO, seed=1)
+    draw = views.draw(INDICES, 3)
+    part = views.apply(batch()[2:4], draw[2:4])
+    assert torch.equal(part, whole()[[2, 3, 8, 9]])
+
+
+def test_step_seed_and_view_change_the_views() -> None:
+    view0, view1 = whole().chunk(2)
+    assert not torch.equal(view0, view1)
+    assert not torch.equal(whole(step=4), whole())
+    assert not torch.equal(whole(seed=2), whole())
+
+
+def test_step_seeds_are_distinct_and_in_range() -> None:
+    seeds = {step_seed_of(seed, step) for seed in range(20) for step in range(500)}
+    assert len(seeds) == 10_000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def plain(**changes) -> AugmentOptions:
+    """The whole image, unchanged but for `changes`."""
+    still = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter_prob": 0.0, "rotate": 0.0, "shear": 0.0}
+    return dataclasses.replace(DEMO, **(still | changes))
+
+
+def test_rotation_turns_a_bar_by_at_most_its_angle() -> None:
+    bar = torch.zeros(64, 1, 29, 29, dtype=torch.uint8)
+    bar[:, :, 14, 4:25] = 255  # horizontal, through the centre
+    views = Views(dataclasses.replace(plain(rotate=30.0), img_size=29), seed=0)
+    turned = views.apply(bar, views.draw(torch.arange(64), 0))[:, 0]  # [128, 29, 29]
+    y, x = torch.meshgrid(torch.arange(29.0) - 14, torch.arange(29.0) - 14, indexing="ij")
+    mass = turned.sum((1, 2))
+    xx, yy, xy = ((turned * m).sum((1, 2)) / mass for m in (x * x, y * y, x * y))
+    angle = torch.rad2deg(0.5 * torch.atan2(2 * xy, xx - yy))
+    assert angle.abs().max() <= 31
+    assert angle.max() > 20
+    assert angle.min() < -20
+
+
+def test_shear_moves_rows_in_proportion_to_their_height() -> None:
+    column = torch.zeros(32, 1, 29, 29, dtype=torch.uint8)
+    column[:, :, 4:25, 14] = 255
+    views = Views(dataclasses.replace(plain(shear=0.3), img_size=29), seed=0)
+    sheared = views.apply(column, views.draw(torch.arange(32), 0))[:, 0]
+    x = torch.arange(29.0) - 14
+    centre = (sheared * x).sum(2) / sheared.sum(2).clamp_min(1e-6)  # [64, 29], of every row
+    slope = (centre[:, 22] - centre[:, 6]) / 16
+    assert slope.abs().max() <= 0.31
+    assert slope.abs().max() > 0.2
+    torch.testing.assert_close(centre[:, 14], torch.zeros(64), rtol=0, atol=0.05)
+
+
+def test_without_warp_views_are_those_of_the_augmentation() -> None:
+    views = Views(plain(), seed=0)
+    draw = views.draw(INDICES, 0)
+    assert draw.warp is None
+    torch.testing.assert_close(views.apply(batch(), draw), batch().repeat(2, 1, 1, 1) / 255)
+
+
+def test_ragged_images_are_served() -> None:
+    views = Views(dataclasses.replace(DEMO, mean=(0.5,) * 3, std=(0.2,) * 3), seed=0)
+    images = [torch.zeros(3, 20 + i, 30 - i, dtype=torch.uint8) for i in range(4)]
+    made = views.apply(images, views.draw(torch.arange(4), 0))
+    assert made.shape == (8, 3, 28, 28)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_mean_for_other_channels_is_told() -> None:
+    with pytest.raises(ConfigError, match="--mean 0.1 0.2 0.3: the images have 1 channel"):
+        check_channels(dataclasses.replace(DEMO, mean=(0.1, 0.2, 0.3)), 1)
