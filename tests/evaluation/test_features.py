@@ -1,0 +1,53 @@
+"""Features: the test-time transform, eval mode, and encoded images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.io import write_png
+from torchvision.transforms import v2
+
+from simclr_fast.config import DataOptions
+from simclr_fast.data import ImageArrays, load_dataset
+from simclr_fast.evaluation.features import Pixels, Preprocess, embed
+
+CPU = torch.device("cpu")
+
+
+def test_preprocess_normalises_images_of_the_right_size() -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    made = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(images)
+    torch.testing.assert_close(made[:, 1], (images[:, 1] / 255 - 0.4) / 0.3)
+
+
+def test_preprocess_resizes_and_cuts_the_centre_as_torchvision() -> None:
+    images = torch.randint(0, 256, (2, 3, 80, 120), dtype=torch.uint8)
+    theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize(64, antialias=True), v2.CenterCrop(56)])
+    torch.testing.assert_close(Preprocess(56, (0.0,), (1.0,))(images), theirs(images), atol=1e-5, rtol=0)
+
+
+def test_embed_runs_in_eval_mode_and_restores_training_mode() -> None:
+    encoder = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()).train()
+    source = ImageArrays(torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8))
+    features = embed(encoder, source, Preprocess(8, (0.0,), (1.0,)), CPU, batch_size=3)
+    assert encoder.training
+    assert torch.equal(encoder[0].running_mean, torch.zeros(1))
+    torch.testing.assert_close(features, source.images.flatten(1) / 255, atol=1e-4, rtol=0)
+
+
+def test_embed_takes_the_asked_images_of_either_kind(tmp_path: Path) -> None:
+    arrays = ImageArrays(torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8))
+    for i, image in enumerate(arrays.images):
+        write_png(image, str(tmp_path / f"{i}.png"))
+    files = load_dataset(DataOptions(dataset="imagefolder", data_dir=tmp_path)).train
+    indices = torch.tensor([4, 0, 5])
+    preprocess = Preprocess(16, (0.5,), (0.5,))
+    a, b = (embed(nn.Flatten(), source, preprocess, CPU, indices, batch_size=2) for source in (arrays, files))
+    assert torch.equal(a, b)
+    torch.testing.assert_close(a, (arrays.images[indices].flatten(1) / 255 - 0.5) / 0.5)
+
+
+@pytest.mark.parametrize(("side", "features"), [(28, 784), (224, 1024)])
+def test_pixels_are_averaged_down_to_32(side: int, features: int) -> None:
+    assert Pixels()(torch.rand(2, 1, side, side)).shape == (2, features)

@@ -1,0 +1,58 @@
+"""Batch norm over processes on the CPU: alone it is torch's, and the converted model keeps its weights."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from simclr_fast.config import ModelOptions
+from simclr_fast.models import FrozenBatchNorm2d, build_model
+from simclr_fast.training.sync_bn import HostSyncBatchNorm, synchronize_batch_norm
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm1d, (16, 8)), (nn.BatchNorm2d, (16, 8, 5, 3))])
+def test_one_process_is_plain_batch_norm(kind: type[nn.Module], shape: tuple[int, ...], group: None) -> None:
+    plain = kind(8).double()
+    nn.init.normal_(plain.weight)
+    nn.init.normal_(plain.bias)
+    synced = HostSyncBatchNorm(8).double()
+    synced.load_state_dict(plain.state_dict())
+    x = torch.randn(shape, dtype=torch.float64) * 3 + 100  # a mean far from 0, where E[x^2] - mean^2 would cancel
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [norm(value) for norm, value in zip((plain, synced), inputs)]
+    gradient = torch.randn(shape, dtype=torch.float64)
+    for y in outputs:
+        y.backward(gradient)
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    torch.testing.assert_close(synced.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(synced.state_dict(), plain.state_dict())
+    torch.testing.assert_close(synced.eval()(x), plain.eval()(x))
+
+
+def test_converted_model_keeps_its_keys_and_weights() -> None:
+    model = build_model(ModelOptions(model="resnet_mini", head_hidden=16, head_dim=8), channels=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    synced = synchronize_batch_norm(model, torch.device("cpu"))
+    assert list(synced.state_dict()) == list(before)
+    torch.testing.assert_close(dict(synced.state_dict()), before, rtol=0, atol=0)
+    assert not [m for m in synced.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+
+
+def test_frozen_norms_stay_frozen() -> None:
+    model = build_model(ModelOptions(model="resnet_mini", norm="frozen"), channels=1)
+    assert isinstance(synchronize_batch_norm(model, torch.device("cpu")).backbone.bn1, FrozenBatchNorm2d)
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"input has shape \(2, 8, 5\)"):
+        HostSyncBatchNorm(8)(torch.zeros(2, 8, 5))
