@@ -93,7 +93,7 @@ def rewrite_shared(text: str, path: str) -> str:
     blank = _IGNORED.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)  # same offsets, no comments or strings
     pieces, end = [], 0
     for found in _SHARED.finditer(blank):
-        name, kind, dims = found["name"], found["type"], found["dims"].strip()
+        name, kind, dims = (" ".join(found[part].split()) for part in ("name", "type", "dims"))
         alignment = found[2] or found[3] or "1"
         if "," in re.sub(r"<.*>", "", kind):
             break  # several variables in one declaration: reported below

@@ -12,10 +12,8 @@ from torch import Tensor
 from tests.simt.build import build
 from tests.simt.mutants import replaced_by
 
-# tests/simt/sanitize.py sets this to run the same tests on instrumented kernels,
+# tests/simt/sanitize.py sets this to run the same tests on instrumented kernels.
 FLAVOUR = os.environ.get("SIMT_FLAVOUR", "plain")
-# and tests/simt/test_mutants.py this, to run them on kernels with a defect.
-MUTANT = os.environ.get("SIMT_MUTANT")
 
 
 class SimtError(AssertionError):
@@ -73,7 +71,8 @@ class Kernels:
     def __init__(
         self, sources: Iterable[str], flavour: str = FLAVOUR, replaced: Mapping[str, str] | None = None
     ) -> None:
-        mutation = replaced_by(MUTANT) if MUTANT else {}
+        mutant = os.environ.get("SIMT_MUTANT")  # tests/simt/test_mutants.py runs tests on kernels with a defect
+        mutation = replaced_by(mutant) if mutant else {}
         self.path = build(sources, flavour, {**mutation, **(replaced or {})})
         self._library = ctypes.CDLL(str(self.path))
         self._library.simt_take_error.restype = ctypes.c_char_p

@@ -39,8 +39,90 @@ def _l2(name: str, old: str, new: str) -> Mutant:
     return Mutant(f"l2_normalize: {name}", "csrc/cuda/l2_normalize.cu", old, new, (judge,))
 
 
+def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64") -> Mutant:
+    judges = (f"tests/simt/test_ntxent.py::{judge}",)
+    return Mutant(f"ntxent {file.partition('.')[0]}: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges)
+
+
+_SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
+
 MUTANTS = (
     _l2("warp sum without its last step", "offset > 0; offset /= 2", "offset > 1; offset /= 2"),
     _l2("Jacobian term missing", "r * (du[k] - u[k] * along)", "r * du[k]"),
     _l2("clamped rows keep the Jacobian", "norm_was_clamped(r, args.eps) ? T(0) : ", ""),
+    _ntxent(
+        *("fwd.cu", "no barrier before a stage is refilled"),
+        *("    __syncthreads();  // every warp is done with the stage\n", "", _SCHEDULES),
+    ),
+    _ntxent("fwd.cu", "wait off by one", "wait_group<kStages - 1>", "wait_group<kStages>", _SCHEDULES),
+    _ntxent(
+        *("fwd.cu", "no barrier after the wait"),
+        *("wait_group<kStages - 1>();\n    __syncthreads();", "wait_group<kStages - 1>();", _SCHEDULES),
+    ),
+    _ntxent(
+        *("fwd.cu", "no barrier before the warps' partials are read"),
+        *("kTile + warp_column);\n    __syncthreads();", "kTile + warp_column);", _SCHEDULES),
+    ),
+    _ntxent("fwd.cu", "diagonal unmasked", "!inside || column == own || column", "!inside || column"),
+    _ntxent("fwd.cu", "ragged edge unmasked", "if (!inside || column == own", "if (column == own"),
+    _ntxent("fwd.cu", "positive counted as a negative", "|| column == positive) acc", ") acc"),
+    _ntxent(
+        *("fwd.cu", "diagonal tiles counted twice"),
+        *("tile.row_tile != tile.column_tile && c <", "c <", "test_a_cta_adds_up_the_tiles_of_a_band"),
+    ),
+    _ntxent("fwd.cu", "positives of one view only", "if (task.plan.symmetric) task.s_pos[column] = s;", ""),
+    _ntxent("fwd.cu", "a band's first tile is added to nothing", "            first_of_row);", "            false);"),
+    _ntxent("tiles.cuh", "swizzle missing where tiles are written", "(chunk ^ (row & 7)) * k", "chunk * k"),
+    _ntxent("tiles.cuh", "swizzle adds where it should exclude", "(base_ ^ ((chunk & 7)", "(base_ + ((chunk & 7)"),
+    _ntxent(
+        "tiles.cuh", "B operand read as an A operand", "lane % 8 + lane / 16 * 8, lane / 8 % 2", "lane % 16, lane / 16"
+    ),
+    _ntxent("tiles.cuh", "fp32 with two products", "      ptx::mma_m16n8k8_tf32(d, a.big, b.small);\n", ""),
+    _ntxent(
+        "tiles.cuh",
+        "rows of a tf32 step in their own order",
+        "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[2])",
+        "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[1])",
+    ),
+    _ntxent(
+        "statistics.cuh",
+        "lanes send what they keep",
+        "upper ? v[i] : v[kCount / 2 + i]",
+        "upper ? v[kCount / 2 + i] : v[i]",
+    ),
+    _ntxent("statistics.cuh", "column maximum of some lanes", "lanes = 4; lanes <= 16", "lanes = 4; lanes < 16"),
+    _ntxent("statistics.cuh", "infinity less infinity", "max == -INFINITY ? 0.0f : max", "max"),
+    _ntxent(
+        *("bwd.cu", "no barrier before a stage is refilled"),
+        *("    __syncthreads();  // every warp is done with the stage\n", "", _SCHEDULES),
+    ),
+    _ntxent("bwd.cu", "wait off by one", "cp_async_wait_group<1>", "cp_async_wait_group<2>", _SCHEDULES),
+    _ntxent(
+        *("bwd.cu", "no barrier after slices are added up"),
+        *("ptx::named_barrier_sync(1 + row_group, 32 * slices);  // and", "// and", _SCHEDULES),
+    ),
+    _ntxent(
+        "bwd.cu", "last slice left out", "for (int k = 0; k < slices; ++k)", "for (int k = 0; k + 1 < slices; ++k)"
+    ),
+    _ntxent("bwd.cu", "diagonal unmasked", " && column != pairing.column_of(row) &&", " &&"),
+    _ntxent("bwd.cu", "columns' weights missing", "(own_row.weight + column_weight)", "own_row.weight"),
+    _ntxent(
+        "bwd.cu",
+        "second half of the columns left out",
+        "if (slice_columns > kBwdSlice / 2) multiply_rows",
+        "if (false) multiply_rows",
+    ),
+    _ntxent("bwd_finish.cu", "Jacobian term missing", "(du[k] - static_cast<S>(z[k]) * r * along)", "du[k]"),
+    _ntxent("bwd_finish.cu", "clamped rows keep the Jacobian", "r >= task.clamped_inv_norm ? S(0) : ", ""),
+    _ntxent(
+        "bwd_finish.cu",
+        "pull of one side only",
+        "own_coefficient + task.positive_coefficient(positive)",
+        "own_coefficient",
+    ),
+    _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_coefficient * task.s_pos[own];", ""),
+    _ntxent("bwd_finish.cu", "last split left out", "split < task.splits; ++split, part", "split < 1; ++split, part"),
+    _ntxent("math.cuh", "positive of the second view", "row < n ? row + n : row - n", "row + n"),
+    _ntxent("math.cuh", "tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
+    _ntxent("normalize.cu", "rows squared as they are", "peak > S(0) ? S(1) / peak : S(1)", "S(1)"),
 )

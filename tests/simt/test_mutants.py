@@ -1,10 +1,11 @@
 """Every committed mutant still applies, compiles and is caught by the tests it names."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.simt.build import ROOT
 from tests.simt.mutants import MUTANTS, Mutant
 
 IDS = [mutant.name for mutant in MUTANTS]
+# Each mutant has a process of its own, forked from one that has imported torch.
+PROCESSES = multiprocessing.get_context("forkserver")
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=IDS)
@@ -20,35 +23,39 @@ def test_applies(mutant: Mutant) -> None:
     assert len(set(IDS)) == len(IDS)
 
 
-def judge(mutant: Mutant) -> subprocess.CompletedProcess[str]:
-    """Runs the mutant's tests on the mutated kernels; collecting, building and importing are part of it."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-rfE",
-        "--tb=line",
-        "-p",
-        "no:cacheprovider",
-        *mutant.judges,
-    ]
-    environment = {**os.environ, "SIMT_MUTANT": mutant.name, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+def run_judges(mutant: Mutant, output: Path) -> None:
+    """In the mutant's process: runs its tests on kernels with the defect, and exits with pytest's code."""
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["SIMT_MUTANT"] = mutant.name
+    os.chdir(ROOT)
+    options = ["-q", "-x", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
+    sys.exit(int(pytest.main([*options, *mutant.judges])))
+
+
+def judge(mutant: Mutant, output: Path) -> int:
+    process = PROCESSES.Process(target=run_judges, args=(mutant, output))
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
-def judged() -> Iterator[dict[str, Future]]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Future, Path]]]:
+    PROCESSES.set_forkserver_preload(["tests.simt.library", "pytest"])
+    folder = tmp_path_factory.mktemp("mutants")
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield {mutant.name: pool.submit(judge, mutant) for mutant in MUTANTS}
+        outputs = [folder / f"{i}.txt" for i in range(len(MUTANTS))]
+        yield {m.name: (pool.submit(judge, m, output), output) for m, output in zip(MUTANTS, outputs)}
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("mutant", MUTANTS, ids=IDS)
-def test_is_caught(mutant: Mutant, judged: dict[str, Future]) -> None:
-    run = judged[mutant.name].result()
-    # 1: tests ran and failed. A test that could not be set up (a mutant that does not compile) is an error, not a catch.
-    assert run.returncode == 1, f"not caught:\n{run.stdout[-3000:]}{run.stderr[-2000:]}"
-    assert "\nFAILED " in run.stdout, run.stdout[-3000:]
-    assert "\nERROR " not in run.stdout, run.stdout[-3000:]
+def test_is_caught(mutant: Mutant, judged: dict[str, tuple[Future, Path]]) -> None:
+    future, output = judged[mutant.name]
+    code, text = future.result(), output.read_text()
+    # 1: tests ran and failed. One that could not be set up (the mutant does not compile) is an error, not a catch.
+    assert code == 1, f"not caught, pytest gave {code}:\n{text[-3000:]}"
+    assert "\nFAILED " in text, text[-3000:]
+    assert "\nERROR " not in text, text[-3000:]

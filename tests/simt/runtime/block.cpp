@@ -51,7 +51,7 @@ void Block::start(const Launch& launch, uint3 index) {
   launch_ = &launch;
   block_index_ = index;
   thread_count_ = alive_ = launch.threads();
-  const size_t stack_bytes = kSanitized ? 512 << 10 : 128 << 10;
+  const size_t stack_bytes = kRaceDetector || !kSanitized ? 128 << 10 : 512 << 10;
   stacks_.reserve(thread_count_, stack_bytes);
   if (static_cast<int>(threads_.size()) < thread_count_) threads_.resize(thread_count_);
   warps_.resize((thread_count_ + kWarpSize - 1) / kWarpSize);
