@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast import distributed
+from simclr_fast.backends import has_triton
 from simclr_fast.ops.ntxent.reference import compute_dtype, normalize_rows, row_losses, softplus
 
 _SCHEMAS = {
@@ -73,6 +74,12 @@ def _define(suffix: str) -> Ops:
 
 
 _OPS = {"cpp": _define(""), "triton": _define("_triton")}
+
+if has_triton():
+    from simclr_fast.ops.ntxent import triton_backend
+
+    for _name in _SCHEMAS:
+        torch.library.register_kernel(f"simclr_fast::ntxent_{_name}_triton", "cuda", getattr(triton_backend, _name))
 
 
 class _NTXent(torch.autograd.Function):

@@ -1,0 +1,333 @@
+"""Triton kernels of the NT-Xent backward pass: row coefficients, row-owned gradient tiles, reduction with the Jacobian.
+
+With s_ij = u_i.u_j / t, lse_j the log-sum-exp of row j over all columns but its own (docs/ntxent.md), and
+sg_i = sigmoid(lse_neg_i - s_ip),
+
+    t du_i = sum_{j not in {i, p(i)}} (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j - (w_i sg_i + w_p sg_p) u_p(i)
+    dz_i   = (du_i - u_i (u_i.du_i)) / |z_i|,  or du_i / eps where the norm was clamped
+
+The bracket is an operand of the tensor cores, of the type of u.  So that fp16 holds it, w is divided by W = max |w| and
+the exponent shifted by OPERAND_SHIFT: it is then at most 2 * 2^14 < 65504, with full precision down to 2^-28 of W.
+"""
+
+import triton
+import triton.language as tl
+
+from simclr_fast.ops.ntxent.triton_common import (
+    LOG2_E,
+    is_negative,
+    load_rows,
+    load_vector,
+    load_views,
+    log1p,
+    read_temperature,
+    sigmoid,
+)
+
+OPERAND_SHIFT = tl.constexpr(14.0)  # log2 of the factor carried by an fp16 bracket
+MASKED = tl.constexpr(-1e30)  # a logit whose exponential is 0, as is its product with the logit
+
+
+@triton.jit(do_not_specialize=["n", "columns"])
+def ntxent_bwd_coefficients_kernel(
+    dloss_ptr,  # [] if REDUCED else [columns]
+    lse_neg_ptr,  # [columns]
+    s_pos_ptr,  # [columns]
+    stat_ptr,  # [columns] out: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
+    weight_ptr,  # [columns + 1] out: w / W, then W
+    positive_ptr,  # [columns] out: (w_i sg_i + w_p sg_p) / W
+    temperature,
+    temperature_ptr,
+    n,
+    columns,
+    REDUCED: tl.constexpr,
+    ONLINE_MAX: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What the tile loop needs to know of each row.
+
+    Every program finds W by itself: to read M numbers from the L2 cache costs less than another launch.
+    """
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    inside = rows < columns
+    partners = tl.where(rows % (2 * n) < n, rows + n, rows - n)  # of the same process
+    if REDUCED:
+        largest = tl.load(dloss_ptr).to(tl.float32)
+        weight = tl.full((BLOCK,), 1.0, tl.float32)
+        partner_weight = weight
+    else:
+        peaks = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, columns, BLOCK):
+            others = start + tl.arange(0, BLOCK)
+            w = tl.load(dloss_ptr + others, mask=others < columns, other=0.0).to(tl.float32)
+            peaks = tl.maximum(peaks, tl.abs(w))
+        largest = tl.max(peaks, axis=0)
+        largest = tl.where(largest == 0.0, 1.0, largest)
+        weight = tl.load(dloss_ptr + rows, mask=inside, other=0.0).to(tl.float32) / largest
+        partner_weight = tl.load(dloss_ptr + partners, mask=inside, other=0.0).to(tl.float32) / largest
+    if tl.program_id(0) == 0:
+        tl.store(weight_ptr + columns, largest)
+    tl.store(weight_ptr + rows, weight, mask=inside)
+
+    lse_neg = tl.load(lse_neg_ptr + rows, mask=inside, other=0.0)
+    s_pos = tl.load(s_pos_ptr + rows, mask=inside, other=0.0)
+    partner_lse_neg = tl.load(lse_neg_ptr + partners, mask=inside, other=0.0)
+    positive = weight * sigmoid(lse_neg - s_pos) + partner_weight * sigmoid(partner_lse_neg - s_pos)  # s_ip = s_pi
+    tl.store(positive_ptr + rows, positive, mask=inside)
+    lse = tl.maximum(lse_neg, s_pos) + log1p(tl.exp(-tl.abs(lse_neg - s_pos)))
+    if ONLINE_MAX:
+        stat = lse * LOG2_E
+    else:
+        stat = weight * tl.exp(1.0 / read_temperature(temperature, temperature_ptr) - lse)
+    tl.store(stat_ptr + rows, stat, mask=inside)
+
+
+@triton.jit
+def _bwd_tile(
+    acc,  # CHUNKS x [BLOCK_M, BLOCK_D]
+    row_dt,  # [BLOCK_M]
+    u_rows,  # CHUNKS x [BLOCK_M, BLOCK_D], with HOLD_ROWS
+    row_stat,  # [BLOCK_M]
+    row_weight,  # [BLOCK_M]
+    to_log2,
+    u_ptr,
+    stat_ptr,
+    weight_ptr,
+    local,  # [BLOCK_M]
+    first_row,
+    first_col,
+    d_first,
+    n,
+    row_offset,
+    columns,
+    D: tl.constexpr,
+    NEED_DT: tl.constexpr,
+    ONLINE_MAX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HOLD_ROWS: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    PLAIN: tl.constexpr,
+):
+    """acc and row_dt with one tile of columns added.  PLAIN: nothing in the tile is to be masked."""
+    shift: tl.constexpr = OPERAND_SHIFT if u_ptr.dtype.element_ty == tl.float16 else 0.0
+    cols = first_col + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    s2 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if not HOLD_ROWS:
+        for start in range(0, D, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            u_part = load_rows(u_ptr, first_row, columns, d, D, BLOCK_M, False, EVEN_D)
+            v_part = load_rows(u_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D)
+            s2 = tl.dot(u_part, tl.trans(v_part), s2, input_precision=PRECISION)
+    u_cols = ()  # CHUNKS x [BLOCK_N, BLOCK_D]
+    for c in tl.static_range(CHUNKS):
+        d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
+        u_cols += (load_rows(u_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D),)
+        if HOLD_ROWS:
+            s2 = tl.dot(u_rows[c], tl.trans(u_cols[c]), s2, input_precision=PRECISION)
+    s2 = s2 * to_log2  # s_ij log2(e)
+    if not PLAIN:
+        s2 = tl.where(is_negative(local, cols - row_offset, n, columns - row_offset), s2, MASKED)
+
+    col_stat = load_vector(stat_ptr, cols, columns, PLAIN)
+    if ONLINE_MAX:
+        col_weight = load_vector(weight_ptr, cols, columns, PLAIN)
+        e = tl.math.exp2(s2 - (row_stat - shift)[:, None])
+        bracket = row_weight[:, None] * e + col_weight[None, :] * tl.math.exp2(s2 - (col_stat - shift)[None, :])
+    else:  # one exponential serves both rows
+        e = tl.math.exp2(s2 - (to_log2 - shift))
+        bracket = e * (row_stat[:, None] + col_stat[None, :])
+    if NEED_DT:
+        row_dt += tl.sum(e * s2, axis=1)
+    bracket = bracket.to(u_ptr.dtype.element_ty)
+    new_acc = ()
+    for c in tl.static_range(CHUNKS):
+        new_acc += (tl.dot(bracket, u_cols[c], acc[c], input_precision=PRECISION),)
+    return new_acc, row_dt
+
+
+@triton.jit
+def _special_tiles(first_row, local_row, n, first, last, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Two disjoint ascending ranges [lo, hi) of the tiles in [first, last) with a row's own column or its positive."""
+    own_lo = first_row // BLOCK_N
+    own_hi = tl.cdiv(first_row + BLOCK_M, BLOCK_N)
+    partner = tl.where(local_row < n, first_row + n, first_row - n)
+    pos_lo = partner // BLOCK_N
+    pos_hi = tl.cdiv(partner + BLOCK_M, BLOCK_N)
+    lo1 = tl.minimum(own_lo, pos_lo)
+    hi1 = tl.minimum(own_hi, pos_hi)
+    lo2 = tl.maximum(own_lo, pos_lo)
+    hi2 = tl.maximum(own_hi, pos_hi)
+    if (local_row < n) & (local_row + BLOCK_M > n):  # rows of both views: their positives lie at both ends
+        lo1 = first
+        hi1 = last
+    lo1 = tl.minimum(tl.maximum(lo1, first), last)
+    hi1 = tl.minimum(tl.maximum(hi1, first), last)
+    lo2 = tl.minimum(tl.maximum(lo2, hi1), last)
+    hi2 = tl.minimum(tl.maximum(hi2, lo2), last)
+    return lo1, hi1, lo2, hi2
+
+
+@triton.jit(do_not_specialize=["n", "row_offset", "columns"])
+def ntxent_bwd_kernel(
+    u_ptr,  # [columns, D]
+    stat_ptr,  # [columns]
+    weight_ptr,  # [columns + 1]
+    lse_neg_ptr,  # [columns]
+    s_pos_ptr,  # [columns]
+    part_ptr,  # [splits, 2n, D] out
+    dt_part_ptr,  # [splits, row tiles] out, with NEED_DT
+    temperature,
+    temperature_ptr,
+    n,
+    row_offset,
+    columns,
+    D: tl.constexpr,
+    NEED_DT: tl.constexpr,
+    ONLINE_MAX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr,  # of BLOCK_D columns: what one program owns of the gradient
+    HOLD_ROWS: tl.constexpr,  # u of the rows stays on chip, and u of the columns is read once for both products
+    EVEN_D: tl.constexpr,  # BLOCK_D divides D
+    SPECIAL: tl.constexpr,  # columns of a step through the tiles that need a mask; divides BLOCK_N
+):
+    """Sum over one split of the columns of bracket_ij u_j, for BLOCK_M rows and CHUNKS * BLOCK_D of the D columns.
+
+    Tiles that need no mask go first, through a loop without one.
+    """
+    half: tl.constexpr = u_ptr.dtype.element_ty == tl.float16
+    local_row = tl.program_id(0) * BLOCK_M
+    local = local_row + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    row_inside = local < 2 * n
+    first_row = row_offset + local_row
+    to_log2 = LOG2_E / read_temperature(temperature, temperature_ptr)
+    d_first = tl.program_id(2) * CHUNKS * BLOCK_D
+
+    acc = ()  # CHUNKS x [BLOCK_M, BLOCK_D]
+    u_rows = ()  # CHUNKS x [BLOCK_M, BLOCK_D]
+    for c in tl.static_range(CHUNKS):
+        acc += (tl.zeros((BLOCK_M, BLOCK_D), tl.float32),)
+        if HOLD_ROWS:
+            d = c * BLOCK_D + tl.arange(0, BLOCK_D)
+            u_rows += (load_rows(u_ptr, first_row, columns, d, D, BLOCK_M, False, EVEN_D),)
+    # Rows beyond the last may hold another process's u: what stands for their stat makes all their terms 0.
+    row_stat = tl.load(stat_ptr + row_offset + local, mask=row_inside, other=1e30 if ONLINE_MAX else 0.0)
+    row_weight = tl.load(weight_ptr + row_offset + local, mask=row_inside, other=0.0)
+    row_dt = tl.zeros((BLOCK_M,), tl.float32)
+
+    column_tiles = tl.cdiv(columns, BLOCK_N)
+    per_split = tl.cdiv(column_tiles, tl.num_programs(1))
+    first = tl.program_id(1) * per_split
+    last = tl.minimum(first + per_split, column_tiles)
+    full = tl.maximum(tl.minimum(last, columns // BLOCK_N), first)  # only the last tile of all can be ragged
+    lo1, hi1, lo2, hi2 = _special_tiles(first_row, local_row, n, first, full, BLOCK_M, BLOCK_N)
+    for i in range(0, full - first - (hi1 - lo1) - (hi2 - lo2)):
+        tile = first + i
+        tile += tl.where(tile >= lo1, hi1 - lo1, 0)
+        tile += tl.where(tile >= lo2, hi2 - lo2, 0)
+        acc, row_dt = _bwd_tile(
+            acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
+            tile * BLOCK_N, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, True,
+        )  # fmt: skip
+    steps: tl.constexpr = BLOCK_N // SPECIAL
+    for i in tl.range(0, (hi1 - lo1 + hi2 - lo2 + last - full) * steps, num_stages=1):
+        tile = lo1 + i // steps
+        tile += tl.where(tile >= hi1, lo2 - hi1, 0)
+        tile += tl.where(tile >= hi2, full - hi2, 0)
+        acc, row_dt = _bwd_tile(
+            acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
+            tile * BLOCK_N + i % steps * SPECIAL, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION,
+            BLOCK_M, SPECIAL, BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, False,
+        )  # fmt: skip
+
+    part = part_ptr + tl.program_id(1).to(tl.int64) * 2 * n * D
+    unshift: tl.constexpr = 2.0**-14 if half else 1.0
+    for c in tl.static_range(CHUNKS):
+        d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
+        offsets = local.to(tl.int64)[:, None] * D + d[None, :]
+        tl.store(part + offsets, acc[c] * unshift, mask=row_inside[:, None] & (d < D)[None, :])
+    if NEED_DT and tl.program_id(2) == 0:
+        if ONLINE_MAX:
+            row_dt *= row_weight * unshift / LOG2_E
+        else:
+            row_dt *= row_stat * unshift / LOG2_E
+        if tl.program_id(1) == 0:  # the positives' share
+            lse_neg = tl.load(lse_neg_ptr + row_offset + local, mask=row_inside, other=0.0)
+            s_pos = tl.load(s_pos_ptr + row_offset + local, mask=row_inside, other=0.0)
+            row_dt -= row_weight * sigmoid(lse_neg - s_pos) * s_pos
+        tl.store(dt_part_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(row_dt, axis=0))
+
+
+@triton.jit(do_not_specialize=["n", "row_offset", "columns", "splits", "dt_parts"])
+def ntxent_bwd_reduce_kernel(
+    part_ptr,  # [splits, 2n, D]
+    dt_part_ptr,  # [dt_parts], with NEED_DT
+    weight_ptr,  # [columns + 1]
+    positive_ptr,  # [columns]
+    u_ptr,  # [columns, D]
+    inv_norm_ptr,  # [2n]
+    z0_ptr,  # [n, D], row stride stride0
+    z1_ptr,  # [n, D], row stride stride1
+    dz0_ptr,  # [n, D] out
+    dz1_ptr,  # [n, D] out
+    dt_ptr,  # [] out
+    temperature,
+    temperature_ptr,
+    scale,
+    eps,
+    n,
+    row_offset,
+    columns,
+    stride0,
+    stride1,
+    splits,
+    dt_parts,
+    D: tl.constexpr,
+    NEED_DT: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # >= D
+    BLOCK_DT: tl.constexpr,
+):
+    """Add the splits in order, add the positives, and go through the normalisation to dz."""
+    local = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)  # [BLOCK_R]
+    inside = local < 2 * n
+    d = tl.arange(0, BLOCK_D)
+    offsets = local.to(tl.int64)[:, None] * D + d[None, :]
+    mask = inside[:, None] & (d < D)[None, :]
+    inv_t = 1.0 / read_temperature(temperature, temperature_ptr)
+    factor = tl.load(weight_ptr + columns) * scale * inv_t
+
+    g = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)  # t du / W
+    for _ in range(splits):
+        g += tl.load(part_ptr + offsets, mask=mask, other=0.0)
+        part_ptr += n.to(tl.int64) * 2 * D
+    partner = tl.where(local < n, local + n, local - n)
+    positive = tl.load(positive_ptr + row_offset + local, mask=inside, other=0.0)
+    u_pointers = u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :]
+    u_partner = tl.load(u_pointers, mask=mask, other=0.0)  # [BLOCK_R, BLOCK_D]
+    g -= positive[:, None] * u_partner.to(tl.float32)
+
+    # The direction is taken from z again: u may be rounded to fp16.
+    inv_norm = tl.load(inv_norm_ptr + local, mask=inside, other=0.0)
+    direction = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D) * inv_norm[:, None]
+    radial = tl.sum(direction * g, axis=1)
+    radial = tl.where(inv_norm >= 1.0 / eps, 0.0, radial)  # a clamped norm is a constant
+    dz = (g - radial[:, None] * direction) * (inv_norm * factor)[:, None]
+    row = local.to(tl.int64)[:, None]
+    tl.store(dz0_ptr + offsets, dz.to(dz0_ptr.dtype.element_ty), mask=mask & (row < n))
+    tl.store(dz1_ptr + offsets - n.to(tl.int64) * D, dz.to(dz1_ptr.dtype.element_ty), mask=mask & (row >= n))
+
+    if tl.program_id(0) == 0:
+        dt = tl.zeros((BLOCK_DT,), tl.float32)
+        if NEED_DT:
+            for start in range(0, dt_parts, BLOCK_DT):
+                i = start + tl.arange(0, BLOCK_DT)
+                dt += tl.load(dt_part_ptr + i, mask=i < dt_parts, other=0.0)
+        tl.store(dt_ptr, -tl.sum(dt, axis=0) * factor)

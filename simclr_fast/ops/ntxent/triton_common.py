@@ -1,0 +1,90 @@
+"""Device functions that the Triton NT-Xent kernels share."""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def read_temperature(temperature, temperature_ptr):
+    """The temperature passed by value, or read from a 0-dim device tensor."""
+    if temperature_ptr is not None:
+        return tl.load(temperature_ptr).to(tl.float32)
+    return temperature
+
+
+@triton.jit
+def log1p(y):
+    """log(1 + y) for y in [0, 1] without cancellation: 2 atanh(w), w = y / (2 + y), series to w^19 (rest < 1e-10)."""
+    w = y / (2.0 + y)
+    q = w * w
+    p = q / 19.0 + 1.0 / 17.0
+    for i in tl.static_range(8):
+        p = p * q + 1.0 / (15.0 - 2.0 * i)
+    return 2.0 * w * p
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)): 0 and 1 at the infinities."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def load_rows(base, first, limit, d, D: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, EVEN_D: tl.constexpr):
+    """Rows first .. first + BLOCK - 1 of a row-major [limit, D] array at columns d, zero outside.  # [BLOCK, len(d)]
+
+    Only the scalar part of the offset is 64 bits wide. EVEN and EVEN_D promise that no row, no column, is outside.
+    """
+    row = tl.arange(0, BLOCK)
+    pointers = base + first.to(tl.int64) * D + (row[:, None] * D + d[None, :])
+    if EVEN:
+        if EVEN_D:
+            return tl.load(pointers)
+        return tl.load(pointers, mask=(d < D)[None, :], other=0.0)
+    if EVEN_D:
+        return tl.load(pointers, mask=(row < limit - first)[:, None], other=0.0)
+    return tl.load(pointers, mask=(row < limit - first)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_vector(base, index, limit, EVEN: tl.constexpr):
+    """One number for each index, zero outside; EVEN promises that none is."""
+    if EVEN:
+        return tl.load(base + index)
+    return tl.load(base + index, mask=index < limit, other=0.0)
+
+
+@triton.jit
+def load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D):
+    """Local rows of view 0 stacked on view 1, as float32, zero outside.  # [len(local), len(d)]"""
+    row = local.to(tl.int64)[:, None]
+    first = (row < n) & (d < D)[None, :]
+    second = (row >= n) & (row < 2 * n) & (d < D)[None, :]
+    z0 = tl.load(z0_ptr + row * stride0 + d[None, :], mask=first, other=0.0)
+    z1 = tl.load(z1_ptr + (row - n) * stride1 + d[None, :], mask=second, other=0.0)
+    return tl.where(row < n, z0.to(tl.float32), z1.to(tl.float32))
+
+
+@triton.jit
+def is_plain_tile(first_row, first_col, n, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether the tile lies inside the columns and holds no row's own column or positive.
+
+    Positions are counted from the first local row, so that those lie on the diagonals 0, n and -n.
+    """
+    d = first_col - first_row
+    own = (d < BLOCK_M) & (d > -BLOCK_N)
+    right = (d - n < BLOCK_M) & (d - n > -BLOCK_N)
+    left = (d + n < BLOCK_M) & (d + n > -BLOCK_N)
+    return (first_col + BLOCK_N <= columns) & (not (own | right | left))
+
+
+@triton.jit
+def is_negative(local, cols, n, columns):
+    """Mask of the pairs that count as negatives: inside, not the row itself, not its positive.
+
+    Columns, like `columns`, are counted from the first local row.  # [len(local), len(cols)]
+    """
+    partner = tl.where(local < n, local + n, local - n)
+    return (cols[None, :] != local[:, None]) & (cols[None, :] != partner[:, None]) & (cols < columns)[None, :]

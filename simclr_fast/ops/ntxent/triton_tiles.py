@@ -1,0 +1,123 @@
+"""Tile configurations of the Triton NT-Xent kernels, by architecture, operand and D, and how work is split over a GPU.
+
+How the tables were chosen, without a GPU: every entry compiles without spills in all its variants and fits the shared
+memory (docs/tables). The sm_80 entries for fp16 and D <= 128 are those that ptxlab's roofline model puts first: shared
+memory is the limit there, and a warp that owns 32 rows reads half as many bytes per product as one that owns 16.
+Elsewhere it is the largest tile without spills. No entry has been timed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MAX_SLOTS = 128  # partial sums per row that the forward kernel keeps for each of rows and columns: at most 1 KiB a row
+_ANY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the choice of tiles depends on: architecture in the tables (80, 90 or 100), number of multiprocessors."""
+
+    arch: int
+    multiprocessors: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile of the logits (block_m x block_n), step through D (block_d), warps per program, software-pipeline stages."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+
+# Largest D of which a program of the forward kernel keeps a tile of rows on chip while a strip of column tiles goes by.
+HELD_D_FORWARD = {"fp16": 128, "tf32": 64, "tf32x3": 0}
+# The same of the backward kernel; tf32x3 would keep two halves of every number.
+HELD_D_BACKWARD = {"fp16": 256, "tf32": 256, "tf32x3": 64}
+# Columns of the gradient that a program of the backward kernel owns. A larger D is shared out among programs, each of
+# which computes the logits again: M^2 D multiply-adds more for every further part.
+OWNED_D = 256
+
+# {(architecture, operand): {largest D: tiles}}. 80 stands for every device with mma.sync only (also 86, 89 and 120,
+# where a program has 99 KiB of shared memory). Forward tiles are square.
+_FORWARD = {
+    (80, "fp16"): {64: Tiles(128, 128, 64, 4, 2), 128: Tiles(128, 128, 128, 4, 2), _ANY: Tiles(128, 128, 64, 8, 2)},
+    (80, "tf32"): {64: Tiles(128, 128, 64, 4, 2), _ANY: Tiles(128, 128, 32, 8, 2)},
+    (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
+    (90, "fp16"): {64: Tiles(128, 128, 64, 8, 2), 128: Tiles(128, 128, 128, 8, 2), _ANY: Tiles(128, 128, 64, 4, 2)},
+    (90, "tf32"): {64: Tiles(128, 128, 64, 8, 2), _ANY: Tiles(128, 128, 32, 4, 2)},
+    (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 2)},
+    (100, "fp16"): {64: Tiles(64, 64, 64, 4, 2), 128: Tiles(64, 64, 128, 4, 2), _ANY: Tiles(64, 64, 64, 4, 2)},
+    (100, "tf32"): {64: Tiles(64, 64, 64, 4, 2), _ANY: Tiles(64, 64, 32, 4, 2)},
+    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
+}
+_BACKWARD = {
+    (80, "fp16"): {64: Tiles(128, 64, 64, 4, 2), 128: Tiles(128, 32, 64, 4, 3), _ANY: Tiles(64, 32, 128, 4, 2)},
+    (80, "tf32"): {64: Tiles(64, 64, 64, 4, 2), 128: Tiles(64, 32, 128, 4, 2), _ANY: Tiles(32, 32, 128, 8, 2)},
+    (80, "tf32x3"): {64: Tiles(32, 32, 64, 4, 2), 128: Tiles(32, 32, 64, 8, 2), _ANY: Tiles(32, 32, 64, 8, 2)},
+    (90, "fp16"): {64: Tiles(128, 64, 64, 8, 2), _ANY: Tiles(128, 64, 128, 8, 2)},
+    (90, "tf32"): {64: Tiles(128, 32, 64, 8, 2), _ANY: Tiles(128, 32, 128, 8, 2)},
+    (90, "tf32x3"): {64: Tiles(64, 32, 64, 4, 2), _ANY: Tiles(64, 32, 64, 8, 2)},
+    (100, "fp16"): {64: Tiles(128, 64, 64, 8, 2), 128: Tiles(128, 64, 128, 8, 2), _ANY: Tiles(64, 32, 128, 8, 2)},
+    (100, "tf32"): {64: Tiles(128, 32, 64, 8, 2), 128: Tiles(128, 32, 128, 8, 2), _ANY: Tiles(64, 32, 128, 8, 2)},
+    (100, "tf32x3"): {64: Tiles(64, 32, 64, 8, 2), _ANY: Tiles(64, 32, 64, 8, 2)},
+}
+
+
+def _choose(table: dict[tuple[int, str], dict[int, Tiles]], target: Target, operand: str, dim: int) -> Tiles:
+    by_dim = table[target.arch, operand]
+    return by_dim[min(limit for limit in by_dim if dim <= limit)]
+
+
+def forward_tiles(target: Target, operand: str, dim: int) -> Tiles:
+    """operand: "fp16", "tf32" or "tf32x3"."""
+    return _choose(_FORWARD, target, operand, dim)
+
+
+def backward_tiles(target: Target, operand: str, dim: int) -> Tiles:
+    """operand: "fp16", "tf32" or "tf32x3"."""
+    return _choose(_BACKWARD, target, operand, dim)
+
+
+def forward_groups(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
+    """(row tiles, column tiles) of one program.
+
+    At most 8 column tiles, fewer where that would leave less than 4 programs a multiprocessor; more of either where the
+    partial sums would exceed MAX_SLOTS.
+    """
+    group_m = -(-row_tiles // MAX_SLOTS) if symmetric else 1
+    tiles = row_tiles * column_tiles // (2 if symmetric else 1)
+    group_n = min(8, max(1, tiles // (4 * target.multiprocessors * group_m)))
+    return group_m, max(group_n, -(-column_tiles // MAX_SLOTS))
+
+
+def backward_splits(target: Target, row_programs: int, column_tiles: int) -> int:
+    """Parts into which each row tile's loop over the columns is cut.
+
+    The fewest that keep the busiest multiprocessor shortest, counted in column tiles; a program is taken to cost 2
+    more, for its start and its result.
+    """
+
+    def busiest(splits: int) -> int:
+        programs = -(-row_programs * splits // target.multiprocessors)
+        return programs * (-(-column_tiles // splits) + 2)
+
+    return min(range(1, min(column_tiles, target.multiprocessors) + 1), key=busiest)
+
+
+def target_of(device: torch.device) -> Target:
+    """The target that tensors on the device run on; a CPU (Triton's interpreter) counts as a small sm_80."""
+    if device.type != "cuda":
+        return Target(80, 4)
+    properties = torch.cuda.get_device_properties(device)
+    if properties.major < 8:
+        raise RuntimeError(
+            f"backend='triton' needs a device of compute capability 8.0 or later, {properties.name} has "
+            f"{properties.major}.{properties.minor}: use backend='reference'"
+        )
+    return Target({9: 90, 10: 100}.get(properties.major, 80), properties.multi_processor_count)

@@ -1,0 +1,49 @@
+"""The Triton backend of the NT-Xent loss: its registration, and on a GPU the same cases as in Triton's interpreter."""
+
+import pytest
+import torch
+
+from simclr_fast import ntxent_loss
+from simclr_fast.ops.ntxent import ops, triton_backend  # noqa: F401  (registers the kernels)
+from tests.helpers import relative_error
+from tests.ops.ntxent.triton_cases import Case, views
+
+
+@pytest.mark.parametrize("name", ["normalize", "fwd", "bwd"])
+def test_registered_for_cuda(name: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::ntxent_{name}_triton", "CUDA")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize(("n", "D"), [(1, 5), (100, 33), (512, 64), (512, 128), (300, 256), (200, 512), (100, 1030)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_matches_float64_on_the_device(n: int, D: int, temperature: float, dtype: torch.dtype) -> None:
+    case = Case(n, D, temperature, dtype)
+    results = {}
+    for backend in ("triton", "reference"):
+        exact = backend == "reference"
+        z0, z1 = (z.to("cuda", torch.float64 if exact else dtype).requires_grad_() for z in views(case)[0])
+        loss = ntxent_loss(z0, z1, temperature, backend=backend, precision="ieee")
+        loss.backward()
+        results[backend] = (loss, torch.cat([z0.grad, z1.grad]))
+    tolerance = 3e-5 if dtype == torch.float32 else 1e-3 if temperature >= 0.1 else 1e-2
+    for actual, truth in zip(results["triton"], results["reference"]):
+        assert relative_error(actual, truth) <= tolerance
+
+
+@pytest.mark.gpu
+def test_compiled_and_captured_in_a_graph() -> None:
+    z0, z1 = (z.cuda().requires_grad_() for z in views(Case(256, 128, 0.1))[0])
+    temperature = torch.tensor(0.1, device="cuda")
+
+    def step() -> torch.Tensor:
+        return torch.autograd.grad(ntxent_loss(z0, z1, temperature, backend="triton"), z0)[0]
+
+    expected = step()
+    assert torch.equal(torch.compile(step, fullgraph=False)(), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    assert torch.equal(captured, expected), "deterministic"
