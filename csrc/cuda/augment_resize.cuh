@@ -14,16 +14,17 @@ namespace simclr::cuda {
 constexpr int kRowsPerThread = 4;  // source rows that share a thread's horizontal weights
 constexpr int kSpansPerRow = 3;    // columns of a thread, 32 apart, that share its vertical weights
 
-// The weight tables of one axis. Output i shows position position(i) of the resized crop.
-template <class Position>
-__device__ __forceinline__ void fill_taps(const ResizeAxis& axis, int begin, int end, float scale,
-                                          const Position& position, Taps* table) {
+// The taps of outputs [begin, end) of one axis; output i shows position(i) of the resized crop. put(i, taps) keeps
+// them.
+template <class Position, class Put>
+__device__ __forceinline__ void find_taps(const ResizeAxis& axis, int begin, int end, float scale,
+                                          const Position& position, const Put& put) {
   for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += blockDim.x) {
     const float centre = tap_centre(axis, position(i));
     const int first = first_tap(axis, centre), last = end_tap(axis, centre);
     float sum = 0.0f;
     for (int k = first; k < last; ++k) sum += tap_weight(axis, centre, k);
-    table[i - begin] = {first, last, centre, scale / sum};
+    put(i - begin, Taps{first, last, centre, scale / sum});
   }
 }
 
@@ -32,12 +33,14 @@ __device__ __forceinline__ void fill_tap_tables(const Block<C>& block) {
   const AugmentParams& p = block.view.params;
   const bool flip = p.flags & kHflip;
   const int mirror = block.args.out_width - 1;
-  fill_taps(
+  find_taps(
       block.view.x, block.region.left, block.region.right,
       block.args.images.type == PixelType::kUint8 ? 1.0f / 255.0f : 1.0f,
-      [&](int x) { return (flip ? mirror - x : x) + p.shift_x; }, block.columns);
-  fill_taps(
-      block.view.y, block.region.top, block.region.bottom, 1.0f, [&](int y) { return y + p.shift_y; }, block.lines);
+      [&](int x) { return (flip ? mirror - x : x) + p.shift_x; },
+      [&](int i, const Taps& taps) { block.columns.set(i, taps); });
+  find_taps(
+      block.view.y, block.region.top, block.region.bottom, 1.0f, [&](int y) { return y + p.shift_y; },
+      [&](int i, const Taps& taps) { block.lines[i] = taps; });
 }
 
 // A chunk of the crop: rows [row, row + rows) and columns [column, column + columns).
@@ -223,8 +226,8 @@ __device__ __forceinline__ void resize(const Block<C>& block) {
   fill_tap_tables(block);
   __syncthreads();
   const Source& s = block.view.source;
-  const Taps &leftmost = block.columns[0],
-             &rightmost = block.columns[block.region.width() - 1];  // or swapped by a flip
+  const Taps leftmost = block.columns[0],
+             rightmost = block.columns[block.region.width() - 1];  // or swapped by a flip
   const int first_column = min(leftmost.first, rightmost.first), end_column = max(leftmost.end, rightmost.end);
   const int end_row = block.lines[block.region.height() - 1].end;
   // Room for a shift of up to three bytes in every run.

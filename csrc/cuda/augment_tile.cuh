@@ -26,6 +26,22 @@ struct Taps {
 };
 static_assert(sizeof(Taps) == kTapsBytes, "the plan counts as many");
 
+// Taps in shared memory, one array per member: lanes that read neighbouring taps meet all banks.
+struct TapTable {
+  float* words;  // [4][capacity]
+  int32_t capacity;
+  __device__ __forceinline__ void set(int i, const Taps& taps) const {
+    words[i] = __int_as_float(taps.first);
+    words[i + capacity] = __int_as_float(taps.end);
+    words[i + 2 * capacity] = taps.centre;
+    words[i + 3 * capacity] = taps.scale;
+  }
+  __device__ __forceinline__ Taps operator[](int i) const {
+    return {__float_as_int(words[i]), __float_as_int(words[i + capacity]), words[i + 2 * capacity],
+            words[i + 3 * capacity]};
+  }
+};
+
 struct Tile {
   int32_t x, y, width, height;
 };
@@ -82,7 +98,7 @@ struct Block {
   int32_t image;  // of the output
   float* pixels;
   float* weights;
-  Taps* columns;        // [region.width()]
+  TapTable columns;     // [region.width()]
   Taps* lines;          // [region.height()]
   float* resized_rows;  // [kChunkRows][C][pitch]
   char* staged;         // [kChunkRows][staged_row_bytes]
@@ -201,8 +217,8 @@ __device__ __forceinline__ Block<C> make_block(const AugmentArgs& args, const Au
   float* pixels = reinterpret_cast<float*>(shared);
   float* weights = pixels + C * plan.rows * plan.pitch;
   float* scratch = weights + weights_length(plan.margin);
-  Taps* columns = reinterpret_cast<Taps*>(scratch);
-  Taps* lines = columns + plan.pitch;
+  const TapTable columns = {scratch, plan.pitch};
+  Taps* lines = reinterpret_cast<Taps*>(scratch + 4 * plan.pitch);
   float* resized_rows = reinterpret_cast<float*>(lines + plan.rows);
   char* staged = reinterpret_cast<char*>(resized_rows + kChunkRows * C * plan.pitch);
   return {args,    plan,    view,  view.tile,    view.region, index.image, pixels,

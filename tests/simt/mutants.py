@@ -46,6 +46,12 @@ def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches
 
 _SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
 
+
+def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
+    path = f"csrc/cuda/augment{file}"
+    return Mutant(f"augment: {name}", path, old, new, (f"tests/simt/test_augment.py::{judge}",))
+
+
 MUTANTS = (
     _l2("warp sum without its last step", "offset > 0; offset /= 2", "offset > 1; offset /= 2"),
     _l2("Jacobian term missing", "r * (du[k] - u[k] * along)", "r * du[k]"),
@@ -125,4 +131,54 @@ MUTANTS = (
     _ntxent("math.cuh", "positive of the second view", "row < n ? row + n : row - n", "row + n"),
     _ntxent("math.cuh", "tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
     _ntxent("normalize.cu", "rows squared as they are", "peak > S(0) ? S(1) / peak : S(1)", "S(1)"),
+    _augment(
+        "no barrier between staging and resizing",
+        *("_resize.cuh", "stage(block, s, chunk);\n      __syncthreads();", "stage(block, s, chunk);"),
+        "test_one_block_per_view",
+    ),
+    _augment(
+        "no barrier between the two directions of the resize",
+        *("_resize.cuh", "      __syncthreads();\n    }\n    resize_vertically", "    }\n    resize_vertically"),
+        "test_one_block_per_view",
+    ),
+    _augment(
+        "a row's sum starts anew in every chunk",
+        *(
+            "_resize.cuh",
+            "sum[s][c] = starts || !inside(s) ? 0.0f : out[s * kWarp + c * block.plane()]",
+            "sum[s][c] = 0.0f",
+        ),
+        "test_tiles",
+    ),
+    _augment(
+        "staged bytes keep the wrong alignment",
+        *("_resize.cuh", "address & 3", "address & 1"),
+        "test_source_types_and_layouts",
+    ),
+    _augment(
+        "the test-time window starts at column 0",
+        *("_resize.cuh", "(flip ? mirror - x : x) + p.shift_x", "flip ? mirror - x : x"),
+        "test_the_test_time_transform",
+    ),
+    _augment(
+        "operations before contrast are lost",
+        *("_filter.cuh", "if (keep && view.contrast_at > 0)", "if (keep && view.contrast_at > 4)"),
+        "test_every_order_of_the_jitter",
+    ),
+    _augment("the blur repeats the edge", *("_filter.cuh", "reflected(x, width)", "x"), "test_each_operation_alone"),
+    _augment(
+        "rows are blurred in place before all lanes have read them",
+        *("_filter.cuh", "    __syncwarp();\n    if (active) {\n      *", "    if (active) {\n      *"),
+        "test_each_operation_alone",
+    ),
+    _augment(
+        "contrast's mean is that of the first tile",
+        *(".cu", "k < sums_per_view", "k < 1"),
+        "test_every_order_of_the_jitter",
+    ),
+    _augment(
+        "parameters are read without the swizzle they were written with",
+        *("_sample.cu", "quads[quad_slot(k / kQuads, k % kQuads)]", "quads[k]"),
+        "test_sampling_draws_what_the_reference_draws",
+    ),
 )

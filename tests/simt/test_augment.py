@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simclr_fast.augmentation import SimCLRAugment, SimCLREval
+from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import ORDERS, AugmentParams, ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
 from tests.simt import augment as simt
@@ -190,10 +190,13 @@ def test_a_row_longer_than_the_staging_area(kernels: Kernels) -> None:
 
 
 def test_the_test_time_transform(kernels: Kernels) -> None:
+    """Resize the shorter side to `resize`, then take the centre."""
     for height, width, size, resize in ((50, 61, 32, 40), (90, 33, 100, 120)):
+        full = [int(resize * side / min(height, width)) for side in (height, width)]
+        shift = [round((side - size) / 2) for side in full]
+        window = {"resize_height": full[0], "resize_width": full[1], "shift_y": shift[0], "shift_x": shift[1]}
         images = images_of(2, 3, height, width)
-        params = SimCLREval(size, resize=resize)._params(ImageBatch.of(images))
-        assert_matches(kernels, images, params, (size, size))
+        assert_matches(kernels, images, uniform_params(2, height, width, **window), (size, size))
 
 
 @BOTH_PATHS
