@@ -1,6 +1,7 @@
 """Where images come from: one uint8 array in memory, or encoded files that are decoded when they are asked for."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,8 @@ class EncodedImages:
         except RuntimeError as error:
             if isinstance(error, BadImageError):
                 raise
-            raise BadImageError(f"{self.name(index)}: {str(error).splitlines()[0]}") from error
+            reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])  # without the place in torchvision
+            raise BadImageError(f"{self.name(index)}: {reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,33 @@
+"""train.py from end to end on image files of different sizes, read by worker processes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import train
+from simclr_fast.training.metrics import read_metrics
+
+SMALL = ["imagenet", "--model", "resnet18", "--stem", "cifar", "--img-size", "32", "--head-hidden", "32"]
+SMALL += ["--batch-size", "8", "--epochs", "2", "--warmup-epochs", "1", "--knn-epochs", "2", "--log-interval", "1"]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_image_folder_trains_and_is_evaluated(workers: str, folder_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*SMALL, "--workers", workers, "--data-dir", str(folder_root), "--output", str(folder)]
+    assert train.main(arguments) == 0
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line] == [1, 2, 3, 4]
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["few_label_linear"]) == {"raw", "random_init", "simclr"}
+    assert (folder / "embeddings.png").exists()
+
+
+def test_unreadable_files_past_the_share_end_the_run(folder_root: Path, tmp_path: Path, capsys) -> None:
+    for i in range(3):
+        next((folder_root / "train" / "cat").glob(f"{i}.*")).write_bytes(b"broken")
+    arguments = [*SMALL, "--workers", "0", "--data-dir", str(folder_root), "--output", str(tmp_path / "run")]
+    assert train.main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"train.py: error: \d unreadable images, more than --max-bad-images allows .*: Unsupported", said)
