@@ -37,6 +37,10 @@ def _compiled_for(capability: tuple[int, int], archs: str) -> bool:
     return False
 
 
+def _has_kernel(op: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::{op}", key)
+
+
 def why_not(backend: str, op: str, device: torch.device) -> str | None:
     """Why `backend` cannot serve `op` ("l2_normalize") on `device`; None if it can."""
     if backend == "reference":
@@ -44,11 +48,13 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
     if backend == "triton":
         if device.type != "cuda":
             return f"Triton kernels run on CUDA tensors, these are on {device.type}"
-        return None if has_triton() else "triton is not installed; pip install triton"
+        if not has_triton():
+            return "triton is not installed; pip install triton"
+        return None if _has_kernel(f"{op}_triton", "CUDA") else f"{op} has no Triton kernel"
     if _extension.missing_because:
         return f"the compiled extension is missing ({_extension.missing_because})"
     key = _DISPATCH_KEYS.get(device.type)
-    if key is None or not torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::{op}", key):
+    if key is None or not _has_kernel(op, key):
         built = "without CUDA kernels" if device.type == "cuda" else "for cpu and cuda"
         return f"the compiled extension has no {op} kernel for {device.type} (it was built {built})"
     if device.type == "cuda":

@@ -52,3 +52,10 @@ def test_an_explicit_backend_never_falls_back(no_extension: None) -> None:
 )
 def test_compiled_architectures(capability: tuple[int, int], archs: str, runs: bool) -> None:
     assert backends._compiled_for(capability, archs) is runs
+
+
+def test_triton_serves_what_it_has_kernels_for() -> None:
+    cuda = torch.device("cuda")
+    assert backends.why_not("triton", "l2_normalize", cuda) is None
+    assert backends.why_not("triton", "ntxent_fwd", cuda) is None
+    assert backends.why_not("triton", "augment", cuda) == "augment has no Triton kernel"
