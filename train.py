@@ -121,7 +121,7 @@ def train(config: Config, process: Process, console: Console) -> int:
             if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
                 log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
     if process.is_main and run.eval:
-        print_summary(config, state, log.last, console)
+        print_summary(config, state, console)
         evaluate(config, dataset, state, device, console)
         pictures = draw_pictures(config, dataset, state, views, device)
         say(f"Written to {run.output}: {', '.join(p.name for p in pictures)}, results.json, metrics.jsonl, checkpoints")

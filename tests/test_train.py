@@ -114,6 +114,11 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 400
 
+    again = [*SMALL, "--output", str(folder), "--knn-epochs", "1", "--seed", "1", "--model-ema", "--resume", "auto"]
+    assert train.main(again) == 0
+    repeated = json.loads((folder / "results.json").read_text())
+    assert repeated == results, "resuming a finished run trains nothing and measures the same"
+
 
 def test_non_finite_loss_stops_with_what_is_needed_to_look_into_it(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"

@@ -26,14 +26,14 @@ def chance_level(batch_size: int) -> float:
     return math.log(2 * batch_size - 1)
 
 
-def print_summary(config: Config, state: TrainState, last: dict[str, float], console: Console) -> None:
-    """The run in a few lines; last: the newest value of every metric."""
+def print_summary(config: Config, state: TrainState, console: Console) -> None:
+    """The run in a few lines, by the last of its recorded metrics."""
     images = state.step * config.optimization.batch_size
-    chance = chance_level(config.optimization.batch_size)
+    last = [line for line in read_metrics(config.run.output / METRICS_FILE) if "loss" in line][-1]
     console.print(
         f"Trained {state.step} steps in {state.seconds:.0f} s ({images / state.seconds:.0f} images/s). "
-        f"Loss {last['loss']:.3f} (chance {chance:.3f}), contrastive accuracy {last['contrastive_accuracy']:.1%}, "
-        f"peak memory {last['peak_memory_mib']:.0f} MiB"
+        f"Loss {last['loss']:.3f} (chance {last['chance']:.3f}), contrastive accuracy "
+        f"{last['contrastive_accuracy']:.1%}, peak memory {last['peak_memory_mib']:.0f} MiB"
     )
 
 

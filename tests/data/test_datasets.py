@@ -72,8 +72,9 @@ def test_images_alone_have_no_labels(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["saved", "parquet"])
 def hugging_face_root(request, tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for i in range(6):
         write_image(tmp_path / "files" / f"{i}.jpg", 20 + i, 30, seed=i)
     paths = [str(tmp_path / "files" / f"{i}.jpg") for i in range(6)]
