@@ -3,10 +3,10 @@
 // A visit of the pair (I, J) adds to sums that belong to block I and to block J. For these to be formed in place,
 // without locks, and in an order that does not depend on the number of threads, blocks meet as the players of a
 // tournament do: nobody plays twice in a round. Rounds end with a barrier, which costs time where threads do not run at
-// the same speed, so blocks first form at most 16 teams. In every round each team meets one other: the k x k games of
-// two teams take k turns of k disjoint games. With few threads a thread plays all turns of a pair of teams, and there
-// is a barrier per round; with many, the games of a turn are spread over the threads, and there is a barrier per turn.
-// Each block meets the others in the same order either way.
+// the same speed, so blocks first form four teams of k. In each of three rounds every team meets one other: the k x k
+// games of two teams take k turns of k disjoint games. With one or two threads, a thread plays all turns of a pair of
+// teams, and there is a barrier per round; with more, the games of a turn are spread over the threads, and there is a
+// barrier per turn. Each block meets the others in the same order either way.
 #pragma once
 
 #include <algorithm>
@@ -52,30 +52,26 @@ class Tournament {
 class SymmetricSchedule {
  public:
   explicit SymmetricSchedule(const Blocks& blocks)
-      : blocks_(blocks),
-        team_size_(team_size(blocks.count())),
-        teams_((blocks.count() + team_size_ - 1) / team_size_) {}
+      : blocks_(blocks), team_size_((blocks.count() + kTeams - 1) / kTeams) {}
 
   // Calls visit(I, J, true) once for every two blocks I != J, and visit(I, I, false) once for every block.
   template <class Visit>
   void run(const Parallel& parallel, const Visit& visit) const {
-    const int64_t games = teams_.games(), threads = parallel.threads();
-    const int64_t longest = (games + threads - 1) / threads;
-    const bool whole_rounds = longest * threads * 8 <= games * 9;  // at most 1/8 of the threads' time is idle
+    const int64_t games = teams_.games();
     for (int64_t round = 0; round < teams_.rounds(); ++round) {
       const int64_t turns = round == 0 ? team_size_ + inside_.rounds() + 1 : team_size_;
-      if (whole_rounds) {
+      if (parallel.threads() <= games) {
         parallel(games, 1, [&](int64_t begin, int64_t end) {
           for (int64_t game = begin; game < end; ++game) {
             for (int64_t turn = 0; turn < turns; ++turn) {
-              for (int64_t lane = 0; lane < 2 * team_size_; ++lane) play(round, game, turn, lane, visit);
+              for (int64_t lane = 0; lane < lanes(turn); ++lane) play(round, game, turn, lane, visit);
             }
           }
         });
         continue;
       }
       for (int64_t turn = 0; turn < turns; ++turn) {
-        parallel(games * 2 * team_size_, 1, [&](int64_t begin, int64_t end) {
+        parallel(games * lanes(turn), 1, [&](int64_t begin, int64_t end) {
           for (int64_t i = begin; i < end; ++i) play(round, i % games, turn, i / games, visit);
         });
       }
@@ -83,27 +79,24 @@ class SymmetricSchedule {
   }
 
  private:
-  static int64_t team_size(int64_t blocks) {
-    const int64_t teams = blocks >= 32 ? 16 : blocks >= 16 ? 8 : 4;
-    return (blocks + teams - 1) / teams;
-  }
+  static constexpr int64_t kTeams = 4;
 
   // First the turns of team against team; in round 0, where every team has a game, then those within both teams, and
-  // last every block by itself.
+  // last every block by itself. A turn has this many lanes for each pair of teams: visits that share no block.
+  int64_t lanes(int64_t turn) const {
+    if (turn < team_size_) return team_size_;
+    return 2 * (turn < team_size_ + inside_.rounds() ? inside_.games() : team_size_);
+  }
+
   template <class Visit>
   void play(int64_t round, int64_t game, int64_t turn, int64_t lane, const Visit& visit) const {
     const auto [a, b] = teams_.game(round, game);
-    const int64_t member = lane % team_size_;
-    if (turn < team_size_) {
-      if (lane < team_size_) meet(a, member, b, (member + turn) % team_size_, visit);
-      return;
-    }
-    const int64_t team = lane < team_size_ ? a : b;
+    if (turn < team_size_) return meet(a, lane, b, (lane + turn) % team_size_, visit);
+    const int64_t half = lanes(turn) / 2, team = lane < half ? a : b, index = lane % half;
     if (turn < team_size_ + inside_.rounds()) {
-      if (member >= inside_.games()) return;
-      const auto [i, j] = inside_.game(turn - team_size_, member);
+      const auto [i, j] = inside_.game(turn - team_size_, index);
       if (i < team_size_ && j < team_size_) meet(team, i, team, j, visit);
-    } else if (const int64_t i = team * team_size_ + member; i < blocks_.count()) {
+    } else if (const int64_t i = team * team_size_ + index; i < blocks_.count()) {
       visit(blocks_[i], blocks_[i], false);
     }
   }
@@ -116,7 +109,7 @@ class SymmetricSchedule {
 
   Blocks blocks_;
   int64_t team_size_;
-  Tournament teams_, inside_{team_size_};
+  Tournament teams_{kTeams}, inside_{team_size_};
 };
 
 }  // namespace simclr::cpu
