@@ -18,7 +18,7 @@ __device__ __forceinline__ int64_t row_of_warp() {
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock) l2_normalize_fwd_kernel(L2NormalizeForward<T> args) {
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, 4) l2_normalize_fwd_kernel(L2NormalizeForward<T> args) {
   const int64_t row = row_of_warp();
   if (row >= args.rows) return;
   const int lane = threadIdx.x % 32;
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(32 * kWarpsPerBlock) l2_normalize_fwd_kernel(L
 }
 
 template <class T>
-__global__ void __launch_bounds__(32 * kWarpsPerBlock) l2_normalize_bwd_kernel(L2NormalizeBackward<T> args) {
+__global__ void __launch_bounds__(32 * kWarpsPerBlock, 4) l2_normalize_bwd_kernel(L2NormalizeBackward<T> args) {
   const int64_t row = row_of_warp();
   if (row >= args.rows) return;
   const int lane = threadIdx.x % 32;
