@@ -96,7 +96,10 @@ MUTANTS = (
         "upper ? v[i] : v[kCount / 2 + i]",
         "upper ? v[kCount / 2 + i] : v[i]",
     ),
-    _ntxent("statistics.cuh", "column maximum of some lanes", "lanes = 4; lanes <= 16", "lanes = 4; lanes < 16"),
+    _ntxent(
+        *("statistics.cuh", "column maximum of some lanes"),
+        *("lanes = 4; lanes <= 16", "lanes = 4; lanes < 16", _SCHEDULES),
+    ),
     _ntxent("statistics.cuh", "infinity less infinity", "max == -INFINITY ? 0.0f : max", "max"),
     _ntxent(
         *("bwd.cu", "no barrier before a stage is refilled"),

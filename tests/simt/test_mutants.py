@@ -42,12 +42,15 @@ def judge(mutant: Mutant, output: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Future, Path]]]:
+def judged(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[Future, Path]]]:
     PROCESSES.set_forkserver_preload(["tests.simt.library", "pytest"])
     folder = tmp_path_factory.mktemp("mutants")
+    chosen = [item.callspec.params["mutant"] for item in request.session.items if "judged" in item.fixturenames]
+    outputs = [folder / f"{i}.txt" for i in range(len(chosen))]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        outputs = [folder / f"{i}.txt" for i in range(len(MUTANTS))]
-        yield {m.name: (pool.submit(judge, m, output), output) for m, output in zip(MUTANTS, outputs)}
+        yield {m.name: (pool.submit(judge, m, output), output) for m, output in zip(chosen, outputs)}
 
 
 @pytest.mark.proof

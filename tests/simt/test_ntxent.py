@@ -108,6 +108,7 @@ SCHEDULED = (
     Case(9, 1024, BFLOAT),
     Case(24, 40, FLOAT),
     Case(20, 130, FLOAT, "tf32", temperature=0.01),
+    Case(130, 24, HALF, device=Device(1, 99 * 1024)),  # more tiles per CTA than stages: they are filled again
     Case(5, 9, DOUBLE),
 )
 SHAPES = (
