@@ -1,8 +1,9 @@
 """Fast, exact SimCLR in PyTorch: the public names."""
 
 from simclr_fast.augmentation import SimCLRAugment, SimCLREval
+from simclr_fast.backbone import load_backbone
 from simclr_fast.losses import NTXentLoss, ntxent_loss
 
 __version__ = "0.1.0"
 
-__all__ = ["NTXentLoss", "SimCLRAugment", "SimCLREval", "__version__", "ntxent_loss"]
+__all__ = ["NTXentLoss", "SimCLRAugment", "SimCLREval", "__version__", "load_backbone", "ntxent_loss"]

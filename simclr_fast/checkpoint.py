@@ -58,8 +58,12 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to unpickle anyway, which would run whatever code the file holds.
+        reason = "truncated, not written by torch.save, or with objects that only running code could rebuild"
+        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise CheckpointError(f"{path}: not a checkpoint of this program's format {VERSION}")

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.evaluation.comparison import compare, results_table
 from simclr_fast.evaluation.features import Preprocess, embed
-from simclr_fast.evaluation.report import compare, results_table
 from simclr_fast.models import build_model
 from simclr_fast.training.metrics import METRICS_FILE, read_metrics
 from simclr_fast.training.state import TrainState

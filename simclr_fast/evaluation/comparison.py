@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from simclr_fast.data import EncodedImages, ImageArrays
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.knn import knn_accuracy
-from simclr_fast.evaluation.linear import few_label_draws, linear_accuracy, standardize
+from simclr_fast.evaluation.linear import linear_accuracy, standardize
+from simclr_fast.evaluation.splits import few_label_draws
 
 LARGEST = (50_000, 10_000)  # training and test images that are compared on
 ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}

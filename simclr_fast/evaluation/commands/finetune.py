@@ -1,0 +1,94 @@
+"""The command `finetune`: backbone and classifier trained on a part of the labels, pretrained and from scratch."""
+
+import statistics
+
+import torch
+
+from simclr_fast.config import ConfigError
+from simclr_fast.evaluation.batches import LabelledBatches, subset
+from simclr_fast.evaluation.classify import Classifier, Speed, classifier_accuracy, train_classifier
+from simclr_fast.evaluation.encoders import preprocess_of
+from simclr_fast.evaluation.features import Pixels, embed
+from simclr_fast.evaluation.linear import linear_accuracy, standardize
+from simclr_fast.evaluation.session import Session
+from simclr_fast.evaluation.splits import balanced_fraction
+from simclr_fast.evaluation.tables import ResultTable, percent
+from simclr_fast.training.start import autocast_dtype
+
+COLUMNS = {"raw": "raw pixels, linear", "scratch": "from scratch", "checkpoint": "from the checkpoint"}
+PUBLISHED_EPOCHS = {0.01: 60, 0.1: 30}  # Chen et al. 2020, B.5
+DEMO_EPOCHS = {0.01: 60, 0.1: 30, 1.0: 5}
+OTHER_EPOCHS = 30
+REFERENCE_BATCH = 256
+
+
+def main(session: Session) -> None:
+    """Test accuracy by share of the labels and initialisation, mean over draws of the labelled images."""
+    options, run, device = session.options, session.run, session.device
+    data = session.labelled_data()
+    demo = run.config.recipe == "demo"
+    batch_size = options.batch_size or (64 if demo else 256)
+    min_steps = options.min_steps if options.min_steps is not None else (150 if demo else 0)
+    if options.epochs is not None and len(options.epochs) != len(options.fractions):
+        raise ConfigError(f"--epochs {options.epochs}: pass one number for each of --fractions {options.fractions}")
+    if batch_size % session.process.world_size:
+        raise ConfigError(f"--batch-size {batch_size}: it must divide by the {session.process.world_size} processes")
+    epochs = options.epochs or [
+        (DEMO_EPOCHS if demo else PUBLISHED_EPOCHS).get(fraction, OTHER_EPOCHS) for fraction in options.fractions
+    ]
+    speed = Speed(
+        autocast_dtype(options.amp_dtype, device),
+        options.channels_last,
+        options.torchcompile == "on" or (options.torchcompile == "auto" and device.type == "cuda"),
+    )
+    raw_train, raw_test = standardize(
+        *(embed(Pixels(), part, preprocess_of(run), device) for part in (data.labelled, data.test))
+    )
+    inits = [name for name in ("scratch", "checkpoint") if options.init in ("both", name)]
+    results: dict[str, dict[str, dict[str, object]]] = {}
+    for fraction, epochs_of_it in zip(options.fractions, epochs):
+        scores: dict[str, list[float]] = {name: [] for name in ("raw", *inits)}
+        draws = options.draws if fraction < 1 else 1
+        for draw in range(draws):
+            chosen = balanced_fraction(data.labelled.labels, fraction, options.seed * options.draws + draw)
+            labels = data.labelled.labels[chosen]
+            scores["raw"].append(linear_accuracy(raw_train[chosen], labels, raw_test, data.test.labels, device=device))
+            for init in inits:
+                seed = options.seed * options.draws + draw
+                batches = LabelledBatches(subset(data.labelled, chosen), batch_size, run, seed, session.process)
+                steps = max(min_steps, epochs_of_it * batches.steps_per_epoch)
+                model = train_classifier(
+                    _classifier(session, init, seed, int(data.labelled.labels.max()) + 1),
+                    batches,
+                    steps=steps,
+                    lr=options.lr_base * batch_size / REFERENCE_BATCH,
+                    process=session.process,
+                    speed=speed,
+                    title=f"{fraction:.0%} of the labels, {COLUMNS[init]}, draw {draw + 1} of {draws}",
+                )
+                scores[init].append(classifier_accuracy(model, data.test, preprocess_of(run), device))
+        results[f"{fraction:g}"] = {
+            "images": len(chosen),
+            "steps": steps,
+            **{
+                name: {"mean": statistics.mean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0, "draws": v}
+                for name, v in scores.items()
+            },
+        }
+    columns = {name: title for name, title in COLUMNS.items() if name in ("raw", *inits)}
+    rows = {
+        f"{float(fraction):.0%} ({result['images']} images)": {
+            name: percent(result[name]["mean"], result[name]["std"]) for name in columns
+        }
+        for fraction, result in results.items()
+    }
+    title = "Fine-tuning: test accuracy (%), mean and standard deviation over draws"
+    session.finish(results, ResultTable.of(title, "labels", columns, rows))
+
+
+def _classifier(session: Session, init: str, seed: int, classes: int) -> Classifier:
+    run = session.run
+    backbone = run.encoder() if init == "checkpoint" else run.random_init(seed)
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, run.channels, *[run.config.augment.img_size] * 2)).shape[1]
+    return Classifier(backbone, features, classes)

@@ -1,0 +1,138 @@
+"""Training a detector for a number of steps, and its COCO mean average precision on held-out images."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.detection import MeanAveragePrecision
+from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
+
+from simclr_fast.evaluation.detection.data import Target
+from simclr_fast.optim import lr_at, parameter_groups
+from simclr_fast.training.finite import NonFiniteLossError
+
+CLIP_GRAD = 10.0  # norm; only stops the rare step that would blow up a detector trained from scratch
+METRICS = {"map": "mAP", "map_50": "AP50", "map_75": "AP75"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """steps of batch_size images at a peak learning rate, reached linearly over warmup_steps, then a cosine to 0."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    optimizer: str = "sgd"
+    weight_decay: float = 1e-4
+    hflip: float = 0.0
+    workers: int = 0
+
+
+def train_detector(
+    detector: nn.Module,
+    data: Dataset,
+    schedule: Schedule,
+    *,
+    seed: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    title: str = "",
+) -> list[float]:
+    """Train in place on (image uint8 [C, H, W], Target) pairs; returns the loss of every step.
+
+    The order of the images and their flips depend on the seed alone: two detectors trained with one seed see the same
+    batches. Raises NonFiniteLossError where the loss is not finite.
+    """
+    detector.train()
+    groups = [
+        {k: v for k, v in group.items() if k != "adapt"} for group in parameter_groups(detector, schedule.weight_decay)
+    ]
+    if schedule.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=schedule.lr)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9)
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
+    flips = torch.Generator().manual_seed(seed)
+    losses = []
+    batches = tqdm(_batches(data, schedule, seed), total=schedule.steps, desc=title, unit="step", dynamic_ncols=True)
+    for step, (images, targets) in enumerate(batches):
+        images, targets = _flip(images, targets, schedule.hflip, flips)
+        images, targets = _to_device(images, targets, device)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, schedule.lr, schedule.steps, schedule.warmup_steps)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            loss = sum(detector(images, targets).values())
+        losses.append(loss.item())
+        if not loss.isfinite():
+            raise NonFiniteLossError(f"the detector's loss is {losses[-1]} at step {step}; lower --lr {schedule.lr}")
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(detector.parameters(), CLIP_GRAD)
+        scaler.step(optimizer)
+        scaler.update()
+        if step % 10 == 0:
+            batches.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    return losses
+
+
+@torch.no_grad()
+def detect(detector: nn.Module, images: list[Tensor], device: torch.device) -> list[dict[str, Tensor]]:
+    """Boxes, labels and scores found in images uint8 [C, H, W], on the CPU."""
+    detector.eval()
+    found = detector([image.to(device).float() / 255 for image in images])
+    return [{name: value.cpu() for name, value in one.items()} for one in found]
+
+
+def evaluate_detector(
+    detector: nn.Module, data: Dataset, device: torch.device, *, batch_size: int = 8, workers: int = 0
+) -> dict[str, float]:
+    """COCO's mAP (over IoU 0.50 to 0.95), AP50 and AP75 on a data set (fractions)."""
+    metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", backend="pycocotools")
+    for images, targets in DataLoader(data, batch_size, num_workers=workers, collate_fn=_lists):
+        metric.update(detect(detector, images, device), targets)
+    scores = metric.compute()
+    return {name: scores[name].item() for name in METRICS}
+
+
+def _batches(data: Dataset, schedule: Schedule, seed: int) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    """schedule.steps batches, epoch after epoch in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = schedule.steps * schedule.batch_size
+    epochs = -(-wanted // len(data))
+    order = torch.cat([torch.randperm(len(data), generator=generator) for _ in range(epochs)])[:wanted]
+    batches = [batch.tolist() for batch in order.split(schedule.batch_size)]
+    return iter(DataLoader(data, batch_sampler=batches, num_workers=schedule.workers, collate_fn=_lists))
+
+
+def _lists(samples: list[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+def _flip(
+    images: list[Tensor], targets: list[Target], probability: float, generator: torch.Generator
+) -> tuple[list[Tensor], list[Target]]:
+    if probability == 0:
+        return images, targets
+    flipped_images, flipped_targets = [], []
+    for image, target, draw in zip(images, targets, torch.rand(len(images), generator=generator).tolist()):
+        boxes = target["boxes"]
+        if draw < probability:
+            image = transforms.horizontal_flip(image)
+            width = image.shape[-1]
+            boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+        flipped_images.append(image)
+        flipped_targets.append({"boxes": boxes, "labels": target["labels"]})
+    return flipped_images, flipped_targets
+
+
+def _to_device(
+    images: list[Tensor], targets: list[Target], device: torch.device
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    return [image.to(device, non_blocking=True).float() / 255 for image in images], [
+        {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in targets
+    ]

@@ -1,0 +1,38 @@
+"""The trained encoder beside its two baselines, and the features that they give."""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from simclr_fast.data import Dataset
+from simclr_fast.evaluation.features import Pixels, Preprocess, embed
+from simclr_fast.evaluation.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features [N, D] of labelled training and of test images under one encoder, float32 on the CPU."""
+
+    train: Tensor
+    test: Tensor
+
+
+def encoders(run: Run) -> dict[str, nn.Module]:
+    """The encoders to compare, by the keys of ENCODERS, in eval mode on the CPU."""
+    return {"raw": Pixels(), "random_init": run.random_init(), "simclr": run.encoder()}
+
+
+def preprocess_of(run: Run) -> Preprocess:
+    """The test-time view that belongs to the run's recipe."""
+    augment = run.config.augment
+    return Preprocess(augment.img_size, augment.mean, augment.std)
+
+
+def all_features(run: Run, data: Dataset, device: torch.device) -> dict[str, Features]:
+    """Features of the labelled training and of the test images, by encoder."""
+    preprocess = preprocess_of(run)
+    return {
+        name: Features(*(embed(encoder.to(device), part, preprocess, device) for part in (data.labelled, data.test)))
+        for name, encoder in encoders(run).items()
+    }

@@ -1,0 +1,98 @@
+"""The model card beside an export: what the backbone is, how it was trained, how well it does, how to load it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simclr_fast.config import as_dict
+from simclr_fast.evaluation import exported
+from simclr_fast.evaluation.comparison import ENCODERS, PROBES
+from simclr_fast.evaluation.run import Run
+
+CARD_FILE = "README.md"
+RESULTS_FILE = "results.json"  # of a finished training run
+
+
+def write_model_card(run: Run, folder: Path) -> Path:
+    """Write README.md with the front matter that model hubs read; returns its path."""
+    config = run.config
+    described = exported.describe(run)
+    channels, size = described["channels"], described["image_size"]
+    sections = [
+        "---\nlibrary_name: simclr_fast\ntags: [simclr, self-supervised, image-feature-extraction]\n---",
+        f"# {described['model']}, pretrained by SimCLR on {config.data.dataset}",
+        f"A backbone without its projection head: images [B, {channels}, {size}, {size}], values in [0, 1] normalised "
+        f"by mean {described['mean']} and standard deviation {described['std']}, to one feature vector each. It was "
+        "trained without labels (Chen et al. 2020, arXiv:2002.05709).",
+        "## Use",
+        f"```python\n{loading_code(run)}```",
+        f"- `{exported.STATE_DICT_FILE}`, `{exported.WEIGHTS_FILE}`: the weights. The second also loads with "
+        "`simclr_fast.load_backbone`.\n"
+        f"- `{exported.PROGRAM_FILE}`: a graph for any batch size that needs only torch: "
+        f'`torch.export.load("{exported.PROGRAM_FILE}").module()(images)`.\n'
+        f"- `{exported.ONNX_FILE}`, where it was asked for: input `images`, output `features`.",
+        "## Training",
+        _options_table(run),
+        "## Measured",
+        _metrics(run),
+        "## Limits",
+        "The features carry what the training images and views carry, their biases included. They were evaluated only "
+        "as the table above says; evaluate them on your own images before you rely on them.",
+    ]
+    path = folder / CARD_FILE
+    path.write_text("\n\n".join(sections) + "\n")
+    return path
+
+
+def loading_code(run: Run) -> str:
+    """Python that loads the exported weights without this package, where torchvision has the architecture."""
+    model, channels = run.config.model, run.channels
+    if model.model == "resnet_mini":
+        return f"import torch\n\nbackbone = torch.export.load({exported.PROGRAM_FILE!r}).module()\n"
+    arguments = "norm_layer=group_norm" if model.norm == "group" else ""
+    lines = ["import torch", "import torchvision", ""]
+    if model.norm == "group":
+        groups = {m.num_channels: m.num_groups for m in run.encoder().modules() if isinstance(m, torch.nn.GroupNorm)}
+        lines += [f"groups = {groups}", "group_norm = lambda channels: torch.nn.GroupNorm(groups[channels], channels)"]
+    lines.append(f"backbone = torchvision.models.{model.model}({arguments})")
+    if model.stem == "cifar":
+        lines.append(f"backbone.conv1 = torch.nn.Conv2d({channels}, 64, 3, 1, 1, bias=False)")
+        lines.append("backbone.maxpool = torch.nn.Identity()")
+    elif channels != 3:
+        lines.append(f"backbone.conv1 = torch.nn.Conv2d({channels}, 64, 7, 2, 3, bias=False)")
+    lines += [
+        f"weights = torch.load({exported.STATE_DICT_FILE!r}, weights_only=True)",
+        "missing, unexpected = backbone.load_state_dict(weights, strict=False)",
+        'assert set(missing) == {"fc.weight", "fc.bias"} and not unexpected',
+        "backbone.fc = torch.nn.Identity()  # or a classifier of your own",
+        "backbone.eval()",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _options_table(run: Run) -> str:
+    options = as_dict(run.config)
+    rows = [("steps done", run.step)]
+    for group in ("data", "augment", "model", "optimization"):
+        rows += [(name, value) for name, value in options[group].items() if name != "data_dir" and value is not None]
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+    return "\n".join([f"Recipe `{run.config.recipe}`.\n", "| option | value |", "|---|---|", *lines])
+
+
+def _metrics(run: Run) -> str:
+    path = run.folder / RESULTS_FILE
+    if not path.exists():
+        return "Not evaluated yet."
+    results = json.loads(path.read_text())
+    lines = [f"| test accuracy (%) | {' | '.join(ENCODERS.values())} |", "|---|" + "---:|" * len(ENCODERS)]
+    for key, title in PROBES.items():
+        if key in results:
+            cells = " | ".join(f"{100 * results[key][encoder]:.1f}" for encoder in ENCODERS)
+            lines.append(f"| {title.format(n=10)} | {cells} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not evaluated yet."
+
+
+def _cell(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

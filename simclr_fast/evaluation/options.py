@@ -1,0 +1,156 @@
+"""The options of every evaluation command, by name."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from tyro.conf import Positional
+
+Device = Literal["auto", "cpu", "cuda"]
+AmpDtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """Which model, and where results go."""
+
+    checkpoint: Path
+    """Folder of a run (its newest checkpoint is taken), or a checkpoint file."""
+    output: Path | None = None
+    """Folder for what is written; None is one in the run's folder: `export` for exports, `evaluation` for results."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeOptions(CheckpointOptions):
+    """Where the work is done."""
+
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA where there is a GPU."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(ComputeOptions):
+    """Which images."""
+
+    dataset: str | None = None
+    """Another data set than the run's, by the names that train.py knows; None keeps it."""
+    data_dir: Path | None = None
+    """Folder of the data set; None is the run's."""
+    seed: int = 0
+    """Seed of every random choice here (integer >= 0)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnnOptions(DataOptions):
+    """Weighted nearest-neighbour classification of test and, leaving one out, training images."""
+
+    knn_k: tuple[int, ...] = (1, 10, 20, 200)
+    """Neighbours that vote (counts)."""
+    knn_t: float = 0.1
+    """Temperature of their weights exp(similarity / t) (no unit, > 0)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearOptions(DataOptions):
+    """Linear classifier on frozen features: the published SGD protocol, and L-BFGS on cached features."""
+
+    method: Literal["both", "sgd", "lbfgs"] = "both"
+    """SGD on augmented images, L-BFGS on the features of centre crops, or both."""
+    epochs: int | None = None
+    """Epochs of SGD; None is the published 90, and 30 for the demo."""
+    batch_size: int = 256
+    """Images per step of SGD."""
+    lr_base: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """Learning rates per 256 images tried at once by SGD; the held-out training images choose one."""
+    penalty_c: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    """Inverse L2 penalties tried by L-BFGS; the held-out training images choose one."""
+    held_out: float = 0.1
+    """Share of the training images that chooses between them (fraction)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewLabelOptions(DataOptions):
+    """Linear classifier and nearest neighbour from a few labels per class, over several draws."""
+
+    per_class: tuple[int, ...] = (1, 5, 10, 20, 50)
+    """Labelled images per class (counts)."""
+    draws: int = 5
+    """Random choices of the labelled images (count)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(DataOptions):
+    """Train backbone and classifier on a part of the labels, from the checkpoint and from scratch."""
+
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    """Shares of the training labels, the same in every class (fractions)."""
+    draws: int = 3
+    """Random choices of the labelled images; all of them need one (count)."""
+    init: Literal["both", "checkpoint", "scratch"] = "both"
+    """Where the backbone starts."""
+    epochs: tuple[int, ...] | None = None
+    """Epochs for each fraction; None is the published 60 (1%) and 30 (10%, 100%), and fewer for the demo."""
+    min_steps: int | None = None
+    """Fewest steps, where epochs of a small part would be too few; None is 0, and 150 for the demo."""
+    batch_size: int | None = None
+    """Images per step over all processes; None is 256, and 64 for the demo."""
+    lr_base: float = 0.05
+    """Learning rate per 256 images."""
+    amp_dtype: AmpDtype = "auto"
+    """Autocast type; auto is bfloat16 on CUDA and float32 on the CPU."""
+    channels_last: bool = True
+    """NHWC memory layout."""
+    torchcompile: Literal["auto", "on", "off"] = "auto"
+    """Compile forward and loss; auto does on CUDA."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectOptions(ComputeOptions):
+    """Train a detector on the backbone, from the checkpoint and from random initialisation, at equal budget."""
+
+    architecture: Literal["faster-rcnn", "retinanet"] = "faster-rcnn"
+    """Detector, with a feature pyramid."""
+    data: Literal["scenes", "coco", "voc"] = "scenes"
+    """Scenes composed of the demo's digits, or a folder in COCO's or VOC's format."""
+    data_dir: Path = Path("data")
+    """Folder that holds COCO's train2017, val2017 and annotations, or VOC's VOCdevkit."""
+    train_set: str = ""
+    """COCO: image folder and instances_<it>.json (train2017); VOC: <year>-<image set> (2012-train)."""
+    test_set: str = ""
+    """As --train-set, for what is measured (val2017; 2012-val)."""
+    init: Literal["both", "checkpoint", "random"] = "both"
+    """Where the backbone starts."""
+    seeds: int = 3
+    """Trainings per initialisation, which differ in their random draws (count)."""
+    steps: int | None = None
+    """Training steps; None is 90,000 (COCO's 1x schedule), 24,000 (VOC), or the demo's."""
+    batch_size: int | None = None
+    """Images per step; None is 16, and 8 for scenes."""
+    lr: float | None = None
+    """Peak learning rate; None is 0.02 (Faster R-CNN) or 0.01 (RetinaNet) per 16 images, or the demo's."""
+    test_scenes: int = 150
+    """Scenes that are measured on (count)."""
+    workers: int = 8
+    """Processes that read images (COCO and VOC)."""
+    amp_dtype: AmpDtype = "auto"
+    """Autocast type; auto is bfloat16 on CUDA and float32 on the CPU."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions(CheckpointOptions):
+    """Write the backbone for other programs, with a model card."""
+
+    device: ClassVar[str] = "cpu"  # nothing heavy is computed
+    threads: ClassVar[int] = 0
+    onnx: bool = False
+    """Also write ONNX (needs the packages of the extra `onnx`)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportOptions(DataOptions):
+    """Gather everything of a run into one HTML page."""
+
+    checkpoint: Positional[Path]
+    """Folder of a run (its newest checkpoint is taken), or a checkpoint file."""

@@ -1,0 +1,113 @@
+"""Pictures of results: accuracy over labels, detections, nearest neighbours, confusion matrix."""
+
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+
+matplotlib.use("Agg")  # files only: no display is needed
+import matplotlib.pyplot as plt
+
+DPI = 120
+COLOURS = {"raw": "tab:gray", "random_init": "tab:orange", "simclr": "tab:blue"}
+TRUE_BOX, FOUND_BOX = "#2ecc40", "#ff4136"
+
+
+def accuracy_over_labels(
+    path: Path, results: dict[str, dict[str, dict]], probes: dict[str, str], encoders: dict[str, str]
+) -> Path:
+    """Accuracy over labels per class, an axis per probe, a line with its deviation per encoder; returns the path.
+
+    results: probe -> labels per class -> encoder -> {"mean", "std"} (fractions).
+    """
+    figure, axes = plt.subplots(1, len(probes), figsize=(5.2 * len(probes), 3.9), sharey=True, layout="constrained")
+    for axis, (probe, title) in zip(axes, probes.items()):
+        counts = [int(count) for count in results[probe]]
+        for encoder, name in encoders.items():
+            scores = [score[encoder] for score in results[probe].values()]
+            means, deviations = ([100 * score[key] for score in scores] for key in ("mean", "std"))
+            axis.errorbar(counts, means, deviations, marker="o", capsize=3, color=COLOURS[encoder], label=name)
+        axis.set(title=title, xlabel="labelled images per class", xscale="log", ylim=(0, 101))
+        axis.set_xticks(counts, [str(count) for count in counts])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy (%)")
+    axes[-1].legend(loc="lower right")
+    return _save(figure, path)
+
+
+def detections(
+    path: Path, images: list[Tensor], truth: list[dict], found: dict[str, list[dict]], classes: list[str], score: float
+) -> Path:
+    """A row of images with their true boxes, and a row per detector with what it found above `score`.
+
+    images: uint8 [C, H, W]; found: detector's name -> a {"boxes", "labels", "scores"} per image.
+    """
+    rows = {"true boxes": truth} | {
+        name: [{key: value[one["scores"] >= score] for key, value in one.items()} for one in boxes]
+        for name, boxes in found.items()
+    }
+    figure, axes = plt.subplots(
+        len(rows), len(images), figsize=(2.0 * len(images), 2.15 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for line, (name, boxes) in zip(axes, rows.items()):
+        for axis, image, one in zip(line, images, boxes):
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+            colour = TRUE_BOX if name == "true boxes" else FOUND_BOX
+            for (left, top, right, bottom), label in zip(one["boxes"].tolist(), one["labels"].tolist()):
+                axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=colour))
+                axis.text(left, top - 1, classes[label], color=colour, fontsize=8, va="bottom")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(name)
+    figure.suptitle(f"Objects found on test images (score at least {score:g})")
+    return _save(figure, path)
+
+
+def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor) -> Path:
+    """A row per query: the query, then its nearest training images; a frame tells whether the class is the query's.
+
+    queries: uint8 [n, C, H, W]; found: uint8 [n, k, C, H, W], nearest first; correct: bool [n, k].
+    """
+    n, k = correct.shape
+    figure, axes = plt.subplots(n, k + 1, figsize=(1.0 * (k + 1), 1.0 * n), squeeze=False, layout="constrained")
+    for row in range(n):
+        for column, axis in enumerate(axes[row]):
+            image = queries[row] if column == 0 else found[row, column - 1]
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            colour = "black" if column == 0 else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
+            for side in axis.spines.values():
+                side.set(color=colour, linewidth=2.5)
+    axes[0, 0].set_title("query", fontsize=9)
+    axes[0, 1].set_title("nearest", fontsize=9)
+    return _save(figure, path)
+
+
+def confusion(path: Path, predicted: Tensor, truth: Tensor, classes: int, title: str) -> Path:
+    """Share of each true class (row) that was taken for each class (column), in percent."""
+    counts = torch.zeros(classes, classes).index_put_((truth, predicted), torch.ones(()), accumulate=True)
+    share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    figure, axis = plt.subplots(figsize=(6.2, 5.4), layout="constrained")
+    shown = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    if classes <= 20:
+        for row in range(classes):
+            for column in range(classes):
+                value = share[row, column].item()
+                if value >= 0.5:
+                    axis.text(
+                        column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 50 else "black"
+                    )
+        axis.set_xticks(range(classes))
+        axis.set_yticks(range(classes))
+    axis.set(title=title, xlabel="predicted class", ylabel="true class")
+    figure.colorbar(shown, label="share of the true class (%)")
+    return _save(figure, path)
+
+
+def _save(figure: plt.Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+    return path

@@ -1,0 +1,97 @@
+"""The run under evaluation: its checkpoint, checked before use, and what it was trained with."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simclr_fast.checkpoint import CheckpointError, checkpoints, describe_differences, load
+from simclr_fast.config import Config
+from simclr_fast.models import build_model
+
+BACKBONE = "backbone."  # prefix of the backbone's weights in a checkpoint
+_REQUIRED = {"model": dict, "config": dict, "step": int}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model as evaluation needs it.
+
+    folder: of the run; checkpoint: the file; step: training steps done; channels: of the images (1 or 3); weights: of
+    the backbone, by the names they have in it; the averaged ones where the run kept them.
+    """
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    config: Config
+    channels: int
+    weights: dict[str, Tensor]
+
+    @staticmethod
+    def open(path: Path) -> "Run":
+        """The newest checkpoint of a run's folder, or one checkpoint file.
+
+        Raises CheckpointError, with one line saying why, for what is missing, damaged or no checkpoint of this program.
+        A damaged newest checkpoint is refused rather than replaced by an older one, which would be another model.
+        """
+        path = Path(path)
+        if path.is_dir():
+            found = checkpoints(path)
+            if not found:
+                raise CheckpointError(f"{path}: there is no checkpoint-*.pt in this folder")
+            path = found[-1]
+        return Run._of(path, load(path))
+
+    @staticmethod
+    def _of(path: Path, content: dict[str, Any]) -> "Run":
+        for key, kind in _REQUIRED.items():
+            if not isinstance(content.get(key), kind):
+                raise CheckpointError(f"{path}: not a checkpoint of train.py (no {key!r} in it)")
+        config = config_of(content["config"], path)
+        average = content.get("ema")
+        source, prefix = (average, f"module.{BACKBONE}") if average else (content["model"], BACKBONE)
+        weights = {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
+        first = weights.get("conv1.weight")
+        if not isinstance(first, Tensor) or first.ndim != 4:
+            raise CheckpointError(f"{path}: not a checkpoint of train.py (no {BACKBONE}conv1.weight in its model)")
+        run = Run(path.parent, path, content["step"], config, first.shape[1], weights)
+        different = describe_differences(run.random_init().state_dict(), weights)
+        if different:
+            raise CheckpointError(
+                f"{path}: its weights are not those of --model {config.model.model}; first difference:{different[0]}"
+            )
+        return run
+
+    def encoder(self) -> nn.Module:
+        """The trained backbone, images [B, C, S, S] -> features [B, D]; in eval mode, float32, on the CPU."""
+        backbone = self.random_init()
+        backbone.load_state_dict(self.weights)
+        return backbone
+
+    def random_init(self, seed: int | None = None) -> nn.Module:
+        """The backbone as it was before training (or as another seed makes it), in eval mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.run.seed if seed is None else seed)
+            return build_model(self.config.model, self.channels).backbone.eval()
+
+
+def config_of(options: dict[str, Any], source: Path) -> Config:
+    """The options that `as_dict` wrote into a checkpoint. Raises CheckpointError for those of another version."""
+    groups = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "recipe"}
+    try:
+        return Config(
+            recipe=options["recipe"],
+            **{name: type(default)(**_typed(default, options[name])) for name, default in groups.items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source}: its options are not those of this version ({error})") from error
+
+
+def _typed(group: object, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of one group with its paths as Path and its sequences as tuples."""
+    paths = {field.name for field in dataclasses.fields(group) if field.type in (Path, Path | None)}
+    convert = lambda name, value: tuple(value) if isinstance(value, list) else Path(value) if name in paths else value
+    return {name: value if value is None else convert(name, value) for name, value in values.items()}

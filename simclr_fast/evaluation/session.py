@@ -1,0 +1,89 @@
+"""What every command does around its own work: open the run and the data, choose the device, write the results."""
+
+import dataclasses
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from simclr_fast.config import ConfigError
+from simclr_fast.data import Dataset, load_dataset
+from simclr_fast.evaluation.options import DataOptions
+from simclr_fast.evaluation.run import Run
+from simclr_fast.evaluation.tables import ResultTable
+from simclr_fast.training.process import Process
+
+RESULTS_FOLDER = "evaluation"
+EXPORT_FOLDER = "export"
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """One command on one run. folder: where its results go; console: quiet in all processes but the first."""
+
+    command: str
+    options: Any
+    run: Run
+    process: Process
+    folder: Path
+    console: Console
+    begin: float = dataclasses.field(default_factory=time.perf_counter)
+
+    @staticmethod
+    def start(command: str, options: Any, run: Run, process: Process) -> "Session":
+        """Make the results' folder."""
+        folder = options.output or run.folder / (EXPORT_FOLDER if command == "export" else RESULTS_FOLDER)
+        if process.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+        return Session(command, options, run, process, folder, Console(quiet=not process.is_main))
+
+    @property
+    def device(self) -> torch.device:
+        return self.process.device
+
+    def labelled_data(self) -> Dataset:
+        """The run's data set, or the one that the options name. Raises ConfigError without labels or test images."""
+        wanted: DataOptions = self.options
+        data = self.run.config.data
+        changes = {"dataset": wanted.dataset, "data_dir": wanted.data_dir}
+        data = dataclasses.replace(data, **{name: value for name, value in changes.items() if value is not None})
+        dataset = load_dataset(data)
+        if dataset.labelled is None or dataset.test is None or dataset.test.labels is None:
+            raise ConfigError(f"--dataset {data.dataset}: it has no labelled training and test images to evaluate with")
+        if dataset.labelled.channels != self.run.channels:
+            raise ConfigError(
+                f"--dataset {data.dataset}: its images have {dataset.labelled.channels} channel(s), the model takes "
+                f"{self.run.channels}"
+            )
+        return dataset
+
+    def finish(self, results: dict[str, Any], *tables: ResultTable, files: tuple[Path, ...] = ()) -> dict[str, Any]:
+        """Print the tables, write `<command>.json`, say where things are, and return what was written."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        content = {
+            "command": self.command,
+            "checkpoint": str(self.run.checkpoint),
+            "step": self.run.step,
+            "options": {name: _plain(value) for name, value in dataclasses.asdict(self.options).items()},
+            "device": f"{self.device.type} ({device})",
+            "torch": torch.__version__,
+            "seconds": round(time.perf_counter() - self.begin, 1),
+            "results": results,
+            "tables": [dataclasses.asdict(table) for table in tables],
+        }
+        if self.process.is_main:
+            path = self.folder / f"{self.command}.json"
+            path.write_text(json.dumps(content, indent=2) + "\n")
+            for table in tables:
+                self.console.print(table.rich())
+            written = ", ".join(str(file) for file in (*files, path))
+            self.console.print(f"{content['seconds']:.0f} s. Written: {written}", soft_wrap=True)
+        return content
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,37 @@
+"""Parts of a labelled training set: class-balanced fractions, few labels per class, and a held-out part."""
+
+import torch
+from torch import Tensor
+
+
+def few_label_draws(labels: Tensor, per_class: int, draws: int, seed: int = 0) -> list[Tensor]:
+    """`draws` random choices of `per_class` indices of every class, int64 [classes * per_class] each."""
+    chosen = []
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(seed * draws + draw)
+        members = [(labels == label).nonzero().flatten() for label in labels.unique()]
+        if min(len(m) for m in members) < per_class:
+            raise ValueError(f"per_class={per_class}: the rarest class has only {min(len(m) for m in members)} images")
+        chosen.append(torch.cat([m[torch.randperm(len(m), generator=generator)[:per_class]] for m in members]))
+    return chosen
+
+
+def balanced_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Indices of the same fraction of every class, at least one image each, int64, ascending."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction}: pass a number in (0, 1]")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        count = max(1, round(fraction * len(members)))
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen).sort().values
+
+
+def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(kept, held out) indices; the held-out ones are the given fraction of every class."""
+    held_out = balanced_fraction(labels, fraction, seed)
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held_out] = False
+    return kept.nonzero().flatten(), held_out

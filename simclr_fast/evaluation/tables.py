@@ -1,0 +1,33 @@
+"""Tables of results: the console shows them, the JSON files keep them, the HTML page repeats them."""
+
+import dataclasses
+
+from rich.table import Table
+
+
+def percent(value: float, deviation: float | None = None) -> str:
+    """A fraction for a table's cell, in percent, with its standard deviation where there is one."""
+    return f"{100 * value:.1f}" if deviation is None else f"{100 * value:.1f} ± {100 * deviation:.1f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultTable:
+    """A table of text cells."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    @staticmethod
+    def of(title: str, first: str, columns: dict[str, str], rows: dict[str, dict[str, str]]) -> "ResultTable":
+        """A row per setting and a column per key of `columns`; rows: setting -> column key -> cell."""
+        body = [[setting, *(cells[key] for key in columns)] for setting, cells in rows.items()]
+        return ResultTable(title, [first, *columns.values()], body)
+
+    def rich(self) -> Table:
+        table = Table(title=self.title)
+        for number, name in enumerate(self.columns):
+            table.add_column(name, justify="right" if number else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table

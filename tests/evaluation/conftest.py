@@ -1,0 +1,35 @@
+"""A small run on disk, as train.py leaves it, for the evaluation commands to work on."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from simclr_fast import checkpoint
+from simclr_fast.config import RECIPES, Config, as_dict
+from simclr_fast.models import build_model
+
+
+def demo_config(**model_options: object) -> Config:
+    config = RECIPES["demo"]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **model_options))
+
+
+def write_run(folder: Path, config: Config, channels: int = 1, seed: int = 5) -> Path:
+    """A run whose weights and statistics are random but not those of its initialisation; returns the checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = build_model(config.model, channels)
+    with torch.no_grad():
+        model.train()(torch.rand(8, channels, config.augment.img_size, config.augment.img_size))  # moves batch norm
+    content = {"step": 3, "model": model.state_dict(), "ema": None, "config": as_dict(config)}
+    return checkpoint.save(folder, 3, content, keep=1)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the demo's backbone."""
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, demo_config())
+    return folder

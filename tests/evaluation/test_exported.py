@@ -1,0 +1,144 @@
+"""Exports: torchvision alone computes the same features from them, and every format agrees with the model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from simclr_fast import load_backbone
+from simclr_fast.checkpoint import CheckpointError
+from simclr_fast.config import ConfigError
+from simclr_fast.evaluation import exported
+from simclr_fast.evaluation.__main__ import main
+from simclr_fast.evaluation.model_card import loading_code
+from simclr_fast.evaluation.run import Run
+from tests.evaluation.conftest import demo_config, write_run
+
+# Loads what the working directory holds as somebody would who has never heard of this package.
+FOREIGN_PROCESS = """
+import sys
+class Refuse:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "simclr_fast":
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+{loading}
+images = torch.load("images.pt")
+torch.save(backbone(images).detach(), "features.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "channels"),
+    [
+        ({"model": "resnet18"}, 3),
+        ({"model": "resnet18", "stem": "cifar"}, 3),
+        ({"model": "resnet18", "norm": "group"}, 1),
+        ({"model": "resnet50", "norm": "frozen"}, 3),
+    ],
+    ids=["resnet18", "cifar stem", "grey, group norm", "resnet50, frozen norm"],
+)
+def test_torchvision_alone_gives_the_same_features(model: dict, channels: int, tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path / "run", demo_config(**model), channels))
+    exported.export_weights(run, tmp_path)
+    images = exported.sample_images(run)
+    torch.save(images, tmp_path / "images.pt")
+    program = FOREIGN_PROCESS.format(loading=loading_code(run))
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    found = torch.load(tmp_path / "features.pt")
+    with torch.no_grad():
+        expected = run.encoder()(images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_plain_keys(tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path, demo_config(model="resnet18"), channels=3))
+    exported.export_weights(run, tmp_path)
+    weights = torch.load(tmp_path / exported.STATE_DICT_FILE, weights_only=True)
+    missing, unexpected = torchvision.models.resnet18().load_state_dict(weights, strict=False)
+    assert set(missing) == {"fc.weight", "fc.bias"}
+    assert not unexpected
+
+
+@pytest.fixture(scope="module")
+def export_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    assert main(["export", "--checkpoint", str(run_folder), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_command_writes_and_compares_every_format(export_folder: Path) -> None:
+    differences = json.loads((export_folder / "export.json").read_text())["results"]["files"]
+    assert set(differences) == {"backbone.pth", "backbone.safetensors", "backbone.pt2"}
+    assert all(difference <= 1e-6 for difference in differences.values())
+    card = (export_folder / "README.md").read_text()
+    assert "resnet_mini" in card
+    assert "| temperature | 0.2 |" in card
+
+
+def test_program_runs_without_this_package_at_any_batch_size(run_folder: Path, export_folder: Path) -> None:
+    run = Run.open(run_folder)
+    images = exported.sample_images(run, count=7)
+    torch.save(images, export_folder / "images.pt")
+    program = FOREIGN_PROCESS.format(loading=loading_code(run))
+    subprocess.run([sys.executable, "-c", program], cwd=export_folder, check=True)
+    with torch.no_grad():
+        expected = run.encoder()(images)
+    torch.testing.assert_close(torch.load(export_folder / "features.pt"), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_load_backbone_reads_an_export(run_folder: Path, export_folder: Path) -> None:
+    images = torch.rand(2, 1, 28, 28)
+    expected = Run.open(run_folder).encoder()(images)
+    for path in (export_folder, export_folder / "backbone.safetensors"):
+        assert torch.equal(load_backbone(path)(images), expected)
+
+
+def test_hub_entry(run_folder: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    backbone = torch.hub.load(root, "backbone", source="local", path=str(run_folder))
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(backbone(images), Run.open(run_folder).encoder()(images))
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "foreign", "other shape"])
+def test_bad_exports_are_refused(kind: str, export_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    whole = (export_folder / "backbone.safetensors").read_bytes()
+    if kind == "truncated":
+        path.write_bytes(whole[:1000])
+    elif kind == "foreign":
+        safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+    elif kind == "other shape":
+        described = {"model": "resnet_mini", "stem": "imagenet", "norm": "batch", "channels": 1}
+        weights = safetensors.torch.load(whole) | {"conv1.weight": torch.zeros(1)}
+        safetensors.torch.save_file(weights, path, metadata={"simclr_fast": json.dumps(described)})
+    with pytest.raises(CheckpointError, match="backbone.safetensors") as refusal:
+        load_backbone(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_onnx_names_what_is_missing(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = exported.importlib.util.find_spec
+    monkeypatch.setattr(exported.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    with pytest.raises(ConfigError, match=r"--onnx: onnx.* not installed; pip install"):
+        exported.export_onnx(Run.open(run_folder), tmp_path)
+
+
+@pytest.mark.proof
+def test_onnx_agrees(run_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
+    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
+    run = Run.open(run_folder)
+    exported.export_onnx(run, tmp_path)
+    images = exported.sample_images(run, count=5)
+    with torch.no_grad():
+        expected = run.encoder()(images)
+    found = exported.run_onnx(tmp_path / exported.ONNX_FILE, images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,122 @@
+"""Linear classifiers: L-BFGS against scikit-learn, the choice on held-out images, SGD probes over a frozen encoder."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from simclr_fast.data import ImageArrays
+from simclr_fast.evaluation.batches import LabelledBatches
+from simclr_fast.evaluation.linear import LinearClassifier, fit_linear, linear_accuracy, standardize, sweep_linear
+from simclr_fast.evaluation.probe import Probe, best_probe, train_probes
+from simclr_fast.evaluation.run import Run
+from simclr_fast.optim import lr_at
+from simclr_fast.training.process import Process
+
+CPU = Process(0, 1, torch.device("cpu"))
+
+
+def clusters(count: int, spread: float, classes: int = 4, features: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(classes).repeat(count // classes)
+    return torch.eye(classes, features)[labels] + spread * torch.randn(len(labels), features), labels
+
+
+@pytest.mark.parametrize("penalty_c", [0.01, 1.0])
+def test_lbfgs_finds_the_optimum_of_scikit_learn(penalty_c: float) -> None:
+    features, labels = clusters(80, spread=0.5)
+    ours = fit_linear(features, labels, penalty_c)
+    theirs = LogisticRegression(C=penalty_c, max_iter=5000, tol=1e-8).fit(features.double().numpy(), labels.numpy())
+    torch.testing.assert_close(ours.weight.double(), torch.from_numpy(theirs.coef_), atol=2e-3, rtol=0)
+    intercept = torch.from_numpy(theirs.intercept_)
+    torch.testing.assert_close(
+        (ours.bias - ours.bias.mean()).double(), intercept - intercept.mean(), atol=2e-3, rtol=0
+    )  # a common shift of all biases changes nothing
+
+
+def test_standardize_uses_the_first_set_and_spares_constant_columns() -> None:
+    train, test = torch.randn(200, 5) * torch.tensor([1.0, 5, 2, 1, 0]) + 3, torch.randn(10, 5)
+    scaled, other = standardize(train, test)
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled[:, :4].std(dim=0), torch.ones(4))
+    rows = [F.normalize(part, dim=1) for part in (train, test)]
+    expected = (rows[1][:, 0] - rows[0][:, 0].mean()) / rows[0][:, 0].std()
+    torch.testing.assert_close(other[:, 0], expected)
+    blank, _ = standardize(torch.cat([torch.randn(50, 3), torch.zeros(50, 1)], dim=1), torch.zeros(1, 4))
+    assert blank.isfinite().all()
+
+
+def test_sweep_chooses_on_the_held_out_part() -> None:
+    # Labels are noise: the strongest penalty, which predicts nearly nothing, cannot be told from the weakest by the
+    # training images (which it could learn by heart), only by held-out ones.
+    features, labels = clusters(400, spread=1.0, classes=2, features=150)
+    sweep = sweep_linear(features, labels, (1e-3, 1e3), held_out=0.25, seed=0, device=torch.device("cpu"))
+    assert sweep.penalty_c == 1e-3
+    assert 0.5 < sweep.held_out_accuracy < 1.0
+    refitted = fit_linear(features, labels, 1e-3)
+    torch.testing.assert_close(sweep.classifier.weight, refitted.weight)
+
+
+def test_linear_accuracy_is_that_of_the_test_set() -> None:
+    train, labels = clusters(80, spread=0.1)
+    test, truth = clusters(40, spread=0.1)
+    assert linear_accuracy(train, labels, test, truth) == 1.0
+    assert linear_accuracy(train, labels, test, (truth + 1) % 4) == 0.0
+
+
+@pytest.fixture
+def batches(run_folder) -> LabelledBatches:
+    labels = torch.arange(2).repeat(24)
+    images = torch.where(labels.view(-1, 1, 1, 1) == 0, 30, 220) + torch.randint(0, 20, (48, 1, 28, 28))
+    return LabelledBatches(ImageArrays(images.byte(), labels), 16, Run.open(run_folder), seed=0, process=CPU)
+
+
+def test_probes_move_neither_parameters_nor_batch_norm_statistics(run_folder, batches: LabelledBatches) -> None:
+    encoder = Run.open(run_folder).encoder().train()  # a caller that forgot eval mode
+    before = copy.deepcopy(encoder.state_dict())
+    train_probes(encoder, 128, batches, 2, steps=6, batch_size=16, lr_base=(0.1,))
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_probes_are_what_torch_sgd_trains(run_folder, batches: LabelledBatches) -> None:
+    encoder = Run.open(run_folder).encoder()
+    steps, lr_base = 5, (0.1, 1.0)
+    probes = train_probes(encoder, 128, batches, 2, steps=steps, batch_size=16, lr_base=lr_base)
+    for probe, lr in zip(probes, lr_base):
+        head = nn.Linear(128, 2)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9, nesterov=True)
+        for step, (images, labels) in enumerate(batches.steps(steps)):
+            optimizer.param_groups[0]["lr"] = lr_at(step, lr * 16 / 256, steps, 0)
+            optimizer.zero_grad()
+            with torch.no_grad():
+                features = encoder(images)
+            F.cross_entropy(head(features), labels).backward()
+            optimizer.step()
+        assert probe.lr_base == lr
+        torch.testing.assert_close(probe.classifier.weight, head.weight.detach())
+        torch.testing.assert_close(probe.classifier.bias, head.bias.detach())
+
+
+def test_best_probe_is_chosen_by_accuracy() -> None:
+    features, truth = clusters(40, spread=0.1)
+    right = LinearClassifier(torch.eye(4, 12), torch.zeros(4))
+    wrong = LinearClassifier(-right.weight, right.bias)
+    best, score = best_probe([Probe(0.1, wrong), Probe(0.3, right), Probe(1.0, wrong)], features, truth)
+    assert (best.lr_base, score) == (0.3, 1.0)
+
+
+def test_batches_depend_on_the_seed_alone(run_folder) -> None:
+    source = ImageArrays(torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8), torch.arange(20))
+    make = lambda seed: LabelledBatches(source, 8, Run.open(run_folder), seed, CPU)
+    first, again, other = (list(make(seed).steps(5)) for seed in (0, 0, 1))
+    assert len(first) == 5
+    assert first[0][0].shape == (8, 1, 28, 28)
+    assert all(torch.equal(a, b) for pair in zip(first, again) for a, b in zip(*pair))
+    assert not torch.equal(first[0][1], other[0][1])
+    epoch = torch.cat([labels for _, labels in first[:2]])
+    assert len(epoch.unique()) == 16  # no image twice within an epoch
