@@ -24,6 +24,7 @@ table {{ border-collapse: collapse; margin: .8rem 0; }}
 caption {{ text-align: left; color: #555; padding-bottom: .3rem; }}
 th, td {{ padding: .25rem .9rem; border-bottom: 1px solid #eee; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
+table.plain td {{ text-align: left; }}
 thead th {{ border-bottom: 2px solid #888; }}
 nav a {{ margin-right: 1rem; white-space: nowrap; }}
 p.note {{ color: #555; font-size: .9rem; }}
@@ -76,7 +77,7 @@ def note(text: str) -> str:
 def options(groups: dict[str, Any]) -> str:
     """The options of a run, a table per group."""
     return "".join(
-        table([name, ""], [[key, str(value)] for key, value in values.items()], "")
+        table([], [[key, str(value)] for key, value in values.items()], name)
         for name, values in groups.items()
         if isinstance(values, dict)
     )
@@ -88,4 +89,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
     head = f"<thead>{cells('th', columns)}</thead>" if columns else ""
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     body = "".join(cells("td", row) for row in rows)
-    return f"<table>{title}{head}<tbody>{body}</tbody></table>"
+    kind = "" if columns else ' class="plain"'
+    return f"<table{kind}>{title}{head}<tbody>{body}</tbody></table>"

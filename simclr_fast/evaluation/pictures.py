@@ -53,7 +53,7 @@ def detections(
     )
     for line, (name, boxes) in zip(axes, rows.items()):
         for axis, image, one in zip(line, images, boxes):
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
             colour = TRUE_BOX if name == "true boxes" else FOUND_BOX
             for (left, top, right, bottom), label in zip(one["boxes"].tolist(), one["labels"].tolist()):
                 axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=colour))
@@ -75,7 +75,7 @@ def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor) -> P
     for row in range(n):
         for column, axis in enumerate(axes[row]):
             image = queries[row] if column == 0 else found[row, column - 1]
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255)
+            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
             axis.set_xticks([])
             axis.set_yticks([])
             colour = "black" if column == 0 else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
@@ -91,7 +91,7 @@ def confusion(path: Path, predicted: Tensor, truth: Tensor, classes: int, title:
     counts = torch.zeros(classes, classes).index_put_((truth, predicted), torch.ones(()), accumulate=True)
     share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     figure, axis = plt.subplots(figsize=(6.2, 5.4), layout="constrained")
-    shown = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    shown = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
     if classes <= 20:
         for row in range(classes):
             for column in range(classes):

@@ -1,0 +1,218 @@
+"""Detection: exact boxes, COCO and VOC folders, detectors on any backbone, training that learns, the metric."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.data import ImageArrays, load_dataset
+from simclr_fast.evaluation.__main__ import main
+from simclr_fast.evaluation.detection.data import coco_detection, voc_detection
+from simclr_fast.evaluation.detection.detector import Scale, build_detector
+from simclr_fast.evaluation.detection.scenes import INK_THRESHOLD, DigitScenes, InMemory
+from simclr_fast.evaluation.detection.train import Schedule, detect, evaluate_detector, train_detector
+from simclr_fast.models import build_backbone
+
+CPU = torch.device("cpu")
+SMALL = Scale(image_size=(96, 96), width=16, anchors=32, boxes=16, proposals=(30, 30))
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageArrays:
+    return load_dataset(DataOptions(dataset="mnist5k")).labelled
+
+
+def test_scenes_depend_on_seed_and_index_alone(digits: ImageArrays) -> None:
+    scenes = DigitScenes(digits, 3, seed=0)
+    image, target = scenes[1]
+    again, target_again = DigitScenes(digits, 50, seed=0)[1]
+    assert torch.equal(image, again)
+    assert torch.equal(target["boxes"], target_again["boxes"])
+    assert not torch.equal(image, scenes[2][0])
+    assert not torch.equal(image, DigitScenes(digits, 3, seed=1)[1][0])
+    with pytest.raises(IndexError):
+        scenes[3]
+
+
+def test_boxes_are_exact() -> None:
+    # Full squares in place of digits: inside a box all is brighter than any canvas, and just outside nothing is.
+    squares = torch.zeros(10, 1, 28, 28, dtype=torch.uint8)
+    squares[:, :, 8:20, 6:24] = 255
+    scenes = DigitScenes(ImageArrays(squares, torch.arange(10)), 20, seed=3)
+    for image, target in (scenes[i] for i in range(20)):
+        bright = image[0] > 180
+        covered = torch.zeros_like(bright)
+        for left, top, right, bottom in target["boxes"].int().tolist():
+            assert bright[top + 1 : bottom - 1, left + 1 : right - 1].all()  # the outermost pixels are antialiased
+            covered[top:bottom, left:right] = True
+        assert not bright[~covered].any()
+    assert INK_THRESHOLD < 0.5
+
+
+def test_scene_labels_are_those_of_the_digits(digits: ImageArrays) -> None:
+    sevens = digits.subset((digits.labels == 7).nonzero().flatten())
+    targets = [DigitScenes(sevens, 5, seed=0)[i][1] for i in range(5)]
+    assert all((target["labels"] == 8).all() for target in targets)
+    assert all(2 <= len(target["labels"]) <= 5 for target in targets)
+
+
+@pytest.mark.parametrize("architecture", ["faster-rcnn", "retinanet"])
+@pytest.mark.parametrize(
+    ("model", "channels", "strides"),
+    [("resnet_mini", 1, [4, 8]), ("resnet18", 3, None)],
+)
+def test_detectors_on_any_backbone(architecture: str, model: str, channels: int, strides: list | None) -> None:
+    backbone, _ = build_backbone(model, channels=channels)
+    detector = build_detector(
+        architecture, backbone, channels=channels, classes=4, mean=(0.5,), std=(0.2,), scale=SMALL
+    )
+    expected = strides or {"faster-rcnn": [4, 8, 16, 32], "retinanet": [8, 16, 32]}[architecture]
+    assert detector.backbone.strides == expected
+    target = {"boxes": torch.tensor([[10.0, 10, 50, 60]]), "labels": torch.tensor([2])}
+    losses = detector.train()([torch.rand(channels, 96, 96)] * 2, [target] * 2)
+    sum(losses.values()).backward()
+    trained = {name for name, p in backbone.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"conv1.weight", "bn1.weight"} <= trained, "the whole backbone is trained"
+    (found,) = detect(detector, [torch.randint(0, 256, (channels, 64, 80), dtype=torch.uint8)], CPU)
+    assert found["boxes"].shape[1:] == (4,)
+
+
+def test_pyramid_sees_the_pretrained_features() -> None:
+    backbone, _ = build_backbone("resnet18")
+    detector = build_detector("retinanet", backbone, channels=3, classes=2, mean=(0.0,), std=(1.0,), scale=SMALL).eval()
+    images = torch.rand(2, 3, 64, 64)
+    x = backbone.eval().maxpool(backbone.relu(backbone.bn1(backbone.conv1(images))))
+    stages = []
+    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        stages.append(x := stage(x))
+    for level, expected in zip(detector.backbone.body(images).values(), stages[1:]):
+        torch.testing.assert_close(level, expected)
+
+
+def test_unknown_architecture() -> None:
+    with pytest.raises(ValueError, match="architecture='yolo'"):
+        build_detector(
+            "yolo", build_backbone("resnet_mini")[0], channels=3, classes=2, mean=(0.0,), std=(1.0,), scale=SMALL
+        )
+
+
+def test_training_learns_and_follows_the_seed(digits: ImageArrays) -> None:
+    scenes = InMemory(DigitScenes(digits, 4, seed=0))
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        backbone, _ = build_backbone("resnet_mini", channels=1)
+        detector = build_detector("faster-rcnn", backbone, channels=1, classes=11, mean=(0.0,), std=(1.0,), scale=SMALL)
+        schedule = Schedule(steps=12, batch_size=4, lr=2e-3, warmup_steps=2, optimizer="adamw", hflip=0.5)
+        runs.append(train_detector(detector, scenes, schedule, seed=0, device=CPU))
+    assert runs[0] == pytest.approx(runs[1], rel=1e-3)
+    assert sum(runs[0][-3:]) < 0.8 * sum(runs[0][:3])
+
+
+class _Oracle(torch.nn.Module):
+    """Finds what it is told, in order, shifted by some pixels."""
+
+    def __init__(self, targets: list[dict], shift: float):
+        super().__init__()
+        self.targets = iter(targets)
+        self.shift = shift
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        found = []
+        for _ in images:
+            target = next(self.targets)
+            scores = torch.linspace(1, 0.5, len(target["labels"]))
+            found.append({"boxes": target["boxes"] + self.shift, "labels": target["labels"], "scores": scores})
+        return found
+
+
+def test_metric(digits: ImageArrays) -> None:
+    scenes = InMemory(DigitScenes(digits, 6, seed=0))
+    targets = [target for _, target in scenes.items]
+    exact = evaluate_detector(_Oracle(targets, 0.0), scenes, CPU, batch_size=4)
+    assert exact == pytest.approx({"map": 1.0, "map_50": 1.0, "map_75": 1.0})
+    shifted = evaluate_detector(_Oracle(targets, 3.0), scenes, CPU)
+    assert shifted["map"] < 0.9
+    assert shifted["map_75"] < shifted["map_50"]
+    assert evaluate_detector(_Oracle(targets, 50.0), scenes, CPU)["map_50"] < 0.05
+
+
+def write_coco(folder: Path) -> tuple[Path, Path]:
+    images = folder / "train2017"
+    images.mkdir()
+    for number in (1, 2):
+        torchvision.io.write_png(torch.full((3, 40, 60), 100, dtype=torch.uint8), str(images / f"{number}.png"))
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.png", "height": 40, "width": 60} for number in (1, 2)],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 6, 20, 10], "area": 200, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [5, 6, 0, 10], "area": 0, "iscrowd": 0},
+        ],
+    }
+    annotations = folder / "instances.json"
+    annotations.write_text(json.dumps(content))
+    return images, annotations
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_coco_folder(channels: int, tmp_path: Path) -> None:
+    data = coco_detection(*write_coco(tmp_path), channels)
+    assert data.classes == ["unused 0", "dog", "unused 2", "cat"]
+    image, target = data[0]
+    assert (image.shape, image.dtype) == ((channels, 40, 60), torch.uint8)
+    assert target["boxes"].tolist() == [[5.0, 6.0, 25.0, 16.0]]  # the box without area is dropped
+    assert target["labels"].tolist() == [3]
+    _, empty = data[1]
+    assert (empty["boxes"].shape, empty["labels"].shape) == ((0, 4), (0,))
+
+
+def test_voc_folder(tmp_path: Path) -> None:
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    torchvision.io.write_jpeg(torch.full((3, 30, 50), 90, dtype=torch.uint8), str(root / "JPEGImages" / "a.jpg"))
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    box = "<bndbox><xmin>4</xmin><ymin>5</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
+    thing = f"<object><name>cat</name><difficult>0</difficult>{box}</object>"
+    size = "<size><width>50</width><height>30</height><depth>3</depth></size>"
+    (root / "Annotations" / "a.xml").write_text(f"<annotation><filename>a.jpg</filename>{size}{thing}</annotation>")
+    data = voc_detection(tmp_path, "2012", "train", channels=3)
+    image, target = data[0]
+    assert image.shape == (3, 30, 50)
+    assert target["boxes"].tolist() == [[4.0, 5.0, 30.0, 20.0]]
+    assert [data.classes[label] for label in target["labels"]] == ["cat"]
+
+
+@pytest.mark.parametrize("broken", ["no folder", "no file", "no json", "no categories", "id 0"])
+def test_bad_coco_is_refused(broken: str, tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    if broken == "no folder":
+        images = tmp_path / "nowhere"
+    elif broken == "no file":
+        annotations = tmp_path / "nowhere.json"
+    elif broken == "no json":
+        annotations.write_text("{")
+    else:
+        categories = [] if broken == "no categories" else [{"id": 0, "name": "zero"}]
+        annotations.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    with pytest.raises(ConfigError, match="COCO|category"):
+        coco_detection(images, annotations, 3)
+
+
+def test_bad_voc_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no VOC2012 'train' there"):
+        voc_detection(tmp_path, "2012", "train", 3)
+
+
+def test_command(run_folder: Path, tmp_path: Path) -> None:
+    options = ["--steps", "2", "--batch-size", "2", "--seeds", "1", "--test-scenes", "6", "--threads", "1"]
+    assert main(["detect", "--checkpoint", str(run_folder), "--output", str(tmp_path), *options]) == 0
+    content = json.loads((tmp_path / "detect.json").read_text())
+    assert {"random", "checkpoint", "schedule"} == set(content["results"])
+    assert content["results"]["schedule"]["steps"] == 2
+    assert (tmp_path / "detect.png").read_bytes().startswith(b"\x89PNG")

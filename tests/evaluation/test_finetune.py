@@ -1,0 +1,120 @@
+"""Fine-tuning: it learns, from where it is told to, on the images it is told to, alone and over processes."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.evaluation.__main__ import main
+from simclr_fast.evaluation.batches import LabelledBatches, subset
+from simclr_fast.evaluation.classify import Classifier, Speed, classifier_accuracy, train_classifier
+from simclr_fast.evaluation.encoders import preprocess_of
+from simclr_fast.evaluation.run import Run
+from simclr_fast.training.finite import NonFiniteLossError
+from simclr_fast.training.process import Process
+
+ROOT = Path(__file__).parents[2]
+CPU = Process(0, 1, torch.device("cpu"))
+
+
+def dark_and_bright(count: int) -> ImageArrays:
+    labels = torch.arange(2).repeat(count // 2)
+    level = torch.where(labels.view(-1, 1, 1, 1) == 0, 30, 200)
+    return ImageArrays((level + torch.randint(0, 40, (count, 1, 28, 28))).byte(), labels)
+
+
+@pytest.mark.parametrize(
+    "speed",
+    [Speed(), Speed(torch.bfloat16), Speed(channels_last=False)],
+    ids=["float32", "bfloat16", "contiguous"],
+)
+def test_learns(speed: Speed, run_folder: Path) -> None:
+    run, source = Run.open(run_folder), dark_and_bright(32)
+    model = Classifier(run.encoder(), 128, 2)
+    start = [p.detach().clone() for p in model.parameters()]
+    batches = LabelledBatches(source, 16, run, 0, CPU)
+    trained = train_classifier(model, batches, steps=40, lr=0.02, process=CPU, speed=speed)
+    assert classifier_accuracy(trained, source, preprocess_of(run), CPU.device) == 1.0
+    assert all(not torch.equal(p, before) for p, before in zip(trained.parameters(), start)), "every layer is trained"
+
+
+def test_compiled_step_is_the_same(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The eager backend checks that the step can be traced, without a C++ compiler's minutes.
+    traced = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: traced(function, backend="eager", **options))
+    run, source = Run.open(run_folder), dark_and_bright(16)
+    weights = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = Classifier(run.encoder(), 128, 2)
+        batches = LabelledBatches(source, 16, run, 0, CPU)
+        trained = train_classifier(model, batches, steps=3, lr=0.05, process=CPU, speed=Speed(compile=compile))
+        weights.append(trained.state_dict())
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value)
+
+
+def test_a_loss_that_is_not_finite_stops(run_folder: Path) -> None:
+    run = Run.open(run_folder)
+    model = Classifier(run.encoder(), 128, 2)
+    nn.init.constant_(model.fc.bias, float("nan"))
+    batches = LabelledBatches(dark_and_bright(16), 16, run, 0, CPU)
+    with pytest.raises(NonFiniteLossError, match="step 0"):
+        train_classifier(model, batches, steps=2, lr=0.1, process=CPU, speed=Speed())
+
+
+def test_subset_of_encoded_images_renumbers() -> None:
+    files = [f"image {i}".encode() for i in range(5)]
+    source = EncodedImages(5, files.__getitem__, "name {}".format, labels=torch.arange(5))
+    part = subset(source, torch.tensor([4, 1]))
+    assert (len(part), part.read(0), part.read(1), part.name(1)) == (2, files[4], files[1], "name 1")
+    assert part.labels.tolist() == [4, 1]
+
+
+SMALL = ["--fractions", "0.01", "--draws", "1", "--epochs", "1", "--min-steps", "2", "--threads", "1"]
+
+
+def test_command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["finetune", "--checkpoint", str(run_folder), "--output", str(tmp_path), *SMALL]) == 0
+    content = json.loads((tmp_path / "finetune.json").read_text())
+    result = content["results"]["0.01"]
+    assert result["images"] == 40
+    assert result["steps"] == 2
+    for name in ("raw", "scratch", "checkpoint"):
+        assert 0 <= result[name]["mean"] <= 1
+    assert result["raw"]["mean"] > 0.3  # 4 labels per class: far above the 10% of chance
+    assert "1% (40 images)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--fractions", "0.1", "--epochs", "1", "2"], "--epochs"),
+        (["--dataset", "imagefolder", "--data-dir", "nowhere"], "--data-dir nowhere"),
+    ],
+)
+def test_bad_options(wrong: list[str], message: str, run_folder: Path, tmp_path: Path, capsys) -> None:
+    assert main(["finetune", "--checkpoint", str(run_folder), "--output", str(tmp_path), *wrong]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.proof
+def test_two_processes_train_as_one(run_folder: Path, tmp_path: Path) -> None:
+    """Same images, same views, batch statistics and gradients over both processes: the same accuracies."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = ["-m", "simclr_fast.evaluation", "finetune", "--checkpoint", str(run_folder), *SMALL, "--batch-size", "40"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        arguments = [sys.executable, *launcher, *common, "--output", str(tmp_path / name)]
+        subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    one, two = (json.loads((tmp_path / name / "finetune.json").read_text())["results"] for name in ("one", "two"))
+    for init in ("scratch", "checkpoint"):
+        assert two["0.01"][init]["mean"] == pytest.approx(one["0.01"][init]["mean"], abs=0.01)

@@ -1,0 +1,134 @@
+"""The HTML page: everything of a run in it, nothing fetched, nothing executed; and the tables of the other commands."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from simclr_fast.evaluation import page
+from simclr_fast.evaluation.__main__ import main
+from simclr_fast.evaluation.tables import ResultTable, percent
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def commands_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the cheap commands, then the page."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    common = ["--output", str(folder), "--threads", "1"]
+    few = ["--per-class", "1", "3", "--draws", "2"]
+    linear = ["--epochs", "1", "--lr-base", "0.1", "--penalty-c", "0.01", "0.1"]
+    assert main(["knn", "--checkpoint", str(run_folder), "--knn-k", "1", "5", *common]) == 0
+    assert main(["few-label", "--checkpoint", str(run_folder), *few, *common]) == 0
+    assert main(["linear", "--checkpoint", str(run_folder), *linear, *common]) == 0
+    metrics = [{"step": step, "loss": 5.0 - step / 10, "contrastive_accuracy": 0.1, "lr": 1e-3} for step in (1, 2, 3)]
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    assert main(["report", str(run_folder), *common]) == 0
+    return folder
+
+
+def test_knn_results(commands_folder: Path) -> None:
+    results = json.loads((commands_folder / "knn.json").read_text())["results"]
+    assert set(results) == {"test", "train"}
+    assert set(results["test"]) == {"1", "5"}
+    assert 0.94 < results["test"]["1"]["raw"] < 0.97  # 4,000 labelled digits, raw pixels: 95.4%
+    assert 0.93 < results["train"]["1"]["raw"] < 0.97  # and not 100%, which an image finding itself would give
+
+
+def test_few_label_results(commands_folder: Path) -> None:
+    results = json.loads((commands_folder / "few-label.json").read_text())["results"]
+    for probe in ("linear", "1nn"):
+        assert results[probe]["1"]["raw"]["mean"] < results[probe]["3"]["raw"]["mean"]
+        assert results[probe]["3"]["raw"]["std"] > 0
+    assert (commands_folder / "few-label.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_linear_results(commands_folder: Path) -> None:
+    results = json.loads((commands_folder / "linear.json").read_text())["results"]
+    assert results["lbfgs"]["raw"]["accuracy"] > 0.88
+    assert results["lbfgs"]["raw"]["penalty_c"] in (0.01, 0.1)
+    assert results["sgd"]["raw"]["accuracy"] > 0.5
+    assert results["sgd"]["raw"]["lr_base"] == 0.1
+    assert results["sgd"]["random_init"]["accuracy"] > 0.15
+
+
+def test_page_holds_every_section(commands_folder: Path) -> None:
+    text = (commands_folder / "report.html").read_text()
+    parsed = Page(text)
+    assert not parsed.open, "every tag is closed"
+    content = " ".join(parsed.text)
+    for expected in (
+        "Learning curves",
+        "Map of the embeddings",
+        "Nearest neighbours",
+        "Confusions",
+        "Nearest-neighbour classification",
+        "Few labels",
+        "Linear classification",
+        "temperature",
+    ):
+        assert expected in content
+    anchors = {attributes["id"] for _, attributes in parsed.tags if "id" in attributes}
+    links = {attributes["href"][1:] for tag, attributes in parsed.tags if tag == "a"}
+    assert links == anchors
+
+
+def test_page_fetches_and_executes_nothing(commands_folder: Path) -> None:
+    text = (commands_folder / "report.html").read_text()
+    parsed = Page(text)
+    assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in parsed.tags}
+    for tag, attributes in parsed.tags:
+        for name in ("src", "href"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes[name][:80])
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"url\(|@import", text)
+    policies = [a["content"] for tag, a in parsed.tags if tag == "meta" and "http-equiv" in a]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_pictures_are_whole(commands_folder: Path) -> None:
+    sources = [a["src"] for tag, a in Page((commands_folder / "report.html").read_text()).tags if tag == "img"]
+    assert len(sources) >= 5
+    for source in sources:
+        data = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
+        assert data.startswith(b"\x89PNG")
+        assert data[-8:-4] == b"IEND"
+
+
+def test_text_is_escaped() -> None:
+    text = page.render("<b>", [page.Section("a & b", page.table(["<th>"], [["<script>"]], "'<caption>'"))])
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    assert "<b>" not in text
+
+
+def test_table_cells() -> None:
+    table = ResultTable.of(
+        "title", "first", {"b": "B", "a": "A"}, {"row": {"a": percent(0.5), "b": percent(0.25, 0.1)}}
+    )
+    assert table == ResultTable("title", ["first", "B", "A"], [["row", "25.0 ± 10.0", "50.0"]])
