@@ -62,7 +62,7 @@ class LinearOptions(DataOptions):
     """Epochs of SGD; None is the published 90, and 30 for the demo."""
     batch_size: int = 256
     """Images per step of SGD."""
-    lr_base: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    lr_base: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     """Learning rates per 256 images tried at once by SGD; the held-out training images choose one."""
     penalty_c: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Inverse L2 penalties tried by L-BFGS; the held-out training images choose one."""

@@ -15,6 +15,23 @@ MOMENTUM = 0.9
 REFERENCE_BATCH = 256  # lr_base is per this many images
 
 
+class Standardize(nn.Module):
+    """Brings features [B, D] to mean 0 and variance 1, by fixed statistics of training features [N, D].
+
+    A linear map, so that the classifier on top stays linear in the features; with it one grid of learning rates suits
+    every encoder (as the batch norm without parameters of He et al. 2022, arXiv:2111.06377, A.1).
+    """
+
+    def __init__(self, features: Tensor):
+        super().__init__()
+        std = features.std(dim=0)
+        self.register_buffer("mean", features.mean(dim=0))
+        self.register_buffer("std", std.clamp_min(0.01 * std.mean()))  # blank pixels hardly vary
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """A classifier on top of a frozen encoder, and the learning rate per 256 images that trained it."""

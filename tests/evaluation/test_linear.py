@@ -11,7 +11,7 @@ from torch import nn
 from simclr_fast.data import ImageArrays
 from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.evaluation.linear import LinearClassifier, fit_linear, linear_accuracy, standardize, sweep_linear
-from simclr_fast.evaluation.probe import Probe, best_probe, train_probes
+from simclr_fast.evaluation.probe import Probe, Standardize, best_probe, train_probes
 from simclr_fast.evaluation.run import Run
 from simclr_fast.optim import lr_at
 from simclr_fast.training.process import Process
@@ -120,3 +120,11 @@ def test_batches_depend_on_the_seed_alone(run_folder) -> None:
     assert not torch.equal(first[0][1], other[0][1])
     epoch = torch.cat([labels for _, labels in first[:2]])
     assert len(epoch.unique()) == 16  # no image twice within an epoch
+
+
+def test_standardized_features_stay_linear() -> None:
+    features = torch.randn(100, 3) * torch.tensor([5.0, 0.1, 0]) + 2
+    scaled = Standardize(features)(features)
+    torch.testing.assert_close(scaled.mean(dim=0), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled[:, :2].std(dim=0), torch.ones(2))
+    assert scaled.isfinite().all()

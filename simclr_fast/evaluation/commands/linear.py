@@ -2,19 +2,21 @@
 
 from typing import Any
 
+from torch import nn
+
 from simclr_fast.evaluation.batches import LabelledBatches, subset
 from simclr_fast.evaluation.comparison import ENCODERS
 from simclr_fast.evaluation.encoders import encoders, preprocess_of
 from simclr_fast.evaluation.features import embed
 from simclr_fast.evaluation.linear import standardize, sweep_linear
-from simclr_fast.evaluation.probe import best_probe, train_probes
+from simclr_fast.evaluation.probe import Standardize, best_probe, train_probes
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
 from simclr_fast.evaluation.tables import ResultTable, percent
 
 PUBLISHED_EPOCHS = 90
 DEMO_EPOCHS = 30
-METHODS = {"sgd": "SGD on augmented images", "lbfgs": "L-BFGS on cached features"}
+METHODS = {"sgd": "SGD, augmented images", "lbfgs": "L-BFGS, cached features"}
 
 
 def main(session: Session) -> None:
@@ -33,8 +35,9 @@ def main(session: Session) -> None:
             batches = LabelledBatches(
                 subset(data.labelled, kept), options.batch_size, run, options.seed, session.process
             )
+            scale_features = Standardize(train[kept])
             probes = train_probes(
-                encoder,
+                nn.Sequential(encoder, scale_features).to(device),
                 train.shape[1],
                 batches,
                 classes,
@@ -43,9 +46,10 @@ def main(session: Session) -> None:
                 lr_base=options.lr_base,
                 title=f"{METHODS['sgd']}, {ENCODERS[name]}",
             )
-            probe, score = best_probe(probes, train[held_out], labels[held_out])
+            scale = scale_features.cpu()
+            probe, score = best_probe(probes, scale(train[held_out]), labels[held_out])
             results.setdefault("sgd", {})[name] = {
-                "accuracy": (probe.classifier.predict(test) == truth).float().mean().item(),
+                "accuracy": (probe.classifier.predict(scale(test)) == truth).float().mean().item(),
                 "held_out_accuracy": score,
                 "lr_base": probe.lr_base,
                 "epochs": epochs,
