@@ -115,7 +115,7 @@ def scenes_task(session: Session) -> Task:
     schedule = Schedule(
         steps=steps,
         batch_size=batch_size,
-        lr=options.lr or 1e-3,
+        lr=options.lr or 2e-3,
         warmup_steps=steps // 10,
         optimizer="adamw",
     )
