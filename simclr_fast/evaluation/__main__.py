@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run = Run.open(chosen.checkpoint)  # first of all: nothing is started for a checkpoint that cannot be used
         process = start_process(chosen.device, chosen.threads)
+        if process.world_size > 1 and name != "finetune":
+            raise ConfigError(f"it runs in one process, not in {process.world_size}: start it without torchrun")
         command = importlib.import_module(f"simclr_fast.evaluation.commands.{name.replace('-', '_')}")
         command.main(Session.start(name, chosen, run, process))
         return 0

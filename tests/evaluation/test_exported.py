@@ -133,8 +133,6 @@ def test_onnx_names_what_is_missing(run_folder: Path, tmp_path: Path, monkeypatc
 
 @pytest.mark.proof
 def test_onnx_agrees(run_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
     run = Run.open(run_folder)
     exported.export_onnx(run, tmp_path)
     images = exported.sample_images(run, count=5)
