@@ -21,13 +21,13 @@ from simclr_fast.ops.ntxent.triton_backward import (
 )
 from simclr_fast.ops.ntxent.triton_forward import ntxent_fwd_kernel, ntxent_fwd_reduce_kernel, ntxent_normalize_kernel
 from simclr_fast.ops.ntxent.triton_tiles import (
-    HELD_D_BACKWARD,
-    HELD_D_FORWARD,
     OWNED_D,
     Target,
+    backward_holds_rows,
     backward_splits,
     backward_tiles,
     forward_groups,
+    forward_holds_rows,
     forward_tiles,
     target_of,
 )
@@ -118,7 +118,7 @@ class TritonNtxent:
             "PRECISION": _tl_precision(dot),
             "BLOCK_D": tiles.block_d,
             "CHUNKS": triton.cdiv(dim, tiles.block_d),
-            "HOLD_ROWS": dim <= HELD_D_FORWARD[dot],
+            "HOLD_ROWS": forward_holds_rows(target, dot, dim),
             "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
             "EVEN_D": dim % tiles.block_d == 0,
         }
@@ -205,7 +205,7 @@ class TritonNtxent:
                     "BLOCK_N": tiles.block_n,
                     "BLOCK_D": tiles.block_d,
                     "CHUNKS": chunks,
-                    "HOLD_ROWS": dim <= HELD_D_BACKWARD[dot],
+                    "HOLD_ROWS": backward_holds_rows(dot, dim),
                     "EVEN_D": dim % tiles.block_d == 0,
                     "SPECIAL": min(16, tiles.block_n),
                 },

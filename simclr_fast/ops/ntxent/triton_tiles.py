@@ -36,9 +36,9 @@ class Tiles:
 
 
 # Largest D of which a program of the forward kernel keeps a tile of rows on chip while a strip of column tiles goes by.
-HELD_D_FORWARD = {"fp16": 128, "tf32": 64, "tf32x3": 0}
+_HELD_D_FORWARD = {(80, "fp16"): 128, (80, "tf32"): 64, (90, "fp16"): 128, (90, "tf32"): 64}
 # The same of the backward kernel; tf32x3 would keep two halves of every number.
-HELD_D_BACKWARD = {"fp16": 256, "tf32": 256, "tf32x3": 64}
+_HELD_D_BACKWARD = {"fp16": 256, "tf32": 256, "tf32x3": 64}
 # Columns of the gradient that a program of the backward kernel owns. A larger D is shared out among programs, each of
 # which computes the logits again: M^2 D multiply-adds more for every further part.
 OWNED_D = 256
@@ -52,18 +52,28 @@ _FORWARD = {
     (90, "fp16"): {64: Tiles(128, 128, 64, 8, 2), 128: Tiles(128, 128, 128, 8, 2), _ANY: Tiles(128, 128, 64, 4, 2)},
     (90, "tf32"): {64: Tiles(128, 128, 64, 8, 2), _ANY: Tiles(128, 128, 32, 4, 2)},
     (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 2)},
-    (100, "fp16"): {64: Tiles(64, 64, 64, 4, 2), 128: Tiles(64, 64, 128, 4, 2), _ANY: Tiles(64, 64, 64, 4, 2)},
-    (100, "tf32"): {64: Tiles(64, 64, 64, 4, 2), _ANY: Tiles(64, 64, 32, 4, 2)},
+    (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},
+    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},
     (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
 }
 _BACKWARD = {
-    (80, "fp16"): {64: Tiles(128, 64, 64, 4, 2), 128: Tiles(128, 32, 64, 4, 3), _ANY: Tiles(64, 32, 128, 4, 2)},
+    (80, "fp16"): {
+        64: Tiles(128, 64, 64, 4, 2),
+        128: Tiles(128, 32, 64, 4, 3),
+        256: Tiles(64, 32, 128, 4, 2),
+        _ANY: Tiles(64, 32, 128, 8, 2),
+    },
     (80, "tf32"): {64: Tiles(64, 64, 64, 4, 2), 128: Tiles(64, 32, 128, 4, 2), _ANY: Tiles(32, 32, 128, 8, 2)},
-    (80, "tf32x3"): {64: Tiles(32, 32, 64, 4, 2), 128: Tiles(32, 32, 64, 8, 2), _ANY: Tiles(32, 32, 64, 8, 2)},
-    (90, "fp16"): {64: Tiles(128, 64, 64, 8, 2), _ANY: Tiles(128, 64, 128, 8, 2)},
+    (80, "tf32x3"): {64: Tiles(32, 32, 64, 4, 2), _ANY: Tiles(32, 32, 64, 8, 2)},
+    (90, "fp16"): {64: Tiles(128, 64, 64, 8, 2), 256: Tiles(128, 64, 128, 8, 2), _ANY: Tiles(64, 64, 128, 8, 2)},
     (90, "tf32"): {64: Tiles(128, 32, 64, 8, 2), _ANY: Tiles(128, 32, 128, 8, 2)},
-    (90, "tf32x3"): {64: Tiles(64, 32, 64, 4, 2), _ANY: Tiles(64, 32, 64, 8, 2)},
-    (100, "fp16"): {64: Tiles(128, 64, 64, 8, 2), 128: Tiles(128, 64, 128, 8, 2), _ANY: Tiles(64, 32, 128, 8, 2)},
+    (90, "tf32x3"): {64: Tiles(64, 32, 64, 4, 2), _ANY: Tiles(32, 32, 64, 8, 2)},  # 32 rows: mma.sync
+    (100, "fp16"): {
+        64: Tiles(128, 64, 64, 8, 2),
+        128: Tiles(128, 64, 128, 8, 2),
+        256: Tiles(64, 32, 128, 8, 2),
+        _ANY: Tiles(64, 32, 64, 8, 2),
+    },
     (100, "tf32"): {64: Tiles(128, 32, 64, 8, 2), 128: Tiles(128, 32, 128, 8, 2), _ANY: Tiles(64, 32, 128, 8, 2)},
     (100, "tf32x3"): {64: Tiles(64, 32, 64, 8, 2), _ANY: Tiles(64, 32, 64, 8, 2)},
 }
@@ -82,6 +92,16 @@ def forward_tiles(target: Target, operand: str, dim: int) -> Tiles:
 def backward_tiles(target: Target, operand: str, dim: int) -> Tiles:
     """operand: "fp16", "tf32" or "tf32x3"."""
     return _choose(_BACKWARD, target, operand, dim)
+
+
+def forward_holds_rows(target: Target, operand: str, dim: int) -> bool:
+    """Whether a program of the forward kernel keeps its tile of rows on chip."""
+    return dim <= _HELD_D_FORWARD.get((target.arch, operand), 0)
+
+
+def backward_holds_rows(operand: str, dim: int) -> bool:
+    """Whether a program of the backward kernel keeps its tile of rows on chip."""
+    return dim <= _HELD_D_BACKWARD[operand]
 
 
 def forward_groups(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
