@@ -1,0 +1,47 @@
+"""The Triton NT-Xent kernels compiled ahead of time: no spills, tensor cores in use, the committed table is true."""
+
+from typing import Any
+
+import pytest
+import triton
+
+from tests.proof import triton_tables
+from tests.proof.triton_tables import aot_keys, aot_markdown, aot_table, committed
+
+# What a program may use: 99 KiB on sm_86, sm_89 and sm_120, which the entries for sm_80 serve too.
+SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+# Of fp16 and tf32; full float32 on the tensor cores (tf32x3) may keep to mma.sync for want of registers.
+TENSOR_CORE_OP = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+
+
+def check(table: dict[str, Any]) -> None:
+    for name, row in table["kernels"].items():
+        arch = name.rsplit(", ", 1)[1]
+        assert row["stack"] == row["local"] == 0, name
+        assert "STL" not in row, name
+        assert "LDL" not in row, name
+        assert row["registers"] <= 255, name
+        assert row["shared"] <= SHARED_LIMIT[arch], name
+        if name.split(", ")[0] in triton_tables.TILE_KERNELS:
+            accepted = {TENSOR_CORE_OP[arch], "HMMA"} if ", tf32x3, " in name else {TENSOR_CORE_OP[arch]}
+            assert accepted & set(row), name
+    expected = committed("aot")
+    assert expected["triton"] == triton.__version__, "rewrite docs/tables: python -m tests.proof.triton_tables aot"
+    for name, row in table["kernels"].items():
+        assert row == expected["kernels"][name], name
+
+
+def test_tile_kernels_at_128() -> None:
+    assert not triton.knobs.runtime.interpret, "compilation needs a process without TRITON_INTERPRET"
+    check(aot_table(aot_keys(small=True)))
+
+
+def test_rendered_table() -> None:
+    assert (triton_tables.FOLDER / "aot_triton.md").read_text() == aot_markdown(committed("aot"))
+
+
+@pytest.mark.proof
+def test_every_variant() -> None:
+    table = aot_table(aot_keys())
+    check(table)
+    assert set(table["kernels"]) == set(committed("aot")["kernels"])
