@@ -48,7 +48,7 @@ class TestGeneratedCode:
     def test_is_right_and_free_of_issues(self, program: Program, workload: Workload) -> None:
         run_on_schedules(program, workload)
 
-    @pytest.mark.parametrize("workload", [w for w in WORKLOADS if w.counted], ids=str)
+    @pytest.mark.parametrize("workload", [*(w for w in WORKLOADS if w.counted), MODELLED], ids=str)
     def test_does_what_the_table_says(self, program: Program, workload: Workload, table: dict) -> None:
         if aot.toolkit() != table["nvcc"]:
             pytest.skip(f"the table was made with nvcc {table['nvcc']}")
