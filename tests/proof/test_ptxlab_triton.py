@@ -76,7 +76,8 @@ def test_schedules_agree(name: str) -> None:
 
 @pytest.mark.proof
 def test_approximate_functions_at_their_documented_error() -> None:
-    simulated(CASES["full float32"], approx="perturb")
+    """Not looking for races: several warps may store one replicated value, and here each has an error of its own."""
+    simulated(CASES["full float32"], approx="perturb", check_races=False)
 
 
 @pytest.mark.proof
