@@ -22,17 +22,16 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr_fast import NTXentLoss
-from simclr_fast.checkpoint import CheckpointError
 from simclr_fast.config import RECIPES, Config, ConfigError, check
 from simclr_fast.data import build_loader, load_dataset
-from simclr_fast.data.decode import DataError
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.training.bundle import save_bundle
 from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib
 from simclr_fast.training.monitor import OnlineKnn
-from simclr_fast.training.process import Process, start_process, stop_process
+from simclr_fast.training.process import Process, start_process
 from simclr_fast.training.profile import StepProfiler
+from simclr_fast.training.program import exit_status
 from simclr_fast.training.saver import CheckpointSaver
 from simclr_fast.training.signals import StopSignals
 from simclr_fast.training.start import autocast_dtype, prepare_folder, start_from
@@ -166,22 +165,17 @@ def parse(arguments: Sequence[str]) -> Config:
 
 @record  # lets torchrun show the error of the process that failed first
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for an option that cannot work, 1 for data or a loss that went wrong."""
+    """Returns the exit status (see `exit_status`); 128 + the signal's number after a stop by one."""
     logging.basicConfig(level=logging.INFO, format="train.py: %(message)s")
-    try:
+
+    def work() -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         process = start_process(config.speed.device, config.speed.threads)
         check(config, process.world_size)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.speed.tf32
         return train(config, process, Console())
-    except (ConfigError, CheckpointError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except (DataError, NonFiniteLossError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        stop_process()
+
+    return exit_status("train.py", work)
 
 
 if __name__ == "__main__":

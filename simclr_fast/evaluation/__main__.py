@@ -20,14 +20,12 @@ from collections.abc import Sequence
 
 import tyro
 
-from simclr_fast.checkpoint import CheckpointError
 from simclr_fast.config import ConfigError
-from simclr_fast.data.decode import DataError
 from simclr_fast.evaluation import options
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
-from simclr_fast.training.finite import NonFiniteLossError
-from simclr_fast.training.process import start_process, stop_process
+from simclr_fast.training.process import start_process
+from simclr_fast.training.program import exit_status
 
 COMMANDS = {
     "knn": options.KnnOptions,
@@ -59,10 +57,11 @@ def _as_command(name: str, kind: type):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for an option or a checkpoint that cannot work, 1 for data that went wrong."""
+    """Returns the exit status (see `exit_status`)."""
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
     name, chosen = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
+
+    def work() -> int:
         run = Run.open(chosen.checkpoint)  # first of all: nothing is started for a checkpoint that cannot be used
         process = start_process(chosen.device, chosen.threads)
         if process.world_size > 1 and name != "finetune":
@@ -70,14 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = importlib.import_module(f"simclr_fast.evaluation.commands.{name.replace('-', '_')}")
         command.main(Session.start(name, chosen, run, process))
         return 0
-    except (ConfigError, CheckpointError) as error:
-        print(f"{PROGRAM} {name}: error: {error}", file=sys.stderr)
-        return 2
-    except (DataError, NonFiniteLossError) as error:
-        print(f"{PROGRAM} {name}: error: {error}", file=sys.stderr)
-        return 1
-    finally:
-        stop_process()
+
+    return exit_status(f"{PROGRAM} {name}", work)
 
 
 if __name__ == "__main__":

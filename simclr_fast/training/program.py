@@ -1,0 +1,28 @@
+"""How the programs end: an error that their user can mend is one line and an exit status, not a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from simclr_fast.checkpoint import CheckpointError
+from simclr_fast.config import ConfigError
+from simclr_fast.data.decode import DataError
+from simclr_fast.training.finite import NonFiniteLossError
+from simclr_fast.training.process import stop_process
+
+
+def exit_status(program: str, work: Callable[[], int]) -> int:
+    """Do a program's work, leave the process group that it joined, and return the exit status.
+
+    That is what `work` returns; 2 for an option or a checkpoint that cannot work; 1 for data or a loss that went wrong.
+    Any other exception is a defect and passes through.
+    """
+    try:
+        return work()
+    except (ConfigError, CheckpointError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except (DataError, NonFiniteLossError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        stop_process()
