@@ -15,6 +15,7 @@ import triton.language as tl
 
 from simclr_fast.ops.ntxent.triton_common import (
     LOG2_E,
+    dot,
     is_negative,
     load_rows,
     load_vector,
@@ -121,13 +122,13 @@ def _bwd_tile(
             d = start + tl.arange(0, BLOCK_D)
             u_part = load_rows(u_ptr, first_row, columns, d, D, BLOCK_M, False, EVEN_D)
             v_part = load_rows(u_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D)
-            s2 = tl.dot(u_part, tl.trans(v_part), s2, input_precision=PRECISION)
+            s2 = dot(u_part, tl.trans(v_part), s2, PRECISION)
     u_cols = ()  # CHUNKS x [BLOCK_N, BLOCK_D]
     for c in tl.static_range(CHUNKS):
         d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
         u_cols += (load_rows(u_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D),)
         if HOLD_ROWS:
-            s2 = tl.dot(u_rows[c], tl.trans(u_cols[c]), s2, input_precision=PRECISION)
+            s2 = dot(u_rows[c], tl.trans(u_cols[c]), s2, PRECISION)
     s2 = s2 * to_log2  # s_ij log2(e)
     if not PLAIN:
         s2 = tl.where(is_negative(local, cols - row_offset, n, columns - row_offset), s2, MASKED)
@@ -145,7 +146,7 @@ def _bwd_tile(
     bracket = bracket.to(u_ptr.dtype.element_ty)
     new_acc = ()
     for c in tl.static_range(CHUNKS):
-        new_acc += (tl.dot(bracket, u_cols[c], acc[c], input_precision=PRECISION),)
+        new_acc += (dot(bracket, u_cols[c], acc[c], PRECISION, False),)
     return new_acc, row_dt
 
 

@@ -32,6 +32,35 @@ def sigmoid(x):
 
 
 @triton.jit
+def _high(x, FORM: tl.constexpr):
+    """The number nearest to float32 x that tf32 holds. FORM: 0, 1 or 2, three ways to write one and the same."""
+    bits = x.to(tl.int32, bitcast=True) + 0x1000
+    if FORM == 0:
+        bits &= -0x2000
+    elif FORM == 1:
+        bits -= bits & 0x1FFF
+    else:
+        bits ^= bits & 0x1FFF
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr, A_LOADED: tl.constexpr = True):
+    """acc + a b.  "tf32x3": float32 operands are split in two, and three of the four products are added.
+
+    No operand is used twice, though the values are: Triton moves the change of layout that an operand needs to its
+    load, where shared memory is swizzled, only for the first product that takes it. A second one is stored again, and
+    read with bank conflicts (as with Triton's own tf32x3). LLVM finds that the three forms are one.
+    """
+    if PRECISION == "tf32x3":
+        acc = tl.dot(a - _high(a, 0), _high(b, 1), acc, input_precision="tf32")
+        acc = tl.dot(_high(a, 1), b - _high(b, 0), acc, input_precision="tf32")
+        return tl.dot(_high(a, 2 if A_LOADED else 1), _high(b, 2), acc, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
 def load_rows(base, first, limit, d, D: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, EVEN_D: tl.constexpr):
     """Rows first .. first + BLOCK - 1 of a row-major [limit, D] array at columns d, zero outside.  # [BLOCK, len(d)]
 

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from simclr_fast.ops.ntxent.triton_common import (
     LOG2_E,
+    dot,
     is_negative,
     is_plain_tile,
     load_rows,
@@ -148,13 +149,13 @@ def ntxent_fwd_kernel(
                     for c in tl.static_range(CHUNKS):
                         d = c * BLOCK_D + tl.arange(0, BLOCK_D)
                         u_cols = load_rows(u_ptr, first_col, columns, d, D, BLOCK, EVEN, EVEN_D)
-                        s2 = tl.dot(u_rows[c], tl.trans(u_cols), s2, input_precision=PRECISION)
+                        s2 = dot(u_rows[c], tl.trans(u_cols), s2, PRECISION)
                 else:
                     for start in range(0, D, BLOCK_D):
                         d = start + tl.arange(0, BLOCK_D)
                         u_part = load_rows(u_ptr, first_row, columns, d, D, BLOCK, EVEN, EVEN_D)
                         u_cols = load_rows(u_ptr, first_col, columns, d, D, BLOCK, EVEN, EVEN_D)
-                        s2 = tl.dot(u_part, tl.trans(u_cols), s2, input_precision=PRECISION)
+                        s2 = dot(u_part, tl.trans(u_cols), s2, PRECISION)
                 s2 = s2 * to_log2  # s_ij log2(e)
                 if not is_plain_tile(tile_m * BLOCK, first_col - row_offset, n, columns - row_offset, BLOCK, BLOCK):
                     s2 = tl.where(is_negative(local, cols - row_offset, n, columns - row_offset), s2, -float("inf"))
@@ -238,14 +239,14 @@ def ntxent_fwd_reduce_kernel(
     lse_neg = tl.where(total == 0.0, -float("inf"), tl.log(total) + bound)
 
     partner = tl.where(local < n, local + n, local - n)
-    dot = tl.zeros((BLOCK_R,), tl.float32)
+    product = tl.zeros((BLOCK_R,), tl.float32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         mask = inside[:, None] & (d < D)[None, :]
         u = tl.load(u_ptr + (row_offset + local).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
         u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
-        dot += tl.sum(u.to(tl.float32) * u_partner.to(tl.float32), axis=1)  # [BLOCK_R, BLOCK_D] summed
-    s_pos = dot / temperature
+        product += tl.sum(u.to(tl.float32) * u_partner.to(tl.float32), axis=1)  # [BLOCK_R, BLOCK_D] summed
+    s_pos = product / temperature
     x = lse_neg - s_pos
     loss = tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))  # softplus
     loss = tl.where(x == x, loss, x)
