@@ -10,7 +10,8 @@ namespace simclr::cuda {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 384;      // two blocks of them leave a thread 80 registers
 constexpr int kChunkRows = 16;        // source rows that are staged and resized at a time
-constexpr int kStagedRowBytes = 372;  // most bytes of a source row staged at a time; 3 channels of words divide it
+constexpr int kSectorBytes = 32;      // what device memory is read by
+constexpr int kStagedRowBytes = 384;  // most bytes of a source row staged at a time: whole sectors of 1 or 3 channels
 constexpr int kOutRows = 2;           // output rows that a warp lays out before it writes them
 constexpr int kTapsBytes = 16;        // of a tap table's entry
 
@@ -33,21 +34,25 @@ struct AugmentPlans {
 
 namespace plan_detail {
 
-constexpr int kLargestWhole = 96;                     // output pixels a side of a view that one block may own
-constexpr int kSharedForTwoBlocks = 80 * 1024 + 512;  // two such blocks share a multiprocessor of sm_80 or sm_90
+constexpr int kLargestWhole = 96;  // output pixels a side of a view that one block may own
+// Two such blocks share a multiprocessor of sm_80 (164 KiB, of which it keeps 1 KiB per block) beside their static
+// View.
+constexpr int kSharedForTwoBlocks = 81 * 1024 - 464;
 constexpr int kTileWidth = 64, kTileHeight = 32;
+// Of the mean, which has no halo: wide, to cut fewer sectors in two, and as high as lets two blocks share.
+constexpr int kMeanTileWidth = 128, kMeanTileHeight = 28;
 constexpr int kPixelsForMaxThreads = 2048;  // of a tile; smaller ones take kFewThreads
 constexpr int kFewThreads = 256;
 
 inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
 
-// Bytes of a staged source row: no more than the widest crop needs, where the host knows the images' width. Each run of
-// bytes has room for a shift of three.
+// Bytes of a staged source row: no more than the widest crop needs, where the host knows the images' width. A run may
+// start anywhere in a sector, and is staged by whole ones.
 inline int staged_row_bytes(const ImageBatch& images) {
-  if (images.ragged != nullptr) return kStagedRowBytes;
-  const int64_t row = static_cast<int64_t>(images.width) * images.channels * pixel_bytes(images.type);
-  const int64_t needed = row + 4 * images.channels;
-  return needed < kStagedRowBytes ? round_up(static_cast<int>(needed), 12) : kStagedRowBytes;
+  if (images.ragged != nullptr || images.width > kStagedRowBytes) return kStagedRowBytes;
+  const int run = images.width * pixel_bytes(images.type) + kSectorBytes - 1;
+  const int needed = images.channels * round_up(run, kSectorBytes);
+  return needed < kStagedRowBytes ? needed : kStagedRowBytes;
 }
 
 // half: the blur's largest radius. whole: the tile is the view, and has no halo.
@@ -74,7 +79,7 @@ inline AugmentPlan make_plan(const AugmentArgs& args, int width, int height, int
 
 // The plan of the pass that sums for contrast. Does not depend on the device: the caller sizes its scratch by it.
 inline AugmentPlan mean_plan(const AugmentArgs& args) {
-  return plan_detail::make_plan(args, plan_detail::kTileWidth, plan_detail::kTileHeight, 0, false);
+  return plan_detail::make_plan(args, plan_detail::kMeanTileWidth, plan_detail::kMeanTileHeight, 0, false);
 }
 
 // shared_limit: bytes that the device lets a block have.

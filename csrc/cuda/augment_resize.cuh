@@ -1,7 +1,7 @@
 // The crop, resized (antialiased bilinear, separable) into a block's pixel buffer.
 //
-// Chunks of kChunkRows source rows go through shared memory: their bytes are staged as they are, with whole words of
-// coalesced loads; resized horizontally; and added, weighted, to the output rows they belong to. A row that is longer
+// Chunks of kChunkRows source rows go through shared memory: their bytes are staged as they are, by whole sectors;
+// resized horizontally; and added, weighted, to the output rows they belong to. A row that is longer
 // than the staging area comes in chunks of columns, so that no scale and no image is too large.
 #pragma once
 
@@ -52,7 +52,7 @@ __device__ __forceinline__ const char* run_address(const Source& s, const Chunk&
   return s.crop + (chunk.row + row) * s.stride_h + channel * s.stride_c + chunk.column * s.stride_w;
 }
 
-// Bytes of the staging area before a run's first pixel: runs keep their alignment to words. The low bits of
+// Bytes of the staging area before a run's first pixel: runs keep their place within a sector. The low bits of
 // run_address.
 __device__ __forceinline__ int run_shift(const Source& s, const Chunk& chunk, int row, int channel) {
   const auto low = [](int64_t x) { return static_cast<uint32_t>(x); };
@@ -60,30 +60,37 @@ __device__ __forceinline__ int run_shift(const Source& s, const Chunk& chunk, in
                            static_cast<uint32_t>(chunk.row + row) * low(s.stride_h) +
                            static_cast<uint32_t>(channel) * low(s.stride_c) +
                            static_cast<uint32_t>(chunk.column) * low(s.stride_w);
-  return s.contiguous ? static_cast<int>(address & 3) : 0;
+  return s.contiguous ? static_cast<int>(address % kSectorBytes) : 0;
 }
 
-// Copies the words that hold bytes [begin, begin + bytes). Words are read whole where they lie within [low, high), the
-// image's own row. The warp starts at the 32-byte sector that holds the first word, so that it reads no sector twice.
-__device__ __forceinline__ void stage_words(const char* begin, int bytes, const char* low, const char* high,
-                                            char* staged) {
-  const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(begin) & 3);
-  const int skipped = static_cast<int>(reinterpret_cast<uintptr_t>(begin) & 31) / 4;
-  const int words = (shift + bytes + 3) / 4;
-  for (int w = lane_index() - skipped; w < words; w += kWarp) {
-    if (w < 0) continue;
-    const char* from = begin - shift + 4 * w;
-    uint32_t word = 0;
-    if (from >= low && from + 4 <= high) {
-      word = *reinterpret_cast<const uint32_t*>(from);
-    } else {
-      for (int k = 0; k < 4; ++k) {
-        if (from + k >= low && from + k < high) {
-          word |= static_cast<uint32_t>(static_cast<unsigned char>(from[k])) << (8 * k);
-        }
-      }
+// The word at `from`, with zeros for its bytes outside of [low, high).
+__device__ __forceinline__ uint32_t word_within(const char* from, const char* low, const char* high) {
+  if (from >= low && from + 4 <= high) return *reinterpret_cast<const uint32_t*>(from);
+  uint32_t word = 0;
+  for (int k = 0; k < 4; ++k) {
+    if (from + k >= low && from + k < high) {
+      word |= static_cast<uint32_t>(static_cast<unsigned char>(from[k])) << (8 * k);
     }
-    reinterpret_cast<uint32_t*>(staged)[w] = word;
+  }
+  return word;
+}
+
+// Copies the sectors that hold bytes [begin, begin + bytes), 16 bytes per lane. Memory is read by whole sectors anyhow,
+// and whole ones need no narrow loads at their ends. Only bytes in [low, high), the image's own row, are touched.
+__device__ __forceinline__ void stage_sectors(const char* begin, int bytes, const char* low, const char* high,
+                                              char* staged) {
+  const int shift = static_cast<int>(reinterpret_cast<uintptr_t>(begin) % kSectorBytes);
+  const int end = (shift + bytes + kSectorBytes - 1) / kSectorBytes * kSectorBytes;
+  for (int at = lane_index() * 16; at < end; at += kWarp * 16) {
+    const char* from = begin - shift + at;
+    uint4 quad;
+    if (from >= low && from + 16 <= high) {
+      quad = *reinterpret_cast<const uint4*>(from);
+    } else {
+      quad = make_uint4(word_within(from, low, high), word_within(from + 4, low, high),
+                        word_within(from + 8, low, high), word_within(from + 12, low, high));
+    }
+    *reinterpret_cast<uint4*>(staged + at) = quad;
   }
 }
 
@@ -102,7 +109,7 @@ __device__ __forceinline__ void stage(const Block<C>& block, const Source& s, co
     char* staged = block.staged + run * run_pitch;
     if (s.contiguous) {
       const char* low = begin - (block.view.params.left + chunk.column) * s.stride_w;
-      stage_words(begin, chunk.columns * s.run_pixel, low, low + s.image_width * s.stride_w, staged);
+      stage_sectors(begin, chunk.columns * s.run_pixel, low, low + s.image_width * s.stride_w, staged);
     } else if (s.element == 1) {
       stage_elements<uint8_t>(begin, s.stride_w, chunk.columns, staged);
     } else if (s.element == 2) {
@@ -230,8 +237,9 @@ __device__ __forceinline__ void resize(const Block<C>& block) {
              rightmost = block.columns[block.region.width() - 1];  // or swapped by a flip
   const int first_column = min(leftmost.first, rightmost.first), end_column = max(leftmost.end, rightmost.end);
   const int end_row = block.lines[block.region.height() - 1].end;
-  // Room for a shift of up to three bytes in every run.
-  const int columns_at_once = (block.plan.staged_row_bytes / C - 4) / s.element;
+  const int run_pitch = block.plan.staged_row_bytes / s.runs_per_row;
+  const int pixel = s.contiguous ? s.run_pixel : s.element;
+  const int columns_at_once = (run_pitch - (kSectorBytes - 1)) / pixel;  // wherever in a sector a run starts
 
   for (int row = block.lines[0].first; row < end_row; row += kChunkRows) {
     const int rows = min(kChunkRows, end_row - row);

@@ -190,10 +190,16 @@ __device__ inline Source crop_source(const ImageBatch& images, const ImageView& 
 // Fills *view (in shared memory); the caller has a barrier before it reads it. with_halo: a blurred tile gets its halo.
 __device__ inline void read_view(const AugmentArgs& args, const AugmentPlan& plan, const BlockIndex& index,
                                  bool with_halo, View* view) {
-  if (threadIdx.x != 0) return;
+  if (warp_index() != 0) return;
+  constexpr int kWords = sizeof(AugmentParams) / sizeof(int32_t);
+  if (lane_index() < kWords) {  // one request of 64 bytes
+    reinterpret_cast<int32_t*>(&view->params)[lane_index()] =
+        reinterpret_cast<const int32_t*>(args.params + index.image)[lane_index()];
+  }
+  __syncwarp();
+  if (lane_index() != 0) return;
   const ImageView image = image_at(args.images, index.sample);
-  const AugmentParams p =
-      made_safe(args.params[index.image], image.height, image.width, args.out_height, args.out_width);
+  const AugmentParams p = made_safe(view->params, image.height, image.width, args.out_height, args.out_width);
   view->params = p;
   view->source = crop_source(args.images, image, p);
   view->x = resize_axis(p.width, p.resize_width);

@@ -155,8 +155,13 @@ MUTANTS = (
     ),
     _augment(
         "staged bytes keep the wrong alignment",
-        *("_resize.cuh", "address & 3", "address & 1"),
+        *("_resize.cuh", "address % kSectorBytes", "address % 16"),
         "test_source_types_and_layouts",
+    ),
+    _augment(
+        "parameters are read before all lanes have stored them",
+        *("_tile.cuh", "  __syncwarp();\n  if (lane_index() != 0) return;", "  if (lane_index() != 0) return;"),
+        "test_one_block_per_view",
     ),
     _augment(
         "the test-time window starts at column 0",
