@@ -35,12 +35,8 @@ $(VENV)/peers.stamp: $(VENV)/package.stamp requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-bench.txt
 	touch $@
 
-BENCH := runs/bench
 bench bench-full: $(VENV)/peers.stamp  ## benchmark against PyTorch and the peers (15 minutes; -full: hours), write a report
-	mkdir -p $(BENCH)
-	$(BIN)/python -m pytest -q benchmarks --scale $(if $(filter %-full,$@),full,quick) --benchmark-quiet \
-		--benchmark-json=$(BENCH)/results.json
-	$(BIN)/python -m benchmarks.report $(BENCH)/results.json
+	$(BIN)/python -m benchmarks.run --scale $(if $(filter %-full,$@),full,quick)
 
 gpu-check: $(VENV)/package.stamp  ## on a machine with a GPU: tests on the device, compute-sanitizer, benchmarks, one report
 	$(BIN)/python -m tools.gpu_check

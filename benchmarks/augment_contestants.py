@@ -1,6 +1,5 @@
 """Who competes at augmentation: every backend of ours and the peers, each as views(images uint8 [B, 3, H, W])."""
 
-import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,18 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.harness import installed
 from simclr_fast import SimCLRAugment
 from simclr_fast.augmentation import IMAGENET_MEAN, IMAGENET_STD
-from simclr_fast.backends import why_not
+from simclr_fast.backends import BACKENDS, why_not
 
-OURS = ("cpp", "triton", "reference")
-NAMES = (*OURS, "torchvision", "kornia", "albumentations", "dali")
+NAMES = (*BACKENDS, "torchvision", "kornia", "albumentations", "dali")
 MODULES = {
     "torchvision": "torchvision",
     "kornia": "kornia",
     "albumentations": "albumentations",
     "dali": "nvidia.dali",
 }
+# What a peer leaves out or does more coarsely, although its views have the right statistics.
+NOTES = {
+    "torchvision": "v2, float, per sample",
+    "kornia": "one jitter order for the whole batch",
+    "albumentations": "no antialiasing; one image per thread",
+    "dali": "colour as one matrix: the hue is approximate",
+}
+# Who takes images as they are decoded, [H, W, C]; they get them so, without a transposition in the timed part.
+TAKES_NHWC = ("albumentations", "dali")
 Views = Callable[[Tensor], Tensor]
 
 
@@ -180,9 +188,9 @@ BUILDERS = {"torchvision": _torchvision, "kornia": _kornia, "albumentations": _a
 
 def absent(name: str, recipe: Recipe, device: torch.device) -> str | None:
     """Why this contestant does not take part; None if it does."""
-    if name in OURS:
+    if name in BACKENDS:
         return why_not(name, "augment", device)
-    if importlib.util.find_spec(MODULES[name].split(".")[0]) is None or importlib.util.find_spec(MODULES[name]) is None:
+    if not installed(MODULES[name]):
         return "not installed"
     if name == "albumentations" and device.type == "cuda":
         return "runs on the CPU only"
@@ -193,6 +201,6 @@ def absent(name: str, recipe: Recipe, device: torch.device) -> str | None:
 
 def build(name: str, recipe: Recipe, device: torch.device, channels_last: bool) -> Views:
     """The named contestant's views(images) -> [2 B, 3, size, size], float32, normalised."""
-    if name in OURS:
+    if name in BACKENDS:
         return _ours(name, recipe, device, channels_last)
     return BUILDERS[name](recipe, device, channels_last)

@@ -1,4 +1,4 @@
-"""How the loss scales: seconds per step against the number of processes that share one global batch."""
+"""How the loss scales: seconds against N, and against the number of processes that share one global batch."""
 
 import statistics
 import time
@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 
 from benchmarks.harness import FEWEST_ROUNDS, summary
 from benchmarks.ntxent_contestants import views
-from simclr_fast import NTXentLoss, ntxent_loss
+from benchmarks.ntxent_truth import loss_and_sampled_gradients
+from simclr_fast import NTXentLoss
 
 TEMPERATURE = 0.1
 TOLERANCE = 1e-5
@@ -18,20 +19,20 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A global batch of N pairs, split over 1, 2, ... processes."""
+    """Global batches of N pairs, each split over 1, 2, ... processes of one thread."""
 
-    n: int
+    sizes: tuple[int, ...]
     d: int
     processes: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"N={self.n},D={self.d},processes={'/'.join(map(str, self.processes))}"
+        return f"D={self.d},N={'/'.join(map(str, self.sizes))},processes={'/'.join(map(str, self.processes))}"
 
 
 CASES = {
-    "smoke": [Case(24, 8, (1, 2))],
-    "quick": [Case(2048, 128, (1, 2))],
-    "full": [Case(n, 128, (1, 2, 4)) for n in (2048, 8192, 32768)],
+    "smoke": [Case((24, 48), 8, (1, 2))],
+    "quick": [Case((512, 1024, 2048, 4096), 128, (1, 2))],
+    "full": [Case((512, 1024, 2048, 4096, 8192, 16384, 32768), 128, (1, 2, 4))],
 }
 
 
@@ -41,26 +42,30 @@ def _worker(rank: int, world: int, case: Case, device_type: str, steps: int, sto
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store, rank=rank, world_size=world)
-    z0, z1 = (z.detach().chunk(world)[rank].requires_grad_() for z in views(case.n, case.d, torch.float32, device))
     loss_function = NTXentLoss(TEMPERATURE, gather_distributed=True)
-    seconds = []
-    for _ in range(steps + 1):
-        dist.barrier()
-        start = time.perf_counter()
-        loss = loss_function(z0, z1)
-        torch.autograd.grad(loss, (z0, z1))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    mean = loss.detach() / world
-    dist.all_reduce(mean)
+    found = {}
+    for n in case.sizes:
+        both = views(n, case.d, torch.float32, device)
+        z0, z1 = (z.detach().chunk(world)[rank].requires_grad_() for z in both)
+        seconds = []
+        for _ in range(steps + 1):
+            dist.barrier()
+            start = time.perf_counter()
+            loss = loss_function(z0, z1)
+            torch.autograd.grad(loss, (z0, z1))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        mean = loss.detach() / world
+        dist.all_reduce(mean)
+        found[n] = (statistics.median(seconds[1:]), mean.item())
     if rank == 0:
-        results.put((statistics.median(seconds[1:]), mean.item()))
+        results.put(found)
     dist.destroy_process_group()
 
 
-def _run(world: int, case: Case, device: torch.device, steps: int, folder) -> tuple[float, float]:
-    """Median seconds of a step and the global loss, with this many fresh processes of one thread each."""
+def _run(world: int, case: Case, device: torch.device, steps: int, folder) -> dict[int, tuple[float, float]]:
+    """For every N: median seconds of a step, and the global loss, with this many fresh processes of one thread each."""
     results = mp.get_context("spawn").SimpleQueue()
     store = f"file://{folder / f'store-{world}-{time.time_ns()}'}"
     mp.spawn(_worker, (world, case, device.type, steps, store, results), nprocs=world)
@@ -68,24 +73,32 @@ def _run(world: int, case: Case, device: torch.device, steps: int, folder) -> tu
 
 
 def test_scaling(benchmark, case: Case, device: torch.device, budget: float, tmp_path) -> None:
-    truth = ntxent_loss(*views(case.n, case.d, torch.float64, device), TEMPERATURE).item()
-    seconds: dict[int, list[float]] = {world: [] for world in case.processes}
-    errors = dict.fromkeys(case.processes, 0.0)
+    truth = {
+        n: loss_and_sampled_gradients(*views(n, case.d, torch.float32, device), TEMPERATURE, samples=1)[0].item()
+        for n in case.sizes
+    }
+    keys = [(n, world) for n in case.sizes for world in case.processes]
+    seconds: dict[tuple[int, int], list[float]] = {key: [] for key in keys}
+    errors = dict.fromkeys(keys, 0.0)
+    # More processes than devices would share one; NCCL refuses that.
+    present = [w for w in case.processes if device.type != "cuda" or w <= torch.cuda.device_count()]
 
     def one_round() -> None:
-        for world in case.processes:
-            took, loss = _run(world, case, device, FEWEST_ROUNDS, tmp_path)
-            seconds[world].append(took)
-            errors[world] = max(errors[world], abs(loss - truth) / truth)
+        for world in present:
+            for n, (took, loss) in _run(world, case, device, FEWEST_ROUNDS, tmp_path).items():
+                seconds[n, world].append(took)
+                errors[n, world] = max(errors[n, world], abs(loss - truth[n]) / truth[n])
 
     benchmark.pedantic(one_round, rounds=1 if budget < 1 else 3, iterations=1)
-    one = statistics.median(seconds[case.processes[0]])
-    contestants, remarks = {}, {}
-    for world in case.processes:
-        name = f"{world} process{'es' if world > 1 else ''}"
-        contestants[name] = {"error": errors[world], "tolerance": TOLERANCE}
-        if errors[world] <= TOLERANCE:
-            contestants[name]["seconds"] = {"full": summary(seconds[world])}
-            remarks[name] = f"{one / statistics.median(seconds[world]):.2f}x of one process; 1 thread each"
-    benchmark.extra_info.update(suite="scaling", case=vars(case), contestants=contestants, remarks=remarks)
+    contestants = {}
+    for n, world in keys:
+        if world not in present:
+            figures = {"absent": f"needs {world} GPUs"}
+        else:
+            figures = {"error": errors[n, world], "tolerance": TOLERANCE}
+            if errors[n, world] <= TOLERANCE:
+                figures["seconds"] = {"full": summary(seconds[n, world])}
+        name = f"N={n}, {world} process{'es' if world > 1 else ''}"
+        contestants[name] = {"n": n, "processes": world, **figures}
+    benchmark.extra_info.update(suite="scaling", case=vars(case), contestants=contestants)
     assert all(error <= TOLERANCE for error in errors.values()), f"the global loss is wrong: {errors}, truth {truth}"

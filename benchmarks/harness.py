@@ -1,5 +1,6 @@
 """Interleaved timing of contestants whose results agree with the reference; a wrong one is reported, not timed."""
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 60
+# Short calls are repeated within a turn, as a training loop repeats them: the turn's figure is the median of its calls.
+TURN_SECONDS, MOST_CALLS = 0.02, 16
 
 
 class Laps:
@@ -37,12 +40,21 @@ class Laps:
         return {**found, "full": sum(found.values())}
 
 
+Check = Callable[[object], tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class Contestant:
-    """One way to do the job. `run(lap)` does it once, marks its phases, and returns what `check` looks at."""
+    """One way to do the job. `run(lap)` does it once, marks its phases, and returns what `check` looks at.
+
+    `check(result)` gives (error, tolerance); None takes that of the comparison. `note` says in what it differs from the
+    others although its results agree.
+    """
 
     name: str
     run: Callable[[Laps], object]
+    check: Check | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,56 +65,125 @@ class Absent:
     reason: str
 
 
+def installed(module: str) -> bool:
+    """Whether a peer's module can be imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that holds it
+        return False
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
     q1, median, q3 = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     return {"median": median, "q1": q1, "q3": q3, "rounds": len(values)}
 
 
+def time_call(contestant: Contestant, device: torch.device, calls: int = 1) -> dict[str, float]:
+    """Seconds of every phase: the median over this many calls in a row."""
+    taken: dict[str, list[float]] = {}
+    for _ in range(calls):
+        lap = Laps(device)
+        contestant.run(lap)
+        for phase, value in lap.seconds().items():
+            taken.setdefault(phase, []).append(value)
+    return {phase: statistics.median(values) for phase, values in taken.items()}
+
+
+def _admit(contestant: Contestant | Absent, check: Check | None, device: torch.device) -> tuple[dict, float]:
+    """What is known of a contestant before timing ("absent", "failed", or "error" and "tolerance"); seconds of a call.
+
+    A peer that raises (out of memory, another version's API) is a finding, as one that is wrong is; that ours must
+    neither raise nor be wrong is for `require` to say.
+    """
+    if isinstance(contestant, Absent):
+        return {"absent": contestant.reason}, 0.0
+    try:
+        contestant.run(Laps(device))  # first call: lazy initialisation, compilation
+        lap = Laps(device)
+        result = contestant.run(lap)
+        once = lap.seconds()["full"]
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"}, 0.0
+    error, tolerance = (contestant.check or check)(result)
+    return {"error": error, "tolerance": tolerance, **({"note": contestant.note} if contestant.note else {})}, once
+
+
+def _plan(once: dict[str, float], gauging: float, budget: float) -> tuple[int, dict[str, int]]:
+    """Number of rounds, and every contestant's calls in a turn, for about `budget` seconds."""
+    calls = {name: min(MOST_CALLS, max(1, int(TURN_SECONDS / max(seconds, 1e-9)))) for name, seconds in once.items()}
+    turn = {name: calls[name] * seconds for name, seconds in once.items()}
+    # The slow take part in the fewest rounds only, so that they do not cost the quick their many.
+    quick = [seconds for seconds in turn.values() if not _is_slow(seconds, budget)]
+    left = max(budget / 2, budget - FEWEST_ROUNDS * (sum(turn.values()) - sum(quick)))
+    rounds = int(left / max(sum(quick) + gauging, 1e-9)) if quick else FEWEST_ROUNDS
+    return min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)), calls
+
+
+def _is_slow(turn_seconds: float, budget: float) -> bool:
+    return turn_seconds > budget / (4 * FEWEST_ROUNDS)
+
+
 def compare(
     benchmark,
     contestants: list[Contestant | Absent],
-    check: Callable[[object], tuple[float, float]],
+    check: Check | None,
     device: torch.device,
     budget: float,
+    gauges: dict[str, Callable[[], float]] | None = None,
     **about: object,
 ) -> dict[str, dict]:
     """Checks every contestant, then times those that agree, in rounds of rotating order, for about `budget` seconds.
 
     `check(result)` gives (error, tolerance). The figures go into the benchmark's extra_info: for each contestant either
-    seconds per phase (median, quartiles) with its error, or "error" above "tolerance", or "absent" with the reason.
-    `about` (the case, operation and byte counts) is stored beside them.
+    seconds per phase (median, quartiles) with its error, or "error" above "tolerance", or "failed" with the exception,
+    or "absent" with the reason. `gauges` are read once a round and their medians stored as "limits": what the machine
+    can do, under the same conditions. `about` (the case, operation and byte counts) is stored beside them.
     """
     found: dict[str, dict] = {}
     runners: list[Contestant] = []
-    once = 0.0
+    once: dict[str, float] = {}
     for contestant in contestants:
-        if isinstance(contestant, Absent):
-            found[contestant.name] = {"absent": contestant.reason}
-            continue
-        contestant.run(Laps(device))  # first call: lazy initialisation, compilation
-        lap = Laps(device)
-        error, tolerance = check(contestant.run(lap))
-        found[contestant.name] = {"error": error, "tolerance": tolerance}
-        if error <= tolerance:  # false for NaN
+        found[contestant.name], seconds = _admit(contestant, check, device)
+        if found[contestant.name].get("error", float("inf")) <= found[contestant.name].get("tolerance", 0.0):
             runners.append(contestant)
-            once += lap.seconds()["full"]
+            once[contestant.name] = seconds
 
-    seconds: dict[str, dict[str, list[float]]] = {contestant.name: {} for contestant in runners}
+    start = time.perf_counter()
+    for gauge in (gauges or {}).values():
+        gauge()
+    rounds, calls = _plan(once, time.perf_counter() - start, budget)
+    often = max(1, rounds // FEWEST_ROUNDS)
+    taken: dict[str, dict[str, list[float]]] = {contestant.name: {} for contestant in runners}
+    read: dict[str, list[float]] = {name: [] for name in gauges or {}}
     turn = 0
 
     def one_round() -> None:
         nonlocal turn
-        for contestant in runners[turn % len(runners) :] + runners[: turn % len(runners)]:
-            lap = Laps(device)
-            contestant.run(lap)
-            for phase, value in lap.seconds().items():
-                seconds[contestant.name].setdefault(phase, []).append(value)
+        first = turn % len(runners)
+        for contestant in runners[first:] + runners[:first]:
+            name = contestant.name
+            if turn % often and _is_slow(calls[name] * once[name], budget):
+                continue
+            for phase, value in time_call(contestant, device, calls[name]).items():
+                taken[name].setdefault(phase, []).append(value)
+        for name, gauge in (gauges or {}).items():
+            read[name].append(gauge())
         turn += 1
 
-    rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, int(budget / max(once, 1e-9))))
-    benchmark.pedantic(one_round, rounds=rounds, iterations=1)
-    for name, phases in seconds.items():
+    if runners:
+        benchmark.pedantic(one_round, rounds=rounds, iterations=1)
+    else:
+        benchmark.pedantic(lambda: None, rounds=1, iterations=1)  # the figures below still go into the file
+    for name, phases in taken.items():
         found[name]["seconds"] = {phase: summary(values) for phase, values in phases.items()}
-    benchmark.extra_info.update(about, contestants=found)
+    limits = {"limits": {name: statistics.median(values) for name, values in read.items() if values}} if gauges else {}
+    benchmark.extra_info.update(about, contestants=found, **limits)
     return found
+
+
+def require(found: dict[str, dict], ours: tuple[str, ...]) -> None:
+    """Raises AssertionError where one of ours raised or disagrees, or where nobody could be timed."""
+    bad = {name: found[name] for name in ours if name in found and not {"seconds", "absent"} & set(found[name])}
+    assert not bad, f"disagrees with the reference, or fails: {bad}"
+    assert any("seconds" in figures for figures in found.values()), f"nobody could be timed: {found}"

@@ -1,26 +1,48 @@
 """Peak memory of one call, in a fresh process, over what was there before it.
 
-    python -m benchmarks.memory benchmarks.ntxent_contestants:memory_probe '{"name": "cpp", "n": 512, "d": 128}'
-
-The probe gets the JSON's arguments and returns a function; only what that function allocates is counted.
+A probe is a function "module:name" that gets keyword arguments and returns the call to measure; only what that call
+allocates is counted. The process is forked from a server that has imported torch and started no thread, so that a
+measurement takes no more than the probe itself.
 """
 
+import ctypes
+import gc
 import importlib
-import json
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import torch
 
+THREADS = 2
 
-def peak_bytes(probe: str, arguments: dict[str, object]) -> int:
-    """Runs the probe in a fresh process and returns the peak of its call in bytes above the baseline."""
-    command = [sys.executable, "-m", "benchmarks.memory", probe, json.dumps(arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
-    if run.returncode != 0:
-        raise RuntimeError(f"the memory probe {probe} failed with {arguments}: {run.stderr.strip().splitlines()[-1:]}")
-    return int(run.stdout)
+
+def peak_bytes(probe: str, arguments: dict[str, object], preload: tuple[str, ...] = ()) -> int:
+    """Runs the probe in a fresh process and returns the peak of its call in bytes above the baseline.
+
+    `preload` names modules that the server imports once, for all probes.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([probe.split(":")[0], *preload])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, probe, arguments))
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        answer = f"its process ended with status {process.exitcode}"
+    process.join()
+    if not isinstance(answer, int):
+        raise RuntimeError(f"the memory probe {probe} failed with {arguments}: {answer}")
+    return answer
+
+
+def _send(sender, probe: str, arguments: dict[str, object]) -> None:
+    torch.set_num_threads(THREADS)
+    try:
+        sender.send(_measure(probe, arguments))
+    except Exception as error:  # told to the parent, which raises it
+        sender.send(f"{type(error).__name__}: {error}")
 
 
 def _status(field: str) -> int:
@@ -34,6 +56,7 @@ def _measure(probe: str, arguments: dict[str, object]) -> int:
     module, function = probe.split(":")
     device = torch.device(arguments.get("device", "cpu"))
     call = getattr(importlib.import_module(module), function)(**arguments)
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -41,12 +64,8 @@ def _measure(probe: str, arguments: dict[str, object]) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before the call must not hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
     before = _status("VmRSS")
     call()
     return max(0, _status("VmHWM") - before)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(2)
-    sys.stdout.write(f"{_measure(sys.argv[1], json.loads(sys.argv[2]))}\n")

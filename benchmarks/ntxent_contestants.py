@@ -1,28 +1,34 @@
 """Who competes at NT-Xent: every backend of ours, plain PyTorch, and the peers, each as loss(z0, z1)."""
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Absent, Contestant, Laps
+from benchmarks.harness import Absent, Check, Contestant, Laps, installed
+from benchmarks.ntxent_truth import clip_loss_and_sampled_gradients, loss_and_sampled_gradients
 from simclr_fast import ntxent_loss
-from simclr_fast.backends import why_not
+from simclr_fast.backends import BACKENDS, why_not
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
 
-OURS = ("cpp", "triton", "reference")
-NAMES = (*OURS, "plain", "plain compiled", "lightly", "pytorch-metric-learning", "info-nce-pytorch", "inf-cl", "memeff")
-# The last two compute the one-way loss of z0 against z1 (a quarter of the logits, no same-view negatives).
-ONE_WAY = ("inf-cl", "memeff")
-FEWEST_COMPILED = 128
+NAMES = (
+    *(*BACKENDS, "plain", "plain compiled"),
+    *("lightly", "pytorch-metric-learning", "info-nce-pytorch", "inf-cl", "memeff"),
+)
+# These have no NT-Xent, only the loss of one view against the other, and are checked against that.
+CLIP_LOSSES = {
+    "inf-cl": "one-way loss of view 0 against view 1, a quarter of the logits",
+    "memeff": "CLIP loss of the two views, a quarter of the logits",
+}
 MODULES = {
-    "lightly": "lightly",
-    "pytorch-metric-learning": "pytorch_metric_learning",
+    "lightly": "lightly.loss",
+    "pytorch-metric-learning": "pytorch_metric_learning.losses",
     "info-nce-pytorch": "info_nce",
     "inf-cl": "inf_cl",
     "memeff": "memeff",
 }
+# Loss and gradient, relative to float64 of the same inputs: a contestant above this computed something else.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-2}
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -81,16 +87,17 @@ def _inf_cl(temperature: float) -> Loss:
     import torch.nn.functional as F
     from inf_cl import cal_flash_loss
 
-    return lambda z0, z1: cal_flash_loss(F.normalize(z0), F.normalize(z1), scale=1 / temperature).mean()
+    def call(z0: Tensor, z1: Tensor) -> Tensor:
+        u0, u1 = F.normalize(z0), F.normalize(z1)
+        return cal_flash_loss(u0, u1, scale=1 / temperature, head_dim=z0.shape[1]).mean()
+
+    return call
 
 
 def _memeff(temperature: float) -> Loss:
-    import torch.nn.functional as F
     from memeff import MemoryEfficientCLIPLoss
 
-    loss = MemoryEfficientCLIPLoss()
-    scale = torch.tensor(1 / temperature)
-    return lambda z0, z1: loss(F.normalize(z0), F.normalize(z1), scale.to(z0.device))
+    return MemoryEfficientCLIPLoss(temperature, stable=False)  # "stable" returns another gradient
 
 
 BUILDERS: dict[str, Callable[[float], Loss]] = {
@@ -101,20 +108,18 @@ BUILDERS: dict[str, Callable[[float], Loss]] = {
     "info-nce-pytorch": _info_nce,
     "inf-cl": _inf_cl,
     "memeff": _memeff,
-    **{name: lambda t, name=name: lambda z0, z1: ntxent_loss(z0, z1, t, backend=name) for name in OURS},
+    **{name: lambda t, name=name: lambda z0, z1: ntxent_loss(z0, z1, t, backend=name) for name in BACKENDS},
 }
 
 
 def absent(name: str, n: int, d: int, device: torch.device, most_bytes: float) -> str | None:
     """Why this contestant does not take part in this case; None if it does."""
-    if name in OURS and (reason := why_not(name, "ntxent_fwd", device)):
+    if name in BACKENDS and (reason := why_not(name, "ntxent_fwd", device)):
         return reason
-    if name in MODULES and importlib.util.find_spec(MODULES[name]) is None:
+    if name in CLIP_LOSSES and device.type != "cuda":
+        return "needs a CUDA GPU"
+    if name in MODULES and not installed(MODULES[name]):
         return "not installed"
-    if name in ONE_WAY and device.type != "cuda":
-        return "runs on CUDA only"
-    if name == "plain compiled" and n < FEWEST_COMPILED:
-        return f"compiled from N = {FEWEST_COMPILED} on"
     if (needs := extra_bytes(name, n, d)) > most_bytes:
         return f"needs about {needs / 2**30:.0f} GiB"
     return None
@@ -125,6 +130,23 @@ def views(n: int, d: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     generator = torch.Generator().manual_seed(1)
     base, a, b = (torch.randn(n, d, generator=generator) for _ in range(3))
     return tuple((base + noise).to(device, dtype).requires_grad_() for noise in (a, b))
+
+
+def check_against(truth: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> Check:
+    """check((loss, dz0, dz1)) against (loss, rows, gradient of the rows): the larger relative error, the tolerance."""
+    loss, rows, gradients = truth
+
+    def check(result: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
+        off = (result[0].double() - loss).abs() / loss
+        difference = torch.cat(result[1:])[rows].double() - gradients
+        return max(off.item(), (difference.norm() / gradients.norm()).item()), TOLERANCE[dtype]
+
+    return check
+
+
+def check_ntxent(z0: Tensor, z1: Tensor, temperature: float) -> Check:
+    """The check of everybody who computes NT-Xent of these views."""
+    return check_against(loss_and_sampled_gradients(z0, z1, temperature), z0.dtype)
 
 
 def contestant(
@@ -143,13 +165,21 @@ def contestant(
         lap("backward")
         return loss.detach(), *gradients
 
-    return Contestant(name, run)
+    check = None
+    if name in CLIP_LOSSES:
+        check = check_against(clip_loss_and_sampled_gradients(z0, z1, temperature, name == "memeff"), dtype)
+    return Contestant(name, run, check, CLIP_LOSSES.get(name, ""))
 
 
 def memory_probe(name: str, n: int, d: int, dtype: str, temperature: float, device: str) -> Callable[[], object]:
-    """For benchmarks.memory: one forward and backward pass, after a tiny one has initialised everything lazy."""
+    """For benchmarks.memory: one forward and backward pass, after one that has initialised everything lazy.
+
+    That one is tiny, but for the compiled contestant, which would compile again for another shape.
+    """
     at = torch.device(device)
-    small = contestant(name, 8, d, getattr(torch, dtype), temperature, at, float("inf"))
-    small.run(Laps(at))
+    warm = contestant(name, n if "compiled" in name else 8, d, getattr(torch, dtype), temperature, at, float("inf"))
+    warm.run(Laps(at))
     large = contestant(name, n, d, getattr(torch, dtype), temperature, at, float("inf"))
+    if "compiled" in name:
+        large.run(Laps(at))
     return lambda: large.run(Laps(at))

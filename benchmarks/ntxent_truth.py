@@ -44,3 +44,40 @@ def _masked_logits(u: Tensor, rows: Tensor, positive: Tensor, temperature: float
     here = torch.arange(len(rows), device=u.device)
     s[here, rows] = s[here, positive[rows]] = -torch.inf
     return s
+
+
+def clip_loss_and_sampled_gradients(
+    z0: Tensor, z1: Tensor, temperature: float, both_ways: bool, samples: int = 512
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As above for the loss of view 0 against view 1 alone, or the mean of that and of view 1 against view 0.
+
+    With s_ij = u0_i.u1_j / t, P its softmax over j and Q over i, W = P or (P + Q) / 2:
+
+        L = mean_i (lse_i - s_ii),   du0_i = 1/(t N) [ sum_j W_ij u1_j - u1_i ],   du1_j likewise with W transposed.
+    """
+    z = torch.cat([z0, z1]).detach().double()
+    u = normalize_rows(z)
+    n = len(z) // 2
+    views = u[:n], u[n:]
+    chunks = torch.arange(n, device=z.device).split(max(1, CHUNK_BYTES // (8 * n)))
+    lse = [
+        torch.cat([(own[rows] @ other.T / temperature).logsumexp(1) for rows in chunks])
+        for own, other in (views, views[::-1])
+    ]
+    loss = lse[0].mean() if not both_ways else (lse[0].mean() + lse[1].mean()) / 2
+    loss = loss - (views[0] * views[1]).sum(1).mean() / temperature
+
+    rows = torch.linspace(0, 2 * n - 1, min(2 * n, samples), dtype=torch.float64).round().long().to(z.device)
+    du = torch.empty_like(u[rows])
+    for view in (0, 1):
+        mine = (rows >= n) == bool(view)
+        index, other = rows[mine] - view * n, views[1 - view]
+        s = views[view][index] @ other.T / temperature
+        along_rows, along_columns = (s - lse[view][index, None]).exp(), (s - lse[1 - view][None, :]).exp()
+        if both_ways:
+            weights = (along_rows + along_columns) / 2
+        else:  # the softmax over view 1 is along the rows of s for view 0, along its columns for view 1
+            weights = along_columns if view else along_rows
+        du[mine] = (weights @ other - other[index]) / (temperature * n)
+    along = (du * u[rows]).sum(1, keepdim=True)
+    return loss, rows, (du - along * u[rows]) / z[rows].norm(dim=1, keepdim=True)

@@ -1,8 +1,9 @@
 """Turns a results file into one page of tables and plots.
 
-    python -m benchmarks.report RESULTS.json [--against OLD.json]
+    python -m benchmarks.report RESULTS.json [--against OLD.json] [--readme [README.md]]
 
-Writes report.md, report.html (self-contained) and the plots beside the results.
+Writes report.md, report.html (self-contained) and the plots beside the results; with --readme also the README's table
+and docs/images/bench.png.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import markdown
 
-from benchmarks import report_plots, report_tables
+from benchmarks import report_plots, report_readme, report_tables
 
 
 def load(path: Path) -> dict:
@@ -43,7 +44,7 @@ def write(path: Path, against: Path | None) -> Path:
     results, old = load(path), load(against) if against else None
     found = suites(results)
     plots = report_plots.draw(found, path.parent, report_tables.label(results))
-    sections = report_tables.sections(results, found, suites(old) if old else None)
+    sections = report_tables.sections(results, found, old, suites(old) if old else None)
     text = []
     for section in sections:
         text.append(section.text)
@@ -63,9 +64,11 @@ def _html(sections: list[report_tables.Section], plots: list[report_plots.Plot])
                 data = base64.b64encode(plot.path.read_bytes()).decode()
                 body.append(f'<img alt="{html.escape(plot.title)}" src="data:image/png;base64,{data}">')
     style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
-        "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de;"
-        "text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:.5rem 0}"
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
+        "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}"
+        "td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de;text-align:right;white-space:nowrap}"
+        "td:first-child,th:first-child{text-align:left}h2{margin-top:2.5rem;border-bottom:2px solid #d0d7de}"
+        "h3{margin:1.8rem 0 .3rem}img{display:block;max-width:100%;width:56rem;margin:1rem 0}"
     )
     head = f'<meta charset="utf-8"><title>simclr_fast benchmarks</title><style>{style}</style>'
     return f"<!doctype html><html lang='en'>{head}<body>{''.join(body)}</body></html>\n"
@@ -75,8 +78,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="JSON written by `make bench`")
     parser.add_argument("--against", type=Path, help="an earlier results file to compare with")
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        nargs="?",
+        const=Path("README.md"),
+        help="also write the table and the plot of this README (default README.md); for a run of `make bench` on a CPU",
+    )
     options = parser.parse_args(arguments)
     sys.stdout.write(f"{write(options.results, options.against)}\n")
+    if options.readme:
+        results = load(options.results)
+        report_readme.write(results, suites(results), options.readme)
 
 
 if __name__ == "__main__":

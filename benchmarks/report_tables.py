@@ -1,7 +1,10 @@
 """The tables of the report, as Markdown."""
 
+import math
 import re
 from dataclasses import dataclass
+
+from benchmarks.targets import Target, full_seconds, over_limit, targets
 
 MIB = 2**20
 # A change is reported where the medians differ by more than this and the quartile ranges do not overlap.
@@ -19,7 +22,7 @@ class Section:
 def label(results: dict) -> str:
     """One line that says where and when the figures were taken."""
     machine = results["machine_info"]["simclr_fast"]
-    where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads ({machine['cpu_capability']})"
+    where = machine.get("gpu") or f"CPU {machine['processor']}, {machine['threads']} threads"
     commit = machine["commit"] + (" + changes" if machine["modified"] else "")
     return f"{where}, torch {machine['versions']['torch']}, commit {commit}, {results['datetime'][:10]}"
 
@@ -30,159 +33,221 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def number(value: float) -> str:
+    """Three significant digits, without an exponent, thousands separated."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
 def milliseconds(figures: dict, phase: str) -> str:
     """Median and quartiles of a phase in ms."""
     s = figures["seconds"].get(phase)
-    return "" if s is None else f"{1e3 * s['median']:.3g} ({1e3 * s['q1']:.3g} to {1e3 * s['q3']:.3g})"
+    return (
+        "" if s is None else " ".join([number(1e3 * s["median"]), f"({number(1e3 * s['q1'])}-{number(1e3 * s['q3'])})"])
+    )
 
 
 def not_timed(figures: dict) -> str | None:
     """Why a contestant has no time; None if it has one."""
     if "absent" in figures:
         return f"not run: {figures['absent']}"
+    if "failed" in figures:
+        return f"**failed**: {figures['failed']}"
     if "seconds" not in figures:
         return f"**wrong**: error {figures['error']:.2g} > {figures['tolerance']:.0e}"
     return None
 
 
-def median(figures: dict, phase: str = "full") -> float | None:
-    """Median seconds, None where not timed."""
-    return figures["seconds"][phase]["median"] if "seconds" in figures else None
-
-
 def _ratio(base: float | None, mine: float) -> str:
-    return "" if base is None else f"{base / mine:.2f}x"
+    return "" if base is None else f"{number(base / mine)}x"
+
+
+def contestants_table(info: dict, header: list[str], row) -> str:
+    """One row per timed contestant, `row(figures, seconds)` behind its name; below it, who was not timed, and notes."""
+    rows, rest = [], []
+    for name, figures in info["contestants"].items():
+        if reason := not_timed(figures):
+            rest.append(f"{name}: {reason}")
+        else:
+            rows.append([name, *row(figures, full_seconds(figures))])
+            rest += [f"{name}: {figures['note']}"] if "note" in figures else []
+    remarks = "\n".join(f"- {remark}." for remark in rest)
+    return f"### {title(info)}\n\n" + table(["contestant", *header], rows) + ("\n\n" + remarks if rest else "")
 
 
 def ntxent_case(info: dict) -> str:
-    """Forward, backward, full, speed against plain PyTorch, share of the multiply-add limit, memory, error."""
-    plain = info["contestants"].get("plain", {})
-    rate = info["limits"]["multiply_adds_per_second"]
-    least = info["multiply_adds"]["least"] / rate
-    rows = []
-    for name, figures in info["contestants"].items():
-        if reason := not_timed(figures):
-            rows.append([name, reason, *[""] * 6])
-            continue
-        full = median(figures)
-        memory = f"{figures['peak_bytes'] / MIB:.1f}" if "peak_bytes" in figures else ""
+    """Forward, backward, full, against plain PyTorch, rate of arithmetic and traffic, memory, error."""
+    plain = full_seconds(info["contestants"].get("plain", {}))
+    rate, bandwidth = info["limits"]["multiply_adds_per_second"], info["bytes_per_second"]
+    least, moved = info["multiply_adds"]["least"], info["least_bytes"]
+
+    def row(figures: dict, full: float) -> list[str]:
         times = [milliseconds(figures, phase) for phase in ("forward", "backward", "full")]
-        rows.append(
-            [name, *times, _ratio(median(plain), full), f"{full / least:.2f}x", memory, f"{figures['error']:.1e}"]
-        )
-    header = ["contestant", "forward ms", "backward ms", "full ms", "against plain", "over limit", "peak MiB", "error"]
-    flops, moved, bandwidth = (
-        2 * info["multiply_adds"]["least"],
-        info["least_bytes"],
-        info["limits"]["bytes_per_second"],
-    )
+        achieved = [number(2 * least / full / 1e9), f"{number(over_limit(info, full))}x", number(moved / full / 1e9)]
+        memory = f"{figures['peak_bytes'] / MIB:.1f}" if "peak_bytes" in figures else ""
+        return [*times, _ratio(plain, full), *achieved, memory, f"{figures['error']:.1e}"]
+
+    header = ["forward ms", "backward ms", "full ms", "against plain", "GFLOP/s", "over limit", "GB/s", "peak MiB"]
     limit = (
-        f"Limit {1e3 * least:.3g} ms: 2 M^2 D multiply-adds ({flops / 1e9:.3g} GFLOP) at the "
-        f"{2 * rate / 1e9:.0f} GFLOP/s of a large torch.mm in the same run. Least traffic {moved / MIB:.3g} MiB: "
-        f"{1e3 * moved / bandwidth:.2g} ms at {bandwidth / 1e9:.0f} GB/s."
+        f"Limit {number(1e3 * least / rate)} ms: 2 M^2 D multiply-adds ({number(2 * least / 1e9)} GFLOP) at the "
+        f"{number(2 * rate / 1e9)} GFLOP/s of a large torch.mm in the same rounds. GFLOP/s counts these, whatever "
+        f"a contestant really does. Least traffic {number(moved / MIB)} MiB; a copy reaches "
+        f"{number(bandwidth / 1e9)} GB/s."
     )
-    return f"### {_title(info)}\n\n{table(header, rows)}\n\n{limit}"
+    return contestants_table(info, [*header, "error"], row) + "\n\n" + limit
+
+
+def ntxent_memory_case(info: dict) -> str:
+    """Peak memory where plain PyTorch has no room."""
+    rows = [
+        [name, f"{figures['peak_bytes'] / MIB:.1f}" if "peak_bytes" in figures else not_timed(figures)]
+        for name, figures in info["contestants"].items()
+    ]
+    return f"### {title(info)}\n\n" + table(["contestant", "peak MiB, forward + backward"], rows)
 
 
 def augment_case(info: dict) -> str:
-    """Views per second and speed against torchvision."""
-    base = median(info["contestants"]["torchvision"])
-    rows = []
-    for name, figures in info["contestants"].items():
-        if reason := not_timed(figures):
-            rows.append([name, reason, *[""] * 3])
-            continue
-        full = median(figures)
-        rate = f"{info['views'] / full:.0f}"
-        moved = f"{info['least_bytes_per_view'] * info['views'] / full / 1e9:.2f}"
-        rows.append([name, milliseconds(figures, "full"), rate, _ratio(base, full), moved])
-    header = ["contestant", "batch ms", "views/s", "against torchvision", "GB/s (least bytes)"]
-    return f"### {_title(info)}\n\n{table(header, rows)}"
+    """Views per second, against torchvision, and traffic."""
+    base = full_seconds(info["contestants"]["torchvision"])
+
+    def row(figures: dict, full: float) -> list[str]:
+        moved = info["least_bytes_per_view"] * info["views"] / full / 1e9
+        views = info["views"] / full
+        return [milliseconds(figures, "full"), number(views), number(views / 2), _ratio(base, full), number(moved)]
+
+    header = ["batch ms", "views/s", "images/s (2 views)", "against torchvision", "GB/s (least bytes)"]
+    return contestants_table(info, header, row)
 
 
 def train_step_case(info: dict) -> str:
     """Images per second and the share of every phase."""
-    timed = {name: f for name, f in info["contestants"].items() if "seconds" in f}
-    phases = list(dict.fromkeys(phase for f in timed.values() for phase in f["seconds"] if phase != "full"))
-    rows = []
-    for name, figures in info["contestants"].items():
-        if reason := not_timed(figures):
-            rows.append([name, reason, *[""] * (1 + len(phases))])
-            continue
-        full = median(figures)
-        shares = [
-            f"{100 * figures['seconds'][phase]['median'] / full:.1f}%" if phase in figures["seconds"] else ""
-            for phase in phases
-        ]
-        rows.append([name, milliseconds(figures, "full"), f"{info['images'] / full:.0f}", *shares])
-    return f"### {_title(info)}\n\n{table(['contestant', 'step ms', 'images/s', *phases], rows)}"
+    timed = [f for f in info["contestants"].values() if "seconds" in f]
+    phases = list(dict.fromkeys(phase for f in timed for phase in f["seconds"] if phase != "full"))
+
+    def row(figures: dict, full: float) -> list[str]:
+        seconds = figures["seconds"]
+        shares = [f"{100 * seconds[phase]['median'] / full:.1f}%" if phase in seconds else "" for phase in phases]
+        return [milliseconds(figures, "full"), number(info["images"] / full), *shares]
+
+    return contestants_table(info, ["step ms", "images/s", *phases], row)
 
 
 def scaling_case(info: dict) -> str:
-    """Seconds per step against the number of processes or the size."""
-    rows = [
-        [name, not_timed(figures) or milliseconds(figures, "full"), info["remarks"].get(name, "")]
-        for name, figures in info["contestants"].items()
-    ]
-    return f"### {_title(info)}\n\n{table(['contestant', 'full ms', 'remark'], rows)}"
+    """Milliseconds by N and number of processes, what N costs, and what processes bring."""
+    case = info["case"]
+    found = {(figures["n"], figures["processes"]): figures for figures in info["contestants"].values()}
+    seconds = {key: full_seconds(figures) for key, figures in found.items()}
+    first, *more = case["processes"]
+    header = ["N", *(f"{w} process{'es' if w > 1 else ''}, ms" for w in case["processes"])]
+    header += [*(f"{w} against {first}" for w in more), "exponent of N"]
+    rows, before = [], None
+    for n in case["sizes"]:
+        one = seconds[n, first]
+        row = [str(n), *(not_timed(found[n, w]) or milliseconds(found[n, w], "full") for w in case["processes"])]
+        row += [_ratio(one, seconds[n, w]) if seconds[n, w] else "" for w in more]
+        exponent = math.log(one / before[1]) / math.log(n / before[0]) if one and before else None
+        rows.append([*row, "" if exponent is None else f"{exponent:.2f}"])
+        before = (n, one) if one else before
+    text = (
+        "Forward and backward of `NTXentLoss(gather_distributed=True)`, one thread per process, the global batch split "
+        "among them. Exponent: of N in the time of one process since the row above; the arithmetic is quadratic. "
+        "Several processes do 3 M^2 D multiply-adds together, one does 2 M^2 D."
+    )
+    return f"### D = {case['d']}, float32\n\n{table(header, rows)}\n\n{text}"
 
 
-def _title(info: dict) -> str:
+def title(info: dict) -> str:
+    """The case as its test's name has it."""
     return re.sub(r"^test_\w+\[(.*)\]$", r"\1", info["name"]).replace(",", ", ")
 
 
 SUITES = {
     "ntxent": ("NT-Xent loss, forward and backward", ntxent_case),
+    "ntxent_memory": ("NT-Xent memory at large N", ntxent_memory_case),
     "augment": ("Augmentation, both views", augment_case),
     "train_step": ("Training step", train_step_case),
     "scaling": ("Scaling", scaling_case),
 }
 
 
-def against(found: dict[str, list[dict]], old: dict[str, list[dict]]) -> str:
-    """What changed beyond noise since an earlier file."""
+def targets_table(rows: list[Target]) -> str:
+    """Demanded against measured."""
+    cells = []
+    for target in rows:
+        sign = ">=" if target.at_least else "<="
+        measured = (
+            f"not measured: {target.reason}" if target.measured is None else number(target.measured) + target.unit
+        )
+        verdict = {True: "met", False: "**missed**", None: ""}[target.met]
+        cells.append([target.what, f"{sign} {target.demanded:g}{target.unit}", measured, verdict])
+    return table(["on the CPU (cpp, forward + backward, float32)", "demanded", "measured", ""], cells)
+
+
+def against(found: dict[str, list[dict]], old: dict[str, list[dict]], old_label: str) -> str:
+    """What changed beyond noise since an earlier file: times, and peak memory."""
     before = {(s, c["name"], n): f for s, cases in old.items() for c in cases for n, f in c["contestants"].items()}
     rows, compared = [], 0
     for suite, cases in found.items():
         for case in cases:
             for name, figures in case["contestants"].items():
                 earlier = before.get((suite, case["name"], name), {})
-                if "seconds" not in figures or "seconds" not in earlier:
-                    continue
-                compared += 1
-                a, b = earlier["seconds"]["full"], figures["seconds"]["full"]
-                apart = a["q3"] < b["q1"] or b["q3"] < a["q1"]
-                if apart and abs(b["median"] / a["median"] - 1) > NOISE:
-                    word = "slower" if b["median"] > a["median"] else "faster"
-                    change = f"{b['median'] / a['median']:.2f}x, {word}"
-                    rows.append(
-                        [
-                            f"{suite} {_title(case)}: {name}",
-                            f"{1e3 * a['median']:.3g}",
-                            f"{1e3 * b['median']:.3g}",
-                            change,
-                        ]
-                    )
+                what = f"{suite} {title(case)}: {name}"
+                if "seconds" in figures and "seconds" in earlier:
+                    compared += 1
+                    a, b = earlier["seconds"]["full"], figures["seconds"]["full"]
+                    apart = a["q3"] < b["q1"] or b["q3"] < a["q1"]
+                    if apart and abs(b["median"] / a["median"] - 1) > NOISE:
+                        rows.append(_change(what, 1e3 * a["median"], 1e3 * b["median"], "ms", "slower", "faster"))
+                if figures.get("peak_bytes") and earlier.get("peak_bytes"):
+                    compared += 1
+                    a, b = earlier["peak_bytes"] / MIB, figures["peak_bytes"] / MIB
+                    if abs(b / a - 1) > NOISE and abs(b - a) > 1:
+                        rows.append(_change(what, a, b, "MiB", "larger", "smaller"))
     text = (
-        f"## Against the earlier results\n\n{compared} figures compared; {len(rows)} changed by more than {NOISE:.0%} "
-        "with disjoint quartiles."
+        f"## Against the earlier results\n\nThen: {old_label}.\n\n{compared} figures compared; {len(rows)} changed by "
+        f"more than {NOISE:.0%} (times: with disjoint quartiles; memory: by more than 1 MiB)."
     )
-    return text + ("\n\n" + table(["figure", "then ms", "now ms", "change"], rows) if rows else "")
+    return text + ("\n\n" + table(["figure", "then", "now", "change"], rows) if rows else "")
 
 
-def sections(results: dict, found: dict[str, list[dict]], old: dict[str, list[dict]] | None) -> list[Section]:
+def _change(what: str, then: float, now: float, unit: str, more: str, less: str) -> list[str]:
+    word = more if now > then else less
+    return [what, f"{number(then)} {unit}", f"{number(now)} {unit}", f"{number(now / then)}x, {word}"]
+
+
+def machine_table(results: dict) -> str:
+    """Hardware, clocks, versions, and how busy the machine was."""
+    machine = results["machine_info"]["simclr_fast"]
+    rows = [
+        ["GPU", machine.get("gpu")],
+        ["GPU clocks (SM, memory, most SM), power limit, driver", machine.get("clocks")],
+        ["processor", f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_capability']}"],
+        ["clock when the run began", machine["cpu_mhz"] and f"{machine['cpu_mhz']:.0f} MHz"],
+        ["memory", f"{machine['memory_gib']} GiB"],
+        ["load average when the run began", f"{machine['load_before']}"],
+        ["threads of torch", str(machine["threads"])],
+        ["system", f"{machine['system']}, Python {machine['python']}"],
+        ["versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)],
+        ["extent", f"`--scale {machine['scale']}`"],
+    ]
+    return "| machine | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+
+
+def sections(results: dict, found: dict[str, list[dict]], old: dict | None, old_found: dict | None) -> list[Section]:
     """The whole page."""
-    versions = results["machine_info"]["simclr_fast"]["versions"]
-    shown = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    machine = results["machine_info"]["simclr_fast"]
     intro = (
-        f"# simclr_fast benchmarks\n\n{label(results)}.\n\nVersions: {shown}.\n\nContestants run in interleaved rounds "
-        "of one process; figures are medians (quartiles in brackets). A contestant is timed only after its result "
-        "agreed with the reference; one that did not is shown with its error instead."
+        f"# simclr_fast benchmarks\n\n{label(results)}.\n\n{machine_table(results)}\n\nContestants run in interleaved "
+        "rounds of one process; figures are medians (quartiles in brackets). A contestant is timed only after its "
+        "result agreed with the reference; one that did not is shown with its error instead."
     )
+    if machine["device"] == "cpu":
+        intro += f"\n\n## Targets\n\n{targets_table(targets(found))}"
     parts = [Section("", intro)]
-    for suite, (title, write_case) in SUITES.items():
+    for suite, (heading, write_case) in SUITES.items():
         if suite in found:
-            parts.append(Section(suite, f"## {title}\n\n" + "\n\n".join(write_case(case) for case in found[suite])))
+            parts.append(Section(suite, f"## {heading}\n\n" + "\n\n".join(write_case(case) for case in found[suite])))
     if old is not None:
-        parts.append(Section("", against(found, old)))
+        parts.append(Section("", against(found, old_found, label(old))))
     return parts

@@ -1,10 +1,9 @@
-"""Who competes at a whole training step: ours (eager, compiled, bf16), plain PyTorch with torchvision, lightly's loop.
+"""Who competes at a whole training step: ours in four ways, plain PyTorch with torchvision, lightly's loop.
 
 All train the same backbone and head from the same weights on the same uint8 images in memory. The learning rate is 0,
 so that every round does the same work on the same weights.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,13 +11,18 @@ from torch import Tensor, nn
 
 from benchmarks.augment_contestants import Recipe
 from benchmarks.augment_contestants import build as build_views
-from benchmarks.harness import Absent, Contestant, Laps
+from benchmarks.harness import Absent, Contestant, Laps, installed
 from simclr_fast import NTXentLoss
 from simclr_fast.backends import resolve_backend
 from simclr_fast.models import SimCLR, build_backbone
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
 
-NAMES = ("simclr_fast", "simclr_fast compiled", "simclr_fast bf16", "plain PyTorch", "lightly")
+OURS = ("simclr_fast", "simclr_fast compiled", "simclr_fast bf16", "simclr_fast compiled bf16")
+NAMES = (*OURS, "plain PyTorch", "lightly")
+NOTES = {
+    "plain PyTorch": "torchvision v2 per sample, the textbook loss, in one process",
+    "lightly": "its transform on PIL images in 2 worker processes, which work while the model does",
+}
 TEMPERATURE = 0.5
 FEWEST_COMPILED = 64  # below, a minute of compiling says nothing about a step of milliseconds
 Verify = Callable[[Tensor], Tensor]
@@ -65,13 +69,13 @@ def contestant(
     name: str, model_name: str, images: Tensor, batch: int, side: int, device: torch.device
 ) -> Contestant | Absent:
     """The named contestant; run(lap) does one step and returns verify(views) -> loss with its model and loss."""
-    if name == "lightly" and importlib.util.find_spec("lightly") is None:
+    if name == "lightly" and not installed("lightly.loss"):
         return Absent(name, "not installed")
-    if name.endswith("compiled") and batch < FEWEST_COMPILED:
+    if "compiled" in name and batch < FEWEST_COMPILED:
         return Absent(name, f"compiled from {FEWEST_COMPILED} images on")
     model = _model(model_name, device)
     dtype = torch.bfloat16 if name.endswith("bf16") else None
-    forward = torch.compile(model, dynamic=False) if name.endswith("compiled") else model
+    forward = torch.compile(model, dynamic=False) if "compiled" in name else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     recipe = Recipe(side, blur_p=0.0)
     if name == "lightly":
@@ -113,7 +117,7 @@ def contestant(
         lap("optimizer")
         return verify
 
-    return Contestant(name, run)
+    return Contestant(name, run, note=NOTES.get(name, ""))
 
 
 def expected_loss(model_name: str, views: Tensor, device: torch.device) -> Tensor:

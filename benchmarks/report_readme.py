@@ -1,0 +1,90 @@
+"""The README's share of a results file: a short table between two marker comments, and one plot."""
+
+import re
+from pathlib import Path
+
+from benchmarks.report_plots import draw_readme, is_ours
+from benchmarks.report_tables import label, number, table
+from benchmarks.targets import MIB, augment_info, full_seconds, ntxent_info
+
+BEGIN = "<!-- benchmarks: written by `python -m benchmarks.report RESULTS.json --readme` -->"
+END = "<!-- benchmarks: end -->"
+HEADING = "## Benchmarks"
+PLOT = Path("docs/images/bench.png")
+SIZES = (256, 1024, 4096)
+SHAPES = ((256, 32, 32), (64, 256, 224))
+GPU = "run `make gpu-check`"
+
+
+def _row(what: str, values: dict[str, float], plain: str, unit: str, most_is_best: bool) -> list[str]:
+    """The best of ours against plain and against the best peer; `values` are those that were measured."""
+    best = max if most_is_best else min
+    ours = best((n for n in values if is_ours(n) and n != "reference"), key=values.get)
+    peers = [n for n in values if not is_ours(n) and n != plain]
+    cells = [what, f"{number(values[ours])} {unit}"]
+    for other in (plain, best(peers, key=values.get) if peers else None):
+        if other not in values:
+            cells.append("")
+            continue
+        times = values[ours] / values[other] if most_is_best else values[other] / values[ours]
+        named = f"{other} " if other != plain else ""
+        cells.append(f"{named}{number(values[other])} {unit} ({number(times)}x)")
+    return [*cells, GPU]
+
+
+def rows(found: dict[str, list[dict]]) -> list[list[str]]:
+    """The rows of the table; raises SystemExit where the run lacks one of its cases."""
+    made = []
+    for n in SIZES:
+        info = _needed(ntxent_info(found, n), f"NT-Xent, N = {n}")
+        values = {name: 1e3 * s for name, f in info["contestants"].items() if (s := full_seconds(f))}
+        made.append(_row(f"NT-Xent forward + backward, N = {n}", values, "plain", "ms", False))
+    values = {name: f["peak_bytes"] / MIB for name, f in info["contestants"].items() if "peak_bytes" in f}
+    made.append(_row(f"its peak memory, N = {n}", values, "plain", "MiB", False))
+    for batch, side, size in SHAPES:
+        info = _needed(augment_info(found, batch, side, size), f"augmentation, {batch} x {side} to {size}")
+        values = {name: info["views"] / s for name, f in info["contestants"].items() if (s := full_seconds(f))}
+        what = f"augmentation, {batch} images, {side} to {size} px"
+        made.append(_row(what, values, "torchvision", "views/s", True))
+    for info in found.get("train_step", [])[:1]:
+        values = {name: info["images"] / s for name, f in info["contestants"].items() if (s := full_seconds(f))}
+        made.append(_row(f"training step, {info['title']}", values, "plain PyTorch", "images/s", True))
+    return made
+
+
+def _needed(info: dict | None, what: str) -> dict:
+    if info is None:
+        raise SystemExit(
+            f"report: the results lack the case {what}, which the README shows; take them with `make bench`"
+        )
+    return info
+
+
+def text(results: dict, found: dict[str, list[dict]]) -> str:
+    """The block between the markers."""
+    threads = results["machine_info"]["simclr_fast"]["threads"]
+    header = ["measured with `make bench`", "simclr_fast, CPU", "plain PyTorch / torchvision", "best peer", "GPU"]
+    shown = table(header, rows(found))
+    foot = (
+        f"{label(results)}. Float32, D = 128, t = 0.1; {threads} threads, medians of interleaved rounds; in brackets, "
+        "how many times as fast (or as small) simclr_fast is. Only contestants whose results agree are timed."
+    )
+    return f"{BEGIN}\n{shown}\n\n{foot}\n\n![time against N, and augmentation's images per second]({PLOT})\n{END}"
+
+
+def write(results: dict, found: dict[str, list[dict]], readme: Path) -> None:
+    """Puts table and plot into the README: between the markers, or at the end of its Benchmarks section."""
+    if results["machine_info"]["simclr_fast"]["device"] != "cpu":
+        raise SystemExit("report: --readme takes the results of a CPU; a GPU's belong into its gpu-check report")
+    page, block = readme.read_text(), text(results, found)
+    if BEGIN in page and END in page:
+        page = page[: page.index(BEGIN)] + block + page[page.index(END) + len(END) :]
+    else:
+        section = re.search(rf"^{HEADING}\n.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        if section is None:
+            raise SystemExit(f"report: {readme} has neither the marker comments nor a section {HEADING!r}")
+        page = f"{page[: section.start()]}{section.group().rstrip()}\n\n{block}\n\n{page[section.end() :]}"
+    plot = readme.parent / PLOT
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    draw_readme(found, augment_info(found, *SHAPES[-1]), label(results), plot)
+    readme.write_text(page.rstrip("\n") + "\n")

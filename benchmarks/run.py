@@ -1,0 +1,37 @@
+"""Runs the suites and writes the report: python -m benchmarks.run [--scale quick] [pytest's options, such as -k ntxent]
+
+Leaves results.json, report.md, report.html and the plots in the folder. Exit status: pytest's; the report is written of
+whatever was measured, also where a case failed.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.conftest import SCALES
+
+ROOT = Path(__file__).parent.parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=SCALES, default="quick", help="smoke: seconds, quick: minutes, full: hours")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench", help="where the results go")
+    parser.add_argument("--against", type=Path, help="an earlier results file to compare with")
+    options, rest = parser.parse_known_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    results = options.folder.resolve() / "results.json"
+    results.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--scale", options.scale, "--benchmark-quiet"]
+    status = subprocess.run([*command, f"--benchmark-json={results}", *rest], cwd=ROOT, check=False).returncode
+    if results.exists() and results.stat().st_size:
+        report.main([str(results), *(["--against", str(options.against)] if options.against else [])])
+    elif status == 0:
+        raise SystemExit(f"benchmarks: pytest left no results in {results}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

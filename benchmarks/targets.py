@@ -1,0 +1,107 @@
+"""What the project demands of itself on a CPU, and what a run measured of it: rows of the report, not assertions."""
+
+from dataclasses import dataclass
+
+MIB = 2**20
+# Fused NT-Xent (cpp), float32, D = 128, t = 0.1, forward + backward.
+LEAST_SPEEDUP = {256: 1.5, 2048: 2.4, 4096: 2.7}  # against plain PyTorch
+MOST_OF_LIMIT = {4096: 1.35}  # 2 M^2 D multiply-adds at the rate of a large torch.mm in the same rounds
+MOST_MIB = {4096: 32, 32768: 512}
+# Both views of a batch, full recipe, uint8 to float32 channels-last: (batch, side, size), against whom, how many times.
+LEAST_AUGMENT_SPEEDUP = {
+    ((256, 32, 32), "torchvision"): 25,
+    ((64, 256, 224), "torchvision"): 10,
+    **{(shape, peer): 1 for shape in ((256, 32, 32), (64, 256, 224)) for peer in ("dali", "albumentations")},
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A demand and what was measured; `measured` is None where the run lacks the figure, for `reason`."""
+
+    what: str
+    demanded: float
+    at_least: bool
+    unit: str
+    measured: float | None
+    reason: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured >= self.demanded if self.at_least else self.measured <= self.demanded
+
+
+def full_seconds(figures: dict) -> float | None:
+    """Median seconds of the whole job, None where the contestant was not timed."""
+    return figures["seconds"]["full"]["median"] if "seconds" in figures else None
+
+
+def ntxent_info(found: dict[str, list[dict]], n: int, suite: str = "ntxent") -> dict | None:
+    """The case of the main series (D = 128, float32, t = 0.1) with this N."""
+    wanted = {"n": n, "d": 128, "dtype": "float32", "temperature": 0.1}
+    return next((info for info in found.get(suite, []) if info["case"] == wanted), None)
+
+
+def augment_info(found: dict[str, list[dict]], batch: int, side: int, size: int) -> dict | None:
+    """The case of the whole recipe in channels-last with this shape."""
+    wanted = {"batch": batch, "side": side, "size": size, "ops": "all", "channels_last": True}
+    return next((info for info in found.get("augment", []) if info["case"] == wanted), None)
+
+
+def speedup(info: dict | None, ours: str, other: str) -> tuple[float | None, str]:
+    """How many times as long `other` takes as `ours`; None and a reason where one of them was not timed."""
+    if info is None:
+        return None, "case not in this run"
+    seconds = {name: full_seconds(info["contestants"].get(name, {})) for name in (ours, other)}
+    for name, value in seconds.items():
+        if value is None:
+            return None, f"{name} was not timed"
+    return seconds[other] / seconds[ours], ""
+
+
+def over_limit(info: dict, seconds: float) -> float:
+    """Seconds as a multiple of the time of the fewest multiply-adds at the machine's measured rate."""
+    return seconds * info["limits"]["multiply_adds_per_second"] / info["multiply_adds"]["least"]
+
+
+def _limit(found: dict[str, list[dict]], n: int) -> tuple[float | None, str]:
+    info = ntxent_info(found, n)
+    seconds = full_seconds(info["contestants"].get("cpp", {})) if info else None
+    return (over_limit(info, seconds), "") if seconds else (None, "cpp was not timed")
+
+
+def _memory(found: dict[str, list[dict]], n: int) -> tuple[float | None, str]:
+    for suite in ("ntxent", "ntxent_memory"):
+        info = ntxent_info(found, n, suite)
+        if info and "peak_bytes" in info["contestants"].get("cpp", {}):
+            return info["contestants"]["cpp"]["peak_bytes"] / MIB, ""
+    return None, "case not in this run"
+
+
+def targets(found: dict[str, list[dict]]) -> list[Target]:
+    """Every demand with the figure of this run."""
+    rows = [
+        Target(
+            f"NT-Xent, N = {n}: against plain PyTorch",
+            least,
+            True,
+            "x",
+            *speedup(ntxent_info(found, n), "cpp", "plain"),
+        )
+        for n, least in LEAST_SPEEDUP.items()
+    ]
+    rows += [
+        Target(f"NT-Xent, N = {n}: over the multiply-add limit", most, False, "x", *_limit(found, n))
+        for n, most in MOST_OF_LIMIT.items()
+    ]
+    rows += [
+        Target(f"NT-Xent, N = {n}: peak memory beyond the inputs", most, False, " MiB", *_memory(found, n))
+        for n, most in MOST_MIB.items()
+    ]
+    for (shape, peer), least in LEAST_AUGMENT_SPEEDUP.items():
+        batch, side, size = shape
+        what = f"augmentation, {batch} x {side} to {size} px: against {peer}"
+        rows.append(Target(what, least, True, "x", *speedup(augment_info(found, *shape), "cpp", peer)))
+    return rows
