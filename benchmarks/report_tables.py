@@ -54,7 +54,7 @@ def not_timed(figures: dict) -> str | None:
         return f"not run: {figures['absent']}"
     if "failed" in figures:
         return f"**failed**: {figures['failed']}"
-    if "seconds" not in figures:
+    if "error" in figures and not figures["error"] <= figures["tolerance"]:  # so that NaN is wrong
         return f"**wrong**: error {figures['error']:.2g} > {figures['tolerance']:.0e}"
     return None
 
@@ -63,20 +63,24 @@ def _ratio(base: float | None, mine: float) -> str:
     return "" if base is None else f"{number(base / mine)}x"
 
 
-def contestants_table(info: dict, header: list[str], row) -> str:
-    """One row per timed contestant, `row(figures, seconds)` behind its name; below it, who was not timed, and notes."""
-    rows, rest = [], []
-    for name, figures in info["contestants"].items():
-        if reason := not_timed(figures):
-            rest.append(f"{name}: {reason}")
-        else:
-            rows.append([name, *row(figures, full_seconds(figures))])
-            rest += [f"{name}: {figures['note']}"] if "note" in figures else []
-    remarks = "\n".join(f"- {remark}." for remark in rest)
-    return f"### {title(info)}\n\n" + table(["contestant", *header], rows) + ("\n\n" + remarks if rest else "")
+def remarks(info: dict) -> list[str]:
+    """Who was not timed and why, and in what the timed differ from the others."""
+    found = {name: not_timed(figures) or figures.get("note") for name, figures in info["contestants"].items()}
+    return [f"- {name}: {remark}" for name, remark in found.items() if remark]
 
 
-def ntxent_case(info: dict) -> str:
+def contestants_table(info: dict, common: list[str], header: list[str], row) -> str:
+    """One row per timed contestant, `row(figures, seconds)` behind its name; below it the remarks not in `common`."""
+    rows = [
+        [name, *row(figures, full_seconds(figures))]
+        for name, figures in info["contestants"].items()
+        if "seconds" in figures
+    ]
+    own = "\n".join(remark for remark in remarks(info) if remark not in common)
+    return f"### {title(info)}\n\n" + table(["contestant", *header], rows) + ("\n\n" + own if own else "")
+
+
+def ntxent_case(info: dict, common: list[str]) -> str:
     """Forward, backward, full, against plain PyTorch, rate of arithmetic and traffic, memory, error."""
     plain = full_seconds(info["contestants"].get("plain", {}))
     rate, bandwidth = info["limits"]["multiply_adds_per_second"], info["bytes_per_second"]
@@ -95,19 +99,20 @@ def ntxent_case(info: dict) -> str:
         f"a contestant really does. Least traffic {number(moved / MIB)} MiB; a copy reaches "
         f"{number(bandwidth / 1e9)} GB/s."
     )
-    return contestants_table(info, [*header, "error"], row) + "\n\n" + limit
+    return contestants_table(info, common, [*header, "error"], row) + "\n\n" + limit
 
 
-def ntxent_memory_case(info: dict) -> str:
+def ntxent_memory_case(info: dict, common: list[str]) -> str:
     """Peak memory where plain PyTorch has no room."""
     rows = [
-        [name, f"{figures['peak_bytes'] / MIB:.1f}" if "peak_bytes" in figures else not_timed(figures)]
+        [name, f"{figures['peak_bytes'] / MIB:.1f}"]
         for name, figures in info["contestants"].items()
+        if "peak_bytes" in figures
     ]
     return f"### {title(info)}\n\n" + table(["contestant", "peak MiB, forward + backward"], rows)
 
 
-def augment_case(info: dict) -> str:
+def augment_case(info: dict, common: list[str]) -> str:
     """Views per second, against torchvision, and traffic."""
     base = full_seconds(info["contestants"]["torchvision"])
 
@@ -117,10 +122,10 @@ def augment_case(info: dict) -> str:
         return [milliseconds(figures, "full"), number(views), number(views / 2), _ratio(base, full), number(moved)]
 
     header = ["batch ms", "views/s", "images/s (2 views)", "against torchvision", "GB/s (least bytes)"]
-    return contestants_table(info, header, row)
+    return contestants_table(info, common, header, row)
 
 
-def train_step_case(info: dict) -> str:
+def train_step_case(info: dict, common: list[str]) -> str:
     """Images per second and the share of every phase."""
     timed = [f for f in info["contestants"].values() if "seconds" in f]
     phases = list(dict.fromkeys(phase for f in timed for phase in f["seconds"] if phase != "full"))
@@ -130,10 +135,10 @@ def train_step_case(info: dict) -> str:
         shares = [f"{100 * seconds[phase]['median'] / full:.1f}%" if phase in seconds else "" for phase in phases]
         return [milliseconds(figures, "full"), number(info["images"] / full), *shares]
 
-    return contestants_table(info, ["step ms", "images/s", *phases], row)
+    return contestants_table(info, common, ["step ms", "images/s", *phases], row)
 
 
-def scaling_case(info: dict) -> str:
+def scaling_case(info: dict, common: list[str]) -> str:
     """Milliseconds by N and number of processes, what N costs, and what processes bring."""
     case = info["case"]
     found = {(figures["n"], figures["processes"]): figures for figures in info["contestants"].values()}
@@ -247,7 +252,11 @@ def sections(results: dict, found: dict[str, list[dict]], old: dict | None, old_
     parts = [Section("", intro)]
     for suite, (heading, write_case) in SUITES.items():
         if suite in found:
-            parts.append(Section(suite, f"## {heading}\n\n" + "\n\n".join(write_case(case) for case in found[suite])))
+            cases = found[suite]
+            common = [remark for remark in remarks(cases[0]) if all(remark in remarks(case) for case in cases)]
+            blocks = [f"## {heading}", *(["\n".join(common)] if common else [])]
+            blocks += [write_case(case, common) for case in cases]
+            parts.append(Section(suite, "\n\n".join(blocks)))
     if old is not None:
         parts.append(Section("", against(found, old_found, label(old))))
     return parts
