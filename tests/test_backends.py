@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from simclr_fast import _extension, backends
+from simclr_fast import _extension, backends, losses
 from simclr_fast.ops.l2_normalize import l2_normalize
+from tests.helpers import relative_error
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture
@@ -55,7 +56,32 @@ def test_compiled_architectures(capability: tuple[int, int], archs: str, runs: b
 
 
 def test_triton_serves_what_it_has_kernels_for() -> None:
-    cuda = torch.device("cuda")
-    assert backends.why_not("triton", "l2_normalize", cuda) is None
-    assert backends.why_not("triton", "ntxent_fwd", cuda) is None
-    assert backends.why_not("triton", "augment", cuda) == "augment has no Triton kernel"
+    assert backends.why_not("triton", "l2_normalize", CUDA, torch.float64) is None
+    assert backends.why_not("triton", "ntxent_fwd", CUDA) is None
+    assert backends.why_not("triton", "augment", CUDA) == "augment has no Triton kernel"
+
+
+def test_float64_on_cuda_without_the_extension_is_served_by_the_reference(
+    no_extension: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is made as for CUDA tensors; what it chose then runs here."""
+    on_cuda = lambda backend, op, device, dtype: backends.resolve_backend(backend, op, CUDA, dtype)
+    monkeypatch.setattr(losses, "resolve_backend", on_cuda)
+    z0, z1 = torch.randn(2, 6, 4, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="triton: the Triton kernels of ntxent_fwd take no torch.float64") as record:
+        for _ in range(2):
+            loss = losses.ntxent_loss(z0, z1, 0.2)
+    assert len(record) == 1
+    assert relative_error(loss, losses.ntxent_loss(z0, z1, 0.2, backend="reference")) == 0
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot serve .* take no torch.float64; or choose"):
+        losses.ntxent_loss(z0, z1, 0.2, backend="triton")
+    assert on_cuda("auto", "ntxent_fwd", None, torch.float32) == "triton"
+
+
+def test_devices_too_old_for_the_triton_loss_get_the_reference(
+    no_extension: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.warns(RuntimeWarning, match="need compute capability 8.0"):
+        assert backends.resolve_backend("auto", "ntxent_fwd", CUDA, torch.float32) == "reference"

@@ -7,7 +7,7 @@ their own (suffix), so that one dispatch key holds one kernel. None is different
 import torch
 from torch import Tensor
 
-from simclr_fast.backends import resolve_backend
+from simclr_fast.backends import has_triton, resolve_backend
 from simclr_fast.ops.augment.images import ImageBatch
 from simclr_fast.ops.augment.params import PACKED_WORDS, AugmentRecipe
 from simclr_fast.ops.augment.reference import augment_reference
@@ -69,6 +69,12 @@ for _backend, _suffix in (("cpp", ""), ("triton", "_triton"), ("reference", "_re
 
 torch.library.register_kernel("simclr_fast::augment_reference", ("cpu", "cuda"), augment_reference)
 torch.library.register_kernel("simclr_fast::augment_sample_reference", ("cpu", "cuda"), sample_reference)
+
+if has_triton():
+    from simclr_fast.ops.augment import triton_backend
+
+    torch.library.register_kernel("simclr_fast::augment_triton", "cuda", triton_backend.augment)
+    torch.library.register_kernel("simclr_fast::augment_sample_triton", "cuda", triton_backend.augment_sample)
 
 
 def sample(

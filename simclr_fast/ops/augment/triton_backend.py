@@ -1,0 +1,238 @@
+"""Host side of the Triton augmentation: buffers and launches; nothing here waits for the device.
+
+`augment` and `augment_sample` take the arguments of the ops of that name (ops.py). A launch is described as data
+(`Launch`), so that it can be compiled ahead of time, or run elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from simclr_fast.ops.augment.params import PACKED_WORDS
+from simclr_fast.ops.augment.triton_kernels import augment_mean_kernel, augment_tile_kernel, augment_whole_kernel
+from simclr_fast.ops.augment.triton_sample import augment_sample_kernel
+
+LARGEST_WHOLE = 64  # output pixels a side of a view that one program holds
+REGION = 64  # a side of what a program of a larger output computes
+REGION_OF_MANY = 32  # the same where the blur's halo takes several
+SECTOR_BYTES = 32
+_IN_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+_OUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_RECIPE_NUMBERS = 22
+_RAGGED_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: run-time arguments and compile-time constants by name."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def launch_on_device(launch: Launch) -> None:
+    """Enqueue on the current stream of the device that the tensors are on."""
+    tensor = next(a for a in launch.arguments.values() if isinstance(a, Tensor))
+    with torch.cuda.device_of(tensor):
+        launch.kernel[launch.grid](
+            **launch.arguments,
+            **launch.constants,
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+            **launch.options,
+        )
+
+
+def owned(length: int, radius: int, region: int) -> int:
+    """How many outputs along an axis a program owns (_owned of the kernels)."""
+    if radius == 0 or length <= region or radius > region // 4:
+        return region
+    return (region - 2 * radius) // 8 * 8
+
+
+def most_programs(length: int, half: int, region: int) -> int:
+    """Programs along an axis for the radius, of 0..half, that needs most."""
+    return triton.cdiv(length, owned(length, min(half, region // 4), region))
+
+
+@dataclass(frozen=True)
+class TritonAugment:
+    """The backend's two functions, for a way to run a launch."""
+
+    run: Callable[[Launch], None] = launch_on_device
+
+    def augment(
+        self,
+        images: Tensor,
+        table: Tensor | None,
+        params: Tensor,
+        channels: int,
+        out_height: int,
+        out_width: int,
+        mean: list[float],
+        std: list[float],
+        blur_kernel: int,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> Tensor:
+        """Every view of every image: simclr_fast::augment."""
+        params = params.contiguous()
+        _check_augment(images, table, params, channels, out_height, out_width, mean, std, blur_kernel, dtype)
+        views, batch = params.shape[:2]
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        shape = (views * batch, channels, out_height, out_width)
+        out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=memory_format)
+        if views * batch == 0:
+            return out
+
+        shared = {"images": images, "table": table, "params": params, "views": views, "batch": batch}
+        shared |= {"out_height": out_height, "out_width": out_width}
+        shared |= {"unit": 1.0 / 255.0 if images.dtype == torch.uint8 else 1.0}
+        constants: dict[str, Any] = {"CHANNELS": channels, "SECTOR": SECTOR_BYTES // images.element_size()}
+        if table is None:
+            sizes = dict(zip(("height", "width"), images.shape[2:]))
+            strides = dict(zip(("stride_b", "stride_c", "stride_h", "stride_w"), images.stride()))
+            interleaved = channels == 3 and strides["stride_c"] == 1 and strides["stride_w"] == 3
+            constants |= {"INTERLEAVED": interleaved}
+            # As Triton's launcher makes them constants: a compiler that knows a stride of 1 sees what is contiguous.
+            constants |= {name: 1 for name, stride in strides.items() if stride == 1}
+            shared |= sizes | {name: stride for name, stride in strides.items() if stride != 1}
+        else:
+            shared |= dict.fromkeys(("height", "width", "stride_b", "stride_c", "stride_h", "stride_w"), 0)
+            constants |= {"INTERLEAVED": False if channels == 1 else None}
+        half = blur_kernel // 2
+        values = {"blur_half": half}
+        for c in range(3):
+            scale, shift = (1.0 / std[c], -mean[c] / std[c]) if c < channels else (1.0, 0.0)
+            values |= {f"scale{c}": scale, f"shift{c}": shift}
+
+        if max(out_height, out_width) <= LARGEST_WHOLE:
+            rows, columns = _side(out_height, LARGEST_WHOLE), _side(out_width, LARGEST_WHOLE)
+            blocks = _blocks(rows, columns)
+            arguments = shared | values | {"out": out}
+            whole = constants | blocks | {"CHANNELS_LAST": channels_last}
+            self.run(Launch(augment_whole_kernel, (views * batch,), arguments, whole, _warps(rows, columns)))
+            return out
+
+        rows, columns = _side(out_height, REGION), _side(out_width, REGION)
+        tiles_x = triton.cdiv(out_width, columns)
+        mean_programs = triton.cdiv(out_height, rows) * tiles_x
+        sums = torch.empty((views * batch, mean_programs), dtype=torch.float32, device=images.device)
+        arguments = shared | {"sums": sums, "programs": mean_programs, "tiles_x": tiles_x}
+        grid = (views * batch * mean_programs,)
+        self.run(
+            Launch(augment_mean_kernel, grid, arguments, constants | _blocks(rows, columns), _warps(rows, columns))
+        )
+
+        many = any(half > side // 4 and length > side for length, side in ((out_height, rows), (out_width, columns)))
+        if many:
+            rows, columns = _side(out_height, REGION_OF_MANY), _side(out_width, REGION_OF_MANY)
+        programs = most_programs(out_height, half, rows) * most_programs(out_width, half, columns)
+        arguments = shared | values | {"sums": sums, "out": out, "programs": programs, "mean_programs": mean_programs}
+        tile = constants | _blocks(rows, columns) | {"CHANNELS_LAST": channels_last, "MANY": many, "BLOCK_SUMS": 32}
+        self.run(Launch(augment_tile_kernel, (views * batch * programs,), arguments, tile, _warps(rows, columns)))
+        return out
+
+    def augment_sample(
+        self,
+        seed: Tensor,
+        indices: Tensor | None,
+        table: Tensor | None,
+        height: int,
+        width: int,
+        batch: int,
+        views: int,
+        recipe: list[float],
+    ) -> Tensor:
+        """Packed parameters int32 [views, batch, 16]: simclr_fast::augment_sample."""
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise ValueError(f"augment_sample: seed is {seed.dtype} {tuple(seed.shape)}, must be int64 [1]")
+        if len(recipe) != _RECIPE_NUMBERS:
+            raise ValueError(f"augment_sample: recipe has {len(recipe)} numbers, must have {_RECIPE_NUMBERS}")
+        if indices is not None and (indices.dtype != torch.int64 or indices.numel() != batch):
+            raise ValueError(f"augment_sample: indices is {indices.dtype} {tuple(indices.shape)}, not int64 [{batch}]")
+        if table is not None:
+            _check_table(table, batch)
+        elif batch > 0 and min(height, width) < 1:
+            raise ValueError(f"augment_sample: images of {height} x {width} have no pixels")
+        params = torch.empty((views, batch, PACKED_WORDS), dtype=torch.int32, device=seed.device)
+        count = views * batch
+        if count == 0:
+            return params
+        block = 64
+        arguments = {"seed": seed, "indices": None if indices is None else indices.contiguous(), "table": table}
+        arguments |= {"params": params, "height": height, "width": width, "batch": batch, "count": count}
+        constants = {"RECIPE": tuple(recipe), "BLOCK": block}
+        grid = (triton.cdiv(count, block),)
+        self.run(Launch(augment_sample_kernel, grid, arguments, constants, 2, 1, {"enable_fp_fusion": False}))
+        return params
+
+
+def _side(length: int, most: int) -> int:
+    """The power of two, of 16..most, that holds `length` if any does."""
+    return min(max(16, triton.next_power_of_2(length)), most)
+
+
+def _blocks(rows: int, columns: int) -> dict[str, int]:
+    return {"ROWS": rows, "COLUMNS": columns, "K": min(max(32, columns), 64)}
+
+
+def _warps(rows: int, columns: int) -> int:
+    return 8 if rows * columns > 1024 else 4
+
+
+def _check_table(table: Tensor, batch: int) -> None:
+    if table.dtype != torch.int64 or table.shape != (batch, _RAGGED_COLUMNS) or not table.is_contiguous():
+        raise ValueError(
+            f"augment: table is {table.dtype} {tuple(table.shape)}, "
+            f"must be contiguous int64 [{batch}, {_RAGGED_COLUMNS}]"
+        )
+
+
+def _check_augment(
+    images: Tensor,
+    table: Tensor | None,
+    params: Tensor,
+    channels: int,
+    out_height: int,
+    out_width: int,
+    mean: list[float],
+    std: list[float],
+    blur_kernel: int,
+    dtype: torch.dtype,
+) -> None:
+    if params.dtype != torch.int32 or params.dim() != 3 or params.shape[2] != PACKED_WORDS:
+        raise ValueError(f"augment: params is {params.dtype} {tuple(params.shape)}, must be int32 [views, batch, 16]")
+    if params.device != images.device:
+        raise ValueError(f"augment: params are on {params.device}, images on {images.device}")
+    batch = params.shape[1]
+    if images.dtype not in _IN_DTYPES or dtype not in _OUT_DTYPES:
+        raise TypeError(f"augment: images of {images.dtype} to {dtype} are not served")
+    if channels not in (1, 3) or len(mean) != channels or len(std) != channels:
+        raise ValueError(f"augment: {channels} channels (1 or 3 are served), {len(mean)} means, {len(std)} stds")
+    if min(out_height, out_width) < 1:
+        raise ValueError(f"augment: an output of {out_height} x {out_width} has no pixels")
+    if blur_kernel < 1 or blur_kernel % 2 == 0 or blur_kernel // 2 >= min(out_height, out_width):
+        raise ValueError(
+            f"augment: blur_kernel={blur_kernel} must be odd, with half of it less than the output's sides "
+            f"({out_height} x {out_width})"
+        )
+    if table is not None:
+        _check_table(table, batch)
+    elif images.dim() != 4 or images.shape[:2] != (batch, channels) or min(images.shape[2:]) < 1:
+        raise ValueError(f"augment: images are {tuple(images.shape)}, must be [{batch}, {channels}, height, width]")
+
+
+_default = TritonAugment()
+augment, augment_sample = _default.augment, _default.augment_sample
