@@ -20,6 +20,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _wide_dtype(z: Tensor) -> torch.dtype:
+    """What norms and positives are computed in: float64 where the device has it."""
+    return torch.float32 if z.device.type == "mps" else torch.float64
+
+
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)) in full precision; torch's own turns linear at 20, which is too coarse for float64."""
     return -F.logsigmoid(-x)
@@ -28,28 +33,33 @@ def softplus(x: Tensor) -> Tensor:
 def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
     """z / max(|z|, eps) along the last dimension of z [N, D], in `compute_dtype(z.dtype)`.
 
-    Rows are scaled by their largest entry first, so that the square of 1e30 does not overflow.
+    An error of a norm scales every logit of its row, hence float64. Rows are scaled by their largest entry first, so
+    that no square overflows.
     """
-    z = z.to(compute_dtype(z.dtype))
-    peak = z.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
-    norm = peak * torch.linalg.vector_norm(z / peak, dim=-1, keepdim=True)
-    return z / norm.clamp_min(eps)
+    wide = z.to(_wide_dtype(z))
+    peak = wide.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
+    norm = peak * torch.linalg.vector_norm(wide / peak, dim=-1, keepdim=True)
+    return (wide / norm.clamp_min(eps)).to(compute_dtype(z.dtype))
 
 
 def row_losses(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset: int = 0) -> Tensor:
     """Positive-anchored losses L_i of the unit rows u [2n, D] against the columns u_all [M, D]: [2n].
 
-    Row i is column row_offset + i, and its positive is column row_offset + (i + n) mod 2n.
+    Row i is column row_offset + i, and its positive is column row_offset + (i + n) mod 2n. The positive's logit is
+    computed in float64: where pairs are aligned it is the largest, and L_i is small and as wrong, relatively, as it.
+    The other logits are summed in parts of 32 products: small temperatures amplify the rounding of one long sum.
     """
     rows = torch.arange(u.shape[0], device=u.device)
     own = row_offset + rows
     positive = row_offset + (rows + u.shape[0] // 2) % u.shape[0]
-    s = u @ u_all.T / temperature  # [2n, M]
+    s = sum(a @ b.T for a, b in zip(u.split(32, dim=1), u_all.split(32, dim=1))) / temperature  # [2n, M]
     excluded = torch.zeros_like(s, dtype=torch.bool)
     excluded[rows, own] = True
     excluded[rows, positive] = True
     lse_neg = torch.logsumexp(s.masked_fill(excluded, -torch.inf), dim=1)
-    return softplus(lse_neg - s[rows, positive])
+    wide = _wide_dtype(u)
+    s_pos = (u.to(wide) * u_all[positive].to(wide)).sum(dim=1) / temperature
+    return softplus(lse_neg - s_pos).to(u.dtype)
 
 
 def ntxent_reference(

@@ -51,3 +51,21 @@ def gradient_error(dz: Tensor, dz_true: Tensor, z: Tensor, temperature: float, k
     special = torch.arange(rows) % (rows // 2) < SPECIAL_ROWS.get(kind, 0)
     errors = [error[group].norm() / dz_true[group].norm() for group in (special, ~special) if group.any()]
     return torch.stack(errors).nan_to_num(float("inf")).max().item()
+
+
+def half_scale(dz_true: Tensor, kind: str) -> float:
+    """The power of two that brings an ordinary row of the gradient near 1, as a GradScaler would."""
+    if kind == "equal":  # the true gradient is 0
+        return 1024.0
+    return 2.0 ** -dz_true.norm(dim=1).median().log2().round().item()
+
+
+def half_error(dz: Tensor, dz_true: Tensor, z: Tensor, temperature: float, kind: str) -> float:
+    """gradient_error of a gradient of a half type against the true one rounded to that type, all that it can hold.
+
+    Overflow (rows of length 0: 1 / eps) must be where the rounded one has it.
+    """
+    rounded = dz_true.to(dz.dtype).double()
+    if not torch.equal(dz.isinf(), rounded.isinf()):
+        return float("inf")
+    return gradient_error(dz.masked_fill(dz.isinf(), 0), rounded.masked_fill(rounded.isinf(), 0), z, temperature, kind)
