@@ -15,6 +15,9 @@ from simclr_fast import _extension
 
 BACKENDS = ("cpp", "triton", "reference")
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+# What an op's Triton kernels cannot do: dtypes, and devices below a major compute capability.
+_TRITON_REFUSES = {"ntxent_fwd": (torch.float64,)}
+_TRITON_NEEDS = {"ntxent_fwd": 8}
 
 
 @cache
@@ -41,8 +44,8 @@ def _has_kernel(op: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::{op}", key)
 
 
-def why_not(backend: str, op: str, device: torch.device) -> str | None:
-    """Why `backend` cannot serve `op` ("l2_normalize") on `device`; None if it can."""
+def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why `backend` cannot serve `op` ("l2_normalize") for tensors of `dtype` on `device`; None if it can."""
     if backend == "reference":
         return None
     if backend == "triton":
@@ -50,7 +53,14 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
             return f"Triton kernels run on CUDA tensors, these are on {device.type}"
         if not has_triton():
             return "triton is not installed; pip install triton"
-        return None if _has_kernel(f"{op}_triton", "CUDA") else f"{op} has no Triton kernel"
+        if not _has_kernel(f"{op}_triton", "CUDA"):
+            return f"{op} has no Triton kernel"
+        if dtype in _TRITON_REFUSES.get(op, ()):
+            return f"the Triton kernels of {op} take no {dtype}"
+        needed = _TRITON_NEEDS.get(op, 0)
+        if needed and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] < needed:
+            return f"the Triton kernels of {op} need compute capability {needed}.0, this device has less"
+        return None
     if _extension.missing_because:
         return f"the compiled extension is missing ({_extension.missing_because})"
     key = _DISPATCH_KEYS.get(device.type)
@@ -66,26 +76,26 @@ def why_not(backend: str, op: str, device: torch.device) -> str | None:
 
 # Resolved while tracing: a graph is specialised on devices, so the answer is a constant of the graph.
 @torch.compiler.assume_constant_result
-def resolve_backend(backend: str, op: str, device: torch.device) -> str:
+def resolve_backend(backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
     """The backend to use: `backend` itself, or for "auto" the first of cpp, triton, reference that serves.
 
     Raises ValueError for an unknown name, RuntimeError where an explicitly named backend cannot serve. "auto" warns
-    once per op and device where only the reference is left.
+    once per op, device and dtype where only the reference is left.
     """
-    return _resolve(backend, op, device)
+    return _resolve(backend, op, device, dtype)
 
 
 @cache
-def _resolve(backend: str, op: str, device: torch.device) -> str:
+def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | None) -> str:
     if backend != "auto":
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r} is unknown; choose one of 'auto', {', '.join(map(repr, BACKENDS))}")
-        if reason := why_not(backend, op, device):
+        if reason := why_not(backend, op, device, dtype):
             raise RuntimeError(f"backend={backend!r} cannot serve {op} on {device}: {reason}; or choose backend='auto'")
         return backend
     reasons = {}
     for candidate in BACKENDS:
-        reasons[candidate] = why_not(candidate, op, device)
+        reasons[candidate] = why_not(candidate, op, device, dtype)
         if reasons[candidate] is None:
             break
     if candidate == "reference":

@@ -1,7 +1,6 @@
 """The public NT-Xent loss: `ntxent_loss` and the module `NTXentLoss`."""
 
 import math
-import warnings
 from typing import Literal
 
 import torch
@@ -72,7 +71,7 @@ def ntxent_loss(
         reduction=reduction,
         eps=float(eps),
         precision=precision,
-        backend=_choose_backend(backend, z0),
+        backend=resolve_backend(backend, "ntxent_fwd", z0.device, z0.dtype),
         group=group,
     )
 
@@ -138,17 +137,6 @@ class NTXentLoss(nn.Module):
 @torch.compiler.assume_constant_result
 def _default_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _choose_backend(backend: str, z: Tensor) -> str:
-    chosen = resolve_backend(backend, "ntxent_fwd", z.device)
-    if chosen == "triton" and z.dtype == torch.float64:
-        reason = "the Triton kernels have no float64"
-        if backend != "auto":
-            raise RuntimeError(f"backend='triton' cannot serve {z.dtype}: {reason}; use backend='reference'")
-        warnings.warn(f"ntxent_loss runs as plain PyTorch: {reason}", RuntimeWarning, stacklevel=3)
-        return "reference"
-    return chosen
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

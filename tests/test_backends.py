@@ -57,8 +57,19 @@ def test_compiled_architectures(capability: tuple[int, int], archs: str, runs: b
 
 def test_triton_serves_what_it_has_kernels_for() -> None:
     assert backends.why_not("triton", "l2_normalize", CUDA, torch.float64) is None
-    assert backends.why_not("triton", "ntxent_fwd", CUDA) is None
-    assert backends.why_not("triton", "augment", CUDA) == "augment has no Triton kernel"
+    for op in ("ntxent_fwd", "augment", "augment_sample"):
+        assert backends.why_not("triton", op, CUDA) is None
+
+
+def test_auto_takes_triton_on_cuda_where_the_extension_is_missing(no_extension: None) -> None:
+    for op in ("augment", "augment_sample"):
+        assert backends.resolve_backend("auto", op, CUDA) == "triton"
+
+
+def test_an_op_without_a_triton_kernel_is_named() -> None:
+    library = torch.library.Library("simclr_fast", "FRAGMENT")
+    library.define("schema_only_triton(Tensor x) -> Tensor")
+    assert backends.why_not("triton", "schema_only", CUDA) == "schema_only has no Triton kernel"
 
 
 def test_float64_on_cuda_without_the_extension_is_served_by_the_reference(
