@@ -23,11 +23,9 @@ from simclr_fast.ops.ntxent.triton_forward import ntxent_fwd_kernel, ntxent_fwd_
 from simclr_fast.ops.ntxent.triton_tiles import (
     OWNED_D,
     Target,
-    backward_holds_rows,
     backward_splits,
     backward_tiles,
     forward_groups,
-    forward_holds_rows,
     forward_tiles,
     target_of,
 )
@@ -118,7 +116,7 @@ class TritonNtxent:
             "PRECISION": _tl_precision(dot),
             "BLOCK_D": tiles.block_d,
             "CHUNKS": triton.cdiv(dim, tiles.block_d),
-            "HOLD_ROWS": forward_holds_rows(target, dot, dim),
+            "HOLD_ROWS": tiles.holds_rows,
             "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
             "EVEN_D": dim % tiles.block_d == 0,
         }
@@ -205,7 +203,7 @@ class TritonNtxent:
                     "BLOCK_N": tiles.block_n,
                     "BLOCK_D": tiles.block_d,
                     "CHUNKS": chunks,
-                    "HOLD_ROWS": backward_holds_rows(dot, dim),
+                    "HOLD_ROWS": tiles.holds_rows,
                     "EVEN_D": dim % tiles.block_d == 0,
                     "SPECIAL": min(16, tiles.block_n),
                 },

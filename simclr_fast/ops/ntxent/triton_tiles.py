@@ -26,19 +26,19 @@ class Target:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tile of the logits (block_m x block_n), step through D (block_d), warps per program, software-pipeline stages."""
+    """Tile of the logits (block_m x block_n), step through D (block_d), warps per program, software-pipeline stages.
+
+    holds_rows: a program keeps its tile of rows (all D columns) on chip while column tiles go by.
+    """
 
     block_m: int
     block_n: int
     block_d: int
     num_warps: int
     num_stages: int
+    holds_rows: bool = False
 
 
-# Largest D of which a program of the forward kernel keeps a tile of rows on chip while a strip of column tiles goes by.
-_HELD_D_FORWARD = {(80, "fp16"): 128, (80, "tf32"): 64, (90, "fp16"): 128, (90, "tf32"): 64}
-# The same of the backward kernel; tf32x3 would keep two halves of every number.
-_HELD_D_BACKWARD = {"fp16": 256, "tf32": 256, "tf32x3": 64}
 # Columns of the gradient that a program of the backward kernel owns. A larger D is shared out among programs, each of
 # which computes the logits again: M^2 D multiply-adds more for every further part.
 OWNED_D = 256
@@ -46,11 +46,19 @@ OWNED_D = 256
 # {(architecture, operand): {largest D: tiles}}. 80 stands for every device with mma.sync only (also 86, 89 and 120,
 # where a program has 99 KiB of shared memory). Forward tiles are square.
 _FORWARD = {
-    (80, "fp16"): {64: Tiles(128, 128, 64, 4, 2), 128: Tiles(128, 128, 128, 4, 2), _ANY: Tiles(128, 128, 64, 8, 2)},
-    (80, "tf32"): {64: Tiles(128, 128, 64, 4, 2), _ANY: Tiles(128, 128, 32, 8, 2)},
+    (80, "fp16"): {
+        64: Tiles(128, 128, 64, 4, 2, holds_rows=True),
+        128: Tiles(128, 128, 128, 4, 2, holds_rows=True),
+        _ANY: Tiles(128, 128, 64, 8, 2),
+    },
+    (80, "tf32"): {64: Tiles(128, 128, 64, 4, 2, holds_rows=True), _ANY: Tiles(128, 128, 32, 8, 2)},
     (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
-    (90, "fp16"): {64: Tiles(128, 128, 64, 8, 2), 128: Tiles(128, 128, 128, 8, 2), _ANY: Tiles(128, 128, 64, 4, 2)},
-    (90, "tf32"): {64: Tiles(128, 128, 64, 8, 2), _ANY: Tiles(128, 128, 32, 4, 2)},
+    (90, "fp16"): {
+        64: Tiles(128, 128, 64, 8, 2, holds_rows=True),
+        128: Tiles(128, 128, 128, 8, 2, holds_rows=True),
+        _ANY: Tiles(128, 128, 64, 4, 2),
+    },
+    (90, "tf32"): {64: Tiles(128, 128, 64, 8, 2, holds_rows=True), _ANY: Tiles(128, 128, 32, 4, 2)},
     (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 2)},
     (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},
     (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},
@@ -58,24 +66,47 @@ _FORWARD = {
 }
 _BACKWARD = {
     (80, "fp16"): {
-        64: Tiles(128, 64, 64, 4, 2),
-        128: Tiles(128, 32, 64, 4, 3),
-        256: Tiles(64, 32, 128, 4, 2),
+        64: Tiles(128, 64, 64, 4, 2, holds_rows=True),
+        128: Tiles(128, 32, 64, 4, 3, holds_rows=True),
+        256: Tiles(64, 32, 128, 4, 2, holds_rows=True),
         _ANY: Tiles(64, 32, 128, 8, 2),
     },
-    (80, "tf32"): {64: Tiles(64, 64, 64, 4, 2), 128: Tiles(64, 32, 128, 4, 2), _ANY: Tiles(32, 32, 128, 8, 2)},
-    (80, "tf32x3"): {64: Tiles(32, 32, 64, 4, 2), _ANY: Tiles(32, 32, 64, 8, 2)},
-    (90, "fp16"): {64: Tiles(128, 64, 64, 8, 2), 256: Tiles(128, 64, 128, 8, 2), _ANY: Tiles(64, 64, 128, 8, 2)},
-    (90, "tf32"): {64: Tiles(128, 32, 64, 8, 2), _ANY: Tiles(128, 32, 128, 8, 2)},
-    (90, "tf32x3"): {64: Tiles(64, 32, 64, 4, 2), _ANY: Tiles(32, 32, 64, 8, 2)},  # 32 rows: mma.sync
+    (80, "tf32"): {
+        64: Tiles(64, 64, 64, 4, 2, holds_rows=True),
+        128: Tiles(64, 32, 128, 4, 2, holds_rows=True),
+        256: Tiles(32, 32, 128, 8, 2, holds_rows=True),
+        _ANY: Tiles(32, 32, 128, 8, 2),
+    },
+    (80, "tf32x3"): {
+        64: Tiles(64, 32, 64, 4, 2),
+        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),
+        _ANY: Tiles(32, 32, 64, 8, 2),
+    },
+    (90, "fp16"): {
+        64: Tiles(128, 64, 64, 8, 2, holds_rows=True),
+        256: Tiles(128, 64, 128, 8, 2, holds_rows=True),
+        _ANY: Tiles(64, 64, 128, 8, 2),
+    },
+    (90, "tf32"): {
+        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
+        256: Tiles(128, 32, 128, 8, 2, holds_rows=True),
+        _ANY: Tiles(128, 32, 128, 8, 2),
+    },
+    # 32 rows: mma.sync.
+    (90, "tf32x3"): {64: Tiles(64, 32, 64, 4, 2, holds_rows=True), _ANY: Tiles(32, 32, 64, 8, 2)},
     (100, "fp16"): {
-        64: Tiles(128, 64, 64, 8, 2),
-        128: Tiles(128, 64, 128, 8, 2),
-        256: Tiles(64, 32, 128, 8, 2),
+        64: Tiles(128, 64, 64, 8, 2, holds_rows=True),
+        128: Tiles(128, 64, 128, 8, 2, holds_rows=True),
+        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
         _ANY: Tiles(64, 32, 64, 8, 2),
     },
-    (100, "tf32"): {64: Tiles(128, 32, 64, 8, 2), 128: Tiles(128, 32, 128, 8, 2), _ANY: Tiles(64, 32, 128, 8, 2)},
-    (100, "tf32x3"): {64: Tiles(64, 32, 64, 8, 2), _ANY: Tiles(64, 32, 64, 8, 2)},
+    (100, "tf32"): {
+        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
+        128: Tiles(128, 32, 128, 8, 2, holds_rows=True),
+        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
+        _ANY: Tiles(64, 32, 128, 8, 2),
+    },
+    (100, "tf32x3"): {64: Tiles(64, 32, 64, 8, 2, holds_rows=True), _ANY: Tiles(64, 32, 64, 8, 2)},
 }
 
 
@@ -92,16 +123,6 @@ def forward_tiles(target: Target, operand: str, dim: int) -> Tiles:
 def backward_tiles(target: Target, operand: str, dim: int) -> Tiles:
     """operand: "fp16", "tf32" or "tf32x3"."""
     return _choose(_BACKWARD, target, operand, dim)
-
-
-def forward_holds_rows(target: Target, operand: str, dim: int) -> bool:
-    """Whether a program of the forward kernel keeps its tile of rows on chip."""
-    return dim <= _HELD_D_FORWARD.get((target.arch, operand), 0)
-
-
-def backward_holds_rows(operand: str, dim: int) -> bool:
-    """Whether a program of the backward kernel keeps its tile of rows on chip."""
-    return dim <= _HELD_D_BACKWARD[operand]
 
 
 def forward_groups(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
