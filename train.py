@@ -104,6 +104,7 @@ def train(config: Config, process: Process, console: Console) -> int:
                         "images_per_second": options.batch_size / seconds,
                         "data_wait_share": waiting,
                         "peak_memory_mib": peak_memory_mib(device),
+                        "unreadable_images": len(loader.bad),
                     }
                     log.write(state.step, values)
                 log.advance()

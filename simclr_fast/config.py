@@ -1,6 +1,7 @@
 """The options of train.py as dataclasses, the published recipes, and the checks on their values."""
 
 import dataclasses
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -277,6 +278,8 @@ def check(config: Config, world_size: int = 1) -> None:
     for name in ("knn_epochs", "profile"):
         _require(getattr(r, name) >= 0, name, getattr(r, name), "pass an integer >= 0")
     _require(r.checkpoint_minutes > 0, "checkpoint_minutes", r.checkpoint_minutes, "pass minutes > 0")
+    wandb_serves = not r.log_wandb or importlib.util.find_spec("wandb") is not None
+    _require(wandb_serves, "log_wandb", r.log_wandb, "the package 'wandb' is missing; pip install wandb")
     _require(config.speed.threads >= 0, "threads", config.speed.threads, "pass an integer >= 0")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,14 @@ def test_help_explains_every_option_with_the_recipes_default(recipe: str | None,
         (["demo", "--micro-batch-size", "100"], "--micro-batch-size 100: it must divide the 128 images"),
         (["demo", "--resume", "no.pt"], "no.pt: there is no such checkpoint"),
         (["demo", "--mean", "0.1", "0.2", "0.3"], "--mean 0.1 0.2 0.3: the images have 1 channel(s)"),
+        (["demo", "--log-wandb"], "--log-wandb True: the package 'wandb' is missing; pip install wandb"),
         (["--epochs", "3", "cifar10"], "cifar10: the recipe comes first"),
     ],
 )
-def test_bad_option_is_one_clear_line_and_status_2(arguments: list[str], said: str, tmp_path, capsys) -> None:
+def test_bad_option_is_one_clear_line_and_status_2(
+    arguments: list[str], said: str, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed, wherever this runs
     assert train.main([*arguments, "--output", str(tmp_path / "run")]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith(f"train.py: error: {said}")
@@ -105,8 +110,10 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
     step_line = next(line for line in metrics if "loss" in line)
     assert set(step_line) >= {
         *("step", "epoch", "loss", "chance", "contrastive_accuracy", "temperature", "lr", "grad_norm"),
-        *("images_per_second", "data_wait_share", "peak_memory_mib"),
+        *("images_per_second", "data_wait_share", "peak_memory_mib", "unreadable_images"),
     }
+    assert step_line["peak_memory_mib"] > 100
+    assert 0 <= step_line["data_wait_share"] < 1
     assert any("knn" in line for line in metrics)
     assert (folder / "checkpoint-000000008.pt").exists()
     assert list(folder.glob("events.out.tfevents.*"))
@@ -154,6 +161,19 @@ def test_profile_names_the_phases_and_adds_up(tmp_path: Path, capsys) -> None:
     names = [event.get("name") for event in trace["traceEvents"]]
     assert names.count("forward") == 3
     assert (tmp_path / "profile.txt").read_text().startswith("phase")
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_set(tf32: bool, tmp_path: Path) -> None:
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    stops_early = ["demo", "--batch-size", "4001", "--output", str(tmp_path / "run")]
+    try:
+        assert train.main([*stops_early, "--tf32" if tf32 else "--no-tf32"]) == 2
+        assert [flag.allow_tf32 for flag in flags] == [tf32, tf32]
+    finally:
+        for flag, value in zip(flags, before):
+            flag.allow_tf32 = value
 
 
 def test_initial_checkpoint_gives_the_weights(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class ArrayLoader:
     def __init__(self, source: ImageArrays, sampler: EpochSampler, device: torch.device):
         self.sampler = sampler
         self.images = source.images.to(device)
+        self.bad: dict[int, str] = {}  # nothing here is left to decode
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on."""
@@ -66,7 +67,7 @@ class EncodedLoader:
         self.sampler = sampler
         self.device = device
         self.decode_on_device = options.decode_device == "cuda"
-        self.bad: dict[int, str] = {}
+        self.bad: dict[int, str] = {}  # unreadable images met so far, each once, with what is wrong
         # A process meets 1/world_size of the data set per epoch, and judges by its part.
         self.bad_allowed = options.max_bad_images * len(source) / world_size
         self.chunks: list[list[int]] = []

@@ -92,6 +92,8 @@ class TableColumn:
 
     def read(self, index: int) -> bytes:
         entry = self.table[index][self.column]
+        if entry is None:
+            raise FileNotFoundError("the row has no image")
         return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
 
     def name(self, index: int) -> str:

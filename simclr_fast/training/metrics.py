@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from simclr_fast.config import Config, ConfigError, as_dict
+from simclr_fast.config import Config, as_dict
 from simclr_fast.training.phases import phase
 
 Item = TypeVar("Item")
@@ -79,10 +79,8 @@ class MetricsLog:
 
 
 def _start_wandb(config: Config):
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("--log-wandb: the package 'wandb' is missing; pip install wandb") from error
+    import wandb  # an optional package; `check` has seen that it is there
+
     return wandb.init(project="simclr_fast", dir=config.run.output, config=as_dict(config), resume="allow")
 
 

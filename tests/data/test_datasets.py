@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from simclr_fast.config import ConfigError, DataOptions
-from simclr_fast.data import load_dataset
+from simclr_fast.data import EncodedImages, load_dataset
+from simclr_fast.data.sources import BadImageError, TableColumn
 from tests.data.conftest import pixels, write_image
 
 
@@ -98,6 +99,13 @@ def test_hugging_face_folder(hugging_face_root: Path) -> None:
     assert len(dataset.test) == 2
     with pytest.raises(ConfigError, match=r"--image-column picture: the data set has the columns image, label"):
         load_dataset(options("huggingface", hugging_face_root, image_column="picture"))
+
+
+def test_hugging_face_row_without_an_image_is_a_bad_image() -> None:
+    column = TableColumn([{"image": None}], "image")
+    source = EncodedImages(1, column.read, column.name)
+    with pytest.raises(BadImageError, match="row 0 of column 'image': the row has no image"):
+        source.decoded(0)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "stl10", "imagefolder", "huggingface"])

@@ -24,6 +24,14 @@ def test_image_folder_trains_and_is_evaluated(workers: str, folder_root: Path, t
     assert (folder / "embeddings.png").exists()
 
 
+def test_unreadable_files_within_the_share_are_counted(folder_root: Path, tmp_path: Path) -> None:
+    next((folder_root / "train" / "cat").glob("2.*")).write_bytes(b"broken")
+    arguments = [*SMALL, "--workers", "0", "--data-dir", str(folder_root), "--output", str(tmp_path / "run")]
+    assert train.main([*arguments, "--max-bad-images", "0.1", "--no-eval", "--knn-epochs", "0"]) == 0
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert (last["step"], last["unreadable_images"]) == (4, 1)
+
+
 def test_unreadable_files_past_the_share_end_the_run(folder_root: Path, tmp_path: Path, capsys) -> None:
     for i in range(3):
         next((folder_root / "train" / "cat").glob(f"{i}.*")).write_bytes(b"broken")

@@ -76,9 +76,10 @@ def wait_for_step(folder: Path, step: int, processes: list[BaseProcess]) -> None
 
 
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint's model and optimizer, by name."""
+    """Every tensor of the newest checkpoint's model, averaged model and optimizer, by name."""
     _, content = load_newest(folder)
-    tensors = {f"model.{name}": tensor for name, tensor in content["model"].items()}
+    tensors = {f"ema.{name}": tensor for name, tensor in (content["ema"] or {}).items()}
+    tensors |= {f"model.{name}": tensor for name, tensor in content["model"].items()}
     for index, state in content["optimizer"]["state"].items():
         tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items() if isinstance(t, torch.Tensor)}
     return tensors | {"step": torch.tensor(content["step"])}

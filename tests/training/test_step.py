@@ -139,6 +139,25 @@ def test_autocast_keeps_the_gradient(dtype: torch.dtype) -> None:
     assert not torch.equal(exact, rounded)
 
 
+def test_overflow_in_float16_skips_the_update_and_lowers_the_scale() -> None:
+    model = build_model(config("group").model, channels=1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    step = TrainStep(
+        model,
+        Views(config("group").augment, seed=0, dtype=torch.float16),
+        NTXentLoss(0.2),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        scaler=scaler,
+        autocast=torch.float16,
+    )
+    before = [p.detach().clone() for p in model.parameters()]
+    result = step(images(), step.views.draw(torch.arange(BATCH), 0, batch_size=BATCH), lr=0.1)
+    assert result.loss.isfinite()
+    assert not result.grad_norm.isfinite()
+    assert all(torch.equal(p, start) for p, start in zip(model.parameters(), before))
+    assert scaler.get_scale() == 2.0**59
+
+
 def test_no_graph_break_in_augmentation_and_loss() -> None:
     augment, loss = SimCLRAugment(16), NTXentLoss(0.1)
     pool = nn.AdaptiveAvgPool2d(4)
