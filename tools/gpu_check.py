@@ -17,17 +17,24 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "gpu-check.md"
-CUDA_TESTS = "tests/ops/ntxent/test_cuda_gpu.py"
+# What compute-sanitizer watches: it slows kernels down a hundredfold, so small cases of every op on the device.
+SANITIZED = {
+    "tests/ops/ntxent/test_cuda_gpu.py": "float64 and 33-123 or strided",
+    "tests/ops/l2_normalize/test_l2_normalize.py": "on_a_gpu and cpp",
+    "tests/ops/augment/test_parity.py": "cpp-cuda and alone",
+}
+BENCHMARK_REPORT = ROOT / "runs" / "bench" / "report.md"
 SHOWN_LINES = 60
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the check; `missing` says why it cannot run here."""
+    """A command of the check; `missing` says why it cannot run here, `result` is a file it writes for the report."""
 
     title: str
     command: list[str]
     missing: str = ""
+    result: Path | None = None
 
 
 def pytest_command(*arguments: str) -> list[str]:
@@ -45,16 +52,19 @@ def steps(benchmarks: bool) -> list[Step]:
     """Everything that is run, in order."""
     tool = sanitizer()
     missing = "" if tool else "compute-sanitizer was not found: install the CUDA toolkit and set CUDA_HOME"
-    small = pytest_command("-m", "gpu", "-x", "-k", "float64 and 33-123 or strided", CUDA_TESTS)
     plan = [
         Step("Tests that need the device", pytest_command("-m", "gpu")),
-        Step("All other tests", pytest_command("-m", "not gpu and not proof")),
-        *(
-            Step(f"compute-sanitizer {check}", [tool or "", "--tool", check, "--error-exitcode", "9", *small], missing)
-            for check in ("memcheck", "racecheck")
-        ),
+        Step("All other tests", pytest_command()),
+        Step("Triton's interpreter", pytest_command("-m", "interpret")),
     ]
-    return [*plan, Step("Benchmarks", [sys.executable, "-m", "benchmarks.run"])] if benchmarks else plan
+    for check in ("memcheck", "racecheck"):
+        for path, cases in SANITIZED.items():
+            tests = pytest_command("-m", "gpu", "-x", "-k", cases, path)
+            command = [tool or "", "--tool", check, "--error-exitcode", "9", *tests]
+            plan.append(Step(f"compute-sanitizer {check}, {path}", command, missing))
+    if benchmarks:
+        plan.append(Step("Benchmarks", ["make", "bench"], result=BENCHMARK_REPORT))
+    return plan
 
 
 def machine() -> list[str]:
@@ -79,7 +89,10 @@ def run(step: Step) -> tuple[bool, list[str]]:
     print(f"gpu-check: {step.title}: {verdict}", flush=True)
     tail = done.stdout.strip().split("\n")[-SHOWN_LINES:]
     seconds = time.monotonic() - begin
-    return done.returncode == 0, [f"## {step.title}: {verdict}, {seconds:.0f} s", "", "```", *tail, "```"]
+    section = [f"## {step.title}: {verdict}, {seconds:.0f} s", "", "```", *tail, "```"]
+    if done.returncode == 0 and step.result:
+        section += ["", step.result.read_text()]
+    return done.returncode == 0, section
 
 
 def main() -> int:
