@@ -13,7 +13,7 @@ from simclr_fast.backends import BACKENDS, why_not
 
 GIB = 2**30
 # Memory that a contestant may take on a host, by scale; a quarter of it on a GPU.
-MOST_BYTES = {"smoke": GIB, "quick": 2 * GIB, "full": 4 * GIB}
+MOST_BYTES = {"smoke": GIB, "quick": GIB, "full": 4 * GIB}
 
 
 @dataclass(frozen=True)

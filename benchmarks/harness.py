@@ -104,7 +104,7 @@ def _admit(contestant: Contestant | Absent, check: Check | None, device: torch.d
         result = contestant.run(lap)
         once = lap.seconds()["full"]
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"}, 0.0
+        return {"failed": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}, 0.0
     error, tolerance = (contestant.check or check)(result)
     return {"error": error, "tolerance": tolerance, **({"note": contestant.note} if contestant.note else {})}, once
 

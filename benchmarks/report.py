@@ -17,6 +17,17 @@ import markdown
 
 from benchmarks import report_plots, report_readme, report_tables
 
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+td, th { padding: .25rem .55rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap }
+td, th { font-size: 13.5px; font-variant-numeric: tabular-nums }
+td:first-child, th:first-child { text-align: left }
+h2 { margin-top: 2.5rem; border-bottom: 2px solid #d0d7de }
+h3 { margin: 1.8rem 0 .3rem }
+img { display: block; max-width: 100%; width: 56rem; margin: 1rem 0 }
+"""
+
 
 def load(path: Path) -> dict:
     """The JSON that `pytest --benchmark-json` wrote; exits with a line that says what is wrong with it."""
@@ -63,14 +74,7 @@ def _html(sections: list[report_tables.Section], plots: list[report_plots.Plot])
             if plot.suite == section.suite:
                 data = base64.b64encode(plot.path.read_bytes()).decode()
                 body.append(f'<img alt="{html.escape(plot.title)}" src="data:image/png;base64,{data}">')
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
-        "table{border-collapse:collapse;margin:1rem 0;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}"
-        "td,th{padding:.25rem .7rem;border-bottom:1px solid #d0d7de;text-align:right;white-space:nowrap}"
-        "td:first-child,th:first-child{text-align:left}h2{margin-top:2.5rem;border-bottom:2px solid #d0d7de}"
-        "h3{margin:1.8rem 0 .3rem}img{display:block;max-width:100%;width:56rem;margin:1rem 0}"
-    )
-    head = f'<meta charset="utf-8"><title>simclr_fast benchmarks</title><style>{style}</style>'
+    head = f'<meta charset="utf-8"><title>simclr_fast benchmarks</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang='en'>{head}<body>{''.join(body)}</body></html>\n"
 
 

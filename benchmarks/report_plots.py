@@ -55,7 +55,12 @@ def _colour(name: str) -> str:
 
 
 def _legend_name(name: str) -> str:
-    return f"simclr_fast ({name})" if name in OURS else name
+    return f"simclr_fast ({name})" if name in OURS else name.replace("plain", "plain PyTorch", name != "plain PyTorch")
+
+
+def _legend(axes: plt.Axes) -> None:
+    """Beside the axes, where it hides nothing."""
+    axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _new(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
@@ -108,7 +113,7 @@ def against_n(axes: plt.Axes, cases: list[dict], value, axis: str, limit=None) -
     axes.set(xlabel="N (positive pairs)", ylabel=axis)
     _plain_log_axis(axes.yaxis)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8.5)
+    _legend(axes)
 
 
 def ntxent_time(axes: plt.Axes, series: list[dict]) -> None:
@@ -144,7 +149,7 @@ def _shares(axes: plt.Axes, case: dict) -> None:
         left = {n: left[n] + w for n, w in zip(timed, widths)}
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per step (medians of the phases)")
-    axes.figure.legend(frameon=False, fontsize=8.5, ncols=len(phases), loc="outside lower center")
+    _legend(axes)
 
 
 def _scaling(axes: plt.Axes, case: dict) -> None:
@@ -161,7 +166,7 @@ def _scaling(axes: plt.Axes, case: dict) -> None:
     axes.set(xlabel="N (positive pairs, over all processes)", ylabel="milliseconds, forward + backward")
     _plain_log_axis(axes.yaxis)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8.5)
+    _legend(axes)
 
 
 def augment_title(case: dict) -> str:
@@ -183,10 +188,10 @@ def draw(found: dict[str, list[dict]], folder: Path, note: str) -> list[Plot]:
     series = main_series(found.get("ntxent", []))
     if len(series) > 1:
         title = "NT-Xent forward + backward, D = 128, float32"
-        add("ntxent", "ntxent_time.png", title, (8, 5), lambda axes: ntxent_time(axes, series))
+        add("ntxent", "ntxent_time.png", title, (9, 5), lambda axes: ntxent_time(axes, series))
         memory = lambda figures: figures.get("peak_bytes", 0) / MIB
         title = "NT-Xent peak memory beyond the inputs, D = 128, float32"
-        add("ntxent", "ntxent_memory.png", title, (8, 5), lambda axes: against_n(axes, series, memory, "peak MiB"))
+        add("ntxent", "ntxent_memory.png", title, (9, 5), lambda axes: against_n(axes, series, memory, "peak MiB"))
     for case in found.get("augment", []):
         rates = rates_of(case, case["views"] / 2)
         if case["case"]["ops"] == "all" and case["case"]["channels_last"] and rates:
@@ -200,18 +205,19 @@ def draw(found: dict[str, list[dict]], folder: Path, note: str) -> list[Plot]:
             size = (8, 0.42 * len(rates) + 1.3)
             add("train_step", f"train_rate_{index}.png", f"Training, {case['title']}", size, fill)
             title = f"Where a training step's time goes, {case['title']}"
-            size = (8, 0.42 * len(rates) + 1.6)
+            size = (9, 0.42 * len(rates) + 1.3)
             add("train_step", f"train_step_{index}.png", title, size, lambda axes, case=case: _shares(axes, case))
     for index, case in enumerate(found.get("scaling", [])):
         title = f"NT-Xent over several processes, D = {case['case']['d']}, float32"
-        add("scaling", f"scaling_{index}.png", title, (8, 4), lambda axes, case=case: _scaling(axes, case))
+        add("scaling", f"scaling_{index}.png", title, (9, 4), lambda axes, case=case: _scaling(axes, case))
     return plots
 
 
 def draw_readme(found: dict[str, list[dict]], augment: dict, note: str, path: Path) -> None:
     """The README's picture: the loss over N beside the augmentation's bars."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained", width_ratios=(1.15, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(1.3, 1))
     ntxent_time(left, main_series(found["ntxent"]))
+    left.legend(frameon=False, fontsize=8.5, loc="lower right")
     _tidy(left, "NT-Xent forward + backward, D = 128, float32")
     bars(right, rates_of(augment, augment["views"] / 2), "images per second, two views each")
-    _finish(figure, right, augment_title(augment), note, path)
+    _finish(figure, right, f"Augmentation, {augment['case']['side']} to {augment['case']['size']} px", note, path)

@@ -221,7 +221,7 @@ def _change(what: str, then: float, now: float, unit: str, more: str, less: str)
     return [what, f"{number(then)} {unit}", f"{number(now)} {unit}", f"{number(now / then)}x, {word}"]
 
 
-def machine_table(results: dict) -> str:
+def machine_list(results: dict) -> str:
     """Hardware, clocks, versions, and how busy the machine was."""
     machine = results["machine_info"]["simclr_fast"]
     rows = [
@@ -236,14 +236,14 @@ def machine_table(results: dict) -> str:
         ["versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)],
         ["extent", f"`--scale {machine['scale']}`"],
     ]
-    return "| machine | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    return "\n".join(f"- {name}: {value}" for name, value in rows if value)
 
 
 def sections(results: dict, found: dict[str, list[dict]], old: dict | None, old_found: dict | None) -> list[Section]:
     """The whole page."""
     machine = results["machine_info"]["simclr_fast"]
     intro = (
-        f"# simclr_fast benchmarks\n\n{label(results)}.\n\n{machine_table(results)}\n\nContestants run in interleaved "
+        f"# simclr_fast benchmarks\n\n{label(results)}.\n\n{machine_list(results)}\n\nContestants run in interleaved "
         "rounds of one process; figures are medians (quartiles in brackets). A contestant is timed only after its "
         "result agreed with the reference; one that did not is shown with its error instead."
     )
@@ -254,9 +254,8 @@ def sections(results: dict, found: dict[str, list[dict]], old: dict | None, old_
         if suite in found:
             cases = found[suite]
             common = [remark for remark in remarks(cases[0]) if all(remark in remarks(case) for case in cases)]
-            blocks = [f"## {heading}", *(["\n".join(common)] if common else [])]
-            blocks += [write_case(case, common) for case in cases]
-            parts.append(Section(suite, "\n\n".join(blocks)))
+            parts.append(Section(suite, "\n\n".join([f"## {heading}", *(["\n".join(common)] if common else [])])))
+            parts += [Section("", write_case(case, common)) for case in cases]
     if old is not None:
         parts.append(Section("", against(found, old_found, label(old))))
     return parts

@@ -1,0 +1,121 @@
+"""The report's table of targets, its comparison with an earlier run, and what it writes into the README."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report_readme, report_tables
+from benchmarks.targets import targets
+
+MACHINE = {"device": "cpu", "processor": "a processor", "threads": 2, "commit": "abc", "modified": False}
+RESULTS = {
+    "machine_info": {"simclr_fast": {**MACHINE, "versions": {"torch": "2.14"}}},
+    "datetime": "2026-11-26T00:00:00",
+}
+
+
+def timed(seconds: float, **more: object) -> dict:
+    full = {"median": seconds, "q1": 0.98 * seconds, "q3": 1.02 * seconds, "rounds": 9}
+    return {"error": 0.0, "tolerance": 1e-3, "seconds": {"full": full}, **more}
+
+
+def ntxent(n: int, cpp: float, plain: float, peak_mib: float) -> dict:
+    return {
+        "name": f"test_ntxent[N={n},D=128,float32,t=0.1]",
+        "case": {"n": n, "d": 128, "dtype": "float32", "temperature": 0.1},
+        "multiply_adds": {"least": 8 * n * n * 128},
+        "limits": {"multiply_adds_per_second": 1e9},
+        "contestants": {
+            "cpp": timed(cpp, peak_bytes=int(peak_mib * 2**20)),
+            "plain": timed(plain, peak_bytes=900 * 2**20),
+            "lightly": timed(2 * plain),
+        },
+    }
+
+
+def augment(batch: int, side: int, size: int, **seconds: float) -> dict:
+    return {
+        "name": f"test_augment[{batch}x{side}->{size},all,NHWC]",
+        "case": {"batch": batch, "side": side, "size": size, "ops": "all", "channels_last": True},
+        "views": 2 * batch,
+        "contestants": {name: timed(value) for name, value in seconds.items()},
+    }
+
+
+@pytest.fixture
+def found() -> dict[str, list[dict]]:
+    wrong = {"error": 0.5, "tolerance": 0.05}
+    large = augment(64, 256, 224, cpp=0.03, torchvision=0.27, dali=0.6)
+    large["contestants"]["albumentations"] = wrong
+    limit = 8 * 4096**2 * 128 / 1e9
+    return {
+        "ntxent": [ntxent(256, 1.0, 2.0, 1), ntxent(1024, 1.0, 5.0, 5), ntxent(4096, 1.3 * limit, 6.5 * limit, 33)],
+        "ntxent_memory": [ntxent(32768, 1.0, 1.0, 200)],
+        "augment": [augment(256, 32, 32, cpp=0.002, torchvision=1.0, dali=0.04, albumentations=0.001), large],
+    }
+
+
+def test_targets_are_computed_from_the_figures(found: dict) -> None:
+    rows = {target.what: target for target in targets(found)}
+    verdicts = {what: (None if t.measured is None else round(t.measured, 3), t.met) for what, t in rows.items()}
+    assert verdicts["NT-Xent, N = 256: against plain PyTorch"] == (2.0, True)
+    assert verdicts["NT-Xent, N = 2048: against plain PyTorch"] == (None, None)
+    assert verdicts["NT-Xent, N = 4096: against plain PyTorch"] == (5.0, True)
+    assert verdicts["NT-Xent, N = 4096: over the multiply-add limit"] == (1.3, True)
+    assert verdicts["NT-Xent, N = 4096: peak memory beyond the inputs"] == (33.0, False)
+    assert verdicts["NT-Xent, N = 32768: peak memory beyond the inputs"] == (200.0, True)
+    assert verdicts["augmentation, 256 x 32 to 32 px: against torchvision"] == (500.0, True)
+    assert verdicts["augmentation, 256 x 32 to 32 px: against albumentations"] == (0.5, False)
+    assert verdicts["augmentation, 64 x 256 to 224 px: against torchvision"] == (9.0, False)
+    assert rows["augmentation, 64 x 256 to 224 px: against albumentations"].reason == "albumentations was not timed"
+    text = report_tables.targets_table(targets(found))
+    assert "| NT-Xent, N = 4096: peak memory beyond the inputs | <= 32 MiB | 33.0 MiB | **missed** |" in text
+    assert "| NT-Xent, N = 2048: against plain PyTorch | >= 2.4x | not measured: case not in this run |  |" in text
+
+
+def test_a_change_beyond_noise_is_flagged(found: dict) -> None:
+    now = copy.deepcopy(found)
+    now["ntxent"][0]["contestants"]["cpp"] = timed(1.3, peak_bytes=2**20)
+    now["ntxent"][1]["contestants"]["cpp"] = timed(1.05, peak_bytes=9 * 2**20)  # within noise, but larger
+    now["augment"][0]["contestants"]["dali"] = timed(0.02)
+    text = report_tables.against(now, found, "an earlier machine")
+    assert "Then: an earlier machine." in text
+    assert "3 changed by more than 10%" in text
+    assert "| ntxent N=256, D=128, float32, t=0.1: cpp | 1,000 ms | 1,300 ms | 1.30x, slower |" in text
+    assert "| ntxent N=1024, D=128, float32, t=0.1: cpp | 5.00 MiB | 9.00 MiB | 1.80x, larger |" in text
+    assert "| augment 256x32->32, all, NHWC: dali | 40.0 ms | 20.0 ms | 0.500x, faster |" in text
+
+
+def test_the_readme_gets_table_and_plot_once(found: dict, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# A\n\n## Benchmarks\n\n    make bench\n\n## After\n\ntext\n")
+    report_readme.write(RESULTS, found, readme)
+    page = readme.read_text()
+    assert page.startswith("# A\n\n## Benchmarks\n\n    make bench\n\n<!-- benchmarks: ")
+    assert page.endswith("<!-- benchmarks: end -->\n\n## After\n\ntext\n")
+    row = "| NT-Xent forward + backward, N = 256 | 1,000 ms | 2,000 ms (2.00x) | lightly 4,000 ms (4.00x) | "
+    assert f"{row}run `make gpu-check` |" in page
+    assert "| augmentation, 256 images, 32 to 32 px | 256,000 views/s | 512 views/s (500x) | albumentations " in page
+    assert "CPU a processor, 2 threads, torch 2.14, commit abc, 2026-11-26." in page
+    assert (tmp_path / report_readme.PLOT).stat().st_size > 5000
+    found["ntxent"][0]["contestants"]["cpp"] = timed(0.5)
+    report_readme.write(RESULTS, found, readme)
+    assert readme.read_text() == page.replace(
+        row,
+        row.replace("1,000", "500")
+        .replace("2.00x", "4.00x")
+        .replace("(4.00x) | lightly 4,000 ms (4.00x)", "(4.00x) | lightly 4,000 ms (8.00x)"),
+    )
+
+
+def test_the_readme_is_left_alone_where_the_run_lacks_a_case(found: dict, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("## Benchmarks\n")
+    del found["augment"][1]
+    with pytest.raises(SystemExit, match="lack the case augmentation, 64 x 256 to 224"):
+        report_readme.write(RESULTS, found, readme)
+    on_gpu = {**RESULTS, "machine_info": {"simclr_fast": {**MACHINE, "device": "cuda", "gpu": "a GPU"}}}
+    with pytest.raises(SystemExit, match="takes the results of a CPU"):
+        report_readme.write(on_gpu, found, readme)
+    assert readme.read_text() == "## Benchmarks\n"
