@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.report_tables import number
+from benchmarks.report_tables import counted, number
 from benchmarks.targets import MIB, full_seconds
 
 # One colour for each contestant, the same in every plot (Okabe and Ito's palette, safe for colour-blind readers); who
@@ -158,7 +158,7 @@ def _scaling(axes: plt.Axes, case: dict) -> None:
     for index, world in enumerate(case["case"]["processes"]):
         points = [(f["n"], 1e3 * full_seconds(f)) for f in timed if f["processes"] == world]
         if points:
-            label = f"{world} process{'es' if world > 1 else ''}"
+            label = counted(world, "process")
             axes.loglog(*zip(*points), marker="o", markersize=4, label=label, color=plt.get_cmap("viridis")(index / 3))
     sizes = case["case"]["sizes"]
     axes.set_xticks(sizes, [str(n) for n in sizes])

@@ -63,7 +63,6 @@ def _needed(info: dict | None, what: str) -> dict:
 
 def text(results: dict, found: dict[str, list[dict]]) -> str:
     """The block between the markers."""
-    threads = results["machine_info"]["simclr_fast"]["threads"]
     header = [
         "measured with `make bench`",
         "simclr_fast, CPU",
@@ -73,8 +72,8 @@ def text(results: dict, found: dict[str, list[dict]]) -> str:
     ]
     shown = table(header, rows(found))
     foot = (
-        f"{label(results)}. Float32, D = 128, t = 0.1; {threads} threads, medians of interleaved rounds; in brackets, "
-        "how many times as fast (or as small) simclr_fast is. Only contestants whose results agree are timed."
+        f"{label(results)}. Float32, D = 128, t = 0.1; medians of interleaved rounds; in brackets, how "
+        "many times as fast (or as small) simclr_fast is. Only contestants whose results agree are timed."
     )
     return f"{BEGIN}\n{shown}\n\n{foot}\n\n![time against N, and augmentation's images per second]({PLOT})\n{END}"
 

@@ -19,11 +19,16 @@ class Section:
     text: str
 
 
+def counted(count: int, what: str) -> str:
+    """`1 process`, `2 processes`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}{'es' if what.endswith('s') else 's'}"
+
+
 def label(results: dict) -> str:
     """One line that says where and when the figures were taken."""
     machine = results["machine_info"]["simclr_fast"]
-    where = machine.get("gpu") or f"CPU {machine['processor']}, {machine['threads']} threads"
-    commit = machine["commit"] + (" + changes" if machine["modified"] else "")
+    where = machine.get("gpu") or f"CPU {machine['processor']}, {counted(machine['threads'], 'thread')}"
+    commit = (machine["commit"] or "unknown") + (" + changes" if machine["modified"] else "")
     return f"{where}, torch {machine['versions']['torch']}, commit {commit}, {results['datetime'][:10]}"
 
 
@@ -144,7 +149,7 @@ def scaling_case(info: dict, common: list[str]) -> str:
     found = {(figures["n"], figures["processes"]): figures for figures in info["contestants"].values()}
     seconds = {key: full_seconds(figures) for key, figures in found.items()}
     first, *more = case["processes"]
-    header = ["N", *(f"{w} process{'es' if w > 1 else ''}, ms" for w in case["processes"])]
+    header = ["N", *(f"{counted(w, 'process')}, ms" for w in case["processes"])]
     header += [*(f"{w} against {first}" for w in more), "exponent of N"]
     rows, before = [], None
     for n in case["sizes"]:

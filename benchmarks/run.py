@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--scale", choices=SCALES, default="quick", help="smoke: seconds, quick: minutes, full: hours")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench", help="where the results go")
     parser.add_argument("--against", type=Path, help="an earlier results file to compare with")
