@@ -153,7 +153,7 @@ def compare(
     for gauge in (gauges or {}).values():
         gauge()
     rounds, calls = _plan(once, time.perf_counter() - start, budget)
-    often = max(1, rounds // FEWEST_ROUNDS)
+    for_the_slow = {round(i * (rounds - 1) / (FEWEST_ROUNDS - 1)) for i in range(FEWEST_ROUNDS)}
     taken: dict[str, dict[str, list[float]]] = {contestant.name: {} for contestant in runners}
     read: dict[str, list[float]] = {name: [] for name in gauges or {}}
     turn = 0
@@ -163,7 +163,7 @@ def compare(
         first = turn % len(runners)
         for contestant in runners[first:] + runners[:first]:
             name = contestant.name
-            if turn % often and _is_slow(calls[name] * once[name], budget):
+            if turn not in for_the_slow and _is_slow(calls[name] * once[name], budget):
                 continue
             for phase, value in time_call(contestant, device, calls[name]).items():
                 taken[name].setdefault(phase, []).append(value)

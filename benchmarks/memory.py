@@ -1,8 +1,8 @@
 """Peak memory of one call, in a fresh process, over what was there before it.
 
 A probe is a function "module:name" that gets keyword arguments and returns the call to measure; only what that call
-allocates is counted. The process is forked from a server that has imported torch and started no thread, so that a
-measurement takes no more than the probe itself.
+allocates is counted. On the CPU the process is forked from a server that has imported torch and started no thread, so
+that a measurement takes no more than the probe itself.
 """
 
 import ctypes
@@ -21,8 +21,10 @@ def peak_bytes(probe: str, arguments: dict[str, object], preload: tuple[str, ...
 
     `preload` names modules that the server imports once, for all probes.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([probe.split(":")[0], *preload])
+    # An import may ask for CUDA devices, after which a fork cannot use them.
+    context = multiprocessing.get_context("spawn" if arguments.get("device") == "cuda" else "forkserver")
+    if arguments.get("device") != "cuda":
+        context.set_forkserver_preload([probe.split(":")[0], *preload])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, probe, arguments))
     process.start()
