@@ -112,9 +112,9 @@ BUILDERS: dict[str, Callable[[float], Loss]] = {
 }
 
 
-def absent(name: str, n: int, d: int, device: torch.device, most_bytes: float) -> str | None:
+def absent(name: str, n: int, d: int, dtype: torch.dtype, device: torch.device, most_bytes: float) -> str | None:
     """Why this contestant does not take part in this case; None if it does."""
-    if name in BACKENDS and (reason := why_not(name, "ntxent_fwd", device)):
+    if name in BACKENDS and (reason := why_not(name, "ntxent_fwd", device, dtype)):
         return reason
     if name in CLIP_LOSSES and device.type != "cuda":
         return "needs a CUDA GPU"
@@ -153,7 +153,7 @@ def contestant(
     name: str, n: int, d: int, dtype: torch.dtype, temperature: float, device: torch.device, most_bytes: float
 ) -> Contestant | Absent:
     """The named contestant with its own copy of the views; run() returns (loss, dz0, dz1)."""
-    if reason := absent(name, n, d, device, most_bytes):
+    if reason := absent(name, n, d, dtype, device, most_bytes):
         return Absent(name, reason)
     loss_function = BUILDERS[name](temperature)
     z0, z1 = views(n, d, dtype, device)

@@ -61,7 +61,7 @@ def test_the_scales_cover_what_is_to_be_compared() -> None:
 
 def test_peers_that_need_a_gpu_are_named_so() -> None:
     for name in ntxent_contestants.CLIP_LOSSES:
-        assert ntxent_contestants.absent(name, 256, 128, CPU, 2**30) == "needs a CUDA GPU"
+        assert ntxent_contestants.absent(name, 256, 128, torch.float32, CPU, 2**30) == "needs a CUDA GPU"
 
 
 def test_the_check_of_a_contestant_sees_a_wrong_loss_and_a_wrong_gradient() -> None:
