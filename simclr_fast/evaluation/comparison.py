@@ -10,7 +10,7 @@ from simclr_fast.data import EncodedImages, ImageArrays
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.knn import knn_accuracy
 from simclr_fast.evaluation.linear import linear_accuracy, standardize
-from simclr_fast.evaluation.splits import few_label_draws
+from simclr_fast.evaluation.splits import few_label_draws, fixed_part
 
 LARGEST = (50_000, 10_000)  # training and test images that are compared on
 ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}
@@ -36,7 +36,7 @@ def compare(
 
     Nothing is selected on the test images.
     """
-    parts = [(source, _part(len(source), limit)) for source, limit in zip((train, test), LARGEST)]
+    parts = [(source, fixed_part(len(source), limit)) for source, limit in zip((train, test), LARGEST)]
     labels, truth = (source.labels[chosen] for source, chosen in parts)
     results: dict[str, dict[str, float]] = {probe: {} for probe in PROBES}
     for name, encoder in (("raw", Pixels()), ("random_init", random_init), ("simclr", trained)):
@@ -45,12 +45,6 @@ def compare(
         for probe, score in scores.items():
             results[probe][name] = round(score, 4)
     return results
-
-
-def _part(size: int, limit: int) -> Tensor:
-    if size <= limit:
-        return torch.arange(size)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit]
 
 
 def probe_accuracies(

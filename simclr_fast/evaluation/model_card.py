@@ -10,9 +10,9 @@ from simclr_fast.config import as_dict
 from simclr_fast.evaluation import exported
 from simclr_fast.evaluation.comparison import ENCODERS, PROBES
 from simclr_fast.evaluation.run import Run
+from simclr_fast.training.summary import RESULTS_FILE
 
 CARD_FILE = "README.md"
-RESULTS_FILE = "results.json"  # of a finished training run
 
 
 def write_model_card(run: Run, folder: Path) -> Path:

@@ -125,12 +125,15 @@ class DetectOptions(ComputeOptions):
     seeds: int = 3
     """Trainings per initialisation, which differ in their random draws (count)."""
     steps: int | None = None
-    """Training steps; None is 90,000 (COCO's 1x schedule), 24,000 (VOC), or the demo's."""
+    """Training steps; None is 90,000 (COCO's 1x schedule), 24,000 (VOC), or 120 (scenes)."""
     batch_size: int | None = None
     """Images per step; None is 16, and 8 for scenes."""
     lr: float | None = None
-    """Peak learning rate; None is 0.02 (Faster R-CNN) or 0.01 (RetinaNet) per 16 images, or the demo's."""
-    test_scenes: int = 150
+    """Peak learning rate; None is 0.02 (Faster R-CNN) or 0.01 (RetinaNet) per 16 images; on scenes, each initialisation
+    chooses between three by held-out scenes."""
+    train_scenes: int = 100
+    """Labelled scenes that are trained on (count)."""
+    test_scenes: int = 300
     """Scenes that are measured on (count)."""
     workers: int = 8
     """Processes that read images (COCO and VOC)."""

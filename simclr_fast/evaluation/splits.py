@@ -29,6 +29,13 @@ def balanced_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+def fixed_part(size: int, limit: int) -> Tensor:
+    """Indices of all of `size` images, or of the same random `limit` of them where there are more."""
+    if size <= limit:
+        return torch.arange(size)
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit]
+
+
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """(kept, held out) indices; the held-out ones are the given fraction of every class."""
     held_out = balanced_fraction(labels, fraction, seed)

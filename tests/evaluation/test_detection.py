@@ -107,8 +107,8 @@ def test_training_learns_and_follows_the_seed(digits: ImageArrays) -> None:
         torch.manual_seed(0)
         backbone, _ = build_backbone("resnet_mini", channels=1)
         detector = build_detector("faster-rcnn", backbone, channels=1, classes=11, mean=(0.0,), std=(1.0,), scale=SMALL)
-        schedule = Schedule(steps=12, batch_size=4, lr=2e-3, warmup_steps=2, optimizer="adamw", hflip=0.5)
-        runs.append(train_detector(detector, scenes, schedule, seed=0, device=CPU))
+        schedule = Schedule(steps=12, batch_size=4, warmup_steps=2, optimizer="adamw", hflip=0.5)
+        runs.append(train_detector(detector, scenes, schedule, lr=2e-3, seed=0, device=CPU))
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)
     assert sum(runs[0][-3:]) < 0.8 * sum(runs[0][:3])
 
@@ -210,9 +210,17 @@ def test_bad_voc_is_refused(tmp_path: Path) -> None:
 
 
 def test_command(run_folder: Path, tmp_path: Path) -> None:
-    options = ["--steps", "2", "--batch-size", "2", "--seeds", "1", "--test-scenes", "6", "--threads", "1"]
-    assert main(["detect", "--checkpoint", str(run_folder), "--output", str(tmp_path), *options]) == 0
-    content = json.loads((tmp_path / "detect.json").read_text())
-    assert {"random", "checkpoint", "schedule"} == set(content["results"])
-    assert content["results"]["schedule"]["steps"] == 2
+    options = ["--steps", "2", "--batch-size", "2", "--seeds", "1", "--train-scenes", "4", "--test-scenes", "6"]
+    arguments = ["detect", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--threads", "1", *options]
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "detect.json").read_text())["results"]
+    assert set(results) == {"random", "checkpoint", "schedule", "learning_rates"}
+    assert results["schedule"]["steps"] == 2
+    for chosen in results["learning_rates"].values():
+        held_out = {float(rate): score for rate, score in chosen["held_out_map"].items()}
+        assert set(held_out) == {1e-3, 2e-3, 4e-3}
+        assert held_out[chosen["lr"]] == max(held_out.values())
+    assert main([*arguments, "--lr", "0.005"]) == 0
+    results = json.loads((tmp_path / "detect.json").read_text())["results"]
+    assert results["learning_rates"]["random"] == {"lr": 0.005, "held_out_map": {"0.005": None}}
     assert (tmp_path / "detect.png").read_bytes().startswith(b"\x89PNG")

@@ -1,7 +1,6 @@
 """Fine-tuning: it learns, from where it is told to, on the images it is told to, alone and over processes."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.run import Run
 from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.process import Process
+from tests.training.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 CPU = Process(0, 1, torch.device("cpu"))
@@ -107,11 +107,8 @@ def test_bad_options(wrong: list[str], message: str, run_folder: Path, tmp_path:
 @pytest.mark.proof
 def test_two_processes_train_as_one(run_folder: Path, tmp_path: Path) -> None:
     """Same images, same views, batch statistics and gradients over both processes: the same accuracies."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = ["-m", "simclr_fast.evaluation", "finetune", "--checkpoint", str(run_folder), *SMALL, "--batch-size", "40"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     for name, launcher in (("one", []), ("two", torchrun)):
         arguments = [sys.executable, *launcher, *common, "--output", str(tmp_path / name)]
         subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 from simclr_fast.evaluation import page
 from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.tables import ResultTable, percent
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 class Page(HTMLParser):
@@ -132,3 +136,37 @@ def test_table_cells() -> None:
         "title", "first", {"b": "B", "a": "A"}, {"row": {"a": percent(0.5), "b": percent(0.25, 0.1)}}
     )
     assert table == ResultTable("title", ["first", "B", "A"], [["row", "25.0 ± 10.0", "50.0"]])
+
+
+def open_in_chromium(page_file: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Console messages of a page, and the addresses that the page itself (not the browser) asked the network for."""
+    log = folder / "net.json"
+    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    quiet += ["--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]  # the browser's own calls go nowhere
+    where = [f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", f"--screenshot={folder / 'page.png'}"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *quiet, *where]
+    run = subprocess.run([*command, page_file.as_uri()], capture_output=True, text=True, timeout=120)
+    assert (folder / "page.png").exists(), run.stderr
+    requests = [event["params"] for event in json.loads(log.read_text())["events"] if "params" in event]
+    asked = [one["url"] for one in requests if one.get("initiator", "not an origin") != "not an origin"]
+    return [line for line in run.stderr.splitlines() if ":CONSOLE" in line], asked
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="opens the page in Chromium, which is not installed")
+
+
+@pytest.mark.proof
+@needs_chromium
+def test_browser_sees_no_console_message_and_no_request(commands_folder: Path, tmp_path: Path) -> None:
+    assert open_in_chromium(commands_folder / "report.html", tmp_path) == ([], [])
+
+
+@pytest.mark.proof
+@needs_chromium
+def test_browser_would_see_them(tmp_path: Path) -> None:
+    file = tmp_path / "bad.html"
+    file.write_text('<link rel="icon" href="data:,"><img src="http://127.0.0.1:9/x.png"><script>nonsense()</script>')
+    console, asked = open_in_chromium(file, tmp_path)
+    assert len(console) == 1
+    assert "nonsense is not defined" in console[0]
+    assert asked == ["http://127.0.0.1:9/x.png"]

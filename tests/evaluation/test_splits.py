@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, hold_out
+from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, fixed_part, hold_out
 
 LABELS = torch.tensor([0] * 200 + [1] * 100 + [2] * 40)[torch.randperm(340, generator=torch.Generator().manual_seed(0))]
 
@@ -40,3 +40,11 @@ def test_few_label_draws() -> None:
 def test_bad_fraction(fraction: float) -> None:
     with pytest.raises(ValueError, match="fraction="):
         balanced_fraction(LABELS, fraction, seed=0)
+
+
+def test_fixed_part_is_all_or_the_same_few() -> None:
+    assert torch.equal(fixed_part(7, 7), torch.arange(7))
+    part = fixed_part(1000, 10)
+    assert len(part.unique()) == 10
+    assert torch.equal(part, fixed_part(1000, 10))
+    assert not torch.equal(part, torch.arange(10))

@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from simclr_fast.config import ConfigError
@@ -15,58 +16,50 @@ from simclr_fast.evaluation.detection.scenes import CLASSES, DigitScenes, InMemo
 from simclr_fast.evaluation.detection.train import METRICS, Schedule, detect, evaluate_detector, train_detector
 from simclr_fast.evaluation.options import DetectOptions
 from simclr_fast.evaluation.session import Session
+from simclr_fast.evaluation.splits import hold_out
 from simclr_fast.evaluation.tables import ResultTable, percent
 from simclr_fast.training.start import autocast_dtype
 
 INITS = {"random": "random init", "checkpoint": "SimCLR init"}
 SHOWN_IMAGES = 6
 SHOWN_SCORE = 0.5
-TRAIN_SCENES = 1000
 SCENE_SCALE = Scale(image_size=(96, 96), width=32, anchors=64, boxes=32, proposals=(100, 100))
+SCENE_RATES = (1e-3, 2e-3, 4e-3)
+SCENE_STEPS = 120
+HELD_OUT_DIGITS = 0.1  # share of the labelled digits that no training scene shows
+HELD_OUT_SCENES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is learned: data, class names (0 is the background), the detector's scale and its schedule."""
+    """What is learned: data, class names (0 is the background), the detector's scale and its schedule.
+
+    rates: peak learning rates, between which each initialisation chooses by `held_out`, which is needed for several.
+    """
 
     train: Dataset
     test: Dataset
     classes: list[str]
     scale: Scale
     schedule: Schedule
+    rates: tuple[float, ...]
+    held_out: Dataset | None = None
 
 
 def main(session: Session) -> None:
-    """mAP, AP50 and AP75 by initialisation at equal budget: the same images, steps and rates; mean over seeds."""
-    options, run, device = session.options, session.run, session.device
+    """mAP, AP50 and AP75 by initialisation at equal budget: the same images, steps and choice of rates; over seeds."""
+    options, device = session.options, session.device
     task = scenes_task(session) if options.data == "scenes" else folder_task(session)
     inits = [name for name in INITS if options.init in ("both", name)]
+    held_out = {init: held_out_scores(session, task, init) for init in inits}
+    rates = {init: max(of_init, key=of_init.get) for init, of_init in held_out.items()}
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in inits}
-    losses: dict[str, list[float]] = {}
     shown = [task.test[i] for i in range(min(SHOWN_IMAGES, len(task.test)))]
     found = {}
     for seed in range(options.seeds):
         for init in inits:
-            backbone = run.encoder() if init == "checkpoint" else run.random_init(seed)
-            torch.manual_seed(seed)  # of the detector's own layers and of its sampling of anchors and proposals
-            detector = build_detector(
-                options.architecture,
-                backbone,
-                channels=run.channels,
-                classes=len(task.classes),
-                mean=run.config.augment.mean,
-                std=run.config.augment.std,
-                scale=task.scale,
-            ).to(device)
-            losses[init] = train_detector(
-                detector,
-                task.train,
-                task.schedule,
-                seed=seed,
-                device=device,
-                autocast=autocast_dtype(options.amp_dtype, device),
-                title=f"{options.architecture}, {INITS[init]}, seed {seed + 1} of {options.seeds}",
-            )
+            name = f"{INITS[init]}, seed {seed + 1} of {options.seeds}"
+            detector = trained_detector(session, task, init, rates[init], seed, name)
             scores[init].append(evaluate_detector(detector, task.test, device, workers=task.schedule.workers))
             found[INITS[init]] = detect(detector, [image for image, _ in shown], device)
     results = {
@@ -92,17 +85,60 @@ def main(session: Session) -> None:
         title: {init: percent(results[init][metric]["mean"], results[init][metric]["std"]) for init in inits}
         for metric, title in METRICS.items()
     }
+    rows["learning rate"] = {init: f"{rates[init]:g}" for init in inits}
     schedule = task.schedule
     title = (
-        f"{options.architecture}, {schedule.steps} steps of {schedule.batch_size} images: "
+        f"{options.architecture}, {len(task.train)} training images, {schedule.steps} steps of {schedule.batch_size}: "
         f"test precision (%), mean and standard deviation of {options.seeds} seeds"
     )
     table = ResultTable.of(title, "", {init: INITS[init] for init in inits}, rows)
-    session.finish({"schedule": dataclasses.asdict(schedule), **results}, table, files=(picture,))
+    chosen = {init: {"lr": rates[init], "held_out_map": held_out[init]} for init in inits}
+    content = {"schedule": dataclasses.asdict(schedule), "learning_rates": chosen, **results}
+    session.finish(content, table, files=(picture,))
+
+
+def held_out_scores(session: Session, task: Task, init: str) -> dict[float, float | None]:
+    """mAP (fraction) on the held-out images after a training at each rate; None where there is only one."""
+    if len(task.rates) == 1:
+        return {task.rates[0]: None}
+    scores = {}
+    for rate in task.rates:
+        # With the seed after those that are measured.
+        name = f"{INITS[init]}, choosing the learning rate, {rate:g}"
+        detector = trained_detector(session, task, init, rate, session.options.seeds, name)
+        scores[rate] = evaluate_detector(detector, task.held_out, session.device)["map"]
+    return scores
+
+
+def trained_detector(session: Session, task: Task, init: str, rate: float, seed: int, name: str) -> nn.Module:
+    """A detector from the checkpoint or from random initialisation, trained on the task at a peak learning rate."""
+    options, run = session.options, session.run
+    backbone = run.encoder() if init == "checkpoint" else run.random_init(seed)
+    torch.manual_seed(seed)  # of the detector's own layers and of its sampling of anchors and proposals
+    detector = build_detector(
+        options.architecture,
+        backbone,
+        channels=run.channels,
+        classes=len(task.classes),
+        mean=run.config.augment.mean,
+        std=run.config.augment.std,
+        scale=task.scale,
+    ).to(session.device)
+    train_detector(
+        detector,
+        task.train,
+        task.schedule,
+        lr=rate,
+        seed=seed,
+        device=session.device,
+        autocast=autocast_dtype(options.amp_dtype, session.device),
+        title=f"{options.architecture}, {name}",
+    )
+    return detector
 
 
 def scenes_task(session: Session) -> Task:
-    """Scenes of the run's own digits: training scenes of training digits, test scenes of test digits."""
+    """Scenes of the run's own digits: test scenes of test digits, held-out scenes of a tenth of the training digits."""
     options, data = session.options, session.run.config.data
     if data.dataset not in ("mnist5k", "mnist"):
         raise ConfigError(
@@ -110,21 +146,22 @@ def scenes_task(session: Session) -> Task:
             "pass --data coco or voc with --data-dir"
         )
     digits = load_dataset(data)
-    names = ["background", *CLASSES]
-    steps, batch_size = options.steps or 150, options.batch_size or 8
+    kept, held_out = hold_out(digits.labelled.labels, HELD_OUT_DIGITS, seed=0)
+    steps = options.steps or SCENE_STEPS
     schedule = Schedule(
         steps=steps,
-        batch_size=batch_size,
-        lr=options.lr or 2e-3,
+        batch_size=options.batch_size or 8,
         warmup_steps=steps // 10,
         optimizer="adamw",
     )
     return Task(
-        train=InMemory(DigitScenes(digits.labelled, min(TRAIN_SCENES, steps * batch_size), seed=0)),
+        train=InMemory(DigitScenes(digits.labelled.subset(kept), options.train_scenes, seed=0)),
         test=InMemory(DigitScenes(digits.test, options.test_scenes, seed=1)),
-        classes=names,
+        held_out=InMemory(DigitScenes(digits.labelled.subset(held_out), HELD_OUT_SCENES, seed=2)),
+        classes=["background", *CLASSES],
         scale=SCENE_SCALE,
         schedule=schedule,
+        rates=(options.lr,) if options.lr else SCENE_RATES,
     )
 
 
@@ -143,11 +180,11 @@ def folder_task(session: Session) -> Task:
         schedule=Schedule(
             steps=steps,
             batch_size=batch_size,
-            lr=options.lr or reference * batch_size / 16,
             warmup_steps=min(500, steps // 10),
             hflip=0.5,
             workers=options.workers,
         ),
+        rates=(options.lr or reference * batch_size / 16,),
     )
 
 

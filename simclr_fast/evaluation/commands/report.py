@@ -9,19 +9,18 @@ from simclr_fast import visualize
 from simclr_fast.config import as_dict
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.evaluation import page, pictures
-from simclr_fast.evaluation.comparison import ENCODERS, PROBES
+from simclr_fast.evaluation.comparison import ENCODERS, LARGEST, PROBES
 from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.features import embed
 from simclr_fast.evaluation.knn import nearest, vote
-from simclr_fast.evaluation.model_card import RESULTS_FILE
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
+from simclr_fast.evaluation.splits import fixed_part
 from simclr_fast.training.metrics import METRICS_FILE, read_metrics
-from simclr_fast.training.summary import chance_level
+from simclr_fast.training.summary import RESULTS_FILE, chance_level
 
 PAGE_FILE = "report.html"
 MAP_IMAGES = 1000
-LARGEST = (50_000, 10_000)  # training and test images that neighbours and confusions are taken from
 SAMPLE_QUERIES = 8
 SAMPLE_NEIGHBOURS = 8
 KNN_K, KNN_T = 20, 0.1
@@ -84,7 +83,7 @@ def _representation(session: Session, data: Dataset) -> list[page.Section]:
     """Map of the test embeddings, nearest training images of sample test images, confusion matrix of kNN."""
     run, device, folder = session.run, session.device, session.folder
     encoder, preprocess = run.encoder().to(device), preprocess_of(run)
-    chosen = [_part(len(source), limit) for source, limit in zip((data.labelled, data.test), LARGEST)]
+    chosen = [fixed_part(len(source), limit) for source, limit in zip((data.labelled, data.test), LARGEST)]
     bank, queries = (
         embed(encoder, source, preprocess, device, part) for source, part in zip((data.labelled, data.test), chosen)
     )
@@ -141,12 +140,6 @@ def _thumbnails(source, indices: torch.Tensor, size: int) -> torch.Tensor:
         return source.images[indices]
     resize = lambda image: torch.nn.functional.interpolate(image[None].float(), (size, size), mode="area")[0].byte()
     return torch.stack([resize(source.decoded(i)) for i in indices.tolist()])
-
-
-def _part(size: int, limit: int) -> torch.Tensor:
-    if size <= limit:
-        return torch.arange(size)
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit]
 
 
 def _commands(folder: Path) -> list[page.Section]:

@@ -20,11 +20,10 @@ METRICS = {"map": "mAP", "map_50": "AP50", "map_75": "AP75"}
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """steps of batch_size images at a peak learning rate, reached linearly over warmup_steps, then a cosine to 0."""
+    """steps of batch_size images; the learning rate grows linearly over warmup_steps, then a cosine takes it to 0."""
 
     steps: int
     batch_size: int
-    lr: float
     warmup_steps: int
     optimizer: str = "sgd"
     weight_decay: float = 1e-4
@@ -37,12 +36,13 @@ def train_detector(
     data: Dataset,
     schedule: Schedule,
     *,
+    lr: float,
     seed: int,
     device: torch.device,
     autocast: torch.dtype | None = None,
     title: str = "",
 ) -> list[float]:
-    """Train in place on (image uint8 [C, H, W], Target) pairs; returns the loss of every step.
+    """Train in place on (image uint8 [C, H, W], Target) pairs at a peak learning rate; returns every step's loss.
 
     The order of the images and their flips depend on the seed alone: two detectors trained with one seed see the same
     batches. Raises NonFiniteLossError where the loss is not finite.
@@ -52,9 +52,9 @@ def train_detector(
         {k: v for k, v in group.items() if k != "adapt"} for group in parameter_groups(detector, schedule.weight_decay)
     ]
     if schedule.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=schedule.lr)
+        optimizer = torch.optim.AdamW(groups, lr=lr)
     else:
-        optimizer = torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
     scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
     flips = torch.Generator().manual_seed(seed)
     losses = []
@@ -63,12 +63,12 @@ def train_detector(
         images, targets = _flip(images, targets, schedule.hflip, flips)
         images, targets = _to_device(images, targets, device)
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, schedule.lr, schedule.steps, schedule.warmup_steps)
+            group["lr"] = lr_at(step, lr, schedule.steps, schedule.warmup_steps)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             loss = sum(detector(images, targets).values())
         losses.append(loss.item())
         if not loss.isfinite():
-            raise NonFiniteLossError(f"the detector's loss is {losses[-1]} at step {step}; lower --lr {schedule.lr}")
+            raise NonFiniteLossError(f"the detector's loss is {losses[-1]} at step {step}; lower --lr {lr:g}")
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)

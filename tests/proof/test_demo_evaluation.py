@@ -1,0 +1,44 @@
+"""What the demo's representation is good for, by the commands and defaults that the README's figures come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from simclr_fast.evaluation.__main__ import main
+
+pytestmark = pytest.mark.proof
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `train.py demo`."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    assert train.main(["demo", "--no-eval", "--output", str(folder)]) == 0
+    return folder
+
+
+def results(run: Path, command: str) -> dict:
+    assert main([command, "--checkpoint", str(run)]) == 0
+    return json.loads((run / "evaluation" / f"{command}.json").read_text())["results"]
+
+
+def test_a_few_labels_are_worth_more_than_on_raw_pixels_and_at_random_init(demo: Path) -> None:
+    for per_class, scores in results(demo, "few-label")["linear"].items():
+        means = {encoder: score["mean"] for encoder, score in scores.items()}
+        assert means["simclr"] > max(means["raw"], means["random_init"]) + 0.05, f"{per_class} labels per class"
+
+
+def test_fine_tuning_beats_training_from_scratch_and_raw_pixels(demo: Path) -> None:
+    found = results(demo, "finetune")
+    for fraction in ("0.01", "0.1"):
+        means = {name: found[fraction][name]["mean"] for name in ("raw", "scratch", "checkpoint")}
+        assert means["checkpoint"] > max(means["raw"], means["scratch"]), f"{fraction} of the labels"
+
+
+def test_detection_beats_random_initialisation_at_the_same_budget(demo: Path) -> None:
+    found = results(demo, "detect")
+    precision = {init: found[init]["map"] for init in ("random", "checkpoint")}
+    assert len(precision["random"]["seeds"]) == 3
+    assert precision["checkpoint"]["mean"] > precision["random"]["mean"]
