@@ -6,7 +6,6 @@ every crop once and to write every view once. Everything there is a count; nothi
 
 import ctypes
 import json
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ from torch import Tensor
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import AugmentParams, ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
-from tests.proof.ptx import ROOT, Program, cuda_home, run
+from tests.proof import aot
+from tests.proof.ptx import ROOT, Program
+from tests.proof.ptxlab_cuda import GPU, registers
 from tests.simt import augment as simt
 
 TABLE = ROOT / "docs/tables/ptxlab_augment.json"
@@ -84,30 +85,32 @@ def count(program: Program, workload: Workload) -> list[dict]:
     """One row per launch of the workload."""
     torch.manual_seed(0)
     outcome = execute(program, workload, threads=2)
-    return [
-        {
-            "workload": workload.name,
-            "kernel": re.search(r"augment_[a-z]+_kernel", report.kernel)[0],
-            "views": 2 * workload.batch,
-            "blocks": report.grid[0],
-            "threads": report.block[0],
-            "shared_bytes": report.smem_per_block,
-            "instructions_per_pixel": round(report.lane_instructions / (2 * workload.batch * workload.size**2)),
-            "unique_bytes": report.unique_read_bytes + report.unique_write_bytes,
-            "sector_bytes": SECTOR * (report.global_load_sectors + report.global_store_sectors),
-            "floor_bytes": outcome.floor,
-            "coalescing_load": round(report.coalescing_load, 3),
-            "coalescing_store": round(report.coalescing_store, 3),
-            "bank_conflict_ratio": round(report.bank_conflict_ratio, 3),
-            "spill_bytes": report.spill_bytes,
-        }
-        for report in outcome.reports
-    ]
-
-
-def toolkit() -> str:
-    """The version of nvcc, which decides what is counted."""
-    return re.search(r"V([\d.]+)", run([cuda_home() / "bin/nvcc", "--version"]))[1]
+    names, of_kernel = aot.readable(report.kernel for report in outcome.reports), registers()
+    rows = []
+    for report in outcome.reports:
+        kernel = names[report.kernel]
+        model = report.estimate(GPU, regs_per_thread=of_kernel[kernel])
+        rows.append(
+            {
+                "workload": workload.name,
+                "kernel": kernel,
+                "views": 2 * workload.batch,
+                "blocks": report.grid[0],
+                "threads": report.block[0],
+                "shared_bytes": report.smem_per_block,
+                "instructions_per_pixel": round(report.lane_instructions / (2 * workload.batch * workload.size**2)),
+                "unique_bytes": report.unique_read_bytes + report.unique_write_bytes,
+                "sector_bytes": SECTOR * (report.global_load_sectors + report.global_store_sectors),
+                "floor_bytes": outcome.floor,
+                "coalescing_load": round(report.coalescing_load, 3),
+                "coalescing_store": round(report.coalescing_store, 3),
+                "bank_conflict_ratio": round(report.bank_conflict_ratio, 3),
+                "spill_bytes": report.spill_bytes,
+                "model_us": round(model["time"] * 1e6, 2),
+                "model_bound": model["bound"],
+            }
+        )
+    return rows
 
 
 def render(table: dict) -> str:
@@ -120,17 +123,19 @@ def render(table: dict) -> str:
         "output channels-last, the recipe of that size. Unique bytes are those that device memory must at least move",
         "in a launch. Sector bytes count every 32-byte sector that a request asks of L1 and L2: what adjacent tiles",
         "and their halos read again is served there, and the ends of a tile's rows are cut out of whole sectors.",
+        f"The last two columns are a model on the counts ({GPU}, no latency, perfect overlap), not a measured speed;",
+        "batches this small leave most of that GPU idle.",
         "",
         "| call | kernel | blocks x threads | shared memory | instructions per output pixel | coalescing ld / st "
-        "| bank conflicts | unique bytes per view | sector bytes per view |",
-        "|" + "---|" * 9,
+        "| bank conflicts | unique bytes per view | sector bytes per view | model us per view | bound by |",
+        "|" + "---|" * 11,
     ]
     for row in table["launches"]:
         lines.append(
             f"| {row['workload']} | `{row['kernel']}` | {row['blocks']} x {row['threads']} | {row['shared_bytes']} "
             f"| {row['instructions_per_pixel']} | {row['coalescing_load']} / {row['coalescing_store']} "
             f"| {row['bank_conflict_ratio']} | {row['unique_bytes'] // row['views']} "
-            f"| {row['sector_bytes'] // row['views']} |"
+            f"| {row['sector_bytes'] // row['views']} | {row['model_us'] / row['views']:.3f} | {row['model_bound']} |"
         )
     lines += ["", "| call | launches | floor, bytes per view | unique / floor | sectors / floor |", "|" + "---|" * 5]
     for name, rows in by_call(table).items():
@@ -157,7 +162,7 @@ def ratios(rows: list[dict]) -> tuple[float, float]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = Program(SOURCES, Path(folder))
-        table = {"nvcc": toolkit(), "launches": [row for workload in WORKLOADS for row in count(program, workload)]}
+        table = {"nvcc": aot.toolkit(), "launches": [row for workload in WORKLOADS for row in count(program, workload)]}
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(json.dumps(table, indent=1) + "\n")
     TABLE.with_suffix(".md").write_text(render(table))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from simclr_fast.augmentation import SimCLRAugment
-from tests.proof import ptxlab_augment
+from tests.proof import aot, ptxlab_augment
 from tests.proof.ptx import Program, cuda_home, load_ptxlab
 from tests.proof.ptxlab_augment import SOURCES, TABLE, WORKLOADS, Workload
 from tests.simt.augment import AugmentSampleArgs
@@ -65,7 +65,7 @@ class TestGeneratedCode:
     @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
     def test_does_what_the_table_says(self, program: Program, workload: Workload) -> None:
         table = json.loads(TABLE.read_text())
-        if ptxlab_augment.toolkit() != table["nvcc"]:
+        if aot.toolkit() != table["nvcc"]:
             pytest.skip(f"the table was made with nvcc {table['nvcc']}")
         committed = ptxlab_augment.by_call(table)[workload.name]
         assert ptxlab_augment.count(program, workload) == committed, "regenerate: python -m tests.proof.ptxlab_augment"
@@ -86,5 +86,5 @@ def test_committed_counts_are_within_bounds() -> None:
             assert row["spill_bytes"] == 0, where
             assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
             assert row["coalescing_load"] >= MIN_COALESCING, where
-            if row["kernel"] != "augment_mean_kernel":  # which writes one number per block
+            if not row["kernel"].startswith("augment_mean_kernel"):  # which writes one number per block
                 assert row["coalescing_store"] >= MIN_COALESCING, where
