@@ -84,10 +84,14 @@ void Block::start(const Launch& launch, uint3 index) {
 void Block::finish() {
   current_block = nullptr;
   coordinates = nullptr;
-  for (int i = 0; i < thread_count_; ++i) destroy_fiber(threads_[i].context);
+  for (int i = 0; i < thread_count_; ++i) {
+    Thread& t = threads_[i];
+    if (t.state != State::kReturned) release_in_the_name_of(t.context, host_, &launch_order_);
+    destroy_fiber(t.context);
+  }
   if (error_.empty()) {
     shared_.destroy(&launch_order_);
-  } else {  // its threads were left where they stood, so nothing orders them: the race detector must not see a free
+  } else {  // some threads were left where they stood: the race detector must not see a free
     join();
     shared_.abandon();
   }

@@ -108,6 +108,16 @@ void destroy_fiber(Context& fiber) {
 #endif
 }
 
+void release_in_the_name_of([[maybe_unused]] Context& fiber, [[maybe_unused]] Context& caller,
+                            [[maybe_unused]] void* at) {
+#ifdef SIMT_TSAN
+  constexpr unsigned kNoOrder = 1;
+  __tsan_switch_to_fiber(fiber.tsan_fiber, kNoOrder);
+  order_release(at);
+  __tsan_switch_to_fiber(caller.tsan_fiber, kNoOrder);
+#endif
+}
+
 void adopt_host_thread([[maybe_unused]] Context& host) {
 #ifdef SIMT_TSAN
   host.tsan_fiber = __tsan_get_current_fiber();

@@ -40,6 +40,8 @@ class StackArena {
 // Prepares a fiber that calls entry() when first switched to; entry must leave through switch_for_good.
 void create_fiber(Context& fiber, char* stack, size_t bytes, void (*entry)());
 void destroy_fiber(Context& fiber);
+// order_release(at) by a fiber that was left where it stood; the caller's context is the running one.
+void release_in_the_name_of(Context& fiber, Context& caller, void* at);
 // Makes the calling host thread's own flow a context that fibers can switch to.
 void adopt_host_thread(Context& host);
 
