@@ -8,7 +8,7 @@ import torch
 from benchmarks.harness import Absent, compare, installed, require
 from benchmarks.limits import bytes_per_second, multiply_add_gauge
 from benchmarks.memory import peak_bytes
-from benchmarks.ntxent_contestants import MODULES, NAMES, check_ntxent, contestant, memory_probe, views
+from benchmarks.ntxent_contestants import CLIP_LOSSES, MODULES, NAMES, check_ntxent, contestant, memory_probe, views
 from simclr_fast.backends import BACKENDS, why_not
 
 GIB = 2**30
@@ -103,5 +103,5 @@ def test_ntxent_memory(benchmark, memory_case: Case, device: torch.device) -> No
 
 def _peak(name: str, case: Case, device: torch.device) -> int:
     probe = {"name": name, **vars(case), "device": device.type}
-    peers = tuple(module for module in MODULES.values() if installed(module))
+    peers = tuple(m for name, m in MODULES.items() if name not in CLIP_LOSSES and installed(m))
     return peak_bytes(f"{memory_probe.__module__}:{memory_probe.__name__}", probe, peers)
