@@ -57,6 +57,8 @@ def ntxent_loss(
     _check_views(z0, z1)
     _check_temperature(temperature, z0)
     _check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
     if not eps > 0:
         raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
     if precision is None:
@@ -152,6 +154,8 @@ def _check_views(z0: Tensor, z1: Tensor) -> None:
             raise TypeError(
                 f"{name} has dtype {z.dtype}: pass float16, bfloat16, float32 or float64, e.g. {name}.float()"
             )
+        if z.layout != torch.strided:
+            raise ValueError(f"{name} has layout {z.layout}: pass a dense tensor, e.g. {name}.to_dense()")
         if z.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(z.shape)}: pass [N, D], one embedding per row")
         if z.numel() == 0:

@@ -133,6 +133,10 @@ class _NTXent(torch.autograd.Function):
         return dz0, dz1, dt if need_dt else None, None, None, None, None, None, None
 
     @staticmethod
+    def jvp(ctx, *tangents):
+        raise RuntimeError("ntxent_loss has no forward-mode derivative; use backend='reference'")
+
+    @staticmethod
     def vmap(info, in_dims, *args):
         raise RuntimeError(
             "ntxent_loss cannot be vmapped: its rows are compared with each other; loop over the batches, or use "
@@ -154,6 +158,15 @@ class _NTXentGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError("ntxent_loss is differentiable once; use backend='reference' for higher derivatives")
+
+    jvp = backward
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        raise RuntimeError(
+            "the gradient of ntxent_loss cannot be vmapped (as jacrev and hessian do); loop over the rows, or use "
+            "backend='reference'"
+        )
 
 
 def _scale(reduction: str, n: int, world: int) -> float:

@@ -91,8 +91,9 @@ def test_half_before_the_gradient_is_rounded(dtype: torch.dtype, kind: str, temp
 @pytest.mark.parametrize("kind", ["random", "aligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_odd_shapes(shape: tuple[int, int], dtype: torch.dtype, kind: str, temperature: float) -> None:
-    check("cpp", kind, shape, dtype, temperature)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_odd_shapes(backend: str, shape: tuple[int, int], dtype: torch.dtype, kind: str, temperature: float) -> None:
+    check(backend, kind, shape, dtype, temperature)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -119,9 +120,10 @@ def test_temperature_gradient(backend: str, temperature: float) -> None:
     assert abs(t.grad - dt_true) <= 1e-5 * abs(dt_true)
 
 
-def test_no_negatives_means_no_loss_and_no_gradient() -> None:
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_no_negatives_means_no_loss_and_no_gradient(backend: str) -> None:
     z0, z1 = (torch.randn(1, 5, requires_grad=True) for _ in range(2))
-    loss = ntxent_loss(z0, z1, 0.1, backend="cpp")
+    loss = ntxent_loss(z0, z1, 0.1, backend=backend)
     loss.backward()
     assert loss == 0
     assert not z0.grad.any()
@@ -142,15 +144,16 @@ def test_strides_do_not_matter(reduction: str) -> None:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other))
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
-def test_nan_in_gives_nan_out(dtype: torch.dtype, temperature: float) -> None:
+def test_nan_in_gives_nan_out(dtype: torch.dtype, temperature: float, backend: str) -> None:
     z0, z1 = torch.randn(2, 9, 6, dtype=dtype)
     bits = {torch.float32: (torch.int32, 0x7FC12345), torch.float64: (torch.int64, 0x7FF8_1234_5678_9ABC)}
     integer, nan = bits[dtype]
     z0.view(integer)[4, 2] = nan  # a NaN whose payload is not zero
     z0.requires_grad_()
-    loss = ntxent_loss(z0, z1, temperature, backend="cpp")
+    loss = ntxent_loss(z0, z1, temperature, backend=backend)
     loss.backward()
     assert loss.isnan()
     assert z0.grad.isnan().all()

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from simclr_fast import NTXentLoss, ntxent_loss
+from simclr_fast import NTXentLoss, losses, ntxent_loss
 from tests.helpers import relative_error
 from tests.ops.ntxent.views import truth
 
@@ -126,12 +127,35 @@ def test_gradient_checkpointing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed))
 
 
-def test_func_grad_works_and_vmap_says_why_not() -> None:
-    z0, z1 = leaves(6, 4)
-    plain = torch.autograd.grad(ntxent_loss(z0, z1, 0.1), z0)[0]
-    assert torch.equal(torch.func.grad(lambda z: ntxent_loss(z, z1.detach(), 0.1))(z0.detach()), plain)
-    with pytest.raises(RuntimeError, match="ntxent_loss cannot be vmapped"):
-        torch.func.vmap(lambda z: ntxent_loss(z, z, 0.1))(torch.randn(2, 3, 4))
+def test_func_grad_works_and_what_does_not_says_so() -> None:
+    z0, z1 = (z.detach() for z in leaves(6, 4))
+    of = lambda backend: lambda z: ntxent_loss(z, z1, 0.1, backend=backend)
+    loss, exact = of("cpp"), of("reference")
+    assert relative_error(torch.func.grad(loss)(z0), torch.func.grad(exact)(z0)) <= 1e-12
+    for transform, message in (
+        (lambda f: torch.func.vmap(lambda z: f(z))(torch.stack([z0, z0])), "ntxent_loss cannot be vmapped"),
+        (lambda f: torch.func.jvp(f, (z0,), (z0,)), "ntxent_loss has no forward-mode derivative"),
+        (lambda f: torch.func.jacrev(f)(z0), "the gradient of ntxent_loss cannot be vmapped"),
+        (lambda f: torch.func.grad(lambda z: torch.func.grad(f)(z).sum())(z0), "ntxent_loss is differentiable once"),
+    ):
+        with pytest.raises(RuntimeError, match=f"{message}.*backend='reference'"):
+            transform(loss)
+        transform(exact)
+
+
+def test_nothing_of_a_cuda_tensor_is_read_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have no values: to read one, or a shape that depends on one, raises. So graphs can be captured."""
+    monkeypatch.setattr(losses, "resolve_backend", lambda *_: "triton")
+    with FakeTensorMode():
+        z0, z1 = (torch.empty(6, 4, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        temperature = torch.empty((), device="cuda", requires_grad=True)
+        for reduction, shape in (("mean", ()), ("none", (12,))):
+            loss = NTXentLoss(temperature, reduction=reduction)(z0, z1)
+            assert (loss.shape, loss.dtype, loss.device.type) == (shape, torch.float32, "cuda")
+            gradients = loss.grad_fn.apply(torch.empty_like(loss), None, None, None, None)[
+                :3
+            ]  # without autograd's streams
+            assert [(g.shape, g.dtype) for g in gradients] == [(x.shape, x.dtype) for x in (z0, z1, temperature)]
 
 
 def test_a_second_derivative_is_refused_not_dropped() -> None:
