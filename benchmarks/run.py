@@ -5,6 +5,7 @@ whatever was measured, also where a case failed.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", type=Path, help="an earlier results file to compare with")
     options, rest = parser.parse_known_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
-    results = options.folder.resolve() / "results.json"
+    results, earlier = (options.folder.resolve() / name for name in ("results.json", "earlier.json"))
+    if options.against:  # kept aside, since it may be the file that this run replaces
+        report.load(options.against)
+        shutil.copyfile(options.against, earlier)
     results.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "benchmarks", "--scale", options.scale, "--benchmark-quiet"]
     status = subprocess.run([*command, f"--benchmark-json={results}", *rest], cwd=ROOT, check=False).returncode
     if results.exists() and results.stat().st_size:
-        report.main([str(results), *(["--against", str(options.against)] if options.against else [])])
+        report.main([str(results), *(["--against", str(earlier)] if options.against else [])])
     elif status == 0:
         raise SystemExit(f"benchmarks: pytest left no results in {results}")
     return status

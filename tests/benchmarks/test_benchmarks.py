@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report
+from benchmarks import report, run
 from benchmarks.harness import Absent, Contestant, compare, require
 from benchmarks.ntxent_truth import clip_loss_and_sampled_gradients, loss_and_sampled_gradients
 from simclr_fast import ntxent_loss
@@ -22,9 +23,9 @@ SUITES = {"ntxent", "ntxent_memory", "augment", "train_step", "scaling"}
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, "-m", "benchmarks.run", "--scale", "smoke", "--folder", str(folder)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
-    assert run.stdout.strip().endswith("report.md")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert done.stdout.strip().endswith("report.md")
     return folder / "results.json"
 
 
@@ -63,6 +64,16 @@ def test_report_shows_every_contestant_and_the_machine(results: Path) -> None:
     for name in plots:
         assert (results.parent / name).stat().st_size > 5000
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_part_is_run_and_compared_with_the_file_that_it_replaces(results: Path, tmp_path: Path) -> None:
+    shutil.copyfile(results, tmp_path / "results.json")
+    arguments = ["--scale", "smoke", "--folder", str(tmp_path), "--against", str(tmp_path / "results.json")]
+    assert run.main([*arguments, "-k", "ntxent_memory", "-p", "no:cacheprovider"]) == 0
+    assert set(report.suites(json.loads((tmp_path / "results.json").read_text()))) == {"ntxent_memory"}
+    assert "1 figures compared" in (tmp_path / "report.md").read_text()
+    with pytest.raises(SystemExit, match="does not exist"):
+        run.main([*arguments[:-1], str(tmp_path / "missing.json")])
 
 
 def test_report_refuses_a_foreign_file(tmp_path: Path) -> None:
