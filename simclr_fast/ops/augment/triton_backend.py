@@ -103,11 +103,8 @@ class TritonAugment:
         if table is None:
             sizes = dict(zip(("height", "width"), images.shape[2:]))
             strides = dict(zip(("stride_b", "stride_c", "stride_h", "stride_w"), images.stride()))
-            interleaved = channels == 3 and strides["stride_c"] == 1 and strides["stride_w"] == 3
-            constants |= {"INTERLEAVED": interleaved}
-            # As Triton's launcher makes them constants: a compiler that knows a stride of 1 sees what is contiguous.
-            constants |= {name: 1 for name, stride in strides.items() if stride == 1}
-            shared |= sizes | {name: stride for name, stride in strides.items() if stride != 1}
+            constants |= {"INTERLEAVED": channels == 3 and strides["stride_c"] == 1 and strides["stride_w"] == 3}
+            shared |= sizes | strides
         else:
             shared |= dict.fromkeys(("height", "width", "stride_b", "stride_c", "stride_h", "stride_w"), 0)
             constants |= {"INTERLEAVED": False if channels == 1 else None}
@@ -117,31 +114,33 @@ class TritonAugment:
             scale, shift = (1.0 / std[c], -mean[c] / std[c]) if c < channels else (1.0, 0.0)
             values |= {f"scale{c}": scale, f"shift{c}": shift}
 
+        most = 64 if table is None and _loads_vectors(images) else 32  # single elements take more registers
         if max(out_height, out_width) <= LARGEST_WHOLE:
-            rows, columns = _side(out_height, LARGEST_WHOLE), _side(out_width, LARGEST_WHOLE)
-            blocks = _blocks(rows, columns)
+            blocks = _blocks(out_height, out_width, LARGEST_WHOLE, most)
             arguments = shared | values | {"out": out}
             whole = constants | blocks | {"CHANNELS_LAST": channels_last}
-            self.run(Launch(augment_whole_kernel, (views * batch,), arguments, whole, _warps(rows, columns)))
+            self.run(Launch(augment_whole_kernel, (views * batch,), arguments, whole, _warps(blocks)))
             return out
 
-        rows, columns = _side(out_height, REGION), _side(out_width, REGION)
-        tiles_x = triton.cdiv(out_width, columns)
-        mean_programs = triton.cdiv(out_height, rows) * tiles_x
+        blocks = _blocks(out_height, out_width, REGION, most)
+        tiles_x = triton.cdiv(out_width, blocks["COLUMNS"])
+        mean_programs = triton.cdiv(out_height, blocks["ROWS"]) * tiles_x
         sums = torch.empty((views * batch, mean_programs), dtype=torch.float32, device=images.device)
         arguments = shared | {"sums": sums, "programs": mean_programs, "tiles_x": tiles_x}
         grid = (views * batch * mean_programs,)
-        self.run(
-            Launch(augment_mean_kernel, grid, arguments, constants | _blocks(rows, columns), _warps(rows, columns))
-        )
+        self.run(Launch(augment_mean_kernel, grid, arguments, constants | blocks, _warps(blocks)))
 
-        many = any(half > side // 4 and length > side for length, side in ((out_height, rows), (out_width, columns)))
+        sides = {out_height: blocks["ROWS"], out_width: blocks["COLUMNS"]}
+        many = any(half > side // 4 and length > side for length, side in sides.items())
         if many:
-            rows, columns = _side(out_height, REGION_OF_MANY), _side(out_width, REGION_OF_MANY)
-        programs = most_programs(out_height, half, rows) * most_programs(out_width, half, columns)
+            blocks = _blocks(out_height, out_width, REGION_OF_MANY, most)
+        programs = most_programs(out_height, half, blocks["ROWS"]) * most_programs(out_width, half, blocks["COLUMNS"])
         arguments = shared | values | {"sums": sums, "out": out, "programs": programs, "mean_programs": mean_programs}
-        tile = constants | _blocks(rows, columns) | {"CHANNELS_LAST": channels_last, "MANY": many, "BLOCK_SUMS": 32}
-        self.run(Launch(augment_tile_kernel, (views * batch * programs,), arguments, tile, _warps(rows, columns)))
+        tile = constants | blocks | {"CHANNELS_LAST": channels_last, "MANY": many, "BLOCK_SUMS": 32}
+        # Of the loops over regions ptxas would rather spill than give a thread more than 128 registers.
+        warps, options = (8, {"maxnreg": 255}) if many else (_warps(blocks), {})
+        grid = (views * batch * programs,)
+        self.run(Launch(augment_tile_kernel, grid, arguments, tile, warps, options=options))
         return out
 
     def augment_sample(
@@ -184,12 +183,27 @@ def _side(length: int, most: int) -> int:
     return min(max(16, triton.next_power_of_2(length)), most)
 
 
-def _blocks(rows: int, columns: int) -> dict[str, int]:
-    return {"ROWS": rows, "COLUMNS": columns, "K": min(max(32, columns), 64)}
+def _loads_vectors(images: Tensor) -> bool:
+    """Whether every row of every image starts at 16 bytes, so that a lane loads several neighbouring elements."""
+    *outer, stride_c, stride_h, stride_w = images.stride()
+    interleaved = (stride_c, stride_w) == (1, 3)
+    rows = (*outer, stride_h) if interleaved else (*outer, stride_h, stride_c)
+    contiguous = interleaved or stride_w == 1
+    return (
+        contiguous
+        and images.storage_offset() * images.element_size() % 16 == 0
+        and all(stride % 16 == 0 for stride in rows)
+    )
 
 
-def _warps(rows: int, columns: int) -> int:
-    return 8 if rows * columns > 1024 else 4
+def _blocks(height: int, width: int, region: int, most: int) -> dict[str, int]:
+    """Pixels of a program's region, at most `region` a side; elements of a source row in a chunk, at most `most`."""
+    rows, columns = _side(height, region), _side(width, region)
+    return {"ROWS": rows, "COLUMNS": columns, "K": min(max(32, columns), most)}
+
+
+def _warps(blocks: dict[str, int]) -> int:
+    return 8 if blocks["ROWS"] * max(blocks["COLUMNS"], blocks["K"]) > 1024 else 4
 
 
 def _check_table(table: Tensor, batch: int) -> None:

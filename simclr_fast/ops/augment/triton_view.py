@@ -56,11 +56,11 @@ def read_image(images, table, sample, height, width, stride_b, stride_c, stride_
     """Sample's image of a batch of one size, or (table is not None) of a ragged one."""
     if table is not None:
         row = table + sample.to(tl.int64) * RAGGED_COLUMNS
-        pointer = images + tl.load(row)
-        height = tl.load(row + 1).to(tl.int32)
-        width = tl.load(row + 2).to(tl.int32)
-        return Image(pointer, height, width, tl.load(row + 3), tl.load(row + 4), tl.load(row + 5))
-    return Image(images + sample.to(tl.int64) * stride_b, height, width, stride_c, stride_h, stride_w)
+        height, width = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
+        image = Image(images + tl.load(row), height, width, tl.load(row + 3), tl.load(row + 4), tl.load(row + 5))
+    else:
+        image = Image(images + sample.to(tl.int64) * stride_b, height, width, stride_c, stride_h, stride_w)
+    return image
 
 
 @triton.jit
