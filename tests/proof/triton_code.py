@@ -22,7 +22,14 @@ from simclr_fast.ops.ntxent.triton_backend import Launch
 
 ROOT = Path(__file__).parents[2]
 SASS_OPS = ("HMMA", "HGMMA", "UTCHMMA", "LDSM", "LDGSTS", "STL", "LDL")
-_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list]]:
@@ -53,7 +60,7 @@ _compiled: dict[str, Any] = {}
 def compile_launch(launch: Launch, arch: int):
     """The compiled kernel for sm_{arch}; needs no GPU."""
     signature, constants, attributes = specialise(launch)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **getattr(launch, "options", {})}
     key = repr((launch.kernel.__name__, arch, signature, constants, attributes, options))
     if key not in _compiled:
         source = ASTSource(launch.kernel, signature, constants, attributes)

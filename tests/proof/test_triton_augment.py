@@ -1,0 +1,158 @@
+"""The Triton augmentation's code: compiled ahead of time without spills, executed by ptxlab, right, and counted.
+
+ptxlab lies outside the repository (../shared/ptxlab, or the environment variable PTXLAB); without it what needs it is
+skipped.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+import triton
+
+from simclr_fast.ops.augment.triton_backend import Launch, TritonAugment
+from tests.ops.augment.compare import noise
+from tests.ops.augment.triton_cases import FULL, drawn, error
+from tests.proof import triton_augment_tables as tables
+from tests.proof.ptxlab_augment import WORKLOADS, Workload
+from tests.proof.triton_augment_tables import aot_keys, aot_table, as_launched, committed, execute, ratios
+from tests.proof.triton_code import ptxlab, simulate
+
+needs_simulator = pytest.mark.skipif(ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)")
+SHARED_LIMIT = 99 * 1024  # what a program may use on sm_86, sm_89 and sm_120, the least of the devices served
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3}
+MAX_UNIQUE = 1.5  # bytes of device memory over the floor
+MAX_SECTORS = 2.2  # bytes asked of L1 and L2 over the floor: every output row loads its own source rows
+MAX_BANK_CONFLICTS = 1.1
+MIN_COALESCING = 0.9
+LAUNCHES = {32: 1, 64: 1, 96: 2, 224: 2}  # by size
+
+
+def check_aot(table: dict[str, Any]) -> None:
+    for name, row in table["kernels"].items():
+        assert row["stack"] == row["local"] == 0, name
+        assert not {"STL", "LDL"} & set(row), name
+        assert row["registers"] <= 255, name
+        assert row["shared"] <= SHARED_LIMIT, name
+    expected = committed("aot")
+    assert expected["triton"] == triton.__version__, "rewrite docs/tables: python -m tests.proof.triton_augment_tables"
+    for name, row in table["kernels"].items():
+        assert row == expected["kernels"][name], name
+
+
+def test_whole_kernel_compiles() -> None:
+    assert not triton.knobs.runtime.interpret, "compilation needs a process without TRITON_INTERPRET"
+    check_aot(aot_table(aot_keys(("32 to 32",))))
+
+
+@pytest.mark.proof
+def test_every_variant_compiles() -> None:
+    table = aot_table(aot_keys())
+    check_aot(table)
+    assert set(table["kernels"]) == set(committed("aot")["kernels"])
+
+
+def test_rendered_tables() -> None:
+    assert (tables.FOLDER / "aot_triton_augment.md").read_text() == tables.aot_markdown(committed("aot"))
+    assert (tables.FOLDER / "counts_triton_augment.md").read_text() == tables.counts_markdown(committed("counts"))
+
+
+def check_reports(launched: list[tuple[Launch, Any]]) -> None:
+    for launch, report in launched:
+        name = launch.kernel.__name__
+        assert report.ok, (name, report.issues)
+        assert report.spill_bytes == 0, name
+        assert report.bank_conflict_ratio <= MAX_BANK_CONFLICTS, name
+
+
+@needs_simulator
+def test_one_small_view() -> None:
+    torch.manual_seed(0)
+    outcome = execute(Workload("33 -> 32", 1, 33, 32, torch.float32, (("blur_kernel", 3),)), seed=1)
+    assert outcome.error <= TOLERANCE[torch.float32]
+    check_reports(outcome.launched)
+
+
+@pytest.mark.proof
+@needs_simulator
+class TestGeneratedCode:
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
+    def test_is_right_and_free_of_issues(self, workload: Workload, seed: int) -> None:
+        torch.manual_seed(seed)
+        approx = "perturb" if seed == 2 else "accurate"
+        # Perturbed, several warps may store one replicated value, each with an error of its own: no race.
+        outcome = execute(workload, seed=seed, approx=approx, check_races=seed != 2)
+        assert len(outcome.launched) == LAUNCHES[workload.size]
+        assert outcome.error <= TOLERANCE[workload.dtype]
+        check_reports(outcome.launched)
+
+    @pytest.mark.parametrize("channels_last", [True, False])
+    @pytest.mark.parametrize("images", ["ragged", "grey", "strided", "float32", "one pixel wide"])
+    @pytest.mark.parametrize("size", [(40, 17), (70, 80)])
+    def test_other_inputs(self, size: tuple[int, int], images: str, channels_last: bool) -> None:
+        batch = {
+            "ragged": [noise(3, 50, 61), noise(3, 1, 1), noise(80, 33, 3).permute(2, 0, 1)],
+            "grey": noise(2, 1, 45, 60),
+            "strided": noise(2, 3, 90, 120)[:, :, 3::2, 5::3],
+            "float32": noise(2, 3, 45, 60).float() / 255,
+            "one pixel wide": noise(2, 3, 45, 1),
+        }[images]
+        launched: list[tuple[Launch, Any]] = []
+
+        def run(launch: Launch) -> None:
+            launch = as_launched(launch)
+            launched.append((launch, simulate(launch)))
+
+        params = drawn(batch, size, views=1, seed=3, blur_kernel=9, **FULL)
+        assert error(TritonAugment(run), batch, size, params, 9, torch.float32, channels_last) <= 1
+        check_reports(launched)
+
+    @pytest.mark.parametrize("size", [(100, 1), (1, 1), (1, 90)])
+    def test_outputs_one_pixel_wide(self, size: tuple[int, int]) -> None:
+        """Sizes of 1 are constants of the code."""
+        batch = noise(2, 3, 30, 1)
+        backend = TritonAugment(lambda launch: simulate(as_launched(launch), strict=True))
+        assert error(backend, batch, size, drawn(batch, size, views=1, blur_kernel=1, **FULL)) <= 1
+
+    @pytest.mark.parametrize("sigma", [1.0, 20.0])
+    def test_halos_of_several_regions(self, sigma: float) -> None:
+        batch = noise(1, 3, 90, 70)
+        settings = {"blur_kernel": 63, "blur_p": 1.0, "blur_sigma": (sigma, sigma), "jitter_p": 1.0}
+        backend = TritonAugment(lambda launch: simulate(as_launched(launch), strict=True))
+        assert error(backend, batch, (75, 70), drawn(batch, (75, 70), **settings), 63) <= 1
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_sampling(self, seed: int) -> None:
+        params, truth, report = tables.sampled(seed, seed=seed)
+        assert torch.equal(params, truth)
+        assert report.ok, report.issues
+        assert report.spill_bytes == 0
+        assert report.coalescing_store >= MIN_COALESCING
+        assert report.bank_conflict_ratio <= MAX_BANK_CONFLICTS
+
+    @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
+    def test_does_what_the_table_says(self, workload: Workload) -> None:
+        expected = tables.by_call(committed("counts"))[workload.name]
+        assert tables.count(workload) == expected, "regenerate: python -m tests.proof.triton_augment_tables counts"
+
+
+def test_committed_counts_are_within_bounds() -> None:
+    """The gate on the committed table; the tests above hold the table to the code."""
+    calls = tables.by_call(committed("counts"))
+    assert list(calls) == [workload.name for workload in WORKLOADS]
+    for workload in WORKLOADS:
+        rows = calls[workload.name]
+        assert len(rows) == LAUNCHES[workload.size]
+        unique, sectors = ratios(rows)
+        assert unique <= MAX_UNIQUE, workload
+        assert sectors <= MAX_SECTORS, workload
+        for row in rows:
+            where = f"{row['kernel']} in {workload}"
+            assert row["spill_bytes"] == 0, where
+            assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
+            assert row["coalescing_load"] >= MIN_COALESCING, where
+            if row["kernel"] == "augment_mean_kernel":  # one number per program: 4 bytes of a sector
+                assert row["coalescing_store"] == 4 / 32, where
+            else:
+                assert row["coalescing_store"] >= MIN_COALESCING, where
