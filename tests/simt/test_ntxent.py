@@ -10,6 +10,7 @@ from torch import Tensor
 from tests.helpers import relative_error
 from tests.ntxent_launchers import Device, NtxentLaunchers, statistics_dtype
 from tests.ntxent_truth import embeddings, shards_of, truth
+from tests.ops.ntxent import views as inputs
 from tests.simt.build import ROOT
 from tests.simt.library import SCHEDULES, Kernels, Schedule, SimtError
 
@@ -146,6 +147,24 @@ def test_matches_float64(kernels: Kernels, case: Case) -> None:
     views, weights = embeddings(case.kind, case.n, case.d, case.dtype), weights_of(case)
     schedule = SCHEDULES[(case.n + case.d) % len(SCHEDULES)]
     check(case, run(kernels, case, schedule, views, weights), views, weights)
+
+
+@pytest.mark.parametrize(
+    ("kind", "temperature"), [("random", 0.5), ("random", 0.1), ("random", 0.01), ("aligned", 0.5), ("aligned", 0.1)]
+)
+@pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
+def test_half_gradients(kernels: Kernels, dtype: torch.dtype, kind: str, temperature: float) -> None:
+    """Norms of errors, relative: of the gradient rounded to the inputs' type, and without that rounding."""
+    case = Case(96, 128, dtype, temperature=temperature)
+    z0, z1 = inputs.views(kind, case.n, case.d, dtype)
+    want = inputs.truth(z0, z1, temperature)[1]
+    scale = inputs.half_scale(want, kind)
+    got = run(kernels, case, Schedule(host_threads=2), torch.stack([z0, z1]), torch.tensor(scale / (2 * case.n)))
+    dz = torch.cat([got["dz0"], got["dz1"]])
+    most = 1e-3 if temperature >= 0.1 else 1e-2
+    assert inputs.error_beside_rounding(dz, want * scale) <= most
+    if kind == "random":
+        assert inputs.half_error(dz, want * scale, torch.cat([z0, z1]), temperature / scale, kind) <= most
 
 
 @pytest.mark.parametrize("case", [Case(40, 24, HALF), Case(13, 24, FLOAT), Case(13, 24, DOUBLE)], ids=str)

@@ -184,7 +184,7 @@ class TritonNtxent:
         shared = {"weight_ptr": weight, "n": n, "columns": columns}
         shared |= {"temperature": temperature, "temperature_ptr": temperature_tensor}
         statistics = {"lse_neg_ptr": lse_neg, "s_pos_ptr": s_pos, "stat_ptr": stat}
-        constants = {"REDUCED": reduced, "ONLINE_MAX": online_max, "BLOCK": 128}
+        constants = {"REDUCED": reduced, "ONLINE_MAX": online_max, "BLOCK": 128, "BLOCK_SCAN": 1024}
         arguments = shared | statistics | {"dloss_ptr": dloss, "positive_ptr": positive}
         self.run(Launch(ntxent_bwd_coefficients_kernel, (triton.cdiv(columns, 128),), arguments, constants))
 

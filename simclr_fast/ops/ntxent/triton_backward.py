@@ -6,8 +6,10 @@ sg_i = sigmoid(lse_neg_i - s_ip),
     t du_i = sum_{j not in {i, p(i)}} (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j - (w_i sg_i + w_p sg_p) u_p(i)
     dz_i   = (du_i - u_i (u_i.du_i)) / |z_i|,  or du_i / eps where the norm was clamped
 
-The bracket is an operand of the tensor cores, of the type of u.  So that fp16 holds it, w is divided by W = max |w| and
-the exponent shifted by OPERAND_SHIFT: it is then at most 2 * 2^14 < 65504, with full precision down to 2^-28 of W.
+The bracket is an operand of the tensor cores, of the type of u.  So that fp16 holds it, w is divided by
+W = max |w_i| sg_i, rounded up to a power of two, and the exponent shifted by OPERAND_SHIFT.  The exp(s_ij - lse_i) of a
+row add up to sg_i, so the bracket is then at most 2 * 2^14 < 65504, and has full precision down to 2^-28 of that,
+however aligned the pairs are.
 """
 
 import triton
@@ -27,6 +29,13 @@ from simclr_fast.ops.ntxent.triton_common import (
 
 OPERAND_SHIFT = tl.constexpr(14.0)  # log2 of the factor carried by an fp16 bracket
 MASKED = tl.constexpr(-1e30)  # a logit whose exponential is 0, as is its product with the logit
+LEAST_SIGMOID = tl.constexpr(1e-30)  # what sg counts in W at least: no w / W overflows
+
+
+@triton.jit
+def _power_of_two_above(x):
+    """The least power of two that is no less than a normal x > 0: to divide by it is exact."""
+    return ((x.to(tl.int32, bitcast=True) + 0x007FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit(do_not_specialize=["n", "columns"])
@@ -44,6 +53,7 @@ def ntxent_bwd_coefficients_kernel(
     REDUCED: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_SCAN: tl.constexpr,
 ):
     """What the tile loop needs to know of each row.
 
@@ -52,18 +62,24 @@ def ntxent_bwd_coefficients_kernel(
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = rows < columns
     partners = tl.where(rows % (2 * n) < n, rows + n, rows - n)  # of the same process
+    peaks = tl.full((BLOCK_SCAN,), -float("inf"), tl.float32)  # of lse_neg - s_pos if REDUCED, else of |w| sg
+    for start in range(0, columns, BLOCK_SCAN):
+        others = start + tl.arange(0, BLOCK_SCAN)
+        x = tl.load(lse_neg_ptr + others, mask=others < columns, other=-float("inf"))
+        x -= tl.load(s_pos_ptr + others, mask=others < columns, other=0.0)
+        if REDUCED:
+            peaks = tl.maximum(peaks, x)
+        else:
+            w = tl.load(dloss_ptr + others, mask=others < columns, other=0.0).to(tl.float32)
+            peaks = tl.maximum(peaks, tl.abs(w) * tl.maximum(sigmoid(x), LEAST_SIGMOID))
+    peak = tl.max(peaks, axis=0)
     if REDUCED:
-        largest = tl.load(dloss_ptr).to(tl.float32)
-        weight = tl.full((BLOCK,), 1.0, tl.float32)
+        least = _power_of_two_above(tl.maximum(sigmoid(peak), LEAST_SIGMOID))
+        largest = tl.load(dloss_ptr).to(tl.float32) * least
+        weight = tl.full((BLOCK,), 1.0, tl.float32) / least
         partner_weight = weight
     else:
-        peaks = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, columns, BLOCK):
-            others = start + tl.arange(0, BLOCK)
-            w = tl.load(dloss_ptr + others, mask=others < columns, other=0.0).to(tl.float32)
-            peaks = tl.maximum(peaks, tl.abs(w))
-        largest = tl.max(peaks, axis=0)
-        largest = tl.where(largest == 0.0, 1.0, largest)
+        largest = tl.where(peak == 0.0, 1.0, _power_of_two_above(peak))
         weight = tl.load(dloss_ptr + rows, mask=inside, other=0.0).to(tl.float32) / largest
         partner_weight = tl.load(dloss_ptr + partners, mask=inside, other=0.0).to(tl.float32) / largest
     if tl.program_id(0) == 0:
@@ -309,15 +325,17 @@ def ntxent_bwd_reduce_kernel(
     for _ in range(splits):
         g += tl.load(part_ptr + offsets, mask=mask, other=0.0)
         part_ptr += n.to(tl.int64) * 2 * D
-    partner = tl.where(local < n, local + n, local - n)
-    positive = tl.load(positive_ptr + row_offset + local, mask=inside, other=0.0)
-    u_pointers = u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :]
-    u_partner = tl.load(u_pointers, mask=mask, other=0.0)  # [BLOCK_R, BLOCK_D]
-    g -= positive[:, None] * u_partner.to(tl.float32)
-
-    # The direction is taken from z again: u may be rounded to fp16.
+    # Of half inputs, directions are taken from z again: u is rounded to fp16.
     inv_norm = tl.load(inv_norm_ptr + local, mask=inside, other=0.0)
     direction = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D) * inv_norm[:, None]
+    partner = tl.where(local < n, local + n, local - n)
+    if u_ptr.dtype.element_ty == tl.float16:
+        u_partner = load_views(z0_ptr, z1_ptr, stride0, stride1, partner, d, n, D)  # [BLOCK_R, BLOCK_D]
+        u_partner *= tl.load(inv_norm_ptr + partner, mask=inside, other=0.0)[:, None]
+    else:
+        u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
+    positive = tl.load(positive_ptr + row_offset + local, mask=inside, other=0.0)
+    g -= positive[:, None] * u_partner
     radial = tl.sum(direction * g, axis=1)
     radial = tl.where(inv_norm >= 1.0 / eps, 0.0, radial)  # a clamped norm is a constant
     dz = (g - radial[:, None] * direction) * (inv_norm * factor)[:, None]

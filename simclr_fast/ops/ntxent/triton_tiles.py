@@ -1,8 +1,9 @@
 """Tile configurations of the Triton NT-Xent kernels, by architecture, operand and D, and how work is split over a GPU.
 
 How the tables were chosen, without a GPU: every entry compiles without spills in all its variants and fits the shared
-memory (docs/tables). The sm_80 entries for fp16 and D <= 128 are those that ptxlab's roofline model puts first: shared
-memory is the limit there, and a warp that owns 32 rows reads half as many bytes per product as one that owns 16.
+memory (docs/tables). The sm_80 entries for D <= 128 (fp16; tf32x3 backward) are those that ptxlab's roofline model puts
+first: shared memory is the limit there, and a warp that owns 32 rows reads half as many bytes per product as one that
+owns 16.
 Elsewhere it is the largest tile without spills. No entry has been timed.
 """
 
@@ -98,7 +99,7 @@ _BACKWARD = {
         64: Tiles(128, 64, 64, 8, 2, holds_rows=True),
         128: Tiles(128, 64, 128, 8, 2, holds_rows=True),
         256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(64, 32, 64, 8, 2),
+        _ANY: Tiles(64, 64, 64, 8, 2),
     },
     (100, "tf32"): {
         64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
@@ -108,6 +109,10 @@ _BACKWARD = {
     },
     (100, "tf32x3"): {64: Tiles(64, 32, 64, 8, 2, holds_rows=True), _ANY: Tiles(64, 32, 64, 8, 2)},
 }
+
+
+# Instead of the last entry where block_d does not divide D: the masks of the columns need registers.
+_BACKWARD_MASKED = {(80, "tf32x3"): Tiles(32, 16, 64, 8, 2)}
 
 
 def _choose(table: dict[tuple[int, str], dict[int, Tiles]], target: Target, operand: str, dim: int) -> Tiles:
@@ -122,7 +127,10 @@ def forward_tiles(target: Target, operand: str, dim: int) -> Tiles:
 
 def backward_tiles(target: Target, operand: str, dim: int) -> Tiles:
     """operand: "fp16", "tf32" or "tf32x3"."""
-    return _choose(_BACKWARD, target, operand, dim)
+    tiles = _choose(_BACKWARD, target, operand, dim)
+    if tiles == _BACKWARD[target.arch, operand][_ANY] and dim % tiles.block_d:
+        return _BACKWARD_MASKED.get((target.arch, operand), tiles)
+    return tiles
 
 
 def forward_groups(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:

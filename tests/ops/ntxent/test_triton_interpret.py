@@ -8,6 +8,8 @@ from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from tests.helpers import non_contiguous, relative_error
 from tests.ops.ntxent.triton_cases import EPS, Case, errors, run, views
+from tests.ops.ntxent.views import KINDS, gradient_error, half_scale, truth
+from tests.ops.ntxent.views import views as views_of_kind
 
 pytestmark = pytest.mark.interpret
 
@@ -47,6 +49,22 @@ def test_half_inputs(temperature: float, dtype: torch.dtype, reduce: bool) -> No
     tolerance = {name: wider * limit for name, limit in HALF.items()}
     tolerance["dz"] += BF16_ROUNDING if dtype == torch.bfloat16 else 0.0
     check(Case(60, 72, temperature, dtype=dtype, reduce=reduce), few(2), tolerance)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_inputs_before_the_gradient_is_rounded(dtype: torch.dtype, kind: str, temperature: float) -> None:
+    """dz has the type of the z that bwd is given, which may be float32 where u was made of a half type."""
+    z0, z1 = views_of_kind(kind, 64, 128, dtype)
+    _, dz_true, _ = truth(z0, z1, temperature)
+    scale, backend = half_scale(dz_true, kind), few(2)
+    u, inv_norm = backend.normalize(z0, z1, EPS)
+    statistics = backend.fwd(u, 64, 0, temperature, None, True, 1 / 128, "ieee")[1:]
+    numbers = (0, 1 / 128, EPS, temperature, None, "ieee", False)
+    *dz, _ = backend.bwd(torch.tensor(scale), z0.float(), z1.float(), u, inv_norm, *statistics, *numbers)
+    error = gradient_error(torch.cat(dz), dz_true * scale, torch.cat([z0, z1]), temperature / scale, kind)
+    assert error <= (1e-3 if temperature >= 0.1 else 1e-2)
 
 
 @pytest.mark.parametrize("n", [32, 35])  # 35: tiles of rows, of columns and the edge between views all ragged
