@@ -3,6 +3,7 @@
 python -m tests.proof.triton_tables [aot] [counts]      writes docs/tables/{aot,counts}_triton.{json,md}
 """
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import triton
 
+from simclr_fast.ops.l2_normalize import triton_kernels as l2_normalize
 from simclr_fast.ops.ntxent.triton_backend import Launch, TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from tests.proof.triton_code import ROOT, compile_launch, ptxlab, resources, simulate
@@ -21,7 +23,7 @@ from tests.proof.triton_code import ROOT, compile_launch, ptxlab, resources, sim
 FOLDER = ROOT / "docs" / "tables"
 ARCHS = (80, 90, 100)
 OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "tf32x3": (torch.float32, "ieee")}
-DIMS = (64, 128, 256, 512)
+DIMS = (64, 128, 200, 256, 512, 1024)  # 200: columns are masked
 # The least and the most that the tile kernels are compiled for: whether the temperature allows the constant maximum,
 # and whether its gradient is wanted.
 VARIANTS = {"constant max": (0.1, False), "online max, dt": (0.01, True)}
@@ -52,17 +54,10 @@ def _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt)
 
 
 def aot_keys(small: bool = False) -> list[Key]:
-    """Every architecture, operand and D in the variant that needs most registers; at D = 128 in the other too."""
+    """Every architecture, operand, D and variant."""
     if small:
         return [(arch, "fp16", 128, "constant max") for arch in ARCHS]
-    return [
-        (arch, operand, dim, variant)
-        for arch in ARCHS
-        for operand in OPERANDS
-        for dim in DIMS
-        for variant in VARIANTS
-        if dim == 128 or variant.endswith("dt")
-    ]
+    return list(itertools.product(ARCHS, OPERANDS, DIMS, VARIANTS))
 
 
 def aot_rows(key: Key) -> dict[str, dict[str, int]]:
@@ -105,11 +100,13 @@ def aot_markdown(table: dict[str, Any]) -> str:
 
 
 COUNTED = {"columns": 8192, "D": 128, "operand": "fp16", "temperature": 0.1}
+# The other operands, whose simulation takes longer, at a smaller size.
+ALSO_COUNTED = tuple(COUNTED | {"columns": 1024, "operand": operand} for operand in ("tf32", "tf32x3"))
 _COUNTED_ROW_GROUPS = 4  # of the forward kernel: all their strips
 
 
-def count_rows() -> dict[str, dict[str, Any]]:
-    """What the sm_80 code of one forward and backward pass does at COUNTED's size, and the modelled time on an H100.
+def count_rows(size: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the sm_80 code of one forward and backward pass does at this size, and the modelled time on an H100.
 
     Of the two tile kernels only some programs are run, and the counts scaled by the number of tiles.
     """
@@ -130,8 +127,25 @@ def count_rows() -> dict[str, dict[str, Any]]:
         rows[name] = _scaled(report, launch, factor)
 
     backend = TritonNtxent(run, lambda device: Target(80, H100_MULTIPROCESSORS))
-    dtype, precision = OPERANDS[COUNTED["operand"]]
-    _pass_through(backend, COUNTED["columns"], COUNTED["D"], dtype, precision, COUNTED["temperature"], False)
+    dtype, precision = OPERANDS[size["operand"]]
+    _pass_through(backend, size["columns"], size["D"], dtype, precision, size["temperature"], False)
+    return rows
+
+
+def l2_normalize_rows() -> dict[str, dict[str, Any]]:
+    """The same of row normalisation by itself, forward and backward, of 1024 rows of 128 float32."""
+    x, du = torch.randn(2, 1024, 128, generator=torch.Generator().manual_seed(0))
+    u, dx, inv_norm = torch.empty_like(x), torch.empty_like(x), x.new_empty(1024)
+    sizes = {"N": 1024, "D": 128}
+    constants = {name: value for name, value in l2_normalize.BLOCKS.items() if name != "num_warps"} | {"eps": 1e-8}
+    grid = (1024 // constants["BLOCK_M"],)
+    rows = {}
+    for kernel, tensors in (
+        (l2_normalize.l2_normalize_fwd_kernel, {"x": x, "u": u, "inv_norm": inv_norm}),
+        (l2_normalize.l2_normalize_bwd_kernel, {"du": du, "u": u, "inv_norm": inv_norm, "dx": dx}),
+    ):
+        launch = Launch(kernel, grid, tensors | sizes, constants, l2_normalize.BLOCKS["num_warps"])
+        rows[kernel.__name__] = _scaled(simulate(launch, strict=True), launch, 1.0)
     return rows
 
 
@@ -151,6 +165,7 @@ def _scaled(report, launch: Launch, factor: float) -> dict[str, Any]:
     unique = report.unique_read_bytes + factor * report.unique_write_bytes
     bounds["DRAM bandwidth"] = unique / gpu["dram_bw"]
     sectors = report.global_load_sectors + report.global_store_sectors + report.cp_async_sectors
+    loaded = report.global_load_useful_bytes + report.cp_async_useful_bytes
     slowest = max(bounds, key=bounds.get)
     return {
         "programs": programs,
@@ -160,7 +175,7 @@ def _scaled(report, launch: Launch, factor: float) -> dict[str, Any]:
         "unique bytes": round(unique),
         "shared wavefronts": round(report.shared_wavefronts * factor),
         "bank-conflict ratio": round(report.bank_conflict_ratio, 3),
-        "coalescing of loads": round(report.coalescing_load, 2),
+        "coalescing of loads": round(loaded / (32 * (report.global_load_sectors + report.cp_async_sectors)), 2),
         "coalescing of stores": round(report.coalescing_store, 2),
         "spill bytes": report.spill_bytes,
         "modelled microseconds": round(bounds[slowest] * 1e6, 2),
@@ -174,21 +189,30 @@ def tensor_core_microseconds() -> float:
 
 
 def counts_table() -> dict[str, Any]:
-    rows = count_rows()
+    rows = count_rows(COUNTED)
+    others = {f"{name}, {size['operand']}": row for size in ALSO_COUNTED for name, row in count_rows(size).items()}
     total = sum(row["modelled microseconds"] for row in rows.values())
     return {
         "triton": triton.__version__,
         "size": COUNTED,
         "kernels": rows,
+        "other operands": others | {f"{name}, float32": row for name, row in l2_normalize_rows().items()},
         "modelled microseconds": round(total, 1),
         "tensor-core microseconds": round(tensor_core_microseconds(), 1),
     }
 
 
+def _markdown_rows(kernels: dict[str, dict[str, Any]]) -> list[str]:
+    columns = list(next(iter(kernels.values())))
+    lines = ["| kernel | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for name, row in kernels.items():
+        lines.append(f"| {name} | " + " | ".join(f"{row[column]}" for column in columns) + " |")
+    return lines
+
+
 def counts_markdown(table: dict[str, Any]) -> str:
     """The table for people."""
     size, kernels = table["size"], table["kernels"]
-    columns = list(next(iter(kernels.values())))
     ratio = table["modelled microseconds"] / table["tensor-core microseconds"]
     lines = [
         "# Triton kernels: counts and a model, not measurements",
@@ -199,15 +223,14 @@ def counts_markdown(table: dict[str, Any]) -> str:
         "The microseconds are ptxlab's roofline model of an H100: no latency, no launch overhead, perfect overlap.",
         "Written by `python -m tests.proof.triton_tables counts`.",
         "",
-        "| kernel | " + " | ".join(columns) + " |",
-        "|---" * (1 + len(columns)) + "|",
-    ]
-    for name, row in kernels.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[column]}" for column in columns) + " |")
-    lines += [
+        *_markdown_rows(kernels),
         "",
         f"Modelled in all: {table['modelled microseconds']} us; 2.5 M^2 D multiply-adds at the tensor cores' peak: "
         f"{table['tensor-core microseconds']} us; ratio {ratio:.2f}.",
+        "",
+        f"Other operands, M={ALSO_COUNTED[0]['columns']}, D={size['D']}:",
+        "",
+        *_markdown_rows(table["other operands"]),
     ]
     return "\n".join(lines) + "\n"
 

@@ -56,7 +56,7 @@ def l2_normalize_bwd_kernel(du, u, inv_norm, dx, N, D, eps: tl.constexpr, BLOCK_
 
 
 # 8 rows of up to 128 columns per program and 4 warps: a warp reads 512 contiguous bytes of a row at a time.
-_BLOCKS = {"BLOCK_M": 8, "BLOCK_D": 128, "num_warps": 4}
+BLOCKS = {"BLOCK_M": 8, "BLOCK_D": 128, "num_warps": 4}
 
 
 def l2_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def l2_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     N, D = x.shape
     u, inv_norm = torch.empty_like(x), x.new_empty(N)
     if N > 0:
-        l2_normalize_fwd_kernel[(triton.cdiv(N, _BLOCKS["BLOCK_M"]),)](x, u, inv_norm, N, D, eps, **_BLOCKS)
+        l2_normalize_fwd_kernel[(triton.cdiv(N, BLOCKS["BLOCK_M"]),)](x, u, inv_norm, N, D, eps, **BLOCKS)
     return u, inv_norm
 
 
@@ -75,6 +75,6 @@ def l2_normalize_backward(du: Tensor, u: Tensor, inv_norm: Tensor, eps: float) -
     N, D = du.shape
     dx = torch.empty_like(du)
     if N > 0:
-        grid = (triton.cdiv(N, _BLOCKS["BLOCK_M"]),)
-        l2_normalize_bwd_kernel[grid](du, u, inv_norm, dx, N, D, eps, **_BLOCKS)
+        grid = (triton.cdiv(N, BLOCKS["BLOCK_M"]),)
+        l2_normalize_bwd_kernel[grid](du, u, inv_norm, dx, N, D, eps, **BLOCKS)
     return dx

@@ -38,6 +38,17 @@ def _power_of_two_above(x):
     return ((x.to(tl.int32, bitcast=True) + 0x007FFFFF) & 0x7F800000).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, rows, columns, REDUCED: tl.constexpr, EVEN: tl.constexpr):
+    """|w| sg of these rows; if REDUCED (all w are the same), what sg grows with, lse_neg - s_pos.  # [len(rows)]"""
+    x = load_vector(lse_neg_ptr, rows, columns, EVEN) - load_vector(s_pos_ptr, rows, columns, EVEN)
+    if REDUCED:
+        return tl.where(rows < columns, x, -float("inf"))
+    else:
+        w = load_vector(dloss_ptr, rows, columns, EVEN).to(tl.float32)
+        return tl.abs(w) * tl.maximum(sigmoid(x), LEAST_SIGMOID)
+
+
 @triton.jit(do_not_specialize=["n", "columns"])
 def ntxent_bwd_coefficients_kernel(
     dloss_ptr,  # [] if REDUCED else [columns]
@@ -62,17 +73,17 @@ def ntxent_bwd_coefficients_kernel(
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     inside = rows < columns
     partners = tl.where(rows % (2 * n) < n, rows + n, rows - n)  # of the same process
-    peaks = tl.full((BLOCK_SCAN,), -float("inf"), tl.float32)  # of lse_neg - s_pos if REDUCED, else of |w| sg
-    for start in range(0, columns, BLOCK_SCAN):
+    whole = columns // BLOCK_SCAN * BLOCK_SCAN
+    peaks = tl.full((BLOCK_SCAN,), -float("inf"), tl.float32)
+    for start in range(0, whole, BLOCK_SCAN):
         others = start + tl.arange(0, BLOCK_SCAN)
-        x = tl.load(lse_neg_ptr + others, mask=others < columns, other=-float("inf"))
-        x -= tl.load(s_pos_ptr + others, mask=others < columns, other=0.0)
-        if REDUCED:
-            peaks = tl.maximum(peaks, x)
-        else:
-            w = tl.load(dloss_ptr + others, mask=others < columns, other=0.0).to(tl.float32)
-            peaks = tl.maximum(peaks, tl.abs(w) * tl.maximum(sigmoid(x), LEAST_SIGMOID))
+        peaks = tl.maximum(peaks, _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, others, columns, REDUCED, True))
     peak = tl.max(peaks, axis=0)
+    peaks = tl.full((BLOCK,), -float("inf"), tl.float32)
+    for start in range(whole, columns, BLOCK):
+        others = start + tl.arange(0, BLOCK)
+        peaks = tl.maximum(peaks, _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, others, columns, REDUCED, False))
+    peak = tl.maximum(peak, tl.max(peaks, axis=0))
     if REDUCED:
         least = _power_of_two_above(tl.maximum(sigmoid(peak), LEAST_SIGMOID))
         largest = tl.load(dloss_ptr).to(tl.float32) * least
