@@ -10,9 +10,10 @@ import pytest
 import torch
 import triton
 
+from simclr_fast.ops.augment.params import pack_window
 from simclr_fast.ops.augment.triton_backend import Launch, TritonAugment
 from tests.ops.augment.compare import noise
-from tests.ops.augment.triton_cases import FULL, drawn, error
+from tests.ops.augment.triton_cases import FULL, drawn, error, views_of
 from tests.proof import triton_augment_tables as tables
 from tests.proof.ptxlab_augment import WORKLOADS, Workload
 from tests.proof.triton_augment_tables import aot_keys, aot_table, as_launched, committed, execute, ratios
@@ -121,6 +122,21 @@ class TestGeneratedCode:
         settings = {"blur_kernel": 63, "blur_p": 1.0, "blur_sigma": (sigma, sigma), "jitter_p": 1.0}
         backend = TritonAugment(lambda launch: simulate(as_launched(launch), strict=True))
         assert error(backend, batch, (75, 70), drawn(batch, (75, 70), **settings), 63) <= 1
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_half_types_round_as_torch_does(self, dtype: torch.dtype) -> None:
+        """Finite values, halfway points and the floats beside them, and values out of range; no resize."""
+        exact = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+        exact = exact[exact.isfinite()].sort().values.unique()
+        halfway = exact[1:] / 2 + exact[:-1] / 2
+        beside = [halfway.nextafter(torch.tensor(side)) for side in (-torch.inf, torch.inf)]
+        beyond = torch.tensor([65519.0, 65520.0, 65521.0, 7e4, 1e-30, 3e38])
+        values = torch.cat([exact, halfway, *beside])
+        values = torch.cat([beyond, values[torch.randperm(len(values))[: 2**15 - len(beyond)]]]).reshape(8, 1, 64, 64)
+        window = torch.tensor([[pack_window(64, 64, (0, 0), (0, 0))] * 8], dtype=torch.int32)
+        backend = TritonAugment(lambda launch: simulate(as_launched(launch), strict=True))
+        out = views_of(backend, values, 64, window, dtype=dtype)
+        assert torch.equal((out + 0.0).view(torch.int16), (values.to(dtype) + 0.0).view(torch.int16))
 
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_sampling(self, seed: int) -> None:
