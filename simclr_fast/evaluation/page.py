@@ -19,12 +19,13 @@ _PAGE = """<!DOCTYPE html>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }}
-img {{ max-width: 100%; height: auto; display: block; margin: .5rem 0; }}
+img {{ max-width: 100%; max-height: 640px; display: block; margin: .5rem 0; }}
 table {{ border-collapse: collapse; margin: .8rem 0; }}
 caption {{ text-align: left; color: #555; padding-bottom: .3rem; }}
 th, td {{ padding: .25rem .9rem; border-bottom: 1px solid #eee; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 table.plain td {{ text-align: left; }}
+.groups {{ columns: 20rem; }} .groups table {{ break-inside: avoid; }}
 thead th {{ border-bottom: 2px solid #888; }}
 nav a {{ margin-right: 1rem; white-space: nowrap; }}
 p.note {{ color: #555; font-size: .9rem; }}
@@ -76,11 +77,17 @@ def note(text: str) -> str:
 
 def options(groups: dict[str, Any]) -> str:
     """The options of a run, a table per group."""
-    return "".join(
-        table([], [[key, str(value)] for key, value in values.items()], name)
+    tables = [
+        table([], [[key, _plain(value)] for key, value in values.items()], name)
         for name, values in groups.items()
         if isinstance(values, dict)
-    )
+    ]
+    return f'<div class="groups">{"".join(tables)}</div>'
+
+
+def _plain(value: Any) -> str:
+    """As it is written on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:

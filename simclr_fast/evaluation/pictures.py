@@ -19,14 +19,14 @@ def accuracy_over_labels(
 ) -> Path:
     """Accuracy over labels per class, an axis per probe, a line with its deviation per encoder; returns the path.
 
-    results: probe -> labels per class -> encoder -> {"mean", "std"} (fractions).
+    results: probe -> labels per class -> encoder -> {"mean", "std"} (fractions; std None for a single draw).
     """
     figure, axes = plt.subplots(1, len(probes), figsize=(5.2 * len(probes), 3.9), sharey=True, layout="constrained")
     for axis, (probe, title) in zip(axes, probes.items()):
         counts = [int(count) for count in results[probe]]
         for encoder, name in encoders.items():
             scores = [score[encoder] for score in results[probe].values()]
-            means, deviations = ([100 * score[key] for score in scores] for key in ("mean", "std"))
+            means, deviations = ([100 * (score[key] or 0) for score in scores] for key in ("mean", "std"))
             axis.errorbar(counts, means, deviations, marker="o", capsize=3, color=COLOURS[encoder], label=name)
         axis.set(title=title, xlabel="labelled images per class", xscale="log", ylim=(0, 101))
         axis.set_xticks(counts, [str(count) for count in counts])

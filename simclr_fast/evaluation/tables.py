@@ -1,6 +1,7 @@
 """Tables of results: the console shows them, the JSON files keep them, the HTML page repeats them."""
 
 import dataclasses
+import statistics
 
 from rich.table import Table
 
@@ -8,6 +9,11 @@ from rich.table import Table
 def percent(value: float, deviation: float | None = None) -> str:
     """A fraction for a table's cell, in percent, with its standard deviation where there is one."""
     return f"{100 * value:.1f}" if deviation is None else f"{100 * value:.1f} ± {100 * deviation:.1f}"
+
+
+def spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and standard deviation of repetitions; a single one has no deviation."""
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 
 from simclr_fast.evaluation import page
 from simclr_fast.evaluation.__main__ import main
-from simclr_fast.evaluation.tables import ResultTable, percent
+from simclr_fast.evaluation.tables import ResultTable, percent, spread
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -136,6 +136,16 @@ def test_table_cells() -> None:
         "title", "first", {"b": "B", "a": "A"}, {"row": {"a": percent(0.5), "b": percent(0.25, 0.1)}}
     )
     assert table == ResultTable("title", ["first", "B", "A"], [["row", "25.0 ± 10.0", "50.0"]])
+
+
+def test_spread_of_repetitions() -> None:
+    assert spread([0.25, 0.75]) == {"mean": 0.5, "std": pytest.approx(0.125**0.5)}
+    assert spread([0.25]) == {"mean": 0.25, "std": None}, "one run tells nothing of the deviation"
+
+
+def test_options_read_as_on_the_command_line() -> None:
+    parsed = Page(page.options({"recipe": "demo", "augment": {"scale": (0.4, 1.0), "mean": [0.5]}}))
+    assert parsed.text == ["augment", "scale", "0.4 1.0", "mean", "0.5"]
 
 
 def open_in_chromium(page_file: Path, folder: Path) -> tuple[list[str], list[str]]:

@@ -1,7 +1,6 @@
 """The command `detect`: a detector trained on the backbone, from the checkpoint and from random initialisation."""
 
 import dataclasses
-import statistics
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from simclr_fast.evaluation.detection.train import METRICS, Schedule, detect, ev
 from simclr_fast.evaluation.options import DetectOptions
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
-from simclr_fast.evaluation.tables import ResultTable, percent
+from simclr_fast.evaluation.tables import ResultTable, percent, spread
 from simclr_fast.training.start import autocast_dtype
 
 INITS = {"random": "random init", "checkpoint": "SimCLR init"}
@@ -62,17 +61,7 @@ def main(session: Session) -> None:
             detector = trained_detector(session, task, init, rates[init], seed, name)
             scores[init].append(evaluate_detector(detector, task.test, device, workers=task.schedule.workers))
             found[INITS[init]] = detect(detector, [image for image, _ in shown], device)
-    results = {
-        init: {
-            metric: {
-                "mean": statistics.mean(score[metric] for score in of_init),
-                "std": statistics.stdev(score[metric] for score in of_init) if len(of_init) > 1 else 0.0,
-                "seeds": [score[metric] for score in of_init],
-            }
-            for metric in METRICS
-        }
-        for init, of_init in scores.items()
-    }
+    results = {init: _over_seeds(of_init) for init, of_init in scores.items()}
     picture = pictures.detections(
         session.folder / "detect.png",
         [image for image, _ in shown],
@@ -95,6 +84,11 @@ def main(session: Session) -> None:
     chosen = {init: {"lr": rates[init], "held_out_map": held_out[init]} for init in inits}
     content = {"schedule": dataclasses.asdict(schedule), "learning_rates": chosen, **results}
     session.finish(content, table, files=(picture,))
+
+
+def _over_seeds(scores: list[dict[str, float]]) -> dict[str, dict]:
+    by_metric = {metric: [score[metric] for score in scores] for metric in METRICS}
+    return {metric: {**spread(values), "seeds": values} for metric, values in by_metric.items()}
 
 
 def held_out_scores(session: Session, task: Task, init: str) -> dict[float, float | None]:

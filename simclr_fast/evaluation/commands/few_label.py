@@ -1,7 +1,5 @@
 """The command `few-label`: what a handful of labels per class is worth on frozen features."""
 
-import statistics
-
 from simclr_fast.config import ConfigError
 from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.comparison import ENCODERS
@@ -10,7 +8,7 @@ from simclr_fast.evaluation.knn import knn_accuracy
 from simclr_fast.evaluation.linear import linear_accuracy, standardize
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import few_label_draws
-from simclr_fast.evaluation.tables import ResultTable, percent
+from simclr_fast.evaluation.tables import ResultTable, percent, spread
 
 PROBES = {"linear": "linear", "1nn": "1-NN"}
 
@@ -24,7 +22,7 @@ def main(session: Session) -> None:
     too_many = [n for n in options.per_class if n > rarest]
     if too_many:
         raise ConfigError(f"--per-class {too_many[0]}: the rarest class has only {rarest} training images")
-    results: dict[str, dict[str, dict[str, dict[str, float]]]] = {probe: {} for probe in PROBES}
+    results: dict[str, dict[str, dict[str, dict[str, float | None]]]] = {probe: {} for probe in PROBES}
     for encoder, features in all_features(session.run, data, session.device).items():
         train, test = standardize(features.train, features.test)
         for n in options.per_class:
@@ -38,11 +36,7 @@ def main(session: Session) -> None:
                 ],
             }
             for probe, values in scores.items():
-                deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-                results[probe].setdefault(str(n), {})[encoder] = {
-                    "mean": statistics.mean(values),
-                    "std": deviation,
-                }
+                results[probe].setdefault(str(n), {})[encoder] = spread(values)
     rows = {
         f"{title}, {n}": {
             encoder: percent(score["mean"], score["std"]) for encoder, score in results[probe][str(n)].items()

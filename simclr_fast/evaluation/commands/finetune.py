@@ -1,7 +1,5 @@
 """The command `finetune`: backbone and classifier trained on a part of the labels, pretrained and from scratch."""
 
-import statistics
-
 import torch
 
 from simclr_fast.config import ConfigError
@@ -12,7 +10,7 @@ from simclr_fast.evaluation.features import Pixels, embed
 from simclr_fast.evaluation.linear import linear_accuracy, standardize
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction
-from simclr_fast.evaluation.tables import ResultTable, percent
+from simclr_fast.evaluation.tables import ResultTable, percent, spread
 from simclr_fast.training.start import autocast_dtype
 
 COLUMNS = {"raw": "raw pixels, linear", "scratch": "from scratch", "checkpoint": "from the checkpoint"}
@@ -70,10 +68,7 @@ def main(session: Session) -> None:
         results[f"{fraction:g}"] = {
             "images": len(chosen),
             "steps": steps,
-            **{
-                name: {"mean": statistics.mean(v), "std": statistics.stdev(v) if len(v) > 1 else 0.0, "draws": v}
-                for name, v in scores.items()
-            },
+            **{name: {**spread(values), "draws": values} for name, values in scores.items()},
         }
     columns = {name: title for name, title in COLUMNS.items() if name in ("raw", *inits)}
     rows = {
