@@ -8,8 +8,9 @@ import dataclasses
 import pytest
 import torch
 
-from simclr_fast.ops.ntxent.triton_backend import Launch, TritonNtxent
+from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
+from simclr_fast.triton_launch import Launch
 from tests.ops.ntxent.triton_cases import Case, Values, errors, run, truth
 from tests.ops.ntxent.views import error_beside_rounding
 from tests.proof import triton_tables

@@ -11,7 +11,8 @@ import torch
 import triton
 
 from simclr_fast.ops.augment.params import pack_window
-from simclr_fast.ops.augment.triton_backend import Launch, TritonAugment
+from simclr_fast.ops.augment.triton_backend import TritonAugment
+from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import FULL, drawn, error, views_of
 from tests.proof import triton_augment_tables as tables

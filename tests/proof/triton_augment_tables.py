@@ -18,7 +18,8 @@ from torch import Tensor
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import AugmentParams, ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
-from simclr_fast.ops.augment.triton_backend import Launch, TritonAugment
+from simclr_fast.ops.augment.triton_backend import TritonAugment
+from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
 from tests.proof.ptxlab_augment import SECTOR, WORKLOADS, Workload
 from tests.proof.triton_code import ROOT, compile_launch, resources, simulate

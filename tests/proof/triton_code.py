@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from simclr_fast.ops.ntxent.triton_backend import Launch
+from simclr_fast.triton_launch import Launch
 
 ROOT = Path(__file__).parents[2]
 SASS_OPS = ("HMMA", "HGMMA", "UTCHMMA", "LDSM", "LDGSTS", "STL", "LDL")

@@ -1,13 +1,12 @@
 """Host side of the Triton augmentation: buffers and launches; nothing here waits for the device.
 
-`augment` and `augment_sample` take the arguments of the ops of that name (ops.py). A launch is described as data
-(`Launch`), so that it can be compiled ahead of time, or run elsewhere.
+`augment` and `augment_sample` take the arguments of the ops of that name (ops.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from simclr_fast.ops.augment.params import PACKED_WORDS
 from simclr_fast.ops.augment.triton_kernels import augment_mean_kernel, augment_tile_kernel, augment_whole_kernel
 from simclr_fast.ops.augment.triton_sample import augment_sample_kernel
+from simclr_fast.triton_launch import Launch, launch_on_device
 
 LARGEST_WHOLE = 64  # output pixels a side of a view that one program holds
 REGION = 64  # a side of what a program of a larger output computes
@@ -26,32 +26,6 @@ _IN_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 _OUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _RECIPE_NUMBERS = 22
 _RAGGED_COLUMNS = 6
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch: run-time arguments and compile-time constants by name."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    num_warps: int = 4
-    num_stages: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def launch_on_device(launch: Launch) -> None:
-    """Enqueue on the current stream of the device that the tensors are on."""
-    tensor = next(a for a in launch.arguments.values() if isinstance(a, Tensor))
-    with torch.cuda.device_of(tensor):
-        launch.kernel[launch.grid](
-            **launch.arguments,
-            **launch.constants,
-            num_warps=launch.num_warps,
-            num_stages=launch.num_stages,
-            **launch.options,
-        )
 
 
 def owned(length: int, radius: int, region: int) -> int:

@@ -2,14 +2,12 @@
 
 `normalize`, `fwd` and `bwd` take the arguments of the ops simclr_fast::ntxent_{normalize,fwd,bwd}.  Launches: 1 to
 normalise, 2 forward (tiles; reduction of their sums), 3 backward (row coefficients; tiles; reduction of their parts).
-A launch is described as data (`Launch`), so that it can be compiled ahead of time, or run elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -29,6 +27,7 @@ from simclr_fast.ops.ntxent.triton_tiles import (
     forward_tiles,
     target_of,
 )
+from simclr_fast.triton_launch import Launch, launch_on_device
 
 # 2 / t up to which exp(s - 1/t) stays a normal float32, and 1/t can stand for every row's maximum.
 CONSTANT_MAX_LIMIT = 80.0
@@ -37,27 +36,7 @@ _OPERAND_OF = {torch.float16: torch.float16, torch.bfloat16: torch.float16, torc
 _DOT_OF = {"ieee": "tf32x3", "tf32": "tf32"}
 
 _ROW_WARPS = 8  # warps of a program of the row-wise kernels
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch: run-time arguments and compile-time constants by name."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    num_warps: int = 4
-    num_stages: int = 2
-
-
-def launch_on_device(launch: Launch) -> None:
-    """Enqueue on the current stream of the device that the tensors are on."""
-    tensor = next(a for a in launch.arguments.values() if isinstance(a, torch.Tensor))
-    with torch.cuda.device_of(tensor):
-        launch.kernel[launch.grid](
-            **launch.arguments, **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages
-        )
+_ROW_STAGES = 2
 
 
 @dataclass(frozen=True)
@@ -78,7 +57,11 @@ class TritonNtxent:
         arguments = {"z0_ptr": z0, "z1_ptr": z1, "u_ptr": u, "inv_norm_ptr": inv_norm, "eps": eps, "n": n, "D": dim}
         arguments |= {"stride0": z0.stride(0), "stride1": z1.stride(0)}
         constants = {"BLOCK_R": block_r, "BLOCK_D": block_d}
-        self.run(Launch(ntxent_normalize_kernel, (triton.cdiv(2 * n, block_r),), arguments, constants, _ROW_WARPS))
+        self.run(
+            Launch(
+                ntxent_normalize_kernel, (triton.cdiv(2 * n, block_r),), arguments, constants, _ROW_WARPS, _ROW_STAGES
+            )
+        )
         return u, inv_norm
 
     def fwd(
@@ -138,7 +121,7 @@ class TritonNtxent:
         }
         arguments |= {"slots": column_slots + strips}
         constants = variant | {"REDUCE": reduce, "BLOCK_R": block_r, "BLOCK_SLOTS": 32, "BLOCK_D": 64}
-        self.run(Launch(ntxent_fwd_reduce_kernel, (programs,), arguments, constants))
+        self.run(Launch(ntxent_fwd_reduce_kernel, (programs,), arguments, constants, num_stages=_ROW_STAGES))
         return loss, lse_neg, s_pos
 
     def bwd(
@@ -186,7 +169,8 @@ class TritonNtxent:
         statistics = {"lse_neg_ptr": lse_neg, "s_pos_ptr": s_pos, "stat_ptr": stat}
         constants = {"REDUCED": reduced, "ONLINE_MAX": online_max, "BLOCK": 128, "BLOCK_SCAN": 1024}
         arguments = shared | statistics | {"dloss_ptr": dloss, "positive_ptr": positive}
-        self.run(Launch(ntxent_bwd_coefficients_kernel, (triton.cdiv(columns, 128),), arguments, constants))
+        grid = (triton.cdiv(columns, 128),)
+        self.run(Launch(ntxent_bwd_coefficients_kernel, grid, arguments, constants, num_stages=_ROW_STAGES))
 
         shared |= {"u_ptr": u, "part_ptr": part, "dt_part_ptr": dt_part, "row_offset": row_offset}
         self.run(
@@ -223,7 +207,11 @@ class TritonNtxent:
         arguments |= {"splits": splits, "dt_parts": splits * row_tiles}
         block_r, block_d = _row_blocks(dim)
         constants = {"D": dim, "NEED_DT": need_dt, "BLOCK_R": block_r, "BLOCK_D": block_d, "BLOCK_DT": 128}
-        self.run(Launch(ntxent_bwd_reduce_kernel, (triton.cdiv(2 * n, block_r),), arguments, constants, _ROW_WARPS))
+        self.run(
+            Launch(
+                ntxent_bwd_reduce_kernel, (triton.cdiv(2 * n, block_r),), arguments, constants, _ROW_WARPS, _ROW_STAGES
+            )
+        )
         return dz0, dz1, dt
 
 
