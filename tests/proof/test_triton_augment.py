@@ -90,6 +90,21 @@ class TestGeneratedCode:
         check_reports(outcome.launched)
 
     @pytest.mark.parametrize("channels_last", [True, False])
+    def test_rows_that_begin_anywhere(self, channels_last: bool) -> None:
+        """Rows of 333 bytes, or 999: a lane loads a byte, and a warp's 32 lie in two sectors, wherever a row begins."""
+        images = noise(1, 250, 333, 3).permute(0, 3, 1, 2) if channels_last else noise(1, 3, 250, 333)
+
+        def run(launch: Launch) -> None:
+            report = simulate(as_launched(launch), strict=True)
+            assert report.coalescing_load >= 0.5
+            assert report.bank_conflict_ratio <= MAX_BANK_CONFLICTS
+            if "mean" not in launch.kernel.__name__:
+                assert report.coalescing_store >= MIN_COALESCING
+
+        params = drawn(images, 224, seed=1, blur_kernel=23)
+        assert error(TritonAugment(run), images, 224, params, 23) <= 1
+
+    @pytest.mark.parametrize("channels_last", [True, False])
     @pytest.mark.parametrize("images", ["ragged", "grey", "strided", "float32", "one pixel wide"])
     @pytest.mark.parametrize("size", [(40, 17), (70, 80)])
     def test_other_inputs(self, size: tuple[int, int], images: str, channels_last: bool) -> None:
