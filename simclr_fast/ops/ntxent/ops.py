@@ -133,10 +133,6 @@ class _NTXent(torch.autograd.Function):
         return dz0, dz1, dt if need_dt else None, None, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx, *tangents):
-        raise RuntimeError("ntxent_loss has no forward-mode derivative; use backend='reference'")
-
-    @staticmethod
     def vmap(info, in_dims, *args):
         raise RuntimeError(
             "ntxent_loss cannot be vmapped: its rows are compared with each other; loop over the batches, or use "
@@ -158,8 +154,6 @@ class _NTXentGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError("ntxent_loss is differentiable once; use backend='reference' for higher derivatives")
-
-    jvp = backward
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -196,7 +190,15 @@ def ntxent(
     if backend == "reference":
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-    return _NTXent.apply(z0, z1, tensor, value, reduction, eps, precision, backend, group)[0]
+    arguments = (z0, z1, tensor, value, reduction, eps, precision, backend, group)
+    if torch.compiler.is_compiling():
+        return _NTXent.apply(*arguments)[0]
+    try:
+        return _NTXent.apply(*arguments)[0]
+    except NotImplementedError as error:  # torch.compile traces no Function that has a jvp of its own to say this in
+        if "jvp" not in str(error):
+            raise
+        raise RuntimeError("ntxent_loss has no forward-mode derivative; use backend='reference'") from error
 
 
 def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:
