@@ -93,7 +93,7 @@ class FinetuneOptions(DataOptions):
     epochs: tuple[int, ...] | None = None
     """Epochs for each fraction; None is the published 60 (1%) and 30 (10%, 100%), and fewer for the demo."""
     min_steps: int | None = None
-    """Fewest steps, where epochs of a small part would be too few; None is 0, and 150 for the demo."""
+    """Fewest steps, where epochs of a small part would be too few; None is 0, and 300 for the demo."""
     batch_size: int | None = None
     """Images per step over all processes; None is 256, and 64 for the demo."""
     lr_base: float = 0.05
@@ -129,8 +129,8 @@ class DetectOptions(ComputeOptions):
     batch_size: int | None = None
     """Images per step; None is 16, and 8 for scenes."""
     lr: float | None = None
-    """Peak learning rate; None is 0.02 (Faster R-CNN) or 0.01 (RetinaNet) per 16 images; on scenes, each initialisation
-    chooses between three by held-out scenes."""
+    """Peak learning rate; None is 0.02 (Faster R-CNN) or 0.01 (RetinaNet) per 16 images; on scenes,
+    whichever of three serves random initialisation best on held-out scenes."""
     train_scenes: int = 100
     """Labelled scenes that are trained on (count)."""
     test_scenes: int = 300

@@ -214,13 +214,12 @@ def test_command(run_folder: Path, tmp_path: Path) -> None:
     arguments = ["detect", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--threads", "1", *options]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "detect.json").read_text())["results"]
-    assert set(results) == {"random", "checkpoint", "schedule", "learning_rates"}
+    assert set(results) == {"random", "checkpoint", "schedule", "held_out_map"}
     assert results["schedule"]["steps"] == 2
-    for chosen in results["learning_rates"].values():
-        held_out = {float(rate): score for rate, score in chosen["held_out_map"].items()}
-        assert set(held_out) == {1e-3, 2e-3, 4e-3}
-        assert held_out[chosen["lr"]] == max(held_out.values())
+    held_out = {float(rate): score for rate, score in results["held_out_map"].items()}
+    assert set(held_out) == {1e-3, 2e-3, 4e-3}
+    assert held_out[results["schedule"]["lr"]] == max(held_out.values())
     assert main([*arguments, "--lr", "0.005"]) == 0
     results = json.loads((tmp_path / "detect.json").read_text())["results"]
-    assert results["learning_rates"]["random"] == {"lr": 0.005, "held_out_map": {"0.005": None}}
+    assert (results["schedule"]["lr"], results["held_out_map"]) == (0.005, {"0.005": None})
     assert (tmp_path / "detect.png").read_bytes().startswith(b"\x89PNG")
