@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from tests.proof.ptx import ROOT
+from tests.proof.triton_tables import ALSO_COUNTED
 
 PAGE = ROOT / "docs/proof.md"
 TABLES = ROOT / "docs/tables"
@@ -23,45 +24,53 @@ def _row(kernel: str, workload: str, flops: float, sectors: int, unique: int, mo
 
 
 def rows() -> list[str]:
-    """One row per kernel and compiler: nvcc's kernels in every counted workload, then Triton's."""
+    """One row per launch of a counted workload: nvcc's kernels, then Triton's."""
     lines = [
-        _row(*(launch[key] for key in ("kernel", "workload", "mma_flops", "sectors", "unique_bytes")),
-             launch["model_us"], launch["model_bound"])
-        for launch in _load("ptxlab_cuda")["launches"]
-    ]  # fmt: skip
-    lines += [
         _row(
             launch["kernel"],
-            f"augment {launch['workload']}, {launch['views']} views",
+            launch["workload"],
+            launch["mma_flops"],
+            launch["sectors"],
+            launch["unique_bytes"],
+            launch["model_us"],
+            launch["model_bound"],
+        )
+        for launch in _load("ptxlab_cuda")["launches"]
+    ]
+    lines += _augmentation("ptxlab_augment", "")
+    triton = _load("counts_triton")
+    sizes = {size["operand"]: size for size in (triton["size"], *ALSO_COUNTED)}
+    for name, counted in (triton["kernels"] | triton["other operands"]).items():
+        kernel, _, operand = name.partition(", ")
+        size = sizes.get(operand or triton["size"]["operand"], ALSO_COUNTED[0])
+        op = "ntxent" if kernel.startswith("ntxent") else "l2_normalize"
+        lines.append(
+            _row(
+                kernel,
+                f"{op} {operand or size['operand']}, {size['columns']} x {size['D']}, Triton",
+                counted["tensor-core FLOPs"],
+                counted["sectors"],
+                counted["unique bytes"],
+                counted["modelled microseconds"],
+                counted["bound"],
+            )
+        )
+    return lines + _augmentation("counts_triton_augment", ", Triton")
+
+
+def _augmentation(table: str, compiler: str) -> list[str]:
+    return [
+        _row(
+            launch["kernel"],
+            f"augment {launch['workload']}, {launch['views']} views{compiler}",
             0,
             launch["sector_bytes"] // SECTOR,
             launch["unique_bytes"],
             launch["model_us"],
             launch["model_bound"],
         )
-        for launch in _load("ptxlab_augment")["launches"]
+        for launch in _load(table)["launches"]
     ]
-    triton = _load("counts_triton")
-    size = triton["size"]
-    workload = f"ntxent {size['operand']}, {size['columns']} x {size['D']}, Triton"
-    counted_kernels = [(kernel, workload, counted) for kernel, counted in triton["kernels"].items()]
-    for name, counted in triton["other operands"].items():
-        kernel, operand = name.rsplit(", ", 1)
-        op = "ntxent" if kernel.startswith("ntxent") else "l2_normalize"
-        counted_kernels.append((kernel, f"{op} {operand}, 1024 x {size['D']}, Triton", counted))
-    lines += [
-        _row(
-            kernel,
-            workload,
-            counted["tensor-core FLOPs"],
-            counted["sectors"],
-            counted["unique bytes"],
-            counted["modelled microseconds"],
-            counted["bound"],
-        )
-        for kernel, workload, counted in counted_kernels
-    ]
-    return lines
 
 
 def section() -> str:
