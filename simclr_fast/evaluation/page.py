@@ -21,11 +21,11 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; ma
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }}
 img {{ max-width: 100%; max-height: 640px; display: block; margin: .5rem 0; }}
 table {{ border-collapse: collapse; margin: .8rem 0; }}
-caption {{ text-align: left; color: #555; padding-bottom: .3rem; }}
+caption {{ text-align: left; color: #555; padding-bottom: .3rem; white-space: nowrap; }}
 th, td {{ padding: .25rem .9rem; border-bottom: 1px solid #eee; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 table.plain td {{ text-align: left; }}
-.groups {{ columns: 20rem; }} .groups table {{ break-inside: avoid; }}
+.groups {{ columns: 20rem; }} .groups table {{ break-inside: avoid; margin: 0 0 .8rem; }}
 thead th {{ border-bottom: 2px solid #888; }}
 nav a {{ margin-right: 1rem; white-space: nowrap; }}
 p.note {{ color: #555; font-size: .9rem; }}
@@ -86,8 +86,10 @@ def options(groups: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """As it is written on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """As it is written on the command line, with six digits of a number."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:

@@ -144,8 +144,8 @@ def test_spread_of_repetitions() -> None:
 
 
 def test_options_read_as_on_the_command_line() -> None:
-    parsed = Page(page.options({"recipe": "demo", "augment": {"scale": (0.4, 1.0), "mean": [0.5]}}))
-    assert parsed.text == ["augment", "scale", "0.4 1.0", "mean", "0.5"]
+    parsed = Page(page.options({"recipe": "demo", "augment": {"scale": (0.4, 4 / 3), "mean": [0.5]}}))
+    assert parsed.text == ["augment", "scale", "0.4 1.33333", "mean", "0.5"]
 
 
 def open_in_chromium(page_file: Path, folder: Path) -> tuple[list[str], list[str]]:
