@@ -38,36 +38,58 @@ struct BwdTask {
 
 // What a row or a column contributes to coefficients: exp2(logit - shift) * weight. With the constant maximum the shift
 // is the same for all and weight = w exp(1/t - lse); with the online maximum shift = lse and weight = w. Either way in
-// units of the largest |w|, and times kCoefficientScale.
+// units of the largest |w|, and times 2^scale_log2.
 struct Term {
   float weight, shift;
 };
 
 struct TermScale {
   float constant_max;  // base 2
-  float weight_unit;   // the largest |w|
-  float weight;        // of every row, where they have one weight
+  float per_unit;      // 1 / the largest |w|
+  float weight;        // of every row in this unit, where they have one weight
+  float scale_log2;    // a whole number; see ntxent_math.cuh
+  float of_result;     // what brings sums of coefficients to du: the unit, 1/t, 2^-scale_log2
 };
 
 template <bool kOnline>
 __device__ Term term_of(const BwdTask& task, const TermScale& scale, int column) {
-  const float w = (task.weights.per_column ? task.weights(column) : scale.weight) / scale.weight_unit;
+  const float w = task.weights.per_column ? task.weights(column) * scale.per_unit : scale.weight;
   const float lse = static_cast<float>(kLog2E) * log_add_exp(task.lse_neg[column], task.s_pos[column]);
-  if constexpr (kOnline) return {w, lse - kCoefficientScaleLog2};
-  return {w * ptx::exp2_approx(scale.constant_max - lse), scale.constant_max - kCoefficientScaleLog2};
+  if constexpr (kOnline) return {w, lse - scale.scale_log2};
+  return {w * ptx::exp2_approx(scale.constant_max - lse), scale.constant_max - scale.scale_log2};
 }
 
-__device__ TermScale term_scale_of(const BwdTask& task, float constant_max) {
-  float weight = 0, largest = 0;
+// Fills *scale, in shared memory because its numbers are needed rarely and registers are dear. Every CTA reads the
+// statistics of all columns for it, 8 bytes each.
+template <bool kHalf>
+__device__ void find_term_scale(const BwdTask& task, float constant_max, float inverse_temperature, TermScale* scale) {
+  const int columns = task.pairing.columns;
+  const auto argument = [&](int j) { return task.lse_neg[j] - task.s_pos[j]; };
+  float weight = 0, largest = 0, most = 0;  // most: the largest |w| sg over the largest |w|
   if (task.weights.per_column) {
-    for (int j = threadIdx.x; j < task.pairing.columns; j += blockDim.x)
-      largest = fmaxf(largest, fabsf(task.weights(j)));
-    largest = block_max(largest);
+    for (int j = threadIdx.x; j < columns; j += blockDim.x) {
+      const float w = fabsf(task.weights(j));
+      largest = fmaxf(largest, w);
+      if constexpr (kHalf) most = fmaxf(most, w * sigmoid(argument(j)));
+    }
+    largest = fmaxf(block_max(largest), FLT_MIN);
+    if constexpr (kHalf) most = block_max(most) / largest;
   } else {
     weight = task.weights(0);
-    largest = fabsf(weight);
+    largest = fmaxf(fabsf(weight), FLT_MIN);
+    if constexpr (kHalf) {
+      float x = -INFINITY;
+      for (int j = threadIdx.x; j < columns; j += blockDim.x) x = fmaxf(x, argument(j));
+      most = sigmoid(block_max(x));
+    }
   }
-  return {constant_max, fmaxf(largest, FLT_MIN), weight};
+  if (threadIdx.x == 0) {
+    const float range = kHalf ? fmaxf(ceilf(log2f(most)), kLeastSigmoidLog2) : 0.0f;
+    const float scale_log2 = kCoefficientScaleLog2 - range;
+    const float of_result = ldexpf(largest * inverse_temperature, -static_cast<int>(scale_log2));
+    *scale = {constant_max, 1.0f / largest, weight / largest, scale_log2, of_result};
+  }
+  __syncthreads();
 }
 
 template <class Operand>
@@ -273,7 +295,8 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 
   const float inverse_temperature = task.temperature.inverse();
   const float scale = static_cast<float>(kLog2E) * inverse_temperature;
-  const TermScale term_scale = term_scale_of(task, scale);
+  __shared__ TermScale term_scale;
+  find_term_scale<sizeof(typename Operand::Element) == sizeof(__half)>(task, scale, inverse_temperature, &term_scale);
 
   typename Shape<Operand>::Rows rows;
   load_rows<Operand>(rows, task, shared.stages, block_row, warp_row, slice);
@@ -327,7 +350,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
     stage = stage + 1 < plan.stages ? stage + 1 : 0;
   }
 
-  const float unit = term_scale.weight_unit * inverse_temperature / kCoefficientScale;
+  const float unit = term_scale.of_result;
 #pragma unroll
   for (int m = 0; m < kRowFragments; ++m) {
 #pragma unroll

@@ -5,7 +5,7 @@
 //   dt   = -1/t sum_i [ sum_j w_i exp(s_ij - lse_i) s_ij - w_i sg_i s_ip ]
 //
 // The positive's term is added here, in full precision: between aligned pairs it nearly cancels the other terms. One
-// warp owns a row; u_i comes from the raw z_i, which is not rounded to fp16.
+// warp owns a row; u_i and u_p come from the raw z, which is not rounded to fp16.
 #include "../ntxent_launch.h"
 #include "ntxent_bwd.cuh"
 #include "reduce.cuh"
@@ -15,13 +15,12 @@ namespace {
 
 constexpr int kThreads = 32 * kBwdFinishWarps;
 
-// T: dtype of z and dz, E: of u, S: of everything else.
-template <class T, class E, class S>
+// T: dtype of z and dz, S: of everything else.
+template <class T, class S>
 struct BwdFinishTask {
   const T* z[2];
   int64_t z_stride[2];
   T* dz[2];           // [n, d] each
-  const E* u;         // [columns, u_columns]
   const S* inv_norm;  // [rows]
   const S* lse_neg;   // [columns]
   const S* s_pos;     // [columns]
@@ -31,7 +30,7 @@ struct BwdFinishTask {
   LossWeights<S> weights;
   BwdPartials<S> partials;
   GridSum<S> sums;
-  int64_t d, u_columns, du_columns;
+  int64_t d, du_columns;
   int splits;
   S clamped_inv_norm;  // 1 / eps
 
@@ -40,8 +39,8 @@ struct BwdFinishTask {
   }
 };
 
-template <class T, class E, class S>
-__global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, E, S> task) {
+template <class T, class S>
+__global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, S> task) {
   const int row = blockIdx.x * kBwdFinishWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int n = task.pairing.n, rows = task.pairing.rows;
   const S inverse_temperature = task.temperature.inverse();
@@ -51,16 +50,16 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
     const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
     const S own_coefficient = task.positive_coefficient(own);
     const S pull = (own_coefficient + task.positive_coefficient(positive)) * inverse_temperature;
-    const T* z = (view ? task.z[1] : task.z[0]) + row_of_view * (view ? task.z_stride[1] : task.z_stride[0]);
+    const T* of_view[2] = {task.z[0] + row_of_view * task.z_stride[0], task.z[1] + row_of_view * task.z_stride[1]};
+    const T *z = view ? of_view[1] : of_view[0], *z_positive = view ? of_view[0] : of_view[1];
     T* dz = (view ? task.dz[1] : task.dz[0]) + row_of_view * task.d;
-    const E* u_positive = task.u + positive * task.u_columns;
-    const S r = task.inv_norm[row];
+    const S r = task.inv_norm[row], r_positive = task.inv_norm[view ? row - n : row + n];
     S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;  // the first split's, replaced by the sum
     const int64_t next_split = static_cast<int64_t>(rows) * task.du_columns;
 
     S along = 0;
     for (int64_t k = lane; k < task.d; k += 32) {
-      S sum = -pull * static_cast<S>(u_positive[k]);
+      S sum = -pull * (static_cast<S>(z_positive[k]) * r_positive);
       const S* part = du + k;
       for (int split = 0; split < task.splits; ++split, part += next_split) sum += *part;
       du[k] = sum;
@@ -79,29 +78,27 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
   if (task.dt != nullptr && grid_sum(row_logits, task.sums, &total)) *task.dt = -inverse_temperature * total;
 }
 
-template <class T, class E, class S>
+template <class T, class S>
 cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
   const BwdPartials<S> partials = partials_of<S>(args, plan);
   S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
-  const BwdFinishTask<T, E, S> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
-                                    {args.z_stride[0], args.z_stride[1]},
-                                    {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
-                                    static_cast<const E*>(args.u),
-                                    static_cast<const S*>(args.inv_norm),
-                                    static_cast<const S*>(args.lse_neg),
-                                    static_cast<const S*>(args.s_pos),
-                                    static_cast<S*>(args.dt),
-                                    pairing_of(args),
-                                    temperature_of<S>(args),
-                                    weights_of<S>(args),
-                                    partials,
-                                    {block_sums, partials.finished},
-                                    args.d,
-                                    args.u_columns,
-                                    plan.du_columns,
-                                    plan.splits,
-                                    static_cast<S>(1) / static_cast<S>(args.eps)};
-  return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, E, S>), plan.finish_blocks, kThreads, 0, stream, task);
+  const BwdFinishTask<T, S> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
+                                 {args.z_stride[0], args.z_stride[1]},
+                                 {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
+                                 static_cast<const S*>(args.inv_norm),
+                                 static_cast<const S*>(args.lse_neg),
+                                 static_cast<const S*>(args.s_pos),
+                                 static_cast<S*>(args.dt),
+                                 pairing_of(args),
+                                 temperature_of<S>(args),
+                                 weights_of<S>(args),
+                                 partials,
+                                 {block_sums, partials.finished},
+                                 args.d,
+                                 plan.du_columns,
+                                 plan.splits,
+                                 static_cast<S>(1) / static_cast<S>(args.eps)};
+  return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S>), plan.finish_blocks, kThreads, 0, stream, task);
 }
 
 cudaError_t run(const SimclrNtxentBwdArgs& args, cudaStream_t stream) {
@@ -110,13 +107,13 @@ cudaError_t run(const SimclrNtxentBwdArgs& args, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   switch (args.z_dtype) {
     case SIMCLR_HALF:
-      return finish<__half, __half, float>(args, plan, stream);
+      return finish<__half, float>(args, plan, stream);
     case SIMCLR_BFLOAT16:
-      return finish<__nv_bfloat16, __half, float>(args, plan, stream);
+      return finish<__nv_bfloat16, float>(args, plan, stream);
     case SIMCLR_FLOAT:
-      return finish<float, float, float>(args, plan, stream);
+      return finish<float, float>(args, plan, stream);
     default:
-      return finish<double, double, double>(args, plan, stream);
+      return finish<double, double>(args, plan, stream);
   }
 }
 

@@ -14,8 +14,9 @@
 //                      serves both terms of du: exp(s - 1/t) (w_i exp(1/t - lse_i) + w_j exp(1/t - lse_j)).
 //   online maximum     any t, also one that only the device knows: every partial sum carries its own maximum, and du
 //                      takes two exponentials, exp(s - lse_i) and exp(s - lse_j), neither above 1.
-// For the fp16 tensor cores the coefficients are scaled into fp16's range: by 2^14 / max |w|, which bounds them by 2^15
-// and leaves probabilities down to 4e-9 normal.
+// The coefficients of row i's negatives, w_i exp(s_ij - lse_i), add up to w_i sg_i. For the fp16 tensor cores they are
+// scaled by 2^14 / max |w_i| sg_i, rounded to a power of two: that bounds them by 2^15, and leaves those normal that
+// are at least 4e-9 of the largest row's sum, however well aligned the pairs are.
 #pragma once
 
 #include <cfloat>
@@ -29,8 +30,8 @@ namespace simclr::cuda {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kLargestConstantMax = 80.0;  // of 2/t; see above
-constexpr float kCoefficientScale = 16384.0f;
 constexpr float kCoefficientScaleLog2 = 14.0f;
+constexpr float kLeastSigmoidLog2 = -90.0f;  // what a sg counts at least: sums of 2^14 / sg stay finite in fp32
 
 // Which column a local row is and which column is its positive. Indices are int (columns < 2^31), offsets int64_t.
 struct Pairing {

@@ -116,6 +116,14 @@ MUTANTS = (
     _ntxent("bwd.cu", "diagonal unmasked", " && column != pairing.column_of(row) &&", " &&"),
     _ntxent("bwd.cu", "columns' weights missing", "(own_row.weight + column_weight)", "own_row.weight"),
     _ntxent(
+        *("bwd.cu", "fp16 coefficients scaled by the largest weight alone"),
+        *("fmaxf(ceilf(log2f(most)), kLeastSigmoidLog2) : 0.0f", "0.0f : 0.0f", "test_half_gradients"),
+    ),
+    _ntxent(
+        *("bwd_finish.cu", "the pull of the row itself"),
+        *("*z_positive = view ? of_view[0] : of_view[1]", "*z_positive = view ? of_view[1] : of_view[0]"),
+    ),
+    _ntxent(
         "bwd.cu",
         "second half of the columns left out",
         "if (slice_columns > kBwdSlice / 2) multiply_rows",

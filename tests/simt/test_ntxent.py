@@ -150,7 +150,8 @@ def test_matches_float64(kernels: Kernels, case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "temperature"), [("random", 0.5), ("random", 0.1), ("random", 0.01), ("aligned", 0.5), ("aligned", 0.1)]
+    ("kind", "temperature"),
+    [(kind, t) for kind in ("random", "aligned", "opposed") for t in (0.5, 0.1, 0.01)],
 )
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
 def test_half_gradients(kernels: Kernels, dtype: torch.dtype, kind: str, temperature: float) -> None:
