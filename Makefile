@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -q
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test proof bench bench-full gpu-check lint format clean
+.PHONY: help demo demo-check test proof bench bench-full gpu-check lint format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(VENV)/package.stamp: $(VENV)/dependencies.stamp setup.py pyproject.toml $(KERN
 
 demo: $(VENV)/package.stamp  ## train SimCLR on the embedded digits and show what was learned (about 4 minutes)
 	$(BIN)/python train.py demo
+
+demo-check: $(VENV)/package.stamp  ## train the demo by its variants, fine-tune and detect with it, and judge the results (half an hour)
+	$(PYTEST) -m demo
 
 test: $(VENV)/package.stamp  ## run the test suite
 	$(PYTEST)

@@ -7,7 +7,7 @@ import pytest
 
 import train
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.demo
 
 
 def test_bf16_channels_last_compiled_demo_reaches_the_bar(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import train
 from simclr_fast.evaluation.__main__ import main
 
-pytestmark = pytest.mark.proof
+pytestmark = pytest.mark.demo
 
 
 @pytest.fixture(scope="module")
