@@ -1,7 +1,7 @@
 """Counts, by executing the PTX that nvcc emits, what the CUDA augmentation reads and writes, against the floor.
 
-`python -m tests.proof.ptxlab_augment` writes docs/tables/ptxlab_augment.json and .md. The floor of a call is to read
-every crop once and to write every view once. Everything there is a count; nothing is a measured speed.
+`python -m tests.proof.ptxlab_augment` writes docs/tables/ptxlab_augment.json and .md. Everything there is a count, or a
+model on counts; nothing is a measured speed.
 """
 
 import ctypes
@@ -11,46 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from simclr_fast.augmentation import SimCLRAugment
-from simclr_fast.ops.augment import AugmentParams, ImageBatch
-from simclr_fast.ops.augment.reference import augment_reference
+from simclr_fast.ops.augment import ImageBatch
 from tests.proof import aot
+from tests.proof.augment_counts import WORKLOADS, Row, Workload, count_row, error_and_floor, markdown_tables
 from tests.proof.ptx import ROOT, Program
-from tests.proof.ptxlab_cuda import GPU, registers
+from tests.proof.ptxlab_cuda import registers
 from tests.simt import augment as simt
 
 TABLE = ROOT / "docs/tables/ptxlab_augment.json"
 SOURCES = tuple(ROOT / source for source in simt.SOURCES)
-SECTOR = 32
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3}
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Two views of `batch` uint8 images, channels-last, source x source -> size x size; `options` of SimCLRAugment."""
-
-    name: str
-    batch: int
-    source: int
-    size: int
-    dtype: torch.dtype
-    options: tuple[tuple[str, float], ...] = ()
-
-    def __str__(self) -> str:
-        return self.name
-
-
-CIFAR = (("strength", 0.5), ("blur_p", 0.0), ("blur_kernel", 1))
-WORKLOADS = (
-    Workload("32 -> 32, float32", 16, 32, 32, torch.float32, CIFAR),
-    Workload("32 -> 32, float16", 16, 32, 32, torch.float16, CIFAR),
-    Workload("96 -> 64, float32", 4, 96, 64, torch.float32),
-    Workload("128 -> 96, float16", 4, 128, 96, torch.float16),
-    Workload("256 -> 224, float32", 2, 256, 224, torch.float32),
-    Workload("256 -> 224, float16", 2, 256, 224, torch.float16),
-)
 
 
 @dataclass(frozen=True)
@@ -64,57 +35,32 @@ class Outcome:
 
 def execute(program: Program, workload: Workload, **options: object) -> Outcome:
     """Runs the workload's launches in ptxlab; `options` go to its launch()."""
-    images = torch.randint(0, 256, (workload.batch, workload.source, workload.source, 3), dtype=torch.uint8)
-    images = images.permute(0, 3, 1, 2)
-    aug = SimCLRAugment(workload.size, backend="reference", **dict(workload.options))
-    params: AugmentParams = aug.sample(images)
-    packed, batch, size = params.pack(), ImageBatch.of(images), (workload.size, workload.size)
-    out = simt.unwritten_views((2 * workload.batch, 3, *size), workload.dtype, channels_last=True)
-    args = simt.augment_args(batch, packed, out, aug.blur_kernel)
+    images, aug, params = workload.drawn()
+    packed = params.pack()
+    shape = (2 * workload.batch, 3, workload.size, workload.size)
+    out = simt.unwritten_views(shape, workload.dtype, channels_last=True)
+    args = simt.augment_args(ImageBatch.of(images), packed, out, aug.blur_kernel)
     sums = torch.empty(program.value("augment_scratch_doubles", ctypes.byref(args)), dtype=torch.float64)
     with program.simulated(lambda: [images, packed, out, sums], **options) as reports:
         program.call("augment", ctypes.byref(args), sums)
-    plain = ([0.0] * 3, [1.0] * 3, aug.blur_kernel, torch.float32, False)
-    truth: Tensor = augment_reference(batch.data, batch.table, packed, 3, *size, *plain)
-    error = (out.float() - truth).abs().nan_to_num(float("inf")).max().item()
-    floor = 3 * int((params.height * params.width).sum()) + out.numel() * out.element_size()
+    error, floor = error_and_floor(out, images, params, aug.blur_kernel)
     return Outcome(reports, error / TOLERANCE[workload.dtype], floor)
 
 
-def count(program: Program, workload: Workload) -> list[dict]:
+def count(program: Program, workload: Workload) -> list[Row]:
     """One row per launch of the workload."""
     torch.manual_seed(0)
     outcome = execute(program, workload, threads=2)
     names, of_kernel = aot.readable(report.kernel for report in outcome.reports), registers()
-    rows = []
-    for report in outcome.reports:
-        kernel = names[report.kernel]
-        model = report.estimate(GPU, regs_per_thread=of_kernel[kernel])
-        rows.append(
-            {
-                "workload": workload.name,
-                "kernel": kernel,
-                "views": 2 * workload.batch,
-                "blocks": report.grid[0],
-                "threads": report.block[0],
-                "shared_bytes": report.smem_per_block,
-                "instructions_per_pixel": round(report.lane_instructions / (2 * workload.batch * workload.size**2)),
-                "unique_bytes": report.unique_read_bytes + report.unique_write_bytes,
-                "sector_bytes": SECTOR * (report.global_load_sectors + report.global_store_sectors),
-                "floor_bytes": outcome.floor,
-                "coalescing_load": round(report.coalescing_load, 3),
-                "coalescing_store": round(report.coalescing_store, 3),
-                "bank_conflict_ratio": round(report.bank_conflict_ratio, 3),
-                "spill_bytes": report.spill_bytes,
-                "model_us": round(model["time"] * 1e6, 2),
-                "model_bound": model["bound"],
-            }
-        )
-    return rows
+    return [
+        count_row(workload, kernel, report, of_kernel[kernel], outcome.floor)
+        for report in outcome.reports
+        for kernel in [names[report.kernel]]
+    ]
 
 
-def render(table: dict) -> str:
-    """The table in Markdown: launches, then each call's traffic over its floor."""
+def render(table: Row) -> str:
+    """The table for people."""
     lines = [
         "<!-- Generated by `python -m tests.proof.ptxlab_augment`; do not edit. -->",
         "# What the generated code of the CUDA augmentation reads and writes",
@@ -123,40 +69,9 @@ def render(table: dict) -> str:
         "output channels-last, the recipe of that size. Unique bytes are those that device memory must at least move",
         "in a launch. Sector bytes count every 32-byte sector that a request asks of L1 and L2: what adjacent tiles",
         "and their halos read again is served there, and the ends of a tile's rows are cut out of whole sectors.",
-        f"The last two columns are a model on the counts ({GPU}, no latency, perfect overlap), not a measured speed;",
-        "batches this small leave most of that GPU idle.",
-        "",
-        "| call | kernel | blocks x threads | shared memory | instructions per output pixel | coalescing ld / st "
-        "| bank conflicts | unique bytes per view | sector bytes per view | model us per view | bound by |",
-        "|" + "---|" * 11,
+        *markdown_tables(table),
     ]
-    for row in table["launches"]:
-        lines.append(
-            f"| {row['workload']} | `{row['kernel']}` | {row['blocks']} x {row['threads']} | {row['shared_bytes']} "
-            f"| {row['instructions_per_pixel']} | {row['coalescing_load']} / {row['coalescing_store']} "
-            f"| {row['bank_conflict_ratio']} | {row['unique_bytes'] // row['views']} "
-            f"| {row['sector_bytes'] // row['views']} | {row['model_us'] / row['views']:.3f} | {row['model_bound']} |"
-        )
-    lines += ["", "| call | launches | floor, bytes per view | unique / floor | sectors / floor |", "|" + "---|" * 5]
-    for name, rows in by_call(table).items():
-        unique, sectors = ratios(rows)
-        floor = rows[0]["floor_bytes"] // rows[0]["views"]
-        lines.append(f"| {name} | {len(rows)} | {floor} | {unique:.2f} | {sectors:.2f} |")
     return "\n".join([*lines, ""])
-
-
-def by_call(table: dict) -> dict[str, list[dict]]:
-    """The launches of each workload."""
-    calls: dict[str, list[dict]] = {}
-    for row in table["launches"]:
-        calls.setdefault(row["workload"], []).append(row)
-    return calls
-
-
-def ratios(rows: list[dict]) -> tuple[float, float]:
-    """Unique bytes and sector bytes of a call's launches over its floor."""
-    floor = rows[0]["floor_bytes"]
-    return sum(row["unique_bytes"] for row in rows) / floor, sum(row["sector_bytes"] for row in rows) / floor
 
 
 def main() -> None:

@@ -8,8 +8,9 @@ import torch
 
 from simclr_fast.augmentation import SimCLRAugment
 from tests.proof import aot, ptxlab_augment
+from tests.proof.augment_counts import WORKLOADS, Workload, by_call, ratios
 from tests.proof.ptx import Program, cuda_home, load_ptxlab
-from tests.proof.ptxlab_augment import SOURCES, TABLE, WORKLOADS, Workload
+from tests.proof.ptxlab_augment import SOURCES, TABLE
 from tests.simt.augment import AugmentSampleArgs
 
 needs_simulator = [
@@ -67,7 +68,7 @@ class TestGeneratedCode:
         table = json.loads(TABLE.read_text())
         if aot.toolkit() != table["nvcc"]:
             pytest.skip(f"the table was made with nvcc {table['nvcc']}")
-        committed = ptxlab_augment.by_call(table)[workload.name]
+        committed = by_call(table)[workload.name]
         assert ptxlab_augment.count(program, workload) == committed, "regenerate: python -m tests.proof.ptxlab_augment"
 
 
@@ -75,10 +76,10 @@ def test_committed_counts_are_within_bounds() -> None:
     """The gate on the committed table; the tests above hold the table to the code."""
     table = json.loads(TABLE.read_text())
     assert TABLE.with_suffix(".md").read_text() == ptxlab_augment.render(table)
-    calls = ptxlab_augment.by_call(table)
+    calls = by_call(table)
     assert list(calls) == [workload.name for workload in WORKLOADS]
     for name, rows in calls.items():
-        unique, sectors = ptxlab_augment.ratios(rows)
+        unique, sectors = ratios(rows)
         assert unique <= MAX_UNIQUE, name
         assert sectors <= MAX_SECTORS, name
         for row in rows:

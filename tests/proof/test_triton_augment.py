@@ -16,8 +16,8 @@ from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import FULL, drawn, error, views_of
 from tests.proof import triton_augment_tables as tables
-from tests.proof.ptxlab_augment import WORKLOADS, Workload
-from tests.proof.triton_augment_tables import aot_keys, aot_table, as_launched, committed, execute, ratios
+from tests.proof.augment_counts import WORKLOADS, Workload, by_call, ratios
+from tests.proof.triton_augment_tables import aot_keys, aot_table, as_launched, committed, execute
 from tests.proof.triton_code import ptxlab, simulate
 
 needs_simulator = pytest.mark.skipif(ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)")
@@ -165,13 +165,13 @@ class TestGeneratedCode:
 
     @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
     def test_does_what_the_table_says(self, workload: Workload) -> None:
-        expected = tables.by_call(committed("counts"))[workload.name]
+        expected = by_call(committed("counts"))[workload.name]
         assert tables.count(workload) == expected, "regenerate: python -m tests.proof.triton_augment_tables counts"
 
 
 def test_committed_counts_are_within_bounds() -> None:
     """The gate on the committed table; the tests above hold the table to the code."""
-    calls = tables.by_call(committed("counts"))
+    calls = by_call(committed("counts"))
     assert list(calls) == [workload.name for workload in WORKLOADS]
     for workload in WORKLOADS:
         rows = calls[workload.name]

@@ -4,10 +4,8 @@ python -m tests.proof.triton_augment_tables [aot] [counts]   writes docs/tables/
 """
 
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,17 +14,15 @@ import triton
 from torch import Tensor
 
 from simclr_fast.augmentation import SimCLRAugment
-from simclr_fast.ops.augment import AugmentParams, ImageBatch
-from simclr_fast.ops.augment.reference import augment_reference
+from simclr_fast.ops.augment import ImageBatch
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
-from tests.proof.ptxlab_augment import SECTOR, WORKLOADS, Workload
-from tests.proof.triton_code import ROOT, compile_launch, resources, simulate
+from tests.proof.augment_counts import WORKLOADS, Row, Workload, count_row, error_and_floor, markdown_tables
+from tests.proof.triton_code import ROOT, compile_in_processes, compile_launch, resources, simulate
 
 FOLDER = ROOT / "docs" / "tables"
 ARCHS = (80, 90, 100)
-GPU = "H100-SXM"  # of the model
 
 
 def as_launched(launch: Launch) -> Launch:
@@ -107,10 +103,7 @@ def aot_keys(names: tuple[str, ...] = tuple(VARIANTS)) -> list[tuple[str, int]]:
 
 
 def aot_table(keys: list[tuple[str, int]]) -> dict[str, Any]:
-    """Compiled in two processes of their own."""
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = {name: row for part in pool.map(aot_rows, keys) for name, row in part.items()}
-    return {"triton": triton.__version__, "kernels": rows}
+    return compile_in_processes(aot_rows, keys)
 
 
 def aot_markdown(table: dict[str, Any]) -> str:
@@ -141,10 +134,7 @@ class Outcome:
 
 def execute(workload: Workload, **options: object) -> Outcome:
     """The workload's launches in ptxlab, with the sm_80 code; `options` go to its launch()."""
-    images = torch.randint(0, 256, (workload.batch, workload.source, workload.source, 3), dtype=torch.uint8)
-    images = images.permute(0, 3, 1, 2)
-    aug = SimCLRAugment(workload.size, backend="reference", **dict(workload.options))
-    params: AugmentParams = aug.sample(images)
+    images, aug, params = workload.drawn()
     launched: list[tuple[Launch, Any]] = []
 
     def run(launch: Launch) -> None:
@@ -153,10 +143,7 @@ def execute(workload: Workload, **options: object) -> Outcome:
 
     size, plain = (workload.size, workload.size), ([0.0] * 3, [1.0] * 3, aug.blur_kernel)
     out = TritonAugment(run).augment(images, None, params.pack(), 3, *size, *plain, workload.dtype, True)
-    truth = augment_reference(images, None, params.pack(), 3, *size, *plain, torch.float32, True)
-    error = (out.float() - truth).abs().nan_to_num(float("inf")).max().item()
-    floor = 3 * int((params.height * params.width).sum()) + out.numel() * out.element_size()
-    return Outcome(launched, error, floor)
+    return Outcome(launched, *error_and_floor(out, images, params, aug.blur_kernel))
 
 
 def sampled(key: int, **options: object) -> tuple[Tensor, Tensor, Any]:
@@ -168,53 +155,25 @@ def sampled(key: int, **options: object) -> tuple[Tensor, Tensor, Any]:
     return params, aug.sample(images, seed=seed).pack(), reports[0]
 
 
-def count(workload: Workload) -> list[dict[str, Any]]:
+def count(workload: Workload) -> list[Row]:
     """One row per launch of the workload."""
     torch.manual_seed(0)
     outcome = execute(workload)
-    views, rows = 2 * workload.batch, []
-    for launch, report in outcome.launched:
-        model = report.estimate(GPU, regs_per_thread=resources(compile_launch(launch, 80))["registers"])
-        rows.append(
-            {
-                "workload": workload.name,
-                "kernel": launch.kernel.__name__,
-                "views": views,
-                "programs": report.grid[0],
-                "threads": report.block[0],
-                "shared_bytes": report.smem_per_block,
-                "instructions_per_pixel": round(report.lane_instructions / (views * workload.size**2)),
-                "unique_bytes": report.unique_read_bytes + report.unique_write_bytes,
-                "sector_bytes": SECTOR * (report.global_load_sectors + report.global_store_sectors),
-                "floor_bytes": outcome.floor,
-                "coalescing_load": round(report.coalescing_load, 3),
-                "coalescing_store": round(report.coalescing_store, 3),
-                "bank_conflict_ratio": round(report.bank_conflict_ratio, 3),
-                "spill_bytes": report.spill_bytes,
-                "model_us": round(model["time"] * 1e6, 2),
-                "model_bound": model["bound"],
-            }
+    return [
+        count_row(
+            workload,
+            launch.kernel.__name__,
+            report,
+            resources(compile_launch(launch, 80))["registers"],
+            outcome.floor,
         )
-    return rows
+        for launch, report in outcome.launched
+    ]
 
 
 def counts_table() -> dict[str, Any]:
     rows = [row for workload in WORKLOADS for row in count(workload)]
     return {"triton": triton.__version__, "launches": rows}
-
-
-def by_call(table: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The launches of each workload."""
-    calls: dict[str, list[dict[str, Any]]] = {}
-    for row in table["launches"]:
-        calls.setdefault(row["workload"], []).append(row)
-    return calls
-
-
-def ratios(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Unique bytes and sector bytes of a call's launches over its floor."""
-    floor = rows[0]["floor_bytes"]
-    return sum(row["unique_bytes"] for row in rows) / floor, sum(row["sector_bytes"] for row in rows) / floor
 
 
 def counts_markdown(table: dict[str, Any]) -> str:
@@ -226,27 +185,9 @@ def counts_markdown(table: dict[str, Any]) -> str:
         "images, output channels-last, the recipe of that size. Unique bytes are those that device memory must at",
         "least move in a launch. Sector bytes count every 32-byte sector that a request asks of L1 and L2: each output",
         "row loads its own source rows, and neighbours ask for the same; in one request, coalescing passes 1.",
-        f"The last two columns are a model on the counts ({GPU}, no latency, perfect overlap), not a measured speed;",
-        "batches this small leave most of that GPU idle.",
         "Written by `python -m tests.proof.triton_augment_tables counts`.",
-        "",
-        "| call | kernel | programs x threads | shared memory | instructions per output pixel | coalescing ld / st "
-        "| bank conflicts | unique bytes per view | sector bytes per view | model us per view | bound by |",
-        "|" + "---|" * 11,
+        *markdown_tables(table),
     ]
-    for row in table["launches"]:
-        lines.append(
-            f"| {row['workload']} | `{row['kernel']}` | {row['programs']} x {row['threads']} | {row['shared_bytes']} "
-            f"| {row['instructions_per_pixel']} | {row['coalescing_load']} / {row['coalescing_store']} "
-            f"| {row['bank_conflict_ratio']} | {row['unique_bytes'] // row['views']} "
-            f"| {row['sector_bytes'] // row['views']} | {row['model_us'] / row['views']:.3f} | {row['model_bound']} |"
-        )
-    lines += ["", "| call | launches | floor, bytes per view | unique / floor | sectors / floor |", "|" + "---|" * 5]
-    for name, rows in by_call(table).items():
-        unique, sectors = ratios(rows)
-        lines.append(
-            f"| {name} | {len(rows)} | {rows[0]['floor_bytes'] // rows[0]['views']} | {unique:.2f} | {sectors:.2f} |"
-        )
     return "\n".join([*lines, ""])
 
 

@@ -3,11 +3,14 @@
 ptxlab is a PTX simulator outside the repository: found at ../shared/ptxlab, or through the environment variable PTXLAB.
 """
 
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +85,13 @@ def resources(compiled) -> dict[str, int]:
     return {"registers": registers, "shared": compiled.metadata.shared, "stack": stack, "local": local} | {
         op: count for op, count in counts.items() if count
     }
+
+
+def compile_in_processes(rows_of: Callable[[Any], dict[str, Any]], keys: list[Any]) -> dict[str, Any]:
+    """The table of all that `rows_of` says of the keys, compiled in two processes of their own."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = {name: row for part in pool.map(rows_of, keys) for name, row in part.items()}
+    return {"triton": triton.__version__, "kernels": rows}
 
 
 @cache

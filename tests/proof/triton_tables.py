@@ -6,9 +6,7 @@ python -m tests.proof.triton_tables [aot] [counts]      writes docs/tables/{aot,
 import itertools
 import json
 import math
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from simclr_fast.ops.l2_normalize import triton_kernels as l2_normalize
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
-from tests.proof.triton_code import ROOT, compile_launch, ptxlab, resources, simulate
+from tests.proof.triton_code import ROOT, compile_in_processes, compile_launch, ptxlab, resources, simulate
 
 FOLDER = ROOT / "docs" / "tables"
 ARCHS = (80, 90, 100)
@@ -74,10 +72,7 @@ def aot_rows(key: Key) -> dict[str, dict[str, int]]:
 
 
 def aot_table(keys: list[Key]) -> dict[str, Any]:
-    """Compiled in two processes of their own."""
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = {name: row for part in pool.map(aot_rows, keys) for name, row in part.items()}
-    return {"triton": triton.__version__, "kernels": rows}
+    return compile_in_processes(aot_rows, keys)
 
 
 def aot_markdown(table: dict[str, Any]) -> str:
