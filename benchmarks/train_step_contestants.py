@@ -21,7 +21,8 @@ OURS = ("simclr_fast", "simclr_fast compiled", "simclr_fast bf16", "simclr_fast 
 NAMES = (*OURS, "plain PyTorch", "lightly")
 NOTES = {
     "plain PyTorch": "torchvision v2 per sample, the textbook loss, in one process",
-    "lightly": "its transform on PIL images in 2 worker processes, which work while the model does",
+    "lightly": "its transform on PIL images: on a GPU in 2 worker processes, on a CPU within the step, because there "
+    "workers would do its work in the turns of the others, at their cost",
 }
 TEMPERATURE = 0.5
 FEWEST_COMPILED = 64  # below, a minute of compiling says nothing about a step of milliseconds
@@ -42,8 +43,8 @@ def _batches(images: Tensor, batch: int) -> Iterator[Tensor]:
                 yield images[indices.to(images.device)]
 
 
-def _lightly_batches(images: Tensor, batch: int, side: int) -> Iterator[Tensor]:
-    """lightly's SimCLR transform on PIL images in two worker processes, as its tutorial has it."""
+def _lightly_batches(images: Tensor, batch: int, side: int, workers: int) -> Iterator[Tensor]:
+    """lightly's SimCLR transform on PIL images in a DataLoader, as its tutorial has it."""
     from lightly.transforms import SimCLRTransform
     from torchvision.transforms.functional import to_pil_image
 
@@ -58,7 +59,7 @@ def _lightly_batches(images: Tensor, batch: int, side: int) -> Iterator[Tensor]:
             return self.transform(self.pictures[index])
 
     loader = torch.utils.data.DataLoader(
-        Views(), batch, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True
+        Views(), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
     )
     while True:
         for views in loader:
@@ -82,7 +83,7 @@ def contestant(
         from lightly.loss import NTXentLoss as LightlyLoss
 
         criterion, make_views = LightlyLoss(TEMPERATURE), None
-        batches = _lightly_batches(images, batch, side)
+        batches = _lightly_batches(images, batch, side, workers=2 if device.type == "cuda" else 0)
     elif name == "plain PyTorch":
         criterion = lambda z0, z1: ntxent_textbook(z0, z1, TEMPERATURE)
         make_views, batches = build_views("torchvision", recipe, device, True), _batches(images, batch)
