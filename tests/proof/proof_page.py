@@ -3,20 +3,15 @@
 `python -m tests.proof.proof_page` writes it between the page's two marks, from the committed tables of docs/tables.
 """
 
-import json
 from pathlib import Path
 
 from tests.proof.ptx import ROOT
+from tests.proof.triton_code import committed_table
 from tests.proof.triton_tables import ALSO_COUNTED
 
 PAGE = ROOT / "docs/proof.md"
-TABLES = ROOT / "docs/tables"
 BEGIN, END = "<!-- counts: written by `python -m tests.proof.proof_page` -->\n", "<!-- end of counts -->\n"
 SECTOR = 32
-
-
-def _load(name: str) -> dict:
-    return json.loads((TABLES / f"{name}.json").read_text())
 
 
 def _row(kernel: str, workload: str, flops: float, sectors: int, unique: int, model_us: float, bound: str) -> str:
@@ -35,10 +30,10 @@ def rows() -> list[str]:
             launch["model_us"],
             launch["model_bound"],
         )
-        for launch in _load("ptxlab_cuda")["launches"]
+        for launch in committed_table("ptxlab_cuda")["launches"]
     ]
     lines += _augmentation("ptxlab_augment", "")
-    triton = _load("counts_triton")
+    triton = committed_table("counts_triton")
     sizes = {size["operand"]: size for size in (triton["size"], *ALSO_COUNTED)}
     for name, counted in (triton["kernels"] | triton["other operands"]).items():
         kernel, _, operand = name.partition(", ")
@@ -69,7 +64,7 @@ def _augmentation(table: str, compiler: str) -> list[str]:
             launch["model_us"],
             launch["model_bound"],
         )
-        for launch in _load(table)["launches"]
+        for launch in committed_table(table)["launches"]
     ]
 
 

@@ -6,6 +6,7 @@ import pytest
 import triton
 
 from tests.proof import triton_tables
+from tests.proof.triton_code import TABLES
 from tests.proof.triton_tables import aot_keys, aot_markdown, aot_table, committed
 
 # What a program may use: 99 KiB on sm_86, sm_89 and sm_120, which the entries for sm_80 serve too.
@@ -37,7 +38,7 @@ def test_tile_kernels_at_128() -> None:
 
 
 def test_rendered_table() -> None:
-    assert (triton_tables.FOLDER / "aot_triton.md").read_text() == aot_markdown(committed("aot"))
+    assert (TABLES / "aot_triton.md").read_text() == aot_markdown(committed("aot"))
 
 
 @pytest.mark.proof

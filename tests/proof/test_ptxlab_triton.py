@@ -13,8 +13,7 @@ from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
 from tests.ops.ntxent.triton_cases import Case, Values, errors, run, truth
 from tests.ops.ntxent.views import error_beside_rounding
-from tests.proof import triton_tables
-from tests.proof.triton_code import ptxlab, simulate
+from tests.proof.triton_code import TABLES, ptxlab, simulate
 from tests.proof.triton_tables import committed, counts_markdown, counts_table
 
 pytestmark = pytest.mark.skipif(ptxlab() is None, reason="ptxlab is neither at ../shared/ptxlab nor named by PTXLAB")
@@ -103,4 +102,4 @@ def test_counts() -> None:
 
 
 def test_rendered_table() -> None:
-    assert (triton_tables.FOLDER / "counts_triton.md").read_text() == counts_markdown(committed("counts"))
+    assert (TABLES / "counts_triton.md").read_text() == counts_markdown(committed("counts"))

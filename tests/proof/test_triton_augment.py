@@ -18,7 +18,7 @@ from tests.ops.augment.triton_cases import FULL, drawn, error, views_of
 from tests.proof import triton_augment_tables as tables
 from tests.proof.augment_counts import WORKLOADS, Workload, by_call, ratios
 from tests.proof.triton_augment_tables import aot_keys, aot_table, as_launched, committed, execute
-from tests.proof.triton_code import ptxlab, simulate
+from tests.proof.triton_code import TABLES, ptxlab, simulate
 
 needs_simulator = pytest.mark.skipif(ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)")
 SHARED_LIMIT = 99 * 1024  # what a program may use on sm_86, sm_89 and sm_120, the least of the devices served
@@ -55,8 +55,8 @@ def test_every_variant_compiles() -> None:
 
 
 def test_rendered_tables() -> None:
-    assert (tables.FOLDER / "aot_triton_augment.md").read_text() == tables.aot_markdown(committed("aot"))
-    assert (tables.FOLDER / "counts_triton_augment.md").read_text() == tables.counts_markdown(committed("counts"))
+    assert (TABLES / "aot_triton_augment.md").read_text() == tables.aot_markdown(committed("aot"))
+    assert (TABLES / "counts_triton_augment.md").read_text() == tables.counts_markdown(committed("counts"))
 
 
 def check_reports(launched: list[tuple[Launch, Any]]) -> None:

@@ -3,7 +3,6 @@
 python -m tests.proof.triton_augment_tables [aot] [counts]   writes docs/tables/{aot,counts}_triton_augment.{json,md}
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,9 +18,15 @@ from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
 from tests.proof.augment_counts import WORKLOADS, Row, Workload, count_row, error_and_floor, markdown_tables
-from tests.proof.triton_code import ROOT, compile_in_processes, compile_launch, resources, simulate
+from tests.proof.triton_code import (
+    committed_table,
+    compile_in_processes,
+    compile_launch,
+    resources,
+    simulate,
+    write_table,
+)
 
-FOLDER = ROOT / "docs" / "tables"
 ARCHS = (80, 90, 100)
 
 
@@ -192,20 +197,15 @@ def counts_markdown(table: dict[str, Any]) -> str:
 
 
 def committed(name: str) -> dict[str, Any]:
-    """The table as it stands in docs/tables."""
-    return json.loads((FOLDER / f"{name}_triton_augment.json").read_text())
-
-
-def _write(name: str, table: dict[str, Any], markdown: str) -> None:
-    (FOLDER / f"{name}_triton_augment.json").write_text(json.dumps(table, indent=1) + "\n")
-    (FOLDER / f"{name}_triton_augment.md").write_text(markdown)
+    """The table "aot" or "counts" as it stands in docs/tables."""
+    return committed_table(f"{name}_triton_augment")
 
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or ["aot", "counts"]
     if "aot" in wanted:
         aot = aot_table(aot_keys())
-        _write("aot", aot, aot_markdown(aot))
+        write_table("aot_triton_augment", aot, aot_markdown(aot))
     if "counts" in wanted:
         counts = counts_table()
-        _write("counts", counts, counts_markdown(counts))
+        write_table("counts_triton_augment", counts, counts_markdown(counts))

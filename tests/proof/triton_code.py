@@ -3,6 +3,7 @@
 ptxlab is a PTX simulator outside the repository: found at ../shared/ptxlab, or through the environment variable PTXLAB.
 """
 
+import json
 import multiprocessing
 import os
 import re
@@ -24,6 +25,7 @@ from triton.compiler import ASTSource
 from simclr_fast.triton_launch import Launch
 
 ROOT = Path(__file__).parents[2]
+TABLES = ROOT / "docs" / "tables"
 SASS_OPS = ("HMMA", "HGMMA", "UTCHMMA", "LDSM", "LDGSTS", "STL", "LDL")
 _TYPES = {
     torch.float32: "*fp32",
@@ -92,6 +94,17 @@ def compile_in_processes(rows_of: Callable[[Any], dict[str, Any]], keys: list[An
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         rows = {name: row for part in pool.map(rows_of, keys) for name, row in part.items()}
     return {"triton": triton.__version__, "kernels": rows}
+
+
+def committed_table(name: str) -> dict[str, Any]:
+    """docs/tables/NAME.json."""
+    return json.loads((TABLES / f"{name}.json").read_text())
+
+
+def write_table(name: str, table: dict[str, Any], markdown: str) -> None:
+    """Writes docs/tables/NAME.json and, for people, NAME.md."""
+    (TABLES / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+    (TABLES / f"{name}.md").write_text(markdown)
 
 
 @cache

@@ -4,10 +4,8 @@ python -m tests.proof.triton_tables [aot] [counts]      writes docs/tables/{aot,
 """
 
 import itertools
-import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +15,16 @@ from simclr_fast.ops.l2_normalize import triton_kernels as l2_normalize
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
-from tests.proof.triton_code import ROOT, compile_in_processes, compile_launch, ptxlab, resources, simulate
+from tests.proof.triton_code import (
+    committed_table,
+    compile_in_processes,
+    compile_launch,
+    ptxlab,
+    resources,
+    simulate,
+    write_table,
+)
 
-FOLDER = ROOT / "docs" / "tables"
 ARCHS = (80, 90, 100)
 OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "tf32x3": (torch.float32, "ieee")}
 DIMS = (64, 128, 200, 256, 512, 1024)  # 200: columns are masked
@@ -236,21 +241,15 @@ def counts_markdown(table: dict[str, Any]) -> str:
 
 
 def committed(name: str) -> dict[str, Any]:
-    """The table as it stands in docs/tables."""
-    return json.loads((FOLDER / f"{name}_triton.json").read_text())
-
-
-def _write(name: str, table: dict[str, Any], markdown: str) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    Path(FOLDER, f"{name}_triton.json").write_text(json.dumps(table, indent=1) + "\n")
-    Path(FOLDER, f"{name}_triton.md").write_text(markdown)
+    """The table "aot" or "counts" as it stands in docs/tables."""
+    return committed_table(f"{name}_triton")
 
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or ["aot", "counts"]
     if "aot" in wanted:
         aot = aot_table(aot_keys())
-        _write("aot", aot, aot_markdown(aot))
+        write_table("aot_triton", aot, aot_markdown(aot))
     if "counts" in wanted:
         counts = counts_table()
-        _write("counts", counts, counts_markdown(counts))
+        write_table("counts_triton", counts, counts_markdown(counts))
