@@ -94,7 +94,8 @@ Tensor run_augment(const Tensor& images, const std::optional<Tensor>& table, con
   Tensor out = torch::stable::new_empty(images, channels_last ? interleaved : planar, dtype);
   args.out = data<void>(out);
   if (views * batch > 0) launch(args, out);
-  return channels_last ? torch::stable::permute(out, {0, 3, 1, 2}) : out;
+  // Two transpositions, because torch 2.10's stable headers have no permute: [N, H, W, C], [N, C, W, H], [N, C, H, W].
+  return channels_last ? torch::stable::transpose(torch::stable::transpose(out, 1, 3), 2, 3) : out;
 }
 
 template <class Launch>
