@@ -12,6 +12,7 @@ from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.training.finite import LossWatch, NonFiniteLossError
 from simclr_fast.training.metrics import read_metrics
 from tests.data.conftest import write_image
+from tests.streams import captured
 
 pytestmark = pytest.mark.gpu
 SMALL = ["demo", "--batch-size", "500", "--epochs", "2", "--no-eval", "--log-interval", "1"]
@@ -76,18 +77,13 @@ def test_step_replays_as_a_cuda_graph() -> None:
     def gradient() -> torch.Tensor:
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm-up, as capture asks for
-        for _ in range(3):
-            model.zero_grad(set_to_none=True)
-            expected_loss = compute()
-    torch.cuda.synchronize()
-    expected = gradient()
-    model.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = compute()
+    expected_loss, expected = compute(), gradient()
+
+    def afresh() -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        return compute()
+
+    graph, loss = captured(afresh)
     for p in model.parameters():
         p.grad.zero_()
     graph.replay()

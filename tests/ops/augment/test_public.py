@@ -10,6 +10,7 @@ import torch
 from simclr_fast import SimCLRAugment, SimCLREval
 from simclr_fast.ops.augment import AugmentParams, ImageBatch
 from tests.ops.augment.compare import move, noise
+from tests.streams import captured
 
 NAN = float("nan")
 
@@ -264,11 +265,7 @@ def test_torch_compile() -> None:
 def test_cuda_graph_draws_anew_at_each_replay(backend: str) -> None:
     images = noise(8, 3, 40, 40).cuda()
     aug = SimCLRAugment(32, backend=backend)
-    for _ in range(3):
-        aug(images)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = aug(images)
+    graph, out = captured(lambda: aug(images))
     graph.replay()
     first = out.clone()
     graph.replay()

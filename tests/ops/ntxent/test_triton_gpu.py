@@ -7,6 +7,7 @@ from simclr_fast import ntxent_loss
 from simclr_fast.ops.ntxent import ops, triton_backend  # noqa: F401  (registers the kernels)
 from tests.helpers import relative_error
 from tests.ops.ntxent.triton_cases import Case, views
+from tests.streams import captured
 
 
 @pytest.mark.parametrize("name", ["normalize", "fwd", "bwd"])
@@ -42,8 +43,6 @@ def test_compiled_and_captured_in_a_graph() -> None:
 
     expected = step()
     assert torch.equal(torch.compile(step, fullgraph=False)(), expected)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, gradient = captured(step)
     graph.replay()
-    assert torch.equal(captured, expected), "deterministic"
+    assert torch.equal(gradient, expected), "deterministic"
