@@ -70,7 +70,7 @@ class TritonAugment:
         if views * batch == 0:
             return out
 
-        shared = {"images": images, "table": table, "params": params, "views": views, "batch": batch}
+        shared = {"images": images, "table": table, "packed": params, "views": views, "batch": batch}
         shared |= {"out_height": out_height, "out_width": out_width}
         shared |= {"unit": 1.0 / 255.0 if images.dtype == torch.uint8 else 1.0}
         constants: dict[str, Any] = {"CHANNELS": channels, "SECTOR": SECTOR_BYTES // images.element_size()}
@@ -145,7 +145,7 @@ class TritonAugment:
             return params
         block = 64
         arguments = {"seed": seed, "indices": None if indices is None else indices.contiguous(), "table": table}
-        arguments |= {"params": params, "height": height, "width": width, "batch": batch, "count": count}
+        arguments |= {"packed": params, "height": height, "width": width, "batch": batch, "count": count}
         constants = {"RECIPE": tuple(recipe), "BLOCK": block}
         grid = (triton.cdiv(count, block),)
         self.run(Launch(augment_sample_kernel, grid, arguments, constants, 2, 1, {"enable_fp_fusion": False}))

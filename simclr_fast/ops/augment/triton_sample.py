@@ -74,9 +74,9 @@ def _rint(x):
 
 @triton.jit(do_not_specialize=["height", "width", "batch", "count"])
 def augment_sample_kernel(
-    seed, indices, table, params, height, width, batch, count, RECIPE: tl.constexpr, BLOCK: tl.constexpr
+    seed, indices, table, packed, height, width, batch, count, RECIPE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """params: int32 [views, batch, 16]; seed: int64 [1]; indices: int64 [batch] or None.
+    """packed: int32 [views, batch, 16]; seed: int64 [1]; indices: int64 [batch] or None.
 
     count: views * batch. RECIPE: AugmentRecipe.numbers(), compile-time constants since Triton's arguments are float32.
     """
@@ -150,5 +150,5 @@ def augment_sample_kernel(
         tl.join(tl.join(box_width, threshold), tl.join(contrast, none)),  # 3 11 | 7 15
     )
     words = tl.reshape(tl.join(evens, odds), (BLOCK, 16))
-    pointers = params + mine.to(tl.int64)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    pointers = packed + mine.to(tl.int64)[:, None] * 16 + tl.arange(0, 16)[None, :]
     tl.store(pointers, words, mask=inside[:, None])

@@ -119,9 +119,9 @@ def blur_radius(sigma, flags, half):
 
 
 @triton.jit
-def read_view(params, index, height, width, out_height, out_width, blur_half, CHANNELS: tl.constexpr):
+def read_view(packed, index, height, width, out_height, out_width, blur_half, CHANNELS: tl.constexpr):
     """The parameters of view `index` for an image of this size, with every integer made safe to index with."""
-    words = tl.load(params + index.to(tl.int64) * PARAM_WORDS + tl.arange(0, PARAM_WORDS))
+    words = tl.load(packed + index.to(tl.int64) * PARAM_WORDS + tl.arange(0, PARAM_WORDS))
     box_height = _clamp(_word(words, 2), 1, height)
     box_width = _clamp(_word(words, 3), 1, width)
     top = _clamp(_word(words, 0), 0, height - box_height)

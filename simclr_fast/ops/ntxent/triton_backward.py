@@ -87,12 +87,13 @@ def ntxent_bwd_coefficients_kernel(
     if REDUCED:
         least = _power_of_two_above(tl.maximum(sigmoid(peak), LEAST_SIGMOID))
         largest = tl.load(dloss_ptr).to(tl.float32) * least
-        weight = tl.full((BLOCK,), 1.0, tl.float32) / least
+        weight = tl.div_rn(tl.full((BLOCK,), 1.0, tl.float32), least)
         partner_weight = weight
     else:
         largest = tl.where(peak == 0.0, 1.0, _power_of_two_above(peak))
-        weight = tl.load(dloss_ptr + rows, mask=inside, other=0.0).to(tl.float32) / largest
-        partner_weight = tl.load(dloss_ptr + partners, mask=inside, other=0.0).to(tl.float32) / largest
+        weight = tl.div_rn(tl.load(dloss_ptr + rows, mask=inside, other=0.0).to(tl.float32), largest)
+        partner_weight = tl.load(dloss_ptr + partners, mask=inside, other=0.0).to(tl.float32)
+        partner_weight = tl.div_rn(partner_weight, largest)
     if tl.program_id(0) == 0:
         tl.store(weight_ptr + columns, largest)
     tl.store(weight_ptr + rows, weight, mask=inside)
@@ -106,7 +107,7 @@ def ntxent_bwd_coefficients_kernel(
     if ONLINE_MAX:
         stat = lse * LOG2_E
     else:
-        stat = weight * tl.exp(1.0 / read_temperature(temperature, temperature_ptr) - lse)
+        stat = weight * tl.exp(tl.div_rn(1.0, read_temperature(temperature, temperature_ptr)) - lse)
     tl.store(stat_ptr + rows, stat, mask=inside)
 
 
@@ -234,7 +235,7 @@ def ntxent_bwd_kernel(
     local = local_row + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     row_inside = local < 2 * n
     first_row = row_offset + local_row
-    to_log2 = LOG2_E / read_temperature(temperature, temperature_ptr)
+    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
     d_first = tl.program_id(2) * CHUNKS * BLOCK_D
 
     acc = ()  # CHUNKS x [BLOCK_M, BLOCK_D]
@@ -283,9 +284,9 @@ def ntxent_bwd_kernel(
         tl.store(part + offsets, acc[c] * unshift, mask=row_inside[:, None] & (d < D)[None, :])
     if NEED_DT and tl.program_id(2) == 0:
         if ONLINE_MAX:
-            row_dt *= row_weight * unshift / LOG2_E
+            row_dt *= row_weight * (unshift / LOG2_E)
         else:
-            row_dt *= row_stat * unshift / LOG2_E
+            row_dt *= row_stat * (unshift / LOG2_E)
         if tl.program_id(1) == 0:  # the positives' share
             lse_neg = tl.load(lse_neg_ptr + row_offset + local, mask=row_inside, other=0.0)
             s_pos = tl.load(s_pos_ptr + row_offset + local, mask=row_inside, other=0.0)
@@ -329,7 +330,7 @@ def ntxent_bwd_reduce_kernel(
     d = tl.arange(0, BLOCK_D)
     offsets = local.to(tl.int64)[:, None] * D + d[None, :]
     mask = inside[:, None] & (d < D)[None, :]
-    inv_t = 1.0 / read_temperature(temperature, temperature_ptr)
+    inv_t = tl.div_rn(1.0, read_temperature(temperature, temperature_ptr))
     factor = tl.load(weight_ptr + columns) * scale * inv_t
 
     g = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)  # t du / W
@@ -348,7 +349,7 @@ def ntxent_bwd_reduce_kernel(
     positive = tl.load(positive_ptr + row_offset + local, mask=inside, other=0.0)
     g -= positive[:, None] * u_partner
     radial = tl.sum(direction * g, axis=1)
-    radial = tl.where(inv_norm >= 1.0 / eps, 0.0, radial)  # a clamped norm is a constant
+    radial = tl.where(inv_norm >= tl.div_rn(1.0, eps), 0.0, radial)  # a clamped norm is a constant
     dz = (g - radial[:, None] * direction) * (inv_norm * factor)[:, None]
     row = local.to(tl.int64)[:, None]
     tl.store(dz0_ptr + offsets, dz.to(dz0_ptr.dtype.element_ty), mask=mask & (row < n))

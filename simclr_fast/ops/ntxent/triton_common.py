@@ -1,4 +1,8 @@
-"""Device functions that the Triton NT-Xent kernels share."""
+"""Device functions that the Triton NT-Xent kernels share.
+
+Triton divides float32, and takes its square root, approximately. Where the loss or a gradient depends on the result,
+the kernels call tl.div_rn and tl.sqrt_rn, which round as IEEE 754 says.
+"""
 
 import triton
 import triton.language as tl
@@ -17,7 +21,7 @@ def read_temperature(temperature, temperature_ptr):
 @triton.jit
 def log1p(y):
     """log(1 + y) for y in [0, 1] without cancellation: 2 atanh(w), w = y / (2 + y), series to w^19 (rest < 1e-10)."""
-    w = y / (2.0 + y)
+    w = tl.div_rn(y, 2.0 + y)
     q = w * w
     p = q / 19.0 + 1.0 / 17.0
     for i in tl.static_range(8):
@@ -28,7 +32,7 @@ def log1p(y):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)): 0 and 1 at the infinities."""
-    return 1.0 / (1.0 + tl.exp(-x))
+    return tl.div_rn(1.0, 1.0 + tl.exp(-x))
 
 
 @triton.jit

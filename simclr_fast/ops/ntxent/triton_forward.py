@@ -51,11 +51,11 @@ def ntxent_normalize_kernel(
     down = down_bits.to(tl.float32, bitcast=True)
     up = (0x7F000000 - down_bits).to(tl.float32, bitcast=True)  # 1 / down, exactly
     scaled = z * down[:, None]
-    root = tl.sqrt(tl.sum(scaled * scaled, axis=1))
+    root = tl.sqrt_rn(tl.sum(scaled * scaled, axis=1))
 
     clamped = root * up <= eps
-    inv_eps = 1.0 / eps
-    inv_root = 1.0 / root
+    inv_eps = tl.div_rn(1.0, eps)
+    inv_root = tl.div_rn(1.0, root)
     u = tl.where(clamped[:, None], z * inv_eps, scaled * inv_root[:, None])
     inv_norm = tl.where(clamped, inv_eps, inv_root * down)
     inside = local < 2 * n
@@ -121,7 +121,7 @@ def ntxent_fwd_kernel(
         tl.store(done_ptr, 0)
     rows = 2 * n
     column_tiles = tl.cdiv(columns, BLOCK)
-    to_log2 = LOG2_E / read_temperature(temperature, temperature_ptr)
+    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
     row_slot = (column_slots + tl.program_id(1)).to(tl.int64) * rows
     column_slot = tl.program_id(0).to(tl.int64) * rows
 
@@ -233,9 +233,9 @@ def ntxent_fwd_reduce_kernel(
         else:
             total += tl.sum(sums, axis=0)
     if ONLINE_MAX:
-        bound = peak / LOG2_E
+        bound = tl.div_rn(peak, LOG2_E)
     else:
-        bound = 1.0 / temperature
+        bound = tl.div_rn(1.0, temperature)
     lse_neg = tl.where(total == 0.0, -float("inf"), tl.log(total) + bound)
 
     partner = tl.where(local < n, local + n, local - n)
@@ -246,7 +246,7 @@ def ntxent_fwd_reduce_kernel(
         u = tl.load(u_ptr + (row_offset + local).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
         u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
         product += tl.sum(u.to(tl.float32) * u_partner.to(tl.float32), axis=1)  # [BLOCK_R, BLOCK_D] summed
-    s_pos = product / temperature
+    s_pos = tl.div_rn(product, temperature)
     x = lse_neg - s_pos
     loss = tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))  # softplus
     loss = tl.where(x == x, loss, x)
