@@ -5,7 +5,7 @@
 // column sums to its columns (M^2 D / 2 multiply-adds). Every CTA writes its partials to slots of its own: band b of
 // the rows gets one partial from each of the at most kMaxSlots bands, so partials take O(M) memory, and a CTA that has
 // several tiles for one slot adds them up in a fixed order. ntxent_fwd_finish_kernel (ntxent_fwd.cuh) adds up each
-// row's slots.
+// row's slots, and multiplies the rows of the pairs, which the tiles leave out.
 #include "../ntxent_launch.h"
 #include "ntxent_fwd.cuh"
 #include "ntxent_statistics.cuh"
@@ -27,7 +27,6 @@ struct FwdTask {
   RowMatrix u;
   Pairing pairing;
   Temperature<float> temperature;
-  float* s_pos;  // [rows]
   FwdPartials<Partial> partials;
   FwdPlan plan;
 };
@@ -96,12 +95,9 @@ __device__ void multiply_stage(WarpTile& acc, const unsigned char* rows, const u
   }
 }
 
-// Excludes the diagonal, the positives (whose logits it writes to s_pos) and what lies outside the matrix.
-template <class Partial>
-__device__ void mask_tile(WarpTile& acc, const FwdTask<Partial>& task, int first_row, int first_column) {
+// Excludes the diagonal, the positives and what lies outside the matrix.
+__device__ void mask_tile(WarpTile& acc, const Pairing& pairing, int first_row, int first_column) {
   const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
-  const Pairing& pairing = task.pairing;
-  const float inverse_temperature = task.temperature.inverse();
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
 #pragma unroll
@@ -111,11 +107,6 @@ __device__ void mask_tile(WarpTile& acc, const FwdTask<Partial>& task, int first
         const int row = first_row + 16 * m + 8 * (i / 2) + group, column = first_column + 8 * n + 2 * quad + i % 2;
         const int own = pairing.column_of(row), positive = pairing.positive_of(row);
         const bool inside = row < pairing.rows && column < pairing.columns;
-        if (inside && column == positive && (!task.plan.symmetric || row < column)) {
-          const float s = acc[m][n][i] * inverse_temperature;
-          task.s_pos[row] = s;
-          if (task.plan.symmetric) task.s_pos[column] = s;
-        }
         if (!inside || column == own || column == positive) acc[m][n][i] = -INFINITY;
       }
     }
@@ -161,7 +152,9 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
     if (!tile.last_depth()) continue;
 
     const int row = tile.row_tile * kTile, column = tile.column_tile * kTile;
-    if (task.pairing.needs_mask(row, kTile, column, kTile)) mask_tile(acc, task, row + warp_row, column + warp_column);
+    if (task.pairing.needs_mask(row, kTile, column, kTile)) {
+      mask_tile(acc, task.pairing, row + warp_row, column + warp_column);
+    }
     Statistics::reduce(acc, scale, scale, row_partials + warp % 2 * kTile + warp_row,
                        column_partials + warp / 2 * kTile + warp_column);
     __syncthreads();
@@ -203,12 +196,11 @@ cudaError_t run(const SimclrNtxentFwdArgs& args, cudaStream_t stream) {
   const Pairing pairing = pairing_of(args);
   const RowMatrix u{static_cast<const unsigned char*>(args.u),
                     args.u_columns * static_cast<int64_t>(sizeof(typename Operand::Element)), pairing.columns};
-  const FwdTask<Partial> task{
-      u, pairing, temperature_of<float>(args), static_cast<float*>(args.s_pos), partials_of<Partial>(args, plan), plan};
+  const FwdTask<Partial> task{u, pairing, temperature_of<float>(args), partials_of<Partial>(args, plan), plan};
   const size_t shared_bytes = kStages * kStageBytes + 4 * kTile * sizeof(Partial);
   const cudaError_t error =
       SIMCLR_LAUNCH((ntxent_fwd_kernel<Operand, Statistics>), plan.blocks, kThreads, shared_bytes, stream, task);
-  return error != cudaSuccess ? error : fwd_finish<float, Statistics>(args, plan, stream);
+  return error != cudaSuccess ? error : fwd_finish<typename Operand::Element, float, Statistics>(args, plan, stream);
 }
 
 template <class Operand>

@@ -7,32 +7,78 @@
 
 namespace simclr::cuda {
 
-template <class S>
+// The type that a row's product with its positive is summed in, and the loss made in: float64, but for fp16 operands,
+// whose products are exact in float32. Where pairs are aligned, the loss is as sensitive to this one logit, rounded, as
+// to all others together: an error of x in it is a relative error of x in the loss.
+template <class E>
+struct Wide {
+  using type = double;
+};
+template <>
+struct Wide<__half> {
+  using type = float;
+};
+
+// E: dtype of u, S: of the statistics.
+template <class E, class S>
 struct FwdFinishTask {
+  const E* u;  // [columns, u_columns]
+  int64_t u_columns;
   Pairing pairing;
   Temperature<S> temperature;
-  const S* s_pos;  // [rows]
-  S* lse_neg;      // [rows]
-  S* loss;         // [] if reduce, else [rows]
+  S* s_pos;    // [rows]
+  S* lse_neg;  // [rows]
+  S* loss;     // [] if reduce, else [rows]
   S scale;
   bool reduce;
   GridSum<S> sums;
 };
 
-// Adds each row's partials [slots][rows] in order; row losses, or their sum in the order of the blocks.
-template <class S, class Statistics>
+// The product of two rows of u, over kLanesPerPair neighbouring lanes; every one of them gets it.
+template <class W, class E>
+__device__ W pair_product(const E* a, const E* b, int64_t columns) {
+  constexpr int kPerChunk = 16 / sizeof(E);
+  W sum = 0;
+  for (int64_t k = threadIdx.x % kLanesPerPair * kPerChunk; k < columns; k += kLanesPerPair * kPerChunk) {
+    const uint4 raw[2] = {*reinterpret_cast<const uint4*>(a + k), *reinterpret_cast<const uint4*>(b + k)};
+    E x[kPerChunk], y[kPerChunk];
+    memcpy(x, &raw[0], sizeof x);
+    memcpy(y, &raw[1], sizeof y);
+#pragma unroll
+    for (int i = 0; i < kPerChunk; ++i) sum += static_cast<W>(x[i]) * static_cast<W>(y[i]);
+  }
+  for (int lanes = kLanesPerPair / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+  return sum;
+}
+
+// A block finishes kFwdFinishPairs samples, both rows of each: the logits of the pairs, on the ordinary cores; each
+// row's partials [slots][rows], added in order; row losses, or their sum in the order of the blocks.
+template <class E, class S, class Statistics>
 __global__ void __launch_bounds__(kFwdFinishThreads)
-    ntxent_fwd_finish_kernel(const FwdFinishTask<S> task, const typename Statistics::Partial* partials, int slots) {
-  const int row = blockIdx.x * kFwdFinishThreads + threadIdx.x, rows = task.pairing.rows;
+    ntxent_fwd_finish_kernel(const FwdFinishTask<E, S> task, const typename Statistics::Partial* partials, int slots) {
+  using W = typename Wide<E>::type;
+  __shared__ W of_pair[kFwdFinishPairs];
+  const int n = task.pairing.n, rows = task.pairing.rows, first = blockIdx.x * kFwdFinishPairs;
+  const W inverse_temperature = task.temperature.template inverse<W>();
+  const int pair = threadIdx.x / kLanesPerPair;
+  const int own = task.pairing.column_of(min(first + pair, n - 1));
+  const W product =
+      pair_product<W>(task.u + own * task.u_columns, task.u + (own + int64_t{n}) * task.u_columns, task.u_columns);
+  if (threadIdx.x % kLanesPerPair == 0) of_pair[pair] = product * inverse_temperature;
+  __syncthreads();
+
+  const int sample = first + threadIdx.x % kFwdFinishPairs, view = threadIdx.x / kFwdFinishPairs;
   S loss = 0;
-  if (row < rows) {
+  if (view < 2 && sample < n) {
+    const int row = view * n + sample;
     typename Statistics::Partial all = partials[row];
     for (int slot = 1; slot < slots; ++slot) {
       all = Statistics::combine(all, partials[static_cast<int64_t>(slot) * rows + row]);
     }
-    const S lse_neg = Statistics::log_sum(all, task.temperature.inverse());
-    loss = softplus(lse_neg - task.s_pos[row]);
-    task.lse_neg[row] = lse_neg;
+    const W lse_neg = Statistics::log_sum(all, inverse_temperature), s_pos = of_pair[threadIdx.x % kFwdFinishPairs];
+    loss = static_cast<S>(softplus(lse_neg - s_pos));
+    task.s_pos[row] = static_cast<S>(s_pos);
+    task.lse_neg[row] = static_cast<S>(lse_neg);
     if (!task.reduce) task.loss[row] = loss;
   }
   S total;
@@ -53,19 +99,21 @@ FwdPartials<Partial> partials_of(const SimclrNtxentFwdArgs& args, const FwdPlan&
           reinterpret_cast<unsigned*>(workspace + plan.finished_at)};
 }
 
-template <class S, class Statistics>
+template <class E, class S, class Statistics>
 cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream) {
   const auto partials = partials_of<typename Statistics::Partial>(args, plan);
   S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
-  const FwdFinishTask<S> task{pairing_of(args),
-                              temperature_of<S>(args),
-                              static_cast<const S*>(args.s_pos),
-                              static_cast<S*>(args.lse_neg),
-                              static_cast<S*>(args.loss),
-                              static_cast<S>(args.scale),
-                              args.reduce != 0,
-                              {block_sums, partials.finished}};
-  return SIMCLR_LAUNCH((ntxent_fwd_finish_kernel<S, Statistics>), plan.finish_blocks, kFwdFinishThreads, 0, stream,
+  const FwdFinishTask<E, S> task{static_cast<const E*>(args.u),
+                                 args.u_columns,
+                                 pairing_of(args),
+                                 temperature_of<S>(args),
+                                 static_cast<S*>(args.s_pos),
+                                 static_cast<S*>(args.lse_neg),
+                                 static_cast<S*>(args.loss),
+                                 static_cast<S>(args.scale),
+                                 args.reduce != 0,
+                                 {block_sums, partials.finished}};
+  return SIMCLR_LAUNCH((ntxent_fwd_finish_kernel<E, S, Statistics>), plan.finish_blocks, kFwdFinishThreads, 0, stream,
                        task, partials.of_slot, plan.slots);
 }
 

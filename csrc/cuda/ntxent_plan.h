@@ -13,7 +13,9 @@ namespace simclr::cuda {
 
 constexpr int kFwdTile = 128;
 constexpr int kFwdDepthBytes = 128;  // of a row of u, per pipeline stage
-constexpr int kFwdFinishThreads = 64;
+constexpr int kFwdFinishPairs = 32;  // samples of a block of the second step
+constexpr int kLanesPerPair = 8;     // threads of that block that multiply a sample's two rows
+constexpr int kFwdFinishThreads = kFwdFinishPairs * kLanesPerPair;
 constexpr int kFwdMaxSlots = 64;      // partials per row
 constexpr int kMaxColumns = 1 << 30;  // sums of two column numbers must fit in int
 
@@ -34,7 +36,7 @@ Pairing pairing_of(const Args& args) {
 
 template <class T, class Args>
 Temperature<T> temperature_of(const Args& args) {
-  return {static_cast<const T*>(args.temperature_ptr), static_cast<T>(args.temperature)};
+  return {static_cast<const T*>(args.temperature_ptr), 1 / args.temperature};
 }
 
 template <class T>
@@ -87,7 +89,7 @@ inline FwdPlan plan_fwd(const SimclrNtxentFwdArgs& args) {
   plan.row_bands = static_cast<int>(ceil_div(plan.row_tiles, plan.row_band_tiles));
   plan.slots = static_cast<int>(ceil_div(plan.column_tiles, plan.column_band_tiles));
   plan.blocks = plan.symmetric ? plan.slots * (plan.slots + 1) / 2 : plan.row_bands * plan.slots;
-  plan.finish_blocks = static_cast<int>(ceil_div(rows, kFwdFinishThreads));
+  plan.finish_blocks = static_cast<int>(ceil_div(args.n, kFwdFinishPairs));
 
   if (args.u_dtype == SIMCLR_DOUBLE) plan.slots = 1;  // row by row
   const int64_t partial_bytes = args.u_dtype == SIMCLR_DOUBLE || !uses_constant_max(args) ? 8 : 4;

@@ -45,7 +45,6 @@ struct FwdRowsTask {
   Rows<S, S> u;
   Pairing pairing;
   Temperature<S> temperature;
-  S* s_pos;
   FwdPartials<S> partials;
 };
 
@@ -61,7 +60,6 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
   for (int first = 0; first < task.pairing.columns; first += kLanes) {
     const int column = first + lane, count = min(kLanes, task.pairing.columns - first);
     const S s = task.u.products(own, first, count) * inverse_temperature;
-    if (column == positive) task.s_pos[row] = s;
     if (lane >= count || column == own || column == positive) continue;
     const S larger = s > max ? s : max;
     sum = sum * exp(max - larger) + exp(s - larger);
@@ -143,11 +141,10 @@ cudaError_t fwd_rows(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaS
   const FwdRowsTask<S> task{{static_cast<const S*>(args.u), args.u_columns, args.u_columns},
                             pairing_of(args),
                             temperature_of<S>(args),
-                            static_cast<S*>(args.s_pos),
                             partials_of<S>(args, plan)};
   const cudaError_t error =
       SIMCLR_LAUNCH(ntxent_fwd_rows_kernel<S>, blocks(2 * args.n), kLanes * kWarps, 0, stream, task);
-  return error != cudaSuccess ? error : fwd_finish<S, RowLogSum<S>>(args, plan, stream);
+  return error != cudaSuccess ? error : fwd_finish<S, S, RowLogSum<S>>(args, plan, stream);
 }
 
 cudaError_t bwd_rows(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {

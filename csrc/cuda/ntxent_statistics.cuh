@@ -34,7 +34,10 @@ struct ConstantMax {
   using Partial = float;
 
   __device__ static Partial combine(Partial a, Partial b) { return a + b; }
-  __device__ static float log_sum(Partial p, float constant_max) { return constant_max + logf(p); }
+  template <class W>
+  __device__ static W log_sum(Partial p, W constant_max) {
+    return constant_max + log(static_cast<W>(p));
+  }
 
   // Partials of the warp's 64 rows and 64 columns; `scale` turns u.u into base-2 logits.
   __device__ static void reduce(const WarpTile& x, float scale, float constant_max, Partial* of_row,
@@ -74,7 +77,10 @@ struct OnlineMax {
     const float max = fmaxf(a.x, b.x);
     return {max, a.y * ptx::exp2_approx(a.x - shift(max)) + b.y * ptx::exp2_approx(b.x - shift(max))};
   }
-  __device__ static float log_sum(Partial p, float) { return static_cast<float>(kLn2) * p.x + logf(p.y); }
+  template <class W>
+  __device__ static W log_sum(Partial p, W) {
+    return static_cast<W>(kLn2) * static_cast<W>(p.x) + log(static_cast<W>(p.y));
+  }
 
   __device__ static void reduce(const WarpTile& x, float scale, float, Partial* of_row, Partial* of_column) {
     const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;

@@ -76,7 +76,12 @@ MUTANTS = (
         *("fwd.cu", "diagonal tiles counted twice"),
         *("tile.row_tile != tile.column_tile && c <", "c <", "test_a_cta_adds_up_the_tiles_of_a_band"),
     ),
-    _ntxent("fwd.cu", "positives of one view only", "if (task.plan.symmetric) task.s_pos[column] = s;", ""),
+    _ntxent("fwd.cuh", "positives of one view only", "task.s_pos[row] =", "if (view == 0) task.s_pos[row] ="),
+    _ntxent("fwd.cuh", "a pair's product over half of its lanes", "lanes > 0; lanes /= 2", "lanes > 1; lanes /= 2"),
+    _ntxent(
+        *("fwd.cuh", "no barrier before the pairs' logits are read"),
+        *("product * inverse_temperature;\n  __syncthreads();", "product * inverse_temperature;", _SCHEDULES),
+    ),
     _ntxent("fwd.cu", "a band's first tile is added to nothing", "            first_of_row);", "            false);"),
     _ntxent("tiles.cuh", "swizzle missing where tiles are written", "(chunk ^ (row & 7)) * k", "chunk * k"),
     _ntxent("tiles.cuh", "swizzle adds where it should exclude", "(base_ ^ ((chunk & 7)", "(base_ + ((chunk & 7)"),
