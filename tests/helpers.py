@@ -1,7 +1,20 @@
 """What tests compare with: errors relative to a float64 truth, NaN-aware."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+# Told of every (what, error, bound) that `within` compares; tools/gpu_check.py collects the margins of a run by it.
+on_margin: Callable[[str, float, float], None] | None = None
+
+
+def within(what: str, error: float | Tensor, bound: float | Tensor) -> bool:
+    """Whether error <= bound, which no NaN is. what: names the quantity in the report on a device's margins."""
+    error, bound = float(error), float(bound)
+    if on_margin is not None:
+        on_margin(what, error, bound)
+    return error <= bound
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:

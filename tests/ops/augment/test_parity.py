@@ -15,6 +15,7 @@ from simclr_fast import SimCLREval
 from simclr_fast.ops.augment import ORDERS, ImageBatch, augment
 from simclr_fast.ops.augment.params import pack_window
 from simclr_fast.ops.augment.reference import augment_one
+from tests.helpers import within
 from tests.ops.augment.compare import TOLERANCE, errors, move, noise, only, transform
 
 FULL = {"hflip": 0.5, "jitter_p": 0.8, "gray_p": 0.3, "blur_p": 0.5, "solarize_p": 0.3}
@@ -35,7 +36,7 @@ def test_each_operation_alone(place, operation: str, channels: int) -> None:
     params = replace(
         params, **{name: torch.full_like(params.hue, value) for name, value in neutral.items() if name != operation}
     )
-    assert errors(place, images, 33, params, blur_kernel=9).max() <= TOLERANCE
+    assert within("view", errors(place, images, 33, params, blur_kernel=9).max(), TOLERANCE)
 
 
 @pytest.mark.parametrize("size", [32, 96])
@@ -43,7 +44,7 @@ def test_whole_chain_in_all_orders(place, size: int) -> None:
     images = noise(24, 3, 61, 47)
     params = only(transform(size).sample(images, seed=2), "hflip", "jitter", "blur", "solarize")
     params = replace(params, order=torch.arange(24, dtype=torch.int32).expand(2, 24))
-    assert errors(place, images, size, params).max() <= TOLERANCE
+    assert within("view", errors(place, images, size, params).max(), TOLERANCE)
 
 
 @pytest.mark.parametrize("size", [32, 96, 224])
@@ -54,7 +55,7 @@ def test_sizes(place, shape: tuple[int, int], size: int) -> None:
     images = noise(2, 3, *shape)
     aug = transform(size, **FULL)
     params = aug.sample(images, seed=3)
-    assert errors(place, images, size, params).max() <= TOLERANCE
+    assert within("view", errors(place, images, size, params).max(), TOLERANCE)
     whole = replace(
         params,
         top=torch.zeros_like(params.top),
@@ -62,14 +63,14 @@ def test_sizes(place, shape: tuple[int, int], size: int) -> None:
         height=torch.full_like(params.height, shape[0]),
         width=torch.full_like(params.width, shape[1]),
     )
-    assert errors(place, images, size, whole).max() <= TOLERANCE
+    assert within("view", errors(place, images, size, whole).max(), TOLERANCE)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 2), (17, 65), (130, 50)])
 def test_output_shapes(place, size: tuple[int, int]) -> None:
     images = noise(3, 3, 40, 50)
     params = transform(size, blur_kernel=1, **FULL).sample(images, seed=4)
-    assert errors(place, images, size, params, blur_kernel=1).max() <= TOLERANCE
+    assert within("view", errors(place, images, size, params, blur_kernel=1).max(), TOLERANCE)
 
 
 def layouts() -> dict:
@@ -99,7 +100,7 @@ def layouts() -> dict:
 def test_input_layouts_and_types(place, layout: str) -> None:
     images = layouts()[layout]
     params = transform(32, **FULL).sample(images, seed=5)
-    assert errors(place, images, 32, params).max() <= TOLERANCE
+    assert within("view", errors(place, images, 32, params).max(), TOLERANCE)
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
@@ -110,7 +111,7 @@ def test_input_layouts_and_types(place, layout: str) -> None:
 def test_output_types_and_layouts(place, channels: int, dtype: torch.dtype, tolerance: float, memory_format) -> None:
     images = noise(4, channels, 40, 50)
     params = transform(37, **FULL).sample(images, seed=6)
-    assert errors(place, images, 37, params, dtype=dtype, memory_format=memory_format).max() <= tolerance
+    assert within("view", errors(place, images, 37, params, dtype=dtype, memory_format=memory_format).max(), tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -140,7 +141,7 @@ def test_normalisation(place) -> None:
     plain = transform(32, backend="reference", **FULL).apply(images, params)
     normalised = type(aug)(32, mean=mean, std=std, backend=backend, **FULL).apply(images.to(device), params.to(device))
     expected = (plain - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    assert (normalised.cpu() - expected).abs().max() <= TOLERANCE / min(std)
+    assert within("view", (normalised.cpu() - expected).abs().max(), TOLERANCE / min(std))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
@@ -156,7 +157,7 @@ def test_solarize_thresholds(place, threshold: float) -> None:
     if threshold not in (0.0, 1.0):  # clamping puts many pixels at exactly 0 and 1, which every backend does
         assert on_the_edge.float().mean() < 0.01
         actual[on_the_edge] = truth[on_the_edge]
-    assert (actual - truth).abs().max() <= TOLERANCE
+    assert within("view", (actual - truth).abs().max(), TOLERANCE)
 
 
 def test_large_blur(place) -> None:
@@ -164,7 +165,7 @@ def test_large_blur(place) -> None:
     images = noise(6, 3, 40, 50)
     params = only(transform(32, blur_kernel=63).sample(images, seed=9), "blur")
     sigma = torch.tensor([0.01, 0.1, 0.5, 3.0, 7.0, 30.0]).expand(2, 6)
-    assert errors(place, images, 32, replace(params, sigma=sigma), blur_kernel=63).max() <= TOLERANCE
+    assert within("view", errors(place, images, 32, replace(params, sigma=sigma), blur_kernel=63).max(), TOLERANCE)
 
 
 def test_blur_of_extremes(place) -> None:
@@ -173,7 +174,7 @@ def test_blur_of_extremes(place) -> None:
     images[:, :, 20:, 24:] = 255
     params = only(transform(64, blur_kernel=23, scale=(1.0, 1.0), ratio=(1.0, 1.0)).sample(images, seed=1), "blur")
     sigma = torch.linspace(0.1, 2.0, 20).expand(2, 20)
-    assert errors(place, images, 64, replace(params, sigma=sigma), blur_kernel=23).max() <= TOLERANCE
+    assert within("view", errors(place, images, 64, replace(params, sigma=sigma), blur_kernel=23).max(), TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_eval_is_resize_and_centre_crop(place, shape: tuple[int, int, int], resi
     )
     for batch in (images, list(images)):
         ours = SimCLREval(32, resize=resize, mean=0.5, std=0.25, backend=backend)(move(batch, device))
-        assert (ours.cpu() - theirs(images)).abs().max() <= TOLERANCE / 0.25
+        assert within("view", (ours.cpu() - theirs(images)).abs().max(), TOLERANCE / 0.25)
 
 
 def test_eval_of_ragged_images(place) -> None:
@@ -278,7 +279,8 @@ def test_no_counterexample_is_found(case: dict) -> None:
         "solarize_p": 0.3,
     }
     params = transform(case["size"], **recipe).sample(images, seed=case["seed"])
-    assert errors(("cpu", "cpp"), images, case["size"], params, blur_kernel=case["blur_kernel"]).max() <= TOLERANCE
+    off = errors(("cpu", "cpp"), images, case["size"], params, blur_kernel=case["blur_kernel"])
+    assert within("view", off.max(), TOLERANCE)
 
 
 _ONE_ISA = """

@@ -7,6 +7,7 @@ import torch
 
 from simclr_fast import SimCLRAugment, _extension, backends
 from simclr_fast.ops.augment import ops  # noqa: F401  (registers the kernels)
+from tests.helpers import within
 from tests.ops.augment.compare import TOLERANCE, errors, noise, only, transform
 from tests.ops.augment.triton_cases import FULL, drawn
 
@@ -25,7 +26,7 @@ def test_halos_of_several_regions(size: tuple[int, int], sigma: float) -> None:
     images = noise(4, 3, 90, 70)
     params = only(drawn(images, size), "jitter", "blur")
     params = replace(params, sigma=torch.full_like(params.sigma, sigma))
-    assert errors(PLACE, images, size, params, blur_kernel=39).max() <= TOLERANCE
+    assert within("view", errors(PLACE, images, size, params, blur_kernel=39).max(), TOLERANCE)
 
 
 @pytest.mark.gpu
