@@ -8,11 +8,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import pytest
 import torch
 
+from tests import triton_interpreter
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Triton reads this when a kernel is defined, so it must be set before any test module is imported.
     if config.option.markexpr == "interpret":
-        os.environ["TRITON_INTERPRET"] = "1"
+        triton_interpreter.start()
 
 
 @pytest.fixture(autouse=True)
