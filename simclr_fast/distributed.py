@@ -25,7 +25,9 @@ def rank_and_size(group: "dist.ProcessGroup | None") -> tuple[int, int]:
 def all_gather_shards(shard: Tensor, group: "dist.ProcessGroup") -> Tensor:
     """The shards [n, ...] of all ranks, equal in shape, in rank order: [W n, ...]. One collective, no gradient."""
     gathered = shard.new_empty((dist.get_world_size(group) * shard.shape[0], *shard.shape[1:]))
-    dist.all_gather_into_tensor(gathered, shard.contiguous(), group=group)
+    # One collective under two names: torch 2.13 brought the first, and torch 2.14 warns at every call of the second.
+    all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    all_gather(gathered, shard.contiguous(), group=group)
     return gathered
 
 

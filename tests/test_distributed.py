@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from simclr_fast import NTXentLoss, ntxent_loss
 from tests.helpers import relative_error
 
 SAMPLES, FEATURES = 12, 9
-COLLECTIVES = ("all_gather_into_tensor", "all_gather", "all_reduce", "reduce_scatter_tensor", "broadcast")
+# The gather of equal shards has two names; the first came with torch 2.13.
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+COLLECTIVES = (GATHER, "all_gather", "all_reduce", "reduce_scatter_tensor", "broadcast")
 
 
 class Model(nn.Module):
@@ -89,6 +92,15 @@ def record_collectives(reduction: str) -> dict[str, list[tuple[str, int]]]:
     return {"forward": forward, "backward": calls}
 
 
+def warnings_of(reduction: str) -> list[str]:
+    """What Python is warned of while the loss and its gradient are computed."""
+    z0, z1 = (torch.randn(4, 5, requires_grad=True) for _ in range(2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ntxent_loss(z0, z1, 0.2, reduction=reduction, group=dist.group.WORLD, backend="cpp").sum().backward()
+    return [str(warning.message) for warning in caught]
+
+
 def refusals(rank: int) -> list[str]:
     """What this rank is told where the ranks' embeddings differ in rows, columns or dtype."""
     shapes = [(4 + (rank == 0), 5), (4, 5 + (rank == 1)), (4, 5)]
@@ -122,6 +134,7 @@ def worker(rank: int, world: int, folder: Path) -> None:
             "ddp": {(r, b): ddp_step(r, b, rank, world) for r in ("mean", "sum") for b in ("cpp", "reference")},
             "rows": {backend: weighted_rows(backend, rank, world) for backend in ("cpp", "reference")},
             "collectives": {reduction: record_collectives(reduction) for reduction in ("mean", "sum", "none")},
+            "warnings": [warnings_of(reduction) for reduction in ("mean", "sum", "none")],
             "refusals": refusals(rank) if world > 1 else [],
             "compiled": compiled_step(rank, world),
         }
@@ -163,12 +176,17 @@ def test_rows_with_their_own_weights(ranks: list[dict], backend: str) -> None:
 def test_collectives(ranks: list[dict]) -> None:
     world = len(ranks)
     rows = world * 2 * 4
-    check, embeddings, statistics = (("all_gather_into_tensor", size) for size in (world * 3, rows * 5, rows * 2))
+    check, embeddings, statistics = ((GATHER, size) for size in (world * 3, rows * 5, rows * 2))
     for rank in ranks:
         for reduction, calls in rank["collectives"].items():
             assert calls["forward"] == ([check, embeddings, statistics] if world > 1 else [])
             gathers_upstream = reduction == "none" and world > 1
-            assert calls["backward"] == ([("all_gather_into_tensor", rows)] if gathers_upstream else [])
+            assert calls["backward"] == ([(GATHER, rows)] if gathers_upstream else [])
+
+
+def test_no_step_warns(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert rank["warnings"] == [[], [], []]
 
 
 def test_unequal_embeddings_are_refused_on_every_rank(ranks: list[dict]) -> None:
