@@ -3,13 +3,17 @@
 Environment: USE_CUDA=0 leaves the CUDA kernels out, FORCE_CUDA=1 fails where they cannot be built,
 TORCH_CUDA_ARCH_LIST chooses architectures (default below), CUDA_HOME names the toolkit, CXX the compiler.
 Without a compiler the package installs as pure Python; `python -m simclr_fast.info` says what was built.
+Where there is one and it fails, the installation ends with what the compiler lacked.
 """
 
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import setup
@@ -19,6 +23,24 @@ DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0+PTX"
 TORCH_TARGET_VERSION = "0x020a000000000000"
 # torch turns the operators and conversions of half types off in device code; the kernels use them.
 NVCC_UNDEFINES = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
+CUDA_REMEDY = "install the whole CUDA toolkit or name another one by CUDA_HOME; USE_CUDA=0 leaves the CUDA kernels out"
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+# The start of a header's name, as a regular expression, and what to do where the compiler does not find it.
+HEADER_REMEDIES = {
+    r"Python\.h|pyconfig\.h": f"install the headers of Python (Debian and Ubuntu: {PYTHON}-dev)",
+    r"torch/|c10/|ATen/": "this torch came without its C++ headers; reinstall it from its wheel",
+    r"pybind11/": "run `pip install pybind11`",
+    r"cu|crt/|nv": CUDA_REMEDY,
+    r"": "install the C and C++ standard headers (Debian and Ubuntu: build-essential)",
+}
+# What other failures look like in the output of compilers, linkers and shells, and what to do about them.
+FAILURE_REMEDIES = {
+    r".*unsupported (?:GNU|clang) version.*": "name an older compiler: CXX and NVCC_PREPEND_FLAGS='-ccbin=COMPILER'",
+    r".*Unsupported gpu architecture.*": "name architectures that this nvcc knows by TORCH_CUDA_ARCH_LIST",
+    r".*\bKilled\b.*": "the machine ran out of memory: compile fewer files at once with MAX_JOBS=1",
+    r".*(?:cicc|ptxas|fatbinary|cudafe\+\+).*(?:not found|No such file).*": CUDA_REMEDY,
+    r".*cannot find -l.*": "install that library, or name the folder that has it by LIBRARY_PATH",
+}
 ROOT = Path(__file__).parent
 
 
@@ -76,6 +98,67 @@ def usable_cuda(torch_cuda: str | None) -> tuple[Path, str] | None:
     return None
 
 
+def diagnose(log: str) -> str:
+    """What a failed build lacked and what to do about it, as far as its output `log` says so."""
+    if header := re.search(r"fatal error: '?([^\s':]+)'?(?:: No such file| file not found)", log):
+        remedy = next(remedy for start, remedy in HEADER_REMEDIES.items() if re.match(start, header[1]))
+        return f"the compiler does not find {header[1]}: {remedy}"
+    for pattern, remedy in FAILURE_REMEDIES.items():
+        if failure := re.search(pattern, log):
+            return f"{failure[0].strip()}\n  {remedy}"
+    first = re.search(r".*\b(?:error|fatal)\b.*", log)
+    return f"the first error is\n  {first[0].strip()}" if first else "the output above says why"
+
+
+def with_copied_output(task: Callable[[], None]) -> tuple[str, Exception | None]:
+    """Runs `task`; returns what it and its child processes printed, which is shown as ever, and its exception."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    shown, errors, finished, failure = os.dup(1), os.dup(2), threading.Event(), None
+    # A file and not a pipe: a compiler cache's server outlives the build and would keep a pipe open.
+    with tempfile.TemporaryFile() as log:
+
+        def show() -> None:
+            offset, last = 0, False
+            while not last:
+                last = finished.wait(0.1)
+                while chunk := os.pread(log.fileno(), 1 << 16, offset):
+                    offset += os.write(shown, chunk)
+
+        showing = threading.Thread(target=show)
+        showing.start()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            task()
+        except Exception as error:
+            failure = error
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(shown, 1)
+            os.dup2(errors, 2)
+            finished.set()
+            showing.join()
+            os.close(shown)
+            os.close(errors)
+        log.seek(0)
+        return log.read().decode(errors="replace"), failure
+
+
+def explaining(build_extension: type) -> type:
+    """The build_ext command whose failure ends with what was missing, in place of a traceback."""
+
+    class BuildOrExplain(build_extension):
+        def build_extensions(self) -> None:
+            os.environ["LC_ALL"] = "C"  # the compilers' messages are looked for in English
+            log, failure = with_copied_output(super().build_extensions)
+            if failure:
+                raise SystemExit(f"simclr_fast: the kernels cannot be built: {failure}\n  {diagnose(log)}") from failure
+
+    return BuildOrExplain
+
+
 def extension() -> dict:
     """setup() arguments that build simclr_fast._C, or none where it cannot be built."""
     if (compiler := cxx_compiler()) is None:
@@ -88,13 +171,21 @@ def extension() -> dict:
     except ImportError:
         note("torch is not importable here: installing without the compiled kernels (use --no-build-isolation)")
         return {}
+    oldest = tuple(bytes.fromhex(TORCH_TARGET_VERSION[2:])[:2])
+    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < oldest:
+        raise SystemExit(f"simclr_fast: torch {torch.__version__} is too old; install {oldest[0]}.{oldest[1]} or newer")
 
     cuda = usable_cuda(torch.version.cuda)
     if cuda:
         # torch.utils.cpp_extension reads both at import.
         os.environ["CUDA_HOME"] = str(cuda[0])
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
-    import pybind11
+    try:
+        import pybind11
+    except ImportError:
+        raise SystemExit("simclr_fast: pybind11 is missing: run `pip install pybind11 ninja`, then again") from None
+    # The ninja of an environment that is not activated is beside its Python, and not on PATH.
+    os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
@@ -117,7 +208,8 @@ def extension() -> dict:
         extra_compile_args=flags,
         depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*h")),
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": explaining(BuildExtension)}}
 
 
-setup(**extension())
+if __name__ == "__main__":
+    setup(**extension())

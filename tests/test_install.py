@@ -1,6 +1,8 @@
-"""The package installs and works without a compiler, and the build says what it leaves out."""
+"""The package installs and works without a compiler, and the build says what it leaves out and what it lacks."""
 
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PROJECT_FILES = ("setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+def copy_of_project(target: Path, *patterns: str) -> Path:
+    """Makes `target` a project that can be installed, with the files of this one that match the patterns."""
+    for path in (path for pattern in (*PROJECT_FILES, *patterns) for path in ROOT.glob(pattern) if path.is_file()):
+        copy = target / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    return target
 
 
 def test_installs_and_imports_without_a_compiler(tmp_path: Path) -> None:
@@ -16,12 +28,7 @@ def test_installs_and_imports_without_a_compiler(tmp_path: Path) -> None:
     (bare / "python").symlink_to(sys.executable)
     environment = {**os.environ, "PATH": str(bare)}
     environment.pop("CXX", None)
-    source = tmp_path / "source"
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in files:
-        if name.startswith(("simclr_fast/", "csrc/")) or name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    source = copy_of_project(tmp_path / "source", "simclr_fast/**/*.py", "csrc/**/*")
     install = [
         sys.executable,
         "-m",
@@ -79,3 +86,94 @@ def test_build_switches(environment: dict[str, str], message: str) -> None:
     )
     assert message in run.stdout + run.stderr
     assert (run.returncode != 0) == ("FORCE_CUDA" in environment)
+
+
+def compiler_without(folder: str, path: Path) -> str:
+    """A compiler that looks for headers in no folder whose name matches the shell pattern `folder`."""
+    path.write_text(
+        "#!/bin/bash\n"
+        'for argument in "$@"; do\n'
+        f'  case $argument in -I{folder}) ;; *) kept+=("$argument") ;; esac\n'
+        "done\n"
+        'exec c++ "${kept[@]}"\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("absent", "source", "header", "remedy"),
+    [
+        ("*/include/python3*", "module.cpp", "Python.h", "install the headers of Python"),
+        ("*/torch/include*", "l2_normalize_binding.cpp", "torch/", "this torch came without its C++ headers"),
+    ],
+)
+def test_a_failed_build_ends_with_the_missing_header(
+    tmp_path: Path, absent: str, source: str, header: str, remedy: str
+) -> None:
+    compiler = compiler_without(absent, tmp_path / "cxx")
+    project = copy_of_project(tmp_path / "project", "csrc/*.h", f"csrc/{source}")
+    run = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=project,
+        env={**os.environ, "CXX": compiler, "USE_CUDA": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert "#include" in run.stdout + run.stderr, "the compiler's own words are shown"
+    error, reason = run.stderr.splitlines()[-2:]
+    assert error.startswith("simclr_fast: the kernels cannot be built")
+    assert reason.startswith(f"  the compiler does not find {header}")
+    assert remedy in reason
+
+
+# What compilers, linkers and shells print, and what the build makes of it.
+FAILURES = {
+    "clang": ("a.cpp:1:10: fatal error: 'Python.h' file not found", "does not find Python.h: install the headers"),
+    "pybind11": ("m.cpp:2:10: fatal error: pybind11/pybind11.h: No such file or directory", "pip install pybind11"),
+    "toolkit": ("<command-line>: fatal error: cuda_runtime.h: No such file or directory", "USE_CUDA=0 leaves the CUDA"),
+    "toolkit's parts": ("sh: 1: cicc: not found", "sh: 1: cicc: not found\n  install the whole CUDA toolkit"),
+    "standard library": ("/a.cpp:3:10: fatal error: cstdint: No such file or directory", "build-essential"),
+    "host compiler": (
+        "host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 15 are not supported!",
+        "name an older compiler",
+    ),
+    "architecture": ("nvcc fatal   : Unsupported gpu architecture 'compute_70'", "TORCH_CUDA_ARCH_LIST"),
+    "memory": ("g++: fatal error: Killed signal terminated program cc1plus", "MAX_JOBS=1"),
+    "library": ("/usr/bin/ld: cannot find -lcudart: No such file or directory", "LIBRARY_PATH"),
+    "another": (
+        "a.cpp:7: warning: w\na.cpp:8:1: error: expected ';'\nb",
+        "first error is\n  a.cpp:8:1: error: expected ';'",
+    ),
+    "silence": ("", "the output above says why"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_a_failed_build_says(failure: str) -> None:
+    output, expected = FAILURES[failure]
+    diagnose = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["diagnose"]
+    assert expected in diagnose(output)
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "message"),
+    [
+        ("pybind11", "raise ImportError", "pybind11 is missing: run `pip install pybind11 ninja`"),
+        ("torch", "__version__ = '2.9.1+cu128'", "torch 2.9.1+cu128 is too old; install 2.10 or newer"),
+    ],
+)
+def test_what_the_build_needs_of_python(tmp_path: Path, module: str, text: str, message: str) -> None:
+    (tmp_path / f"{module}.py").write_text(text)
+    run = subprocess.run(
+        [sys.executable, "setup.py", "--name"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "USE_CUDA": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode != 0
+    assert message in run.stderr.splitlines()[-1]
