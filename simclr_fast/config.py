@@ -4,9 +4,12 @@ import dataclasses
 import importlib.util
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from tyro.conf import Positional
+if importlib.util.find_spec("tyro"):
+    from tyro.conf import Positional
+else:  # Options that come from no command line need no parser: models and training steps can be built without it.
+    Positional = Annotated[TypeVar("T"), "positional"]
 
 
 class ConfigError(ValueError):

@@ -177,3 +177,16 @@ def test_what_the_build_needs_of_python(tmp_path: Path, module: str, text: str, 
     )
     assert run.returncode != 0
     assert message in run.stderr.splitlines()[-1]
+
+
+def test_training_steps_can_be_built_without_the_command_line() -> None:
+    absent = ("tyro", "mlxtend", "datasets", "tensorboard", "rich", "tqdm", "safetensors")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}));"
+        "from simclr_fast.config import RECIPES; from simclr_fast.models import build_model;"
+        "from simclr_fast.optim import build_optimizer; from simclr_fast.training.step import TrainStep;"
+        "from simclr_fast.training.views import Views; options = RECIPES['demo'];"
+        "build_optimizer(build_model(options.model, 1), options.optimization); Views(options.augment, seed=0)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
