@@ -1,113 +1,149 @@
-"""`make gpu-check`: settles on a machine with a GPU what the proofs on CPUs leave open, and writes one report.
+"""Settles on a machine with a GPU what the proofs on CPUs leave open, and writes it down: gpu_check.json and .md.
 
-Runs every test with a device, compute-sanitizer (memcheck, racecheck) over the CUDA kernels' device tests, and the
-benchmarks, whose tables hold a roofline column. Exits 0 if all of them passed, 1 if one failed, 2 without a GPU.
+    python tools/gpu_check.py [--minutes 9] [--only tests,ntxent] [--out FOLDER] [--dry-run]
+
+Uses the interpreter that starts it and what that can import: no network, no pip, no make. The checkout is copied into a
+scratch folder, where the extension is built for the device's own architecture. Then come, most important first, the
+tests marked gpu, compute-sanitizer over every kernel, and the measurements, each with a limit; both files are rewritten
+after every step. Exit status: 0 all passed, 1 something failed, 2 no usable GPU: then nothing was checked.
 """
 
 import argparse
+import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
-REPORT = ROOT / "gpu-check.md"
-# What compute-sanitizer watches: it slows kernels down a hundredfold, so small cases of every op on the device.
-SANITIZED = {
-    "tests/ops/ntxent/test_cuda_gpu.py": "float64 and 33-123 or strided",
-    "tests/ops/l2_normalize/test_l2_normalize.py": "on_a_gpu and cpp",
-    "tests/ops/augment/test_parity.py": "cpp-cuda and alone",
-}
-BENCHMARK_REPORT = ROOT / "runs" / "bench" / "report.md"
-SHOWN_LINES = 60
+sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
+
+from tools.gpu.jobs import Runner  # noqa: E402  (the path comes first)
+from tools.gpu.page import page, summary  # noqa: E402
+from tools.gpu.plan import STEPS, chosen_steps, plan  # noqa: E402
+from tools.gpu.results import failures, gather  # noqa: E402
+from tools.gpu.scratch import Scratch, commit, digest  # noqa: E402
+
+RESERVE_SECONDS = 6.0  # for ending processes and writing
 
 
-@dataclass(frozen=True)
-class Step:
-    """A command of the check; `missing` says why it cannot run here, `result` is a file it writes for the report."""
-
-    title: str
-    command: list[str]
-    missing: str = ""
-    result: Path | None = None
+class CutOffError(Exception):
+    """The check was asked to end."""
 
 
-def pytest_command(*arguments: str) -> list[str]:
-    """pytest with this interpreter, telling why tests were skipped."""
-    return [sys.executable, "-m", "pytest", "-q", "-rs", *arguments]
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: %(default)s)")
+    parser.add_argument("--only", metavar="STEPS", help=f"these steps, by their beginnings: of {', '.join(STEPS)}")
+    parser.add_argument("--tune", action="store_true", help="the same as --only tune")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu_check", help="folder for the results")
+    parser.add_argument("--dry-run", action="store_true", help="walk through all of it on a CPU, with tiny sizes")
+    parser.add_argument("--scratch", type=Path, help="folder to build in; what it holds of an earlier run serves again")
+    parser.add_argument("--arch", help="compute capability to build for (default: the device's), with --only build")
+    parser.add_argument("--commit", help="what to call the sources where git cannot say it")
+    options = parser.parse_args(arguments)
+    if options.tune:
+        options.only = "tune"
+    try:
+        options.steps = chosen_steps(options.only)
+    except ValueError as error:
+        parser.error(str(error))
+    name = f"simclr_fast_gpu_check{'_dry' if options.dry_run else ''}"
+    options.scratch = (options.scratch or Path(tempfile.gettempdir()) / name).resolve()
+    options.out = options.out.resolve()
+    return options
 
 
-def sanitizer() -> str | None:
-    """compute-sanitizer on PATH or in the toolkit."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
+def machine_of(scratch: Scratch) -> dict:
+    """What tools.gpu.machine prints."""
+    command = scratch.python("-m", "tools.gpu.machine")
+    done = subprocess.run(command, cwd=scratch.source, env=scratch.environment(), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"gpu-check: this interpreter cannot describe the machine:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def steps(benchmarks: bool) -> list[Step]:
-    """Everything that is run, in order."""
-    tool = sanitizer()
-    missing = "" if tool else "compute-sanitizer was not found: install the CUDA toolkit and set CUDA_HOME"
-    plan = [
-        Step("Tests that need the device", pytest_command("-m", "gpu")),
-        Step("All other tests", pytest_command()),
-        Step("Triton's interpreter", pytest_command("-m", "interpret")),
-    ]
-    for check in ("memcheck", "racecheck"):
-        for path, cases in SANITIZED.items():
-            tests = pytest_command("-m", "gpu", "-x", "-k", cases, path)
-            command = [tool or "", "--tool", check, "--error-exitcode", "9", *tests]
-            plan.append(Step(f"compute-sanitizer {check}, {path}", command, missing))
-    if benchmarks:
-        plan.append(Step("Benchmarks", ["make", "bench"], result=BENCHMARK_REPORT))
-    return plan
+class Report:
+    """Writes the results so far, each file replaced at once."""
+
+    def __init__(self, out: Path, scratch: Scratch, runner: Runner, about: dict):
+        self.out, self.scratch, self.runner, self.about = out, scratch, runner, about
+        self.told: dict[str, str] = {}
+        self.found: dict = {}
+        out.mkdir(parents=True, exist_ok=True)
+
+    def save(self, state: str = "still running") -> None:
+        """gpu_check.json, gpu_check.md and logs.tar.gz."""
+        self.about |= {"seconds": round(self.runner.elapsed(), 1), "state": state}
+        self.found = gather(self.scratch, self.runner.outcomes, self.about)
+        self._replace("gpu_check.json", json.dumps(self.found, indent=1) + "\n")
+        self._replace("gpu_check.md", page(self.found))
+        with tarfile.open(self.out / ".logs.partial", "w:gz", compresslevel=3) as archive:
+            archive.add(self.scratch.logs, "logs")
+        os.replace(self.out / ".logs.partial", self.out / "logs.tar.gz")
+        for name, outcome in self.runner.outcomes.items():
+            if self.told.get(name) != outcome.status:
+                self.told[name] = outcome.status
+                why = f" ({outcome.reason})" if outcome.reason else ""
+                print(f"gpu-check: {self.runner.elapsed():4.0f} s  {name}: {outcome.status}{why}", flush=True)
+
+    def _replace(self, name: str, text: str) -> None:
+        partial = self.out / f".{name}.partial"
+        partial.write_text(text)
+        os.replace(partial, self.out / name)
 
 
-def machine() -> list[str]:
-    """What the report was made on."""
-    from simclr_fast import info
-
-    described = subprocess.run([sys.executable, "-m", info.__name__], capture_output=True, text=True, cwd=ROOT).stdout
-    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    names = [f"{d.name}, {d.total_memory >> 20} MiB, sm_{d.major}{d.minor}" for d in devices]
-    return [*(f"- GPU {i}: {name}" for i, name in enumerate(names)), "", "```", described.strip(), "```"]
+def cut_off(number: int, frame: object) -> None:
+    """For SIGTERM and SIGINT."""
+    raise CutOffError(signal.Signals(number).name)
 
 
-def run(step: Step) -> tuple[bool, list[str]]:
-    """Whether the step passed, and its section of the report."""
-    print(f"gpu-check: {step.title} ...", flush=True)
-    if step.missing:
-        print(f"gpu-check: {step.missing}", flush=True)
-        return False, [f"## {step.title}: NOT RUN", "", step.missing]
-    begin = time.monotonic()
-    done = subprocess.run(step.command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    verdict = "passed" if done.returncode == 0 else f"FAILED (exit status {done.returncode})"
-    print(f"gpu-check: {step.title}: {verdict}", flush=True)
-    tail = done.stdout.strip().split("\n")[-SHOWN_LINES:]
-    seconds = time.monotonic() - begin
-    section = [f"## {step.title}: {verdict}, {seconds:.0f} s", "", "```", *tail, "```"]
-    if done.returncode == 0 and step.result:
-        section += ["", step.result.read_text()]
-    return done.returncode == 0, section
-
-
-def main() -> int:
-    """Runs all steps and writes the report; the exit status says how it went."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--no-benchmarks", action="store_true", help="tests and sanitizers only")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("gpu-check: this machine has no CUDA device that torch can use; nothing was checked", file=sys.stderr)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the check; the exit status says how it went."""
+    options = parse(arguments)
+    scratch = Scratch(options.scratch)
+    began, clock = time.strftime("%Y-%m-%d %H:%M:%S %z"), time.monotonic()
+    scratch.prepare()
+    machine = machine_of(scratch)
+    only_build = options.steps == ["build"]
+    arch = options.arch or (machine["gpu"] or {}).get("capability")
+    if machine["gpu"] is None and not options.dry_run and not (only_build and arch):
+        print(
+            "gpu-check: this machine has no CUDA device that torch can use; nothing was checked (--dry-run walks "
+            "through all of it on a CPU)",
+            file=sys.stderr,
+        )
         return 2
-    results = [run(step) for step in steps(not options.no_benchmarks)]
-    sections = [line for _, section in results for line in ["", *section]]
-    REPORT.write_text("\n".join(["# GPU check", "", *machine(), *sections, ""]))
-    print(f"gpu-check: wrote {REPORT.name}")
-    return 0 if all(passed for passed, _ in results) else 1
+    about = {
+        "began": began,
+        "minutes": options.minutes,
+        "command": " ".join(["gpu_check", *(sys.argv[1:] if arguments is None else arguments)]),
+        "commit": options.commit or commit(),
+        "sources": digest(scratch.source, ("csrc", "simclr_fast", "setup.py")),
+        "dry run": options.dry_run,
+        "steps": options.steps,
+        "machine": machine,
+    }
+    seconds = 60 * options.minutes - RESERVE_SECONDS
+    runner = Runner(scratch.source, scratch.logs, scratch.environment(), seconds - (time.monotonic() - clock))
+    report = Report(options.out, scratch, runner, about)
+    jobs = plan(scratch, options.steps, None if options.dry_run else arch, seconds, machine["cores"], options.dry_run)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, cut_off)
+    try:
+        state = "finished" if runner.run(jobs, report.save) else "its time was up"
+    except CutOffError as error:
+        state = f"cut off by {error}"
+        runner.stop(state, jobs)
+    report.save(state)
+    print(summary(report.found))
+    print(f"gpu-check: {state}; see {options.out}/gpu_check.md")
+    return int(state.startswith("cut off") or bool(failures(report.found)))
 
 
 if __name__ == "__main__":

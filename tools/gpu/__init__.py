@@ -1,0 +1,8 @@
+"""What `tools/gpu_check.py` is made of.
+
+Run by the check itself, with nothing but the standard library: scratch (copy and build), jobs (processes side by side,
+each with a limit), plan (which, in what order), results and page (what is written). Run by its processes, in the
+scratch copy: machine, record_tests (a pytest plugin), sanitized, bench (with bench_* and device), tune.
+"""
+
+TESTS_FILE = "GPU_CHECK_TESTS"  # the environment variable that names the file of record_tests

@@ -1,0 +1,200 @@
+"""The NT-Xent loss: forward, backward and both, each backend beside plain PyTorch, eager and compiled."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.ntxent_contestants import extra_bytes, views
+from benchmarks.ntxent_truth import loss_and_sampled_gradients
+from simclr_fast import ntxent_loss
+from simclr_fast.ops.ntxent.reference import ntxent_textbook
+from tools.gpu.bench import Bench
+from tools.gpu.bench_ceilings import KINDS, limit_ms
+from tools.gpu.device import MIB
+
+TEMPERATURE = 0.1
+SIZES = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+DIMS = (128, 512)
+HOST_TIMED_UP_TO = 4096  # samples; beyond, the device takes longer than the host
+# What a right result is off at most, relatively: (loss, gradient), of float64 of the same inputs.
+TOLERANCE = {"fp16": (2e-3, 3e-3), "bf16": (2e-3, 5e-3), "tf32": (1e-3, 3e-3), "ieee": (2e-5, 1e-4)}
+OURS = ("cpp", "triton")
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """N samples of two views, D columns, and the kind of operand."""
+
+    n: int
+    d: int
+    kind: str
+
+
+def textbook(z0: Tensor, z1: Tensor) -> Tensor:
+    """Plain PyTorch."""
+    return ntxent_textbook(z0, z1, TEMPERATURE)
+
+
+def freshly_compiled(bench: Bench) -> Loss:
+    """Plain PyTorch, compiled anew: from the ninth shape on, torch.compile would silently run eagerly."""
+    torch._dynamo.reset()
+    backend = "aot_eager" if bench.dry else "inductor"
+    return torch.compile(textbook, backend=backend, fullgraph=True, dynamic=False)
+
+
+def loss_of(bench: Bench, name: str, kind: str) -> Loss:
+    """The named contestant."""
+    if name == "plain":
+        return textbook
+    if name == "compiled":
+        return freshly_compiled(bench)
+    backend = "reference" if bench.dry and name == "triton" else name
+    return lambda z0, z1: ntxent_loss(z0, z1, TEMPERATURE, backend=backend, precision=KINDS[kind][1])
+
+
+def measure(
+    bench: Bench,
+    figures: dict,
+    loss: Loss,
+    leaves: list[Tensor],
+    scale: float,
+    truth: tuple[Tensor, Tensor, Tensor] | None,
+    graph: bool = True,
+) -> None:
+    """Fills in one contestant's figures.
+
+    leaves: z0, z1, which require grad. scale: the upstream gradient, as a GradScaler's, so that a half type can hold
+    the gradients of many rows. truth: of `loss_and_sampled_gradients`, or None. graph: as for `forward_and_backward`.
+    """
+    device = bench.device
+    upstream = {kind: torch.full((), scale, dtype=kind, device=device.torch) for kind in (leaves[0].dtype, torch.float)}
+
+    def forward() -> Tensor:
+        return loss(*leaves)
+
+    def backward(made: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(made, leaves, upstream[made.dtype])
+
+    made = forward()
+    gradients = backward(made)
+    if truth is not None:
+        expected, rows, rows_expected = truth
+        actual = torch.cat(gradients)[rows].double() / scale
+        figures["loss error"] = ((made.detach().double() - expected).abs() / expected).item()
+        figures["gradient error"] = ((actual - rows_expected).norm() / rows_expected.norm()).item()
+    del made, gradients
+    figures["peak MiB"] = device.peak_bytes(lambda: backward(forward())) / MIB
+    if len(leaves[0]) <= HOST_TIMED_UP_TO:
+        figures["host us"] = device.host_us(lambda: backward(forward()))
+        figures["host us forward"] = device.host_us(forward)
+    timings = device.forward_and_backward(forward, backward, graph)
+    figures |= {f"{part} ms": timing.ms for part, timing in timings.items()}
+    figures["timings"] = {part: asdict(timing) for part, timing in timings.items()}
+
+
+def run_case(bench: Bench, case: Case, names: Iterable[str]) -> None:
+    """One case into found["ntxent"]; contestants that it has already are left as they are."""
+    key = f"N={case.n} D={case.d} {case.kind}"
+    entry = bench.found.setdefault("ntxent", {}).setdefault(key, asdict(case) | {"contestants": {}})
+    waiting = [name for name in names if name not in entry["contestants"]]
+    if not waiting:
+        return
+    dtype, _, precision = KINDS[case.kind]
+    torch.set_float32_matmul_precision(precision)
+    rows = 2 * case.n
+    limit = limit_ms(bench, case.kind, rows, case.d)
+    torch.set_float32_matmul_precision(precision)
+    entry["limit ms"] = limit
+    z = views(case.n, case.d, dtype, bench.device.torch)
+    truth = loss_and_sampled_gradients(*z, TEMPERATURE, samples=256)
+    for name in waiting:
+        figures = entry["contestants"].setdefault(name, {})
+        needed = extra_bytes("plain", case.n, case.d) * dtype.itemsize / 4
+        if name not in OURS and needed > bench.device.free_bytes():
+            figures["failed"] = f"needs about {needed / 2**30:.0f} GiB"
+            continue
+        with bench.guarded(figures, f"{key} {name}"):
+            leaves = [x.detach().clone().requires_grad_() for x in z]
+            measure(bench, figures, loss_of(bench, name, case.kind), leaves, float(min(rows, 16384)), truth)
+            loss_bound, gradient_bound = TOLERANCE[case.kind]
+            right = figures["loss error"] <= loss_bound and figures["gradient error"] <= gradient_bound
+            if name in OURS:
+                figures["right"] = right
+            figures["over limit"] = figures["both ms"] / limit
+    parts = (f"{name} {f.get('both ms', float('nan')):.4g}" for name, f in entry["contestants"].items())
+    bench.say(f"{key}: limit {limit:.4g} ms; {', '.join(parts)}")
+    bench.save()
+
+
+def run_cases(bench: Bench, cases: Iterable[Case], names: Iterable[str]) -> None:
+    """All cases for which there is time."""
+    for case in cases:
+        if bench.left() < 4:
+            bench.say(f"no time for {case} and what follows")
+            return
+        run_case(bench, case, names)
+        bench.device.clean()
+
+
+def first(bench: Bench) -> None:
+    """The sizes that are asked about first."""
+    if bench.dry:
+        return run_cases(bench, [Case(8, 8, "fp16"), Case(8, 20, "ieee")], (*OURS, "plain"))
+    cases = [Case(n, 128, kind) for kind in ("fp16", "tf32", "ieee") for n in (4096, 256, 32768)]
+    run_cases(bench, cases, (*OURS, "plain"))
+
+
+def compiled_cases(bench: Bench) -> list[Case]:
+    """Where plain PyTorch is compiled as well, which takes seconds a shape."""
+    if bench.dry:
+        return [Case(8, 8, "fp16")]
+    chosen = [(4096, 128, "fp16"), (4096, 512, "fp16"), (4096, 128, "tf32"), (1024, 128, "fp16"), (256, 128, "fp16")]
+    chosen += [(8192, 128, "fp16"), (4096, 128, "ieee"), (16384, 128, "fp16")]
+    return [Case(*values) for values in chosen]
+
+
+def compiled(bench: Bench) -> None:
+    """The compiled contestant beside the others."""
+    run_cases(bench, compiled_cases(bench), (*OURS, "plain", "compiled"))
+
+
+def warm_compiled(bench: Bench) -> None:
+    """Compiles it for all its shapes, into inductor's cache on disk."""
+    for case in compiled_cases(bench):
+        torch.set_float32_matmul_precision(KINDS[case.kind][2])
+        leaves = views(case.n, case.d, KINDS[case.kind][0], bench.device.torch)
+        torch.autograd.grad(freshly_compiled(bench)(*leaves), leaves)
+        bench.say(f"compiled plain PyTorch for {case}")
+
+
+def warm_triton(bench: Bench) -> None:
+    """Compiles the Triton kernels of all cases, into Triton's cache on disk, by launching them once."""
+    sizes = (8,) if bench.dry else SIZES
+    shared = [(d, kind) for d in DIMS for kind in KINDS][bench.part :: bench.parts]
+    for d, kind in shared[:1] if bench.dry else shared:
+        for n in sizes:
+            leaves = views(n, d, KINDS[kind][0], bench.device.torch)
+            torch.autograd.grad(loss_of(bench, "triton", kind)(*leaves), leaves)
+        bench.device.synchronize()
+        bench.say(f"compiled Triton's NT-Xent for D={d} {kind}")
+
+
+def sizes(bench: Bench) -> None:
+    """Every size in half precision."""
+    if bench.dry:
+        return run_cases(bench, [Case(4, 8, "bf16")], (*OURS, "plain"))
+    cases = [Case(n, 128, "fp16") for n in SIZES]
+    cases += [Case(n, 512, "fp16") for n in SIZES] + [Case(n, 128, "ieee") for n in SIZES]
+    run_cases(bench, cases, (*OURS, "plain"))
+
+
+def all_kinds(bench: Bench) -> None:
+    """What is left of all sizes, dimensions and kinds."""
+    if bench.dry:
+        return run_cases(bench, [Case(4, 20, "tf32")], (*OURS, "plain"))
+    cases = [Case(n, d, kind) for n in (4096, 1024, 32768) for d in reversed(DIMS) for kind in KINDS]
+    cases += [Case(n, d, kind) for kind in ("tf32", "bf16", "ieee", "fp16") for d in DIMS for n in SIZES]
+    run_cases(bench, cases, (*OURS, "plain"))

@@ -1,0 +1,149 @@
+"""Training steps as train.py takes them (compiled, bfloat16, channels-last), and what views and loss take of them."""
+
+import dataclasses
+import statistics
+import time
+from dataclasses import asdict
+
+import torch
+
+from simclr_fast import NTXentLoss
+from simclr_fast.config import RECIPES
+from simclr_fast.models import build_model
+from simclr_fast.optim import build_optimizer
+from simclr_fast.training.step import TrainStep
+from simclr_fast.training.views import Views
+from tools.gpu.bench import Bench
+from tools.gpu.bench_augment import photographs
+from tools.gpu.device import MIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A recipe of train.py with its images' side and the batch that is trained on."""
+
+    recipe: str
+    model: str
+    batch: int
+    side: int
+    steps: int
+
+
+SETTINGS = {
+    "resnet50": Setting("imagenet", "resnet50", 128, 256, 20),
+    "resnet18": Setting("cifar10", "resnet18", 1024, 32, 40),
+}
+DRY = {
+    "resnet50": Setting("imagenet", "resnet_mini", 2, 40, 1),
+    "resnet18": Setting("cifar10", "resnet_mini", 2, 32, 1),
+}
+
+
+class Training:
+    """A training run without its loader: the images are on the device."""
+
+    def __init__(self, bench: Bench, name: str):
+        self.bench = bench
+        self.setting = (DRY if bench.dry else SETTINGS)[name]
+        recipe = RECIPES[self.setting.recipe]
+        model_options = dataclasses.replace(recipe.model, model=self.setting.model)
+        optimization = dataclasses.replace(recipe.optimization, batch_size=self.setting.batch)
+        augment = dataclasses.replace(recipe.augment, img_size=32) if bench.dry else recipe.augment
+        torch.manual_seed(0)
+        torch.set_float32_matmul_precision("high")
+        device = bench.device.torch
+        model = build_model(model_options, 3).to(device, memory_format=torch.channels_last).train()
+        self.head_dim = model_options.head_dim
+        self.views = Views(augment, seed=0, dtype=torch.bfloat16)
+        self.loss = NTXentLoss(optimization.temperature)
+        optimizer = build_optimizer(model, optimization)
+        compiler = "aot_eager" if bench.dry else "inductor"
+        # The same step without scaler and clipping that the recipes take.
+        self.step = TrainStep(
+            model, self.views, self.loss, optimizer, autocast=torch.bfloat16, compile_backend=compiler
+        )
+        images = photographs(self.setting.batch, self.setting.side).to(device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.indices = torch.arange(self.setting.batch, device=device)
+        self.count = 0
+
+    def once(self) -> None:
+        """One step."""
+        self.count += 1
+        self.step(self.images, self.views.draw(self.indices, self.count), lr=0.01)
+
+    def milliseconds_of_a_step(self) -> float:
+        """Over steps in a row, by the wall clock."""
+        self.bench.device.synchronize()
+        begin = time.perf_counter()
+        for _ in range(self.setting.steps):
+            self.once()
+        self.bench.device.synchronize()
+        return (time.perf_counter() - begin) / self.setting.steps * 1e3
+
+
+def train(bench: Bench, name: str) -> None:
+    """found["steps"][name]."""
+    device, found = bench.device, bench.found.setdefault("steps", {}).setdefault(name, {})
+    training = Training(bench, name)
+    setting = training.setting
+    found |= {"setting": asdict(setting)}
+    begin = time.monotonic()
+    training.once()
+    device.synchronize()
+    found["compile s"] = time.monotonic() - begin
+    bench.save()
+    for _ in range(0 if bench.dry else 5):
+        training.once()
+
+    # With views and with views made before, in turns: the difference is what the views take of the step.
+    draw = training.views.draw(training.indices, 0)
+    fixed = training.views.apply(training.images, draw)
+    apply = training.views.apply
+    taken: dict[str, list[float]] = {"with": [], "without": []}
+    for _ in range(1 if bench.dry else 3):
+        taken["with"].append(training.milliseconds_of_a_step())
+        training.views.apply = lambda images, draw: fixed
+        taken["without"].append(training.milliseconds_of_a_step())
+        training.views.apply = apply
+    step_ms = statistics.median(taken["with"])
+    found |= {"step ms": step_ms, "step ms, single": taken["with"], "images/s": setting.batch / step_ms * 1e3}
+    found["step ms without views"] = statistics.median(taken["without"])
+    found["peak MiB"] = device.peak_bytes(training.once) / MIB
+    bench.save()
+
+    views_ms = device.timed(lambda: apply(training.images, draw)).ms
+    z = torch.randn(2, setting.batch, training.head_dim, device=device.torch).bfloat16()
+    leaves = [view.clone().requires_grad_() for view in z]
+    loss_ms = device.forward_and_backward(
+        lambda: training.loss(*leaves), lambda made: torch.autograd.grad(made, leaves)
+    )["both"].ms
+    found |= {"views ms": views_ms, "loss ms": loss_ms, "share of views and loss": (views_ms + loss_ms) / step_ms}
+    found["share of views, by difference"] = (step_ms - found["step ms without views"]) / step_ms
+    bench.say(f"{name}: {found}")
+
+
+def warm(bench: Bench, name: str) -> None:
+    """One step, which compiles."""
+    Training(bench, name).once()
+    bench.device.synchronize()
+
+
+def resnet50(bench: Bench) -> None:
+    """ResNet-50 at 224 px."""
+    train(bench, "resnet50")
+
+
+def resnet18(bench: Bench) -> None:
+    """ResNet-18 on CIFAR-sized images."""
+    train(bench, "resnet18")
+
+
+def warm_resnet50(bench: Bench) -> None:
+    """Compiles that of `resnet50`."""
+    warm(bench, "resnet50")
+
+
+def warm_resnet18(bench: Bench) -> None:
+    """Compiles that of `resnet18`."""
+    warm(bench, "resnet18")

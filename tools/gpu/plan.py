@@ -1,0 +1,152 @@
+"""Which jobs a check has, in what order: what can share the machine first, then the measurements, each alone."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from tools.gpu import TESTS_FILE
+from tools.gpu.bench import SECTIONS
+from tools.gpu.jobs import Job
+from tools.gpu.scratch import Scratch
+
+SHARED_PART = 0.45  # of the time, at most, for build, tests and sanitizers; where something is measured as well
+BUILD_SECONDS = 200.0
+TEST_SECONDS = 100.0  # of one test
+MOST_WORKERS = 12  # each holds a CUDA context
+FIRST_TESTS = ("ops/ntxent", "ops/augment", "ops/l2_normalize")
+# The steps that --only chooses from; a section of bench is one of its own.
+STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", *SECTIONS)
+SANITIZED = {  # tool: (name, arguments of tools.gpu.sanitized); racecheck is slow
+    "memcheck": (("cpp", ["cpp"]), ("triton", ["triton"])),
+    "racecheck": tuple(
+        (f"{backend}-{name}", [backend, *ops])
+        for backend in ("cpp", "triton")
+        for name, ops in (("ntxent", ["ntxent"]), ("rest", ["augment", "l2_normalize"]))
+    ),
+}
+WARMED = {  # section: (what to warm, in how many processes, whether it needs the extension)
+    "ntxent-sizes": (3, False),
+    "augment": (1, False),
+    "ntxent-compiled": (1, True),
+    "resnet50": (1, True),
+    "resnet18": (1, True),
+}
+DRY_TESTS = ["-m", "not gpu", "-k", "matches_float64 and cpp", "tests/ops/l2_normalize/test_l2_normalize.py"]
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer, on PATH or in the toolkit."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
+
+
+def gpu_tests(tests: Path) -> list[str]:
+    """Files that hold tests marked gpu, and folders whose conftest.py marks some, most important first.
+
+    Others are not collected: that would import, in every worker, much that may be missing.
+    """
+    marked = [path for path in sorted(tests.rglob("*.py")) if "mark.gpu" in path.read_text()]
+    folders = [path.parent for path in marked if path.name == "conftest.py"]
+    alone = [path for path in marked if path.name.startswith("test_") and not set(folders) & set(path.parents)]
+
+    def rank(path: Path) -> int:
+        name = path.relative_to(tests).as_posix()
+        return next((i for i, first in enumerate(FIRST_TESTS) if name.startswith(first)), len(FIRST_TESTS))
+
+    return [str(Path("tests") / path.relative_to(tests)) for path in sorted([*folders, *alone], key=rank)]
+
+
+def pytest_command(scratch: Scratch, *arguments: str, workers: int) -> list[str]:
+    """pytest with the recording plugin; side by side where pytest-xdist is installed."""
+    command = scratch.python("-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider")
+    command += ["-p", "tools.gpu.record_tests", "--continue-on-collection-errors"]
+    if importlib.util.find_spec("xdist") and workers > 1:
+        command += ["-n", str(workers), "--dist", "worksteal", "--max-worker-restart", "40"]
+    if importlib.util.find_spec("pytest_timeout"):
+        # "thread" ends the process, which a hanging kernel needs.
+        command += ["--timeout", f"{TEST_SECONDS:.0f}", "--timeout-method", "thread"]
+    return [*command, *arguments]
+
+
+def chosen_steps(only: str | None) -> list[str]:
+    """The steps that a comma-separated --only names, by their beginnings: all where it is None."""
+    if only is None:
+        return list(STEPS)
+    wanted = [word.strip() for word in only.split(",")]
+    for word in wanted:
+        if not any(step.startswith(word) for step in STEPS):
+            raise ValueError(f"--only {word}: no such step; choose of {', '.join(STEPS)}")
+    return [step for step in STEPS if step.startswith(tuple(wanted))]
+
+
+def plan(scratch: Scratch, steps: list[str], arch: str | None, seconds: float, cores: int, dry: bool) -> list[Job]:
+    """The jobs of these steps. arch: of the device, "9.0"; None where there is none. cores: of the machine."""
+    sections = [step for step in steps if step in SECTIONS]
+    until = SHARED_PART * seconds if sections and not dry else seconds
+    kind = arch or ("any" if dry else "cpu")
+    build = scratch.python("-m", "tools.gpu.scratch", str(scratch.folder), kind)
+    jobs = [Job("build", build, limit=seconds if dry else min(BUILD_SECONDS, 0.5 * seconds))]
+    jobs += _tests(scratch, until, cores, dry) if "tests" in steps else []
+    jobs += _sanitizers(scratch, steps, until, dry)
+    jobs += _warmers(scratch, sections, until, dry)
+    if sections:
+        bench = scratch.python("-m", "tools.gpu.bench", "--out", str(scratch.folder / "results" / "bench.json"))
+        bench += ["--seconds", "{seconds}", *(["--dry-run"] if dry else []), *sections]
+        jobs.append(Job("bench", bench, after=tuple(job.name for job in jobs), alone=True))
+    return jobs
+
+
+def _tests(scratch: Scratch, until: float, cores: int, dry: bool) -> list[Job]:
+    results = scratch.folder / "results"
+    threads = {"OMP_NUM_THREADS": "2"}
+    files = gpu_tests(scratch.source / "tests")
+    missing = "" if importlib.util.find_spec("pytest") else "needs pytest"
+    if not dry:
+        command = pytest_command(scratch, "-m", "gpu", *files, workers=max(1, min(MOST_WORKERS, cores - 4)))
+        environment = threads | {TESTS_FILE: str(results / "tests.jsonl")}
+        return [Job("tests", command, until=until, needs=("build",), environment=environment, missing=missing)]
+    # A GPU's tests can only be collected; others stand in for them.
+    collect = pytest_command(scratch, "-m", "gpu", "--collect-only", *files, workers=1)
+    few = pytest_command(scratch, *DRY_TESTS, workers=2)
+    return [
+        Job("tests-collected", collect, needs=("build",), environment={TESTS_FILE: str(results / "collected.jsonl")}),
+        Job("tests", few, needs=("build",), environment=threads | {TESTS_FILE: str(results / "tests.jsonl")}),
+    ]
+
+
+def _sanitizers(scratch: Scratch, steps: list[str], until: float, dry: bool) -> list[Job]:
+    flags = ["--dry-run"] if dry else []
+    call = scratch.python("-m", "tools.gpu.sanitized")
+    tools = [tool for tool in SANITIZED if tool in steps]
+    found, jobs = sanitizer(), []
+    missing = "" if found or dry else "compute-sanitizer was not found: install the CUDA toolkit and set CUDA_HOME"
+    warm = [f"warm-sanitized-{part}" for part in range(1 if dry else 3)] if tools else []
+    for part, name in enumerate(warm):  # Triton compiles, which is no work for a sanitizer to watch
+        jobs.append(Job(name, [*call, "triton", "--part", f"{part}/{len(warm)}", *flags], until=until))
+    for tool in tools:
+        for name, arguments in SANITIZED[tool][:1] if dry else SANITIZED[tool]:
+            watch = [] if dry else [found or "", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+            waits = tuple(warm) if "triton" in arguments else ()
+            command = [*watch, *call, *arguments, *flags]
+            jobs.append(Job(f"{tool}-{name}", command, until=until, after=waits, needs=("build",), missing=missing))
+    if "kernels" in steps and not dry:
+        for backend in ("cpp", "triton"):
+            waits = tuple(warm) if backend == "triton" else ()
+            command = [*call, backend, "--kernels"]
+            jobs.append(Job(f"kernels-{backend}", command, until=until, after=waits, needs=("build",)))
+    return jobs
+
+
+def _warmers(scratch: Scratch, sections: list[str], until: float, dry: bool) -> list[Job]:
+    jobs = []
+    for section, (parts, compiled) in WARMED.items():
+        if section not in sections and not (section == "ntxent-sizes" and any("ntxent" in name for name in sections)):
+            continue
+        for part in range(1 if dry else parts):
+            name = f"warm-{section}-{part}"
+            out = scratch.folder / "results" / f"{name}.json"
+            command = scratch.python("-m", "tools.gpu.bench", "--out", str(out), "--seconds", "{seconds}")
+            command += ["--warm", f"{part}/{1 if dry else parts}", *(["--dry-run"] if dry else []), section]
+            jobs.append(Job(name, command, until=until, needs=("build",) if compiled else ()))
+    return jobs

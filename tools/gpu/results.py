@@ -1,0 +1,189 @@
+"""Reads what the jobs of a check have left so far into one dictionary: what gpu_check.json holds."""
+
+import ast
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+from tools.gpu.bench import read
+from tools.gpu.jobs import Outcome
+from tools.gpu.scratch import Scratch
+
+TAIL_LINES = 12
+FINDINGS = 12  # lines of a sanitizer's report that are kept
+# What the issue that brought this check asks of an H100: (name, least or most, bound).
+Verdict = tuple[str, float | None, str, float]
+
+
+def read_tests(path: Path) -> dict:
+    """{"collected": n, "tests": {id: entry}, "not run": {module or test: why}} of record_tests' file."""
+    found: dict = {"collected": [], "tests": {}, "not run": {}}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a process that was killed while it wrote
+            continue
+        if "collected" in entry:
+            found["collected"] = entry["collected"]
+        elif "not run" in entry:
+            found["not run"][entry["not run"]] = {"failed": entry["failed"], "reason": entry["reason"]}
+        else:
+            before = found["tests"].get(entry["test"], {"margins": {}})
+            entry["margins"] = before["margins"] | entry["margins"]
+            found["tests"][entry["test"]] = entry
+    return found
+
+
+def summarise_tests(found: dict) -> dict:
+    """Counts by outcome, the tests that never ended, and for each quantity the test that came nearest to its bound."""
+    outcomes = [entry["outcome"] for entry in found["tests"].values()]
+    summary: dict = {name: outcomes.count(name) for name in ("passed", "failed", "skipped")}
+    summary["cut off"] = len([name for name in found["collected"] if name not in found["tests"]])
+    nearest: dict[str, dict] = {}
+    for name, entry in found["tests"].items():
+        function = name.split("[")[0]
+        for what, (error, bound) in entry["margins"].items():
+            key = f"{function}, {what}"
+            use = error / bound if bound > 0 else float("inf") if error > 0 else 0.0
+            if key not in nearest or not use <= nearest[key]["share of the bound"]:
+                nearest[key] = {"test": name, "error": error, "bound": bound, "share of the bound": use}
+    summary["nearest to their bounds"] = nearest
+    return summary
+
+
+def read_sanitizer(log: Path) -> dict:
+    """{"calls": n, "complete": whether all were made, "summary": its last word, "findings": lines}."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    calls = [line for line in lines if line.startswith("sanitized:")]
+    marks = ("Invalid", "Race reported", "hazard", "Error:", "Uninitialized", "ERROR SUMMARY", "Internal Sanitizer")
+    told = [line.removeprefix("========= ").strip() for line in lines if line.startswith("=========")]
+    summaries = [line for line in told if "SUMMARY" in line]
+    findings = [line for line in told if any(mark in line for mark in marks) and "SUMMARY" not in line]
+    return {
+        "calls": len([line for line in calls if ": all " not in line]),
+        "complete": any(": all " in line for line in calls),
+        "summary": summaries[-1] if summaries else "none",
+        "findings": findings[:FINDINGS],
+        "last call": calls[-1] if calls else "",
+    }
+
+
+def kernels_of_project(source: Path, backend: str) -> set[str]:
+    """Names of all kernels that the backend's sources define."""
+    if backend == "cpp":
+        text = "\n".join(path.read_text() for path in sorted((source / "csrc/cuda").glob("*.cu*")))
+        # Between __global__ and the name lie attributes with parentheses of their own.
+        return set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\s*\(", text))
+    names = set()
+    for path in sorted((source / "simclr_fast").rglob("triton_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel") and node.decorator_list:
+                names.add(node.name)
+    return names
+
+
+def kernels_not_reached(source: Path, backend: str, log: Path) -> list[str]:
+    """Kernels of the project that are not among the launched ones, which the log names."""
+    launched = log.read_text(errors="replace")
+    return sorted(name for name in kernels_of_project(source, backend) if not re.search(rf"\b{name}\b", launched))
+
+
+def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
+    """The last lines of a log."""
+    return [line[:300] for line in path.read_text(errors="replace").splitlines() if line.strip()][-lines:]
+
+
+def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
+    """Everything so far; `about` says what was checked, when, on what."""
+    results = scratch.folder / "results"
+    jobs: dict[str, dict] = {}
+    for name, outcome in outcomes.items():
+        jobs[name] = asdict(outcome)
+        log = scratch.logs / f"{name}.log"
+        if outcome.status not in ("passed", "running") and log.exists():
+            jobs[name]["tail"] = tail(log)
+    found = {"check": about, "jobs": jobs}
+    if "tests" in outcomes:
+        tests = read_tests(results / "tests.jsonl")
+        found["tests"] = summarise_tests(tests) | tests
+    if "tests-collected" in outcomes:
+        found["tests collected"] = read_tests(results / "collected.jsonl")
+    sanitized = [name for name in outcomes if name.startswith(("memcheck", "racecheck"))]
+    if sanitized:
+        found["sanitizer"] = {name: read_sanitizer(scratch.logs / f"{name}.log") for name in sanitized}
+    for backend in ("cpp", "triton"):
+        if outcomes.get(f"kernels-{backend}", Outcome("")).status == "passed":
+            missed = kernels_not_reached(scratch.source, backend, scratch.logs / f"kernels-{backend}.log")
+            found.setdefault("kernels not reached", {})[backend] = missed
+    if "bench" in outcomes:
+        found["bench"] = read(results / "bench.json")
+    return found
+
+
+def failures(found: dict) -> list[str]:
+    """What keeps the check from having passed, in words."""
+    said = [
+        f"{name}: {job['status']}{': ' + job['reason'] if job['reason'] else ''}"
+        for name, job in found["jobs"].items()
+        if job["status"] not in ("passed", "running") and not (name == "bench" and job["status"] == "cut off")
+    ]
+    tests = found.get("tests", {})
+    if tests.get("cut off"):
+        said.append(f"{tests['cut off']} tests did not end")
+    collected = {**tests.get("not run", {}), **found.get("tests collected", {}).get("not run", {})}
+    said += [f"{name}: {entry['reason'][:200]}" for name, entry in collected.items() if entry["failed"]]
+    for name, report in found.get("sanitizer", {}).items():
+        if not report["complete"]:
+            said.append(f"{name}: not all calls were made; the last: {report['last call']}")
+    for backend, names in found.get("kernels not reached", {}).items():
+        said += [f"no sanitized call reaches {backend}'s {name}" for name in names]
+    for name, state in found.get("bench", {}).get("sections", {}).items():
+        if state.get("state") == "failed":
+            said.append(f"bench, {name}: {state['failed']}")
+    said += [f"wrong: {where}" for where in wrong_results(found.get("bench", {}))]
+    return said
+
+
+def wrong_results(bench: dict) -> list[str]:
+    """Our own contestants whose results are not right, or that failed."""
+    said = []
+    for group, names in (("ntxent", ("cpp", "triton")), ("augment", ("cpp", "triton"))):
+        for key, entry in bench.get(group, {}).items():
+            for name in names:
+                figures = entry["contestants"].get(name, {})
+                if figures.get("right") is False:
+                    said.append(
+                        f"{key} {name}: loss off by {figures['loss error']:.1e}, "
+                        f"gradient by {figures['gradient error']:.1e}"
+                    )
+                elif "failed" in figures:
+                    said.append(f"{key} {name}: {figures['failed']}")
+    for size, backends in bench.get("augment errors", {}).items():
+        for name, figures in backends.items():
+            if figures.get("failed") or figures.get("error", 0.0) > 1e-5 or figures.get("same draws") is False:
+                said.append(f"augmentation, {size} px, {name}: {figures}")
+    return said
+
+
+def targets(bench: dict) -> list[Verdict]:
+    """(what, measured or None, "at least" or "at most", bound): what is demanded of an H100."""
+    case = bench.get("ntxent", {}).get("N=4096 D=128 fp16", {})
+    of = lambda name: case.get("contestants", {}).get(name, {}).get("both ms")
+    ours = min((of(name) for name in ("cpp", "triton") if of(name)), default=None)
+    ratio = lambda a, b: a / b if a and b else None
+    views = [
+        figures.get("views/s")
+        for key, entry in bench.get("augment", {}).items()
+        if key.endswith("to 224 px, bf16")
+        for name, figures in entry["contestants"].items()
+        if name in ("cpp", "triton") and figures.get("views/s")
+    ]
+    share = bench.get("steps", {}).get("resnet50", {}).get("share of views and loss")
+    return [
+        ("NT-Xent fp16 N=4096 D=128: times as fast as plain eager", ratio(of("plain"), ours), "at least", 6.0),
+        ("the same: times as fast as plain compiled", ratio(of("compiled"), ours), "at least", 2.0),
+        ("the same: times the limit of 2.5 M^2 D multiply-adds", ratio(ours, case.get("limit ms")), "at most", 3.0),
+        ("augmentation to 224 px, views/s", max(views, default=None), "at least", 200_000.0),
+        ("share of views and loss in a ResNet-50 step", share, "at most", 0.03),
+    ]

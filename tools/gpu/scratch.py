@@ -1,0 +1,144 @@
+"""The scratch folder: a copy of the checkout with the extension built into it, so that the checkout stays as it is.
+
+    SCRATCH/src                 the copy, which is what runs
+    SCRATCH/extension/KEY/      built extensions, by the sources, torch, Python and architecture they were built of
+    SCRATCH/{triton,inductor}/  caches of compiled kernels
+
+The same folder may serve again: what has been built and compiled is then found there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = (
+    *("simclr_fast", "csrc", "tests", "benchmarks", "tools", "docs/tables"),
+    *("setup.py", "pyproject.toml", "README.md", "LICENSE", "train.py", "hubconf.py", "Makefile"),
+)
+BUILT_OF = ("csrc", "setup.py")
+IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc", "*.o", ".pytest_cache")
+PROBE = "from simclr_fast import _extension as e; print(e.missing_because or e.build_info())"
+ASK = "import platform, torch; print(platform.python_version(), torch.__version__, torch.version.cuda)"
+
+
+class Scratch:
+    """The folder, and the processes' environment in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.source = folder / "src"
+        self.logs = folder / "logs"
+
+    def prepare(self) -> None:
+        """Copies the checkout anew; logs and results of an earlier run go."""
+        for stale in (self.source, self.logs, self.folder / "results"):
+            shutil.rmtree(stale, ignore_errors=True)
+        for fresh in (self.logs, self.folder / "results", self.folder / "tmp"):
+            fresh.mkdir(parents=True, exist_ok=True)
+        for name in COPIED:
+            origin, target = ROOT / name, self.source / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if origin.is_dir():
+                shutil.copytree(origin, target, ignore=IGNORED)
+            elif origin.exists():
+                shutil.copy2(origin, target)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """For every process: the copy first on the path, caches in the scratch folder."""
+        inherited = os.environ.get("PYTHONPATH")
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(self.source), *([inherited] if inherited else [])]),
+            "PYTHONUNBUFFERED": "1",
+            "TRITON_CACHE_DIR": str(self.folder / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+            "TMPDIR": str(self.folder / "tmp"),
+            **more,
+        }
+
+    def python(self, *arguments: str) -> list[str]:
+        """This interpreter, with the copy's modules."""
+        return [sys.executable, *arguments]
+
+    def ask(self, program: str) -> str:
+        """What a short program prints."""
+        command = self.python("-c", program)
+        done = subprocess.run(command, cwd=self.source, env=self.environment(), capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else f"error: {done.stderr.strip()[-300:]}"
+
+
+def digest(folder: Path, names: tuple[str, ...]) -> str:
+    """Twelve hexadecimal digits that change with any of the files."""
+    found = hashlib.sha256()
+    for name in names:
+        path = folder / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and "__pycache__" not in file.parts:
+                found.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def commit() -> str | None:
+    """The checkout's commit, with "+" where it was changed since; None where git cannot say."""
+    if shutil.which("git") is None:
+        return None
+    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if head.returncode != 0:
+        return None
+    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def build(scratch: Scratch, arch: str | None, from_checkout: bool) -> int:
+    """Puts the extension into the copy: an earlier one if it is of the same sources, else a new one; an exit status.
+
+    arch: compute capability ("9.0"), or None for CPU kernels only. from_checkout: whether the one that stands in the
+    checkout will do where it can be loaded.
+    """
+    key = f"{digest(scratch.source, BUILT_OF)} {scratch.ask(ASK)} {arch or 'cpu'}"
+    kept = scratch.folder / "extension" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    package = scratch.source / "simclr_fast"
+    origins = [kept, *([ROOT / "simclr_fast"] if from_checkout else [])]
+    for origin in origins:
+        for library in origin.glob("_C*.so"):
+            shutil.copy2(library, package)
+        if loaded(scratch):
+            print(f"build: taken from {origin}: {scratch.ask(PROBE)}")
+            return 0
+        for library in package.glob("_C*.so"):
+            library.unlink()
+    chosen = {"TORCH_CUDA_ARCH_LIST": arch, "FORCE_CUDA": "1"} if arch else {"USE_CUDA": "0"}
+    jobs = os.environ.get("MAX_JOBS", str(len(os.sched_getaffinity(0))))
+    command = scratch.python("setup.py", "-q", "build_ext", "--inplace", "--build-temp", str(scratch.folder / "build"))
+    status = subprocess.run(command, cwd=scratch.source, env=scratch.environment(MAX_JOBS=jobs, **chosen)).returncode
+    if status != 0:
+        return status
+    print(f"build: {scratch.ask(PROBE)}")
+    if not loaded(scratch):
+        return 1
+    kept.mkdir(parents=True, exist_ok=True)
+    for library in package.glob("_C*.so"):
+        shutil.copy2(library, kept)
+    (kept / "key.json").write_text(json.dumps(key) + "\n")
+    return 0
+
+
+def loaded(scratch: Scratch) -> bool:
+    """Whether the copy's extension can be imported."""
+    return scratch.ask(PROBE).startswith("{")
+
+
+def main() -> int:
+    """python -m tools.gpu.scratch FOLDER ARCH|cpu|any: `build` as a process of its own."""
+    folder, arch = sys.argv[1:]
+    return build(Scratch(Path(folder)), None if arch in ("cpu", "any") else arch, arch == "any")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Ranks tile configurations of the Triton NT-Xent kernels by time on the device, for simclr_fast's triton_tiles.py.
+
+Candidates are compiled first, side by side, by processes that need no device, into Triton's cache on disk; then each is
+compared with the configuration of the table, timed, and ranked.
+"""
+
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from simclr_fast.ops.ntxent import triton_backend
+from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
+from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_tiles, forward_tiles, target_of
+from simclr_fast.triton_launch import Launch
+from tools.gpu.bench import Bench
+
+TEMPERATURE = 0.1
+SHARED_BYTES = 227 * 1024  # of one program, at most, on sm_90 and sm_100
+# (samples, D, dtype of the operands, precision, its name in the table), most important first.
+SHAPES = (
+    (4096, 128, torch.float16, "ieee", "fp16"),
+    (4096, 512, torch.float16, "ieee", "fp16"),
+    (4096, 128, torch.float32, "ieee", "tf32x3"),
+    (4096, 128, torch.float32, "tf32", "tf32"),
+)
+TILE_KERNELS = {"forward": "ntxent_fwd_kernel", "backward": "ntxent_bwd_kernel"}
+COMPILE_SECONDS = 100.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a configuration is chosen for."""
+
+    n: int
+    d: int
+    dtype: torch.dtype
+    precision: str
+    operand: str
+
+
+def fits(tiles: Tiles, d: int, element: int, backward: bool) -> bool:
+    """Whether the tiles' accumulators fit into registers and their buffers into shared memory, roughly."""
+    threads = 32 * tiles.num_warps
+    accumulators = tiles.block_m * tiles.block_n
+    accumulators += tiles.block_m * min(d, 256) if backward else 0
+    chunk = tiles.block_d * element
+    shared = tiles.num_stages * tiles.block_n * chunk
+    shared += tiles.block_m * (d * element if tiles.holds_rows else tiles.num_stages * chunk)
+    return accumulators / threads <= 192 and shared <= SHARED_BYTES and tiles.block_m * tiles.block_n >= 16 * threads
+
+
+def candidates(shape: Shape, way: str, dry: bool) -> list[Tiles]:
+    """Configurations to try for "forward" or "backward"."""
+    if dry:
+        return [Tiles(64, 64, 32, 4, 2)]
+    element = 2 if shape.dtype == torch.float16 else 4
+    backward = way == "backward"
+    columns = (32, 64, 128) if backward else (None,)
+    found = []
+    for block_m, block_n, block_d, warps, stages, holds in itertools.product(
+        (32, 64, 128) if backward else (64, 128, 256), columns, (32, 64, 128), (4, 8), (2, 3), (True, False)
+    ):
+        tiles = Tiles(block_m, block_n or block_m, block_d, warps, stages, holds)
+        whole = block_d == 128 or block_d * element >= 128
+        if whole and fits(tiles, shape.d, element, backward) and not (holds and shape.d > 256):
+            found.append(tiles)
+    return found
+
+
+def with_tiles(way: str, tiles: Tiles | None, run: Callable[[], object]) -> object:
+    """run() with these tiles in the place of the table's."""
+    name = f"{way}_tiles"
+    table = getattr(triton_backend, name)
+    if tiles is not None:
+        setattr(triton_backend, name, lambda *_: tiles)
+    try:
+        return run()
+    finally:
+        setattr(triton_backend, name, table)
+
+
+def calls(backend: TritonNtxent, shape: Shape, device: torch.device) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """{"forward": the op's call, "backward": the op's call} on fresh inputs, with the table's tiles until now."""
+    n, scale = shape.n, 1 / (2 * shape.n)
+    generator = torch.Generator().manual_seed(0)
+    z0, z1 = torch.randn(2, n, shape.d, generator=generator).to(device, shape.dtype)
+    u, inv_norm = backend.normalize(z0, z1, 1e-8)
+    forward = lambda: backend.fwd(u, n, 0, TEMPERATURE, None, True, scale, shape.precision)
+    _, lse_neg, s_pos = forward()
+    one = torch.ones((), device=device)
+    statistics = (u, inv_norm, lse_neg, s_pos)
+    backward = lambda: backend.bwd(one, z0, z1, *statistics, 0, scale, 1e-8, TEMPERATURE, None, shape.precision, False)
+    return {"forward": forward, "backward": backward}
+
+
+def compile_only(arguments: tuple[Shape, str, Tiles, int, Target]) -> str | None:
+    """Compiles one candidate into Triton's cache, without a device; what went wrong, if anything did."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+
+    shape, way, tiles, capability, target = arguments
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: GPUTarget("cuda", capability, 32),
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+        )
+    )
+    wanted = TILE_KERNELS[way]
+
+    def compile_launch(launch: Launch) -> None:
+        if launch.kernel.__name__ == wanted:
+            options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
+            launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.constants, **options)
+
+    backend = TritonNtxent(compile_launch, lambda device: target)
+    try:
+        with_tiles(way, tiles, calls(backend, shape, torch.device("cpu"))[way])
+    except Exception as error:  # a candidate that cannot be compiled is a finding
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    return None
+
+
+def compile_all(
+    bench: Bench, work: list[tuple[Shape, str, Tiles]], target: Target, capability: int
+) -> list[str | None]:
+    """Compiles the candidates side by side; for each None, or why it is not to be timed."""
+    processes = 1 if bench.dry else max(1, len(os.sched_getaffinity(0)) - 1)
+    until = time.monotonic() + (600 if bench.dry else min(COMPILE_SECONDS, 0.6 * bench.left()))
+    messages: list[str | None] = []
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:  # terminated at the end
+        for waiting in [pool.apply_async(compile_only, ((*item, capability, target),)) for item in work]:
+            try:
+                messages.append(waiting.get(timeout=max(0.0, until - time.monotonic())))
+            except multiprocessing.TimeoutError:
+                messages.append("not compiled in time")
+    return messages
+
+
+def launch_and_note(facts: dict[str, dict]) -> Callable[[Launch], None]:
+    """A way to run launches that notes what each kernel takes of a multiprocessor."""
+
+    def run(launch: Launch) -> None:
+        options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
+        kernel = launch.kernel[launch.grid](**launch.arguments, **launch.constants, **options)
+        facts[launch.kernel.__name__] = {
+            "registers": kernel.n_regs,
+            "spills": kernel.n_spills,
+            "shared": kernel.metadata.shared,
+        }
+
+    return run
+
+
+def differs(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """Largest relative distance of the results."""
+    distances = [
+        ((a.double() - e.double()).norm() / e.double().norm().clamp_min(1e-30)).item()
+        for a, e in zip(actual, expected)
+        if e.dim()
+    ]
+    return max(distances)
+
+
+def rank(bench: Bench, shape: Shape, way: str, work: list[tuple[Tiles, str | None]], table: Tiles) -> list[dict]:
+    """Times of the candidates, the fastest first; the table's own is among them."""
+    facts: dict[str, dict] = {}
+    call = calls(TritonNtxent(launch_and_note(facts)), shape, bench.device.torch)[way]
+    expected = call()
+    rows = []
+    for tiles, message in [(table, None), *((tiles, why) for tiles, why in work if tiles != table)]:
+        row: dict = {"tiles": repr(tiles), "in the table": tiles == table}
+        rows.append(row)
+        if message or bench.left() < 3:
+            row["failed"] = message or "no time left"
+            continue
+        with bench.guarded(row, f"{way} {shape} {tiles}"):
+            actual = with_tiles(way, tiles, call)
+            row["distance"] = differs(actual, expected)
+            row |= facts[TILE_KERNELS[way]]
+            row["ms"] = with_tiles(way, tiles, lambda: bench.device.timed(call, 0.03)).ms
+    return sorted(rows, key=lambda row: row.get("ms", float("inf")))
+
+
+def rank_dry(work: list[tuple[Tiles, str | None]]) -> list[dict]:
+    """Without a device, what was compiled."""
+    return [{"tiles": repr(tiles), "failed": message} if message else {"tiles": repr(tiles)} for tiles, message in work]
+
+
+def run(bench: Bench) -> None:
+    """found["tune"]: {"N=... D=... operand, forward": rows}."""
+    found = bench.found.setdefault("tune", {})
+    capability = 90 if bench.dry else 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
+    target = Target(90, 132) if bench.dry else target_of(bench.device.torch)
+    shapes = [Shape(64, 32, torch.float16, "ieee", "fp16")] if bench.dry else [Shape(*values) for values in SHAPES]
+    pairs = list(itertools.product(shapes, TILE_KERNELS))
+    work = [(shape, way, tiles) for shape, way in pairs for tiles in candidates(shape, way, bench.dry)]
+    bench.say(f"tune: {len(work)} candidates")
+    messages = compile_all(bench, work, target, capability)
+    bench.say(f"tune: {sum(message is None for message in messages)} of them compiled")
+    for shape, way in pairs:
+        own = [(item[2], message) for item, message in zip(work, messages) if item[:2] == (shape, way)]
+        table = {"forward": forward_tiles, "backward": backward_tiles}[way](target, shape.operand, shape.d)
+        rows = rank_dry(own) if bench.dry else rank(bench, shape, way, own, table)
+        found[f"N={shape.n} D={shape.d} {shape.operand}, {way}"] = rows
+        bench.save()
+        for row in rows[:5]:
+            bench.say(f"tune: N={shape.n} D={shape.d} {shape.operand} {way}: {row}")
