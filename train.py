@@ -105,6 +105,7 @@ def train(config: Config, process: Process, console: Console) -> int:
                         "data_wait_share": waiting,
                         "peak_memory_mib": peak_memory_mib(device),
                         "unreadable_images": len(loader.bad),
+                        "gpu_decode_fallbacks": loader.gpu_decode_fallbacks,
                     }
                     log.write(state.step, values)
                 log.advance()

@@ -110,7 +110,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
     step_line = next(line for line in metrics if "loss" in line)
     assert set(step_line) >= {
         *("step", "epoch", "loss", "chance", "contrastive_accuracy", "temperature", "lr", "grad_norm"),
-        *("images_per_second", "data_wait_share", "peak_memory_mib", "unreadable_images"),
+        *("images_per_second", "data_wait_share", "peak_memory_mib", "unreadable_images", "gpu_decode_fallbacks"),
     }
     assert step_line["peak_memory_mib"] > 100
     assert 0 <= step_line["data_wait_share"] < 1

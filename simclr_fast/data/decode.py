@@ -1,15 +1,20 @@
-"""Reading encoded images in worker processes: chunks of a batch, packed into one buffer, bad images replaced."""
+"""Decoding images: in worker processes, chunks of a batch packed into one buffer, or on the training device."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from simclr_fast.data.sources import BadImageError, EncodedImages
+from simclr_fast.config import ConfigError
+from simclr_fast.data.sources import BadImageError, EncodedImages, one_line
 
 REPLACEMENT_TRIES = 10
+JPEG_START = [0xFF, 0xD8]  # the marker "start of image"
+
+log = logging.getLogger(__name__)
 
 
 class DataError(RuntimeError):
@@ -77,21 +82,79 @@ def error_text(bad: dict[int, str]) -> str:
     return next(reversed(bad.values()))
 
 
-def decode_on_device(
-    encoded: list[Tensor], indices: list[int], source: EncodedImages, device: torch.device, bad: dict[int, str]
-) -> list[Tensor]:
-    """Decode encoded images with torchvision's batched JPEG decoder (nvJPEG on CUDA), uint8 [3, H, W] each.
+class DeviceDecoder:
+    """Decodes JPEGs by torchvision's batched decoder, which is nvJPEG on CUDA.
 
-    What it refuses (PNG files, CMYK or broken JPEGs) goes through the CPU decoder, one image at a time.
+    What is no JPEG, and what that decoder refuses (CMYK, broken files), goes through the CPU decoder one image at a
+    time; `on_cpu` counts these images, and the first one for each reason is logged. A decoder that decodes
+    nothing at all is an error: ConfigError at the start, DataError in the middle of a run.
     """
-    try:
-        return decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
-    except RuntimeError:
-        if len(encoded) == 1:
-            image = load_or_replace(source.decoded, indices[0], len(source), bad)
-            return [image.to(device, non_blocking=True)]
-        half = len(encoded) // 2
-        return [
-            *decode_on_device(encoded[:half], indices[:half], source, device, bad),
-            *decode_on_device(encoded[half:], indices[half:], source, device, bad),
-        ]
+
+    def __init__(self, source: EncodedImages, device: torch.device):
+        self.source, self.device = source, device
+        self.on_cpu = 0
+        self._told: set[str] = set()
+        self._known_good = encode_jpeg(torch.full((3, 16, 16), 128, dtype=torch.uint8))
+        failure = self._failure()
+        if failure is not None:
+            raise ConfigError(f"--decode-device {device.type}: it decodes no JPEG here ({failure}); use cpu")
+
+    def decode(self, encoded: list[Tensor], indices: list[int], bad: dict[int, str]) -> list[Tensor]:
+        """Encoded images, uint8 [bytes] each, as RGB on the device, uint8 [3, H, W] each.
+
+        `indices` names them in the data set. Adds a message per unreadable image to `bad`, and puts another in its
+        place, as `load_or_replace` does.
+        """
+        images: list[Tensor | None] = [None] * len(encoded)
+        jpegs = []
+        for place, data in enumerate(encoded):
+            if data[:2].tolist() == JPEG_START:
+                jpegs.append(place)
+            else:
+                images[place] = self._by_cpu(indices[place], "is no JPEG", bad)
+        self._decode_jpegs(jpegs, encoded, indices, images, bad)
+        return images
+
+    def _decode_jpegs(
+        self,
+        places: list[int],
+        encoded: list[Tensor],
+        indices: list[int],
+        images: list[Tensor | None],
+        bad: dict[int, str],
+    ) -> None:
+        """Fills `images` at these places. One refusal fails a whole call, hence the halving to find whose it is."""
+        if not places:
+            return
+        try:
+            decoded = decode_jpeg([encoded[p] for p in places], mode=ImageReadMode.RGB, device=self.device)
+        except RuntimeError as error:
+            if len(places) > 1:
+                half = len(places) // 2
+                self._decode_jpegs(places[:half], encoded, indices, images, bad)
+                self._decode_jpegs(places[half:], encoded, indices, images, bad)
+                return
+            if (failure := self._failure()) is not None:
+                raise DataError(
+                    f"--decode-device {self.device.type}: it decodes no JPEG any more ({failure})"
+                ) from error
+            (place,) = places
+            images[place] = self._by_cpu(indices[place], f"is refused by the GPU's decoder ({one_line(error)})", bad)
+        else:
+            for place, image in zip(places, decoded):
+                images[place] = image
+
+    def _by_cpu(self, index: int, why: str, bad: dict[int, str]) -> Tensor:
+        self.on_cpu += 1
+        if why not in self._told:
+            self._told.add(why)
+            log.warning("%s %s: decoded on the CPU, as are others like it", self.source.name(index), why)
+        return load_or_replace(self.source.decoded, index, len(self.source), bad).to(self.device, non_blocking=True)
+
+    def _failure(self) -> str | None:
+        """What the decoder says of a picture that it must be able to decode; None where it does."""
+        try:
+            decode_jpeg([self._known_good], mode=ImageReadMode.RGB, device=self.device)[0].cpu()
+        except RuntimeError as error:
+            return one_line(error)
+        return None

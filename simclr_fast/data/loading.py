@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.config import ConfigError, DataOptions
-from simclr_fast.data.decode import Chunk, ChunkReader, DataError, decode_on_device
+from simclr_fast.data.decode import Chunk, ChunkReader, DataError, DeviceDecoder
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import EncodedImages, ImageArrays
 
@@ -38,6 +38,7 @@ class ArrayLoader:
         self.sampler = sampler
         self.images = source.images.to(device)
         self.bad: dict[int, str] = {}  # nothing here is left to decode
+        self.gpu_decode_fallbacks = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on."""
@@ -66,13 +67,13 @@ class EncodedLoader:
         self.source = source
         self.sampler = sampler
         self.device = device
-        self.decode_on_device = options.decode_device == "cuda"
+        self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
         self.bad: dict[int, str] = {}  # unreadable images met so far, each once, with what is wrong
         # A process meets 1/world_size of the data set per epoch, and judges by its part.
         self.bad_allowed = options.max_bad_images * len(source) / world_size
         self.chunks: list[list[int]] = []
         self.workers = torch.utils.data.DataLoader(
-            ChunkReader(source, decode=not self.decode_on_device),
+            ChunkReader(source, decode=self.decoder is None),
             batch_sampler=_Live(self),
             collate_fn=_same,
             num_workers=options.workers,
@@ -80,6 +81,11 @@ class EncodedLoader:
             persistent_workers=options.workers > 0,
         )
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def gpu_decode_fallbacks(self) -> int:
+        """Images that the GPU was to decode and the CPU did."""
+        return 0 if self.decoder is None else self.decoder.on_cpu
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
@@ -100,7 +106,7 @@ class EncodedLoader:
         for part in parts:
             self._note(part.bad)
         with torch.cuda.stream(self.stream):  # does nothing where there is no stream
-            if self.decode_on_device:
+            if self.decoder is not None:
                 return Batch(self._decode(parts), indices.to(self.device))
             moved = [part._replace(bytes=part.bytes.to(self.device, non_blocking=True)) for part in parts]
             return Batch([image for part in moved for image in part.images()], indices.to(self.device))
@@ -109,7 +115,7 @@ class EncodedLoader:
         bad: dict[int, str] = {}
         images = []
         for part in parts:
-            images += decode_on_device(part.images(), part.indices.tolist(), self.source, self.device, bad)
+            images += self.decoder.decode(part.images(), part.indices.tolist(), bad)
         self._note(bad)
         return images
 
@@ -117,8 +123,8 @@ class EncodedLoader:
         if self.stream is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.stream)
-            for image in batch.images:
-                image.record_stream(current)  # the allocator must not hand the buffer out before the step has read it
+            for tensor in (*batch.images, batch.indices):
+                tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
         return batch
 
     def _note(self, bad: dict[int, str]) -> None:
@@ -159,10 +165,12 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> ArrayLoader | EncodedLoader:
-    """The loader for a source; batch_size is the global one. Raises ConfigError for a batch larger than the data."""
+    """The loader for a source; batch_size is the global one. Raises ConfigError where they do not fit."""
     if batch_size > len(source):
         raise ConfigError(f"--batch-size {batch_size}: the data set has only {len(source)} training images")
     sampler = EpochSampler(len(source), batch_size, seed, rank, world_size)
     if isinstance(source, ImageArrays):
         return ArrayLoader(source, sampler, device)
+    if options.decode_device != "cpu" and device.type != options.decode_device:
+        raise ConfigError(f"--decode-device {options.decode_device}: training runs on {device.type}; use cpu")
     return EncodedLoader(source, sampler, device, options, world_size)

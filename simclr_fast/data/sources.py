@@ -15,6 +15,11 @@ class BadImageError(RuntimeError):
     """An image cannot be read or decoded; the message holds its name and the reason."""
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong, without torchvision's source line and torch's stack."""
+    return re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageArrays:
     """Images of one size in memory: images uint8 [N, C, H, W], labels int64 [N] or None."""
@@ -66,8 +71,7 @@ class EncodedImages:
         except RuntimeError as error:
             if isinstance(error, BadImageError):
                 raise
-            reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])  # without the place in torchvision
-            raise BadImageError(f"{self.name(index)}: {reason}") from error
+            raise BadImageError(f"{self.name(index)}: {one_line(error)}") from error
 
 
 @dataclasses.dataclass(frozen=True)

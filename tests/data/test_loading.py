@@ -3,15 +3,17 @@
 import dataclasses
 import logging
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
 from simclr_fast.config import ConfigError, DataOptions
-from simclr_fast.data import EncodedImages, ImageArrays, build_loader, load_dataset
-from simclr_fast.data.decode import ChunkReader, DataError, decode_on_device, load_or_replace
-from simclr_fast.data.loading import CHUNK
+from simclr_fast.data import Batch, EncodedImages, ImageArrays, build_loader, decode, load_dataset
+from simclr_fast.data.decode import ChunkReader, DataError, DeviceDecoder, load_or_replace
+from simclr_fast.data.loading import CHUNK, EncodedLoader
+from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import BadImageError
 from tests.data.conftest import write_image
 
@@ -105,16 +107,79 @@ def test_nothing_readable_ends_the_search() -> None:
         load_or_replace(fail, 0, 100, {})
 
 
-def test_batched_decoder_agrees_and_passes_on_what_it_refuses(folder_root: Path) -> None:
+def encoded_images(source: EncodedImages, indices: list[int]) -> list[torch.Tensor]:
+    return ChunkReader(source, decode=False).__getitems__(indices).images()
+
+
+def test_batched_decoder_agrees_and_counts_what_it_passes_on(folder_root: Path, caplog) -> None:
     source, _ = folder_loader(folder_root, 16)
     (folder_root / "train" / "cat" / "5.jpg").write_bytes(b"broken")
-    indices = list(range(8))  # 0 is PNG, which the JPEG decoder refuses; 5 is broken
-    encoded = ChunkReader(source, decode=False).__getitems__(indices).images()
+    (folder_root / "train" / "cat" / "6.jpg").write_bytes(b"\xff\xd8\xff broken as well")
+    indices = list(range(8))  # 0 is PNG
     bad: dict[int, str] = {}
-    images = decode_on_device(encoded, indices, source, CPU, bad)
-    assert list(bad) == [5]
-    for index in (0, 1, 2, 3, 4, 6, 7):
+    decoder = DeviceDecoder(source, CPU)
+    images = decoder.decode(encoded_images(source, indices), indices, bad)
+    assert sorted(bad) == [5, 6]
+    assert decoder.on_cpu == 3
+    assert caplog.text.count("0.png is no JPEG: decoded on the CPU") == 1
+    assert caplog.text.count("6.jpg is refused by the GPU's decoder (") == 1
+    assert "5.jpg" not in caplog.text, "one of a kind is told"
+    for index in (0, 1, 2, 3, 4, 7):
         assert torch.equal(images[index], source.decoded(index))
+
+
+def test_device_that_decodes_nothing_is_refused(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where torchvision was built without nvJPEG: training must not go on with the CPU's decoder unasked."""
+
+    def no_nvjpeg(*_, **__):
+        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nsome stack")
+
+    source, _ = folder_loader(folder_root, 16)
+    monkeypatch.setattr(decode, "decode_jpeg", no_nvjpeg)
+    with pytest.raises(ConfigError, match=r"^--decode-device cpu: .*not compiled with nvJPEG support\); use cpu$"):
+        DeviceDecoder(source, CPU)
+
+
+def test_decoder_that_breaks_in_mid_run_ends_it(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    source, _ = folder_loader(folder_root, 16)
+    decoder = DeviceDecoder(source, CPU)
+    monkeypatch.setattr(decode, "decode_jpeg", broken)
+    with pytest.raises(DataError, match=r"decodes no JPEG any more \(CUDA error: an illegal memory access"):
+        decoder.decode(encoded_images(source, [1, 2, 3]), [1, 2, 3], {})
+    assert decoder.on_cpu == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_counts_what_the_gpu_did_not_decode(folder_root: Path, workers: int) -> None:
+    """The CPU stands in for the GPU: two of the 16 images are PNG."""
+    options = DataOptions(dataset="imagefolder", data_dir=folder_root, workers=workers, decode_device="cuda")
+    source = load_dataset(options).train
+    loader = EncodedLoader(source, EpochSampler(16, 8, seed=0), CPU, options)
+    for batch in loader.epoch(0):
+        for image, index in zip(batch.images, batch.indices.tolist()):
+            assert torch.equal(image, source.decoded(index))
+    assert loader.gpu_decode_fallbacks == 2
+    assert loader.bad == {}
+
+
+def test_gpu_decoding_without_a_gpu_is_refused(folder_root: Path) -> None:
+    with pytest.raises(ConfigError, match="--decode-device cuda: training runs on cpu; use cpu"):
+        folder_loader(folder_root, 16, decode_device="cuda")
+
+
+def test_all_of_a_batch_is_kept_until_the_step_has_read_it(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for CUDA: memory of the side stream that the step's stream reads is recorded on it, indices too."""
+    _, loader = folder_loader(folder_root, 16)
+    side, current, recorded = object(), Mock(), Mock()
+    monkeypatch.setattr(loader, "stream", side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    loader._ready(Batch([recorded.first, recorded.second], recorded.indices))
+    current.wait_stream.assert_called_once_with(side)
+    for tensor in (recorded.first, recorded.second, recorded.indices):
+        tensor.record_stream.assert_called_once_with(current)
 
 
 def test_encoded_source_pickles_for_workers(folder_root: Path) -> None:
