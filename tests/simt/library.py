@@ -27,7 +27,8 @@ class Schedule:
     seed: 0 takes threads and blocks in order, odd seeds let one warp run as far ahead as it can, even seeds shuffle the
     threads in every round. eager: cp.async lands when it is issued, instead of when it is waited for. host_threads:
     blocks run on so many host threads (one under a sanitizer). shared_bytes: the device's shared memory per block; the
-    default is the least among sm_80 and newer. multiprocessors: what the launcher is told.
+    default is the least among sm_80 and newer. multiprocessors: what the launcher is told. truncating: mma adds as the
+    tensor cores do (runtime/fused_sum.h), instead of rounding every sum to nearest.
     """
 
     seed: int = 0
@@ -35,9 +36,10 @@ class Schedule:
     host_threads: int = 1
     shared_bytes: int = 99 * 1024
     multiprocessors: int = 4
+    truncating: bool = False
 
     def __str__(self) -> str:
-        return f"seed{self.seed}-{'eager' if self.eager else 'lazy'}"
+        return f"seed{self.seed}-{'eager' if self.eager else 'lazy'}{'-truncating' if self.truncating else ''}"
 
 
 # Three schedules of different kinds, each with both timings of cp.async; two do under a sanitizer, which sees a defect
@@ -56,6 +58,7 @@ class _Options(ctypes.Structure):
         ("host_threads", ctypes.c_int32),
         ("shared_bytes_optin", ctypes.c_int32),
         ("multiprocessors", ctypes.c_int32),
+        ("truncating_tensor_cores", ctypes.c_int32),
     )
 
 
@@ -90,7 +93,12 @@ class Kernels:
             SimtError: the launch failed; the message says where and why.
         """
         options = _Options(
-            schedule.seed, schedule.eager, schedule.host_threads, schedule.shared_bytes, schedule.multiprocessors
+            schedule.seed,
+            schedule.eager,
+            schedule.host_threads,
+            schedule.shared_bytes,
+            schedule.multiprocessors,
+            schedule.truncating,
         )
         self._library.simt_configure(ctypes.byref(options))
         code = getattr(self._library, launcher)(*map(_argument, args))

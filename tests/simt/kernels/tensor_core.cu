@@ -66,15 +66,16 @@ __global__ void mma_16_bit_kernel(const T* a, const T* b, const float* c, float*
   for (int i = 0; i < 4; ++i) d[(group + i / 2 * 8) * 8 + pair + i % 2] = acc[i];
 }
 
-// d[16, 8] = a[16, 8] b[8, 8] with operands rounded to tf32, or passed as they are.
+// d[16, 8] = c + a[16, 8] b[8, 8] with operands rounded to tf32, or passed as they are.
 template <bool kRound>
-__global__ void mma_tf32_kernel(const float* a, const float* b, float* d) {
+__global__ void mma_tf32_kernel(const float* a, const float* b, const float* c, float* d) {
   const int lane = threadIdx.x, group = lane / 4, quad = lane % 4;
   auto operand = [](float x) { return kRound ? to_tf32(x) : __float_as_uint(x); };
   const uint32_t fa[4] = {operand(a[group * 8 + quad]), operand(a[(group + 8) * 8 + quad]),
                           operand(a[group * 8 + quad + 4]), operand(a[(group + 8) * 8 + quad + 4])};
   const uint32_t fb[2] = {operand(b[quad * 8 + group]), operand(b[(quad + 4) * 8 + group])};
-  float acc[4] = {};
+  float acc[4];
+  for (int i = 0; i < 4; ++i) acc[i] = c[(group + i / 2 * 8) * 8 + quad * 2 + i % 2];
   mma_m16n8k8_tf32(acc, fa, fb);
   for (int i = 0; i < 4; ++i) d[(group + i / 2 * 8) * 8 + quad * 2 + i % 2] = acc[i];
 }
@@ -113,11 +114,11 @@ int mma_float16(const __half* a, const __half* b, const float* c, float* d) {
 int mma_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, const float* c, float* d) {
   return SIMCLR_LAUNCH(mma_16_bit_kernel<__nv_bfloat16>, 1, 32, 0, nullptr, a, b, c, d);
 }
-int mma_tf32(const float* a, const float* b, float* d) {
-  return SIMCLR_LAUNCH(mma_tf32_kernel<true>, 1, 32, 0, nullptr, a, b, d);
+int mma_tf32(const float* a, const float* b, const float* c, float* d) {
+  return SIMCLR_LAUNCH(mma_tf32_kernel<true>, 1, 32, 0, nullptr, a, b, c, d);
 }
-int mma_tf32_unrounded(const float* a, const float* b, float* d) {
-  return SIMCLR_LAUNCH(mma_tf32_kernel<false>, 1, 32, 0, nullptr, a, b, d);
+int mma_tf32_unrounded(const float* a, const float* b, const float* c, float* d) {
+  return SIMCLR_LAUNCH(mma_tf32_kernel<false>, 1, 32, 0, nullptr, a, b, c, d);
 }
 int round_to_tf32(const float* x, float* y, int n) { return SIMCLR_LAUNCH(to_tf32_kernel, 1, 32, 0, nullptr, x, y, n); }
 int exp2_of(const float* x, float* y, int n) { return SIMCLR_LAUNCH(exp2_kernel, 1, 32, 0, nullptr, x, y, n); }

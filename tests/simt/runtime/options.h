@@ -10,6 +10,7 @@ struct SimtOptions {
   int32_t host_threads;        // blocks run on so many host threads (1 under a sanitizer)
   int32_t shared_bytes_optin;  // the device's limit per block; 99 KiB is the least among sm_80 and newer
   int32_t multiprocessors;     // what cudaDeviceGetAttribute tells a launcher
+  int32_t truncating_tensor_cores;  // mma adds as the hardware does (1), or rounds to nearest (0)
 };
 
 extern "C" {

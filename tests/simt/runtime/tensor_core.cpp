@@ -2,6 +2,8 @@
 #include <cstring>
 
 #include "block.h"
+#include "fused_sum.h"
+#include "options.h"
 #include "sanitizers.h"
 
 namespace simt {
@@ -49,8 +51,8 @@ void exchange_load_matrices(void* const* payload, unsigned) {
   }
 }
 
-// ---- mma: d += a b. Products are exact in fp32 for fp16 and bf16; sums are fp32, in order of k. The hardware adds in
-// an order of its own and truncates, so results agree to rounding, not to the bit.
+// ---- mma: d += a b. Sums are fp32 in order of k, rounded to nearest as the PTX manual would let one think; or, where
+// the options ask for it, as the hardware makes them (fused_sum.h).
 
 struct MmaLane {
   float* d;
@@ -59,17 +61,49 @@ struct MmaLane {
 };
 
 template <int kDepth>
-void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float (&b)[kDepth][kColumns]) {
+void add_to_nearest(float (&d)[kRows][kColumns], const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth]) {
+  for (int row = 0; row < kRows; ++row) {
+    for (int column = 0; column < kColumns; ++column) {
+      for (int k = 0; k < kDepth; ++k) d[row][column] += a[row][k] * b[column][k];
+    }
+  }
+}
+
+template <int kDepth>
+void add_truncating(float (&d)[kRows][kColumns], const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth],
+                    int least_exponent) {
+  int exponents_a[kRows][kDepth], exponents_b[kColumns][kDepth];
+  for (int k = 0; k < kDepth; ++k) {
+    for (int row = 0; row < kRows; ++row) exponents_a[row][k] = exponent_of(a[row][k], least_exponent);
+    for (int column = 0; column < kColumns; ++column) {
+      exponents_b[column][k] = exponent_of(b[column][k], least_exponent);
+    }
+  }
+  constexpr int kHalf = kDepth / 2;
+  for (int row = 0; row < kRows; ++row) {
+    for (int column = 0; column < kColumns; ++column) {
+      for (int k = 0; k < kDepth; k += kHalf) {
+        d[row][column] =
+            fused_sum<kHalf>(d[row][column], a[row] + k, exponents_a[row] + k, b[column] + k, exponents_b[column] + k);
+      }
+    }
+  }
+}
+
+// b is transposed. least_exponent: of the operands' normal numbers.
+template <int kDepth>
+void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth],
+              int least_exponent) {
   float d[kRows][kColumns];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const float* mine = static_cast<MmaLane*>(payload[lane])->d;
     const int group = lane / 4, pair = lane % 4 * 2;
     for (int i = 0; i < 4; ++i) d[group + i / 2 * 8][pair + i % 2] = mine[i];
   }
-  for (int row = 0; row < kRows; ++row) {
-    for (int k = 0; k < kDepth; ++k) {
-      for (int column = 0; column < kColumns; ++column) d[row][column] += a[row][k] * b[k][column];
-    }
+  if (options().truncating_tensor_cores) {
+    add_truncating(d, a, b, least_exponent);
+  } else {
+    add_to_nearest(d, a, b);
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
     float* mine = static_cast<MmaLane*>(payload[lane])->d;
@@ -78,9 +112,9 @@ void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float
   }
 }
 
-template <float (*kConvert)(uint32_t)>
+template <float (*kConvert)(uint32_t), int kLeastExponent>
 void exchange_mma_16_bit(void* const* payload, unsigned) {
-  float a[kRows][16], b[16][kColumns];
+  float a[kRows][16], b[kColumns][16];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MmaLane& me = *static_cast<MmaLane*>(payload[lane]);
     const int group = lane / 4, pair = lane % 4 * 2;
@@ -89,11 +123,11 @@ void exchange_mma_16_bit(void* const* payload, unsigned) {
       a[group + i % 2 * 8][pair + i / 2 * 8 + 1] = kConvert(me.a[i] >> 16);
     }
     for (int i = 0; i < 2; ++i) {
-      b[pair + i * 8][group] = kConvert(me.b[i] & 0xFFFFu);
-      b[pair + i * 8 + 1][group] = kConvert(me.b[i] >> 16);
+      b[group][pair + i * 8] = kConvert(me.b[i] & 0xFFFFu);
+      b[group][pair + i * 8 + 1] = kConvert(me.b[i] >> 16);
     }
   }
-  multiply(payload, a, b);
+  multiply(payload, a, b, kLeastExponent);
 }
 
 float from_bfloat(uint32_t bits) { return from_bits(bits << 16); }
@@ -102,19 +136,19 @@ float from_bfloat(uint32_t bits) { return from_bits(bits << 16); }
 float from_tf32(uint32_t bits) { return from_bits(bits & 0xFFFFE000u); }
 
 void exchange_mma_tf32(void* const* payload, unsigned) {
-  float a[kRows][8], b[8][kColumns];
+  float a[kRows][8], b[kColumns][8];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MmaLane& me = *static_cast<MmaLane*>(payload[lane]);
     const int group = lane / 4, quad = lane % 4;
     for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][quad + i / 2 * 4] = from_tf32(me.a[i]);
-    for (int i = 0; i < 2; ++i) b[quad + i * 4][group] = from_tf32(me.b[i]);
+    for (int i = 0; i < 2; ++i) b[group][quad + i * 4] = from_tf32(me.b[i]);
   }
-  multiply(payload, a, b);
+  multiply(payload, a, b, -126);
 }
 
 const WarpOperation kLoadMatrices{"ldmatrix", true, true, false, exchange_load_matrices};
-const WarpOperation kMmaFloat16{"mma.m16n8k16 f16", true, true, false, exchange_mma_16_bit<from_half>};
-const WarpOperation kMmaBfloat16{"mma.m16n8k16 bf16", true, true, false, exchange_mma_16_bit<from_bfloat>};
+const WarpOperation kMmaFloat16{"mma.m16n8k16 f16", true, true, false, exchange_mma_16_bit<from_half, -14>};
+const WarpOperation kMmaBfloat16{"mma.m16n8k16 bf16", true, true, false, exchange_mma_16_bit<from_bfloat, -126>};
 const WarpOperation kMmaTf32{"mma.m16n8k8 tf32", true, true, false, exchange_mma_tf32};
 
 }  // namespace
