@@ -49,7 +49,7 @@ def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tup
         value = launch.arguments[name]
         if isinstance(value, torch.Tensor):
             signature[name] = _TYPES[value.dtype]
-            divisible = value.data_ptr() % 16 == 0
+            divisible = value.data_ptr() % 16 == 0 and not parameter.do_not_specialize_on_alignment
         elif isinstance(value, float):
             signature[name], divisible = "fp32", False
         else:

@@ -70,11 +70,14 @@ class TritonAugment:
         if views * batch == 0:
             return out
 
-        shared = {"images": images, "table": table, "packed": params, "views": views, "batch": batch}
+        shared = {"images": images, "offset": None, "table": table, "packed": params, "views": views, "batch": batch}
         shared |= {"out_height": out_height, "out_width": out_width}
         shared |= {"unit": 1.0 / 255.0 if images.dtype == torch.uint8 else 1.0}
         constants: dict[str, Any] = {"CHANNELS": channels, "SECTOR": SECTOR_BYTES // images.element_size()}
+        vectors = table is None and _loads_vectors(images)
         if table is None:
+            if not vectors:
+                shared |= dict(zip(("images", "offset"), _split_address(images)))
             sizes = dict(zip(("height", "width"), images.shape[2:]))
             strides = dict(zip(("stride_b", "stride_c", "stride_h", "stride_w"), images.stride()))
             constants |= {"INTERLEAVED": channels == 3 and strides["stride_c"] == 1 and strides["stride_w"] == 3}
@@ -88,7 +91,7 @@ class TritonAugment:
             scale, shift = (1.0 / std[c], -mean[c] / std[c]) if c < channels else (1.0, 0.0)
             values |= {f"scale{c}": scale, f"shift{c}": shift}
 
-        most = 64 if table is None and _loads_vectors(images) else 32  # single elements take more registers
+        most = 64 if vectors else 32  # single elements take more registers
         if max(out_height, out_width) <= LARGEST_WHOLE:
             blocks = _blocks(out_height, out_width, LARGEST_WHOLE, most)
             arguments = shared | values | {"out": out}
@@ -163,11 +166,18 @@ def _loads_vectors(images: Tensor) -> bool:
     interleaved = (stride_c, stride_w) == (1, 3)
     rows = (*outer, stride_h) if interleaved else (*outer, stride_h, stride_c)
     contiguous = interleaved or stride_w == 1
-    return (
-        contiguous
-        and images.storage_offset() * images.element_size() % 16 == 0
-        and all(stride % 16 == 0 for stride in rows)
-    )
+    return contiguous and images.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in rows)
+
+
+def _split_address(images: Tensor) -> tuple[Tensor, int]:
+    """A tensor that starts at 16 bytes, and how many elements behind it the images start.
+
+    So that of images whose rows start anywhere, every slice runs through the same compiled kernel.
+    """
+    offset = images.data_ptr() % 16 // images.element_size()
+    if offset == 0 or offset > images.storage_offset():  # the whole storage may start anywhere
+        return images, 0
+    return images.as_strided((1,), (1,), images.storage_offset() - offset), offset
 
 
 def _blocks(height: int, width: int, region: int, most: int) -> dict[str, int]:

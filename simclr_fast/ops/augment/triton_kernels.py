@@ -81,25 +81,26 @@ def _store(red, green, blue, view, out, image, row, column, bottom, right, first
 
 
 # A number whose divisibility helps no address is not specialised on: each variant takes seconds to compile.
-_PLAIN = ["height", "views", "batch", "out_height", "blur_half", "programs", "mean_programs", "tiles_x"]
+_PLAIN = ["offset", "height", "views", "batch", "out_height", "blur_half", "programs", "mean_programs", "tiles_x"]
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=["table"])
 def augment_whole_kernel(
-    images, table, packed, out, height, width, stride_b, stride_c, stride_h, stride_w, views, batch, out_height,
+    images, offset, table, packed, out, height, width, stride_b, stride_c, stride_h, stride_w, views, batch, out_height,
     out_width, blur_half, unit, scale0, scale1, scale2, shift0, shift1, shift2, CHANNELS: tl.constexpr,
     INTERLEAVED: tl.constexpr, CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     K: tl.constexpr, SECTOR: tl.constexpr,
 ):  # fmt: skip
     """One view, whole. Arguments that the kernels share:
 
-    images, table, and the strides of an image in elements: an ImageBatch. packed: int32 [views, batch, 16].
+    images, table, and the strides of an image in elements: an ImageBatch, which begins at images + offset
+    (offset is None: at images). packed: int32 [views, batch, 16].
     out: [views * batch, CHANNELS, out_height, out_width], NCHW or channels-last. blur_half: taps on each side at most.
     unit: what brings a pixel to [0, 1]. out = x * scale + shift, by channel. K: elements of a source row loaded at
     once. SECTOR: elements in 32 bytes.
     """
     _, sample, index = _owner(tl.program_id(0), 1, views, batch)
-    image = read_image(images, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
+    image = read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
     view = read_view(packed, index, image.height, image.width, out_height, out_width, blur_half, CHANNELS)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     red, green, blue = resize(image, view, row, column, out_height, out_width, image.width, unit, CHANNELS,
@@ -116,15 +117,15 @@ def augment_whole_kernel(
            scale1, scale2, shift0, shift1, shift2, CHANNELS, CHANNELS_LAST, ROWS, COLUMNS)  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=["table"])
 def augment_mean_kernel(
-    images, table, packed, sums, height, width, stride_b, stride_c, stride_h, stride_w, views, batch, out_height,
-    out_width, unit, programs, tiles_x, CHANNELS: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, K: tl.constexpr, SECTOR: tl.constexpr,
+    images, offset, table, packed, sums, height, width, stride_b, stride_c, stride_h, stride_w, views, batch,
+    out_height, out_width, unit, programs, tiles_x, CHANNELS: tl.constexpr, INTERLEAVED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SECTOR: tl.constexpr,
 ):  # fmt: skip
     """sums [views * batch, programs]: the sum of each tile's grey image just before contrast."""
     tile, sample, index = _owner(tl.program_id(0), programs, views, batch)
-    image = read_image(images, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
+    image = read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
     view = read_view(packed, index, image.height, image.width, out_height, out_width, 0, CHANNELS)
     if view.contrast_at < 4:
         row = tile // tiles_x * ROWS + tl.arange(0, ROWS)[:, None]
@@ -147,10 +148,10 @@ def _contrast_mean(sums, index, count, pixels, BLOCK: tl.constexpr):
     return tl.sum(total) / pixels
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=["table"])
 def augment_tile_kernel(
-    images, table, packed, sums, out, height, width, stride_b, stride_c, stride_h, stride_w, views, batch, out_height,
-    out_width, blur_half, unit, scale0, scale1, scale2, shift0, shift1, shift2, programs, mean_programs,
+    images, offset, table, packed, sums, out, height, width, stride_b, stride_c, stride_h, stride_w, views, batch,
+    out_height, out_width, blur_half, unit, scale0, scale1, scale2, shift0, shift1, shift2, programs, mean_programs,
     CHANNELS: tl.constexpr, INTERLEAVED: tl.constexpr, CHANNELS_LAST: tl.constexpr, MANY: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SECTOR: tl.constexpr, BLOCK_SUMS: tl.constexpr,
 ):  # fmt: skip
@@ -159,7 +160,7 @@ def augment_tile_kernel(
     mean_programs: tiles of augment_mean_kernel per view.
     """
     tile, sample, index = _owner(tl.program_id(0), programs, views, batch)
-    image = read_image(images, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
+    image = read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
     view = read_view(packed, index, image.height, image.width, out_height, out_width, blur_half, CHANNELS)
     own_rows, own_columns = _owned(out_height, view.radius, ROWS), _owned(out_width, view.radius, COLUMNS)
     tiles_x = tl.cdiv(out_width, own_columns)

@@ -72,7 +72,10 @@ def _rint(x):
     return (x + big) - big
 
 
-@triton.jit(do_not_specialize=["height", "width", "batch", "count"])
+@triton.jit(
+    do_not_specialize=["height", "width", "batch", "count"],
+    do_not_specialize_on_alignment=["seed", "indices", "table"],
+)
 def augment_sample_kernel(
     seed, indices, table, packed, height, width, batch, count, RECIPE: tl.constexpr, BLOCK: tl.constexpr
 ):

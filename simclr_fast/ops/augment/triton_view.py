@@ -52,8 +52,10 @@ class View(NamedTuple):
 
 
 @triton.jit
-def read_image(images, table, sample, height, width, stride_b, stride_c, stride_h, stride_w):
+def read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w):
     """Sample's image of a batch of one size, or (table is not None) of a ragged one."""
+    if offset is not None:
+        images += offset
     if table is not None:
         row = table + sample.to(tl.int64) * RAGGED_COLUMNS
         height, width = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)

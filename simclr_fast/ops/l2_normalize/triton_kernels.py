@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from simclr_fast.triton_launch import aligned
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["N"])
 def l2_normalize_fwd_kernel(x, u, inv_norm, N, D, eps: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """x, u: [N, D]; inv_norm: [N]. eps is a constexpr because Triton would round a float argument to float32."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -33,7 +35,7 @@ def l2_normalize_fwd_kernel(x, u, inv_norm, N, D, eps: tl.constexpr, BLOCK_M: tl
         tl.store(u + offsets + start, chunk * r[:, None], mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def l2_normalize_bwd_kernel(du, u, inv_norm, dx, N, D, eps: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """du, u, dx: [N, D]; inv_norm: [N]. A row whose inverse norm is 1 / eps was clamped."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -61,7 +63,7 @@ BLOCKS = {"BLOCK_M": 8, "BLOCK_D": 128, "num_warps": 4}
 
 def l2_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x: [N, D] float32 or float64 -> u [N, D], inv_norm [N]."""
-    x = x.contiguous()
+    x = aligned(x.contiguous())
     N, D = x.shape
     u, inv_norm = torch.empty_like(x), x.new_empty(N)
     if N > 0:
@@ -71,7 +73,7 @@ def l2_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def l2_normalize_backward(du: Tensor, u: Tensor, inv_norm: Tensor, eps: float) -> Tensor:
     """du, u: [N, D], inv_norm: [N] -> dx [N, D]."""
-    du = du.contiguous()
+    du = aligned(du.contiguous())
     N, D = du.shape
     dx = torch.empty_like(du)
     if N > 0:

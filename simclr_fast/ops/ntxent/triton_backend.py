@@ -27,7 +27,7 @@ from simclr_fast.ops.ntxent.triton_tiles import (
     forward_tiles,
     target_of,
 )
-from simclr_fast.triton_launch import Launch, launch_on_device
+from simclr_fast.triton_launch import Launch, aligned, launch_on_device
 
 # 2 / t up to which exp(s - 1/t) stays a normal float32, and 1/t can stand for every row's maximum.
 CONSTANT_MAX_LIMIT = 80.0
@@ -49,14 +49,15 @@ class TritonNtxent:
     def normalize(self, z0: torch.Tensor, z1: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         """z0, z1 [n, D] of one float type -> u [2n, D] (fp16 for half inputs, else fp32), inv_norm [2n] fp32."""
         operand = _operand_dtype(z0)
-        z0, z1 = _with_contiguous_rows(z0), _with_contiguous_rows(z1)
+        z0, z1 = _readable_rows(z0), _readable_rows(z1)
         n, dim = z0.shape
         u = z0.new_empty((2 * n, dim), dtype=operand)
         inv_norm = z0.new_empty(2 * n, dtype=torch.float32)
         block_r, block_d = _row_blocks(dim)
         arguments = {"z0_ptr": z0, "z1_ptr": z1, "u_ptr": u, "inv_norm_ptr": inv_norm, "eps": eps, "n": n, "D": dim}
-        arguments |= {"stride0": z0.stride(0), "stride1": z1.stride(0)}
-        constants = {"BLOCK_R": block_r, "BLOCK_D": block_d}
+        unit = _stride_unit(dim)
+        arguments |= {"stride0": z0.stride(0) // unit, "stride1": z1.stride(0) // unit}
+        constants = {"UNIT": unit, "BLOCK_R": block_r, "BLOCK_D": block_d}
         self.run(
             Launch(
                 ntxent_normalize_kernel, (triton.cdiv(2 * n, block_r),), arguments, constants, _ROW_WARPS, _ROW_STAGES
@@ -143,7 +144,7 @@ class TritonNtxent:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """dloss [], or [M] (`scale` is not applied then), u [M, D], lse_neg, s_pos [M] -> dz0, dz1 [n, D], dt []."""
         u, dloss, lse_neg, s_pos = (x.contiguous() for x in (u, dloss, lse_neg, s_pos))
-        z0, z1 = _with_contiguous_rows(z0), _with_contiguous_rows(z1)
+        z0, z1 = _readable_rows(z0), _readable_rows(z1)
         n, dim = z0.shape
         columns = u.shape[0]
         reduced = dloss.dim() == 0
@@ -195,18 +196,20 @@ class TritonNtxent:
                 tiles.num_stages,
             )
         )
-        arguments = shared | {
-            "positive_ptr": positive,
-            "inv_norm_ptr": inv_norm,
-            "z0_ptr": z0,
-            "z1_ptr": z1,
-            "stride0": z0.stride(0),
-            "stride1": z1.stride(0),
-        }
+        arguments = shared | {"positive_ptr": positive, "inv_norm_ptr": inv_norm, "z0_ptr": z0, "z1_ptr": z1}
+        unit = _stride_unit(dim)
+        arguments |= {"stride0": z0.stride(0) // unit, "stride1": z1.stride(0) // unit}
         arguments |= {"dz0_ptr": dz0, "dz1_ptr": dz1, "dt_ptr": dt, "scale": scale if reduced else 1.0, "eps": eps}
         arguments |= {"splits": splits, "dt_parts": splits * row_tiles}
         block_r, block_d = _row_blocks(dim)
-        constants = {"D": dim, "NEED_DT": need_dt, "BLOCK_R": block_r, "BLOCK_D": block_d, "BLOCK_DT": 128}
+        constants = {
+            "D": dim,
+            "UNIT": unit,
+            "NEED_DT": need_dt,
+            "BLOCK_R": block_r,
+            "BLOCK_D": block_d,
+            "BLOCK_DT": 128,
+        }
         self.run(
             Launch(
                 ntxent_bwd_reduce_kernel, (triton.cdiv(2 * n, block_r),), arguments, constants, _ROW_WARPS, _ROW_STAGES
@@ -240,8 +243,15 @@ def _tl_precision(dot: str) -> str:
     return "ieee" if dot == "fp16" else dot  # tl.dot asks for a precision of fp16 operands too, and ignores it
 
 
-def _with_contiguous_rows(z: torch.Tensor) -> torch.Tensor:
-    return z if z.stride(1) == 1 else z.contiguous()
+def _stride_unit(dim: int) -> int:
+    """What strides are counted in; that it depends on D alone leaves one compiled variant for all rows of that D."""
+    return 16 if dim % 16 == 0 else 1
+
+
+def _readable_rows(z: torch.Tensor) -> torch.Tensor:
+    """z [n, D] or a copy: contiguous rows, a stride of whole units, an aligned start."""
+    readable = z.stride(1) == 1 and z.stride(0) % _stride_unit(z.shape[1]) == 0
+    return aligned(z if readable else z.contiguous())
 
 
 def _row_blocks(dim: int) -> tuple[int, int]:

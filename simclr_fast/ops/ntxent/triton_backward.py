@@ -49,7 +49,7 @@ def _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, rows, columns, REDUCED: tl.constexp
         return tl.abs(w) * tl.maximum(sigmoid(x), LEAST_SIGMOID)
 
 
-@triton.jit(do_not_specialize=["n", "columns"])
+@triton.jit(do_not_specialize=["n", "columns"], do_not_specialize_on_alignment=["dloss_ptr", "temperature_ptr"])
 def ntxent_bwd_coefficients_kernel(
     dloss_ptr,  # [] if REDUCED else [columns]
     lse_neg_ptr,  # [columns]
@@ -200,7 +200,7 @@ def _special_tiles(first_row, local_row, n, first, last, BLOCK_M: tl.constexpr, 
     return lo1, hi1, lo2, hi2
 
 
-@triton.jit(do_not_specialize=["n", "row_offset", "columns"])
+@triton.jit(do_not_specialize=["n", "row_offset", "columns"], do_not_specialize_on_alignment=["temperature_ptr"])
 def ntxent_bwd_kernel(
     u_ptr,  # [columns, D]
     stat_ptr,  # [columns]
@@ -294,7 +294,10 @@ def ntxent_bwd_kernel(
         tl.store(dt_part_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(row_dt, axis=0))
 
 
-@triton.jit(do_not_specialize=["n", "row_offset", "columns", "splits", "dt_parts"])
+@triton.jit(
+    do_not_specialize=["n", "row_offset", "columns", "stride0", "stride1", "splits", "dt_parts"],
+    do_not_specialize_on_alignment=["temperature_ptr"],
+)
 def ntxent_bwd_reduce_kernel(
     part_ptr,  # [splits, 2n, D]
     dt_part_ptr,  # [dt_parts], with NEED_DT
@@ -302,8 +305,8 @@ def ntxent_bwd_reduce_kernel(
     positive_ptr,  # [columns]
     u_ptr,  # [columns, D]
     inv_norm_ptr,  # [2n]
-    z0_ptr,  # [n, D], row stride stride0
-    z1_ptr,  # [n, D], row stride stride1
+    z0_ptr,  # [n, D], row stride stride0 * UNIT
+    z1_ptr,  # [n, D], row stride stride1 * UNIT
     dz0_ptr,  # [n, D] out
     dz1_ptr,  # [n, D] out
     dt_ptr,  # [] out
@@ -319,6 +322,7 @@ def ntxent_bwd_reduce_kernel(
     splits,
     dt_parts,
     D: tl.constexpr,
+    UNIT: tl.constexpr,
     NEED_DT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # >= D
@@ -339,10 +343,10 @@ def ntxent_bwd_reduce_kernel(
         part_ptr += n.to(tl.int64) * 2 * D
     # Of half inputs, directions are taken from z again: u is rounded to fp16.
     inv_norm = tl.load(inv_norm_ptr + local, mask=inside, other=0.0)
-    direction = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D) * inv_norm[:, None]
+    direction = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D, UNIT) * inv_norm[:, None]
     partner = tl.where(local < n, local + n, local - n)
     if u_ptr.dtype.element_ty == tl.float16:
-        u_partner = load_views(z0_ptr, z1_ptr, stride0, stride1, partner, d, n, D)  # [BLOCK_R, BLOCK_D]
+        u_partner = load_views(z0_ptr, z1_ptr, stride0, stride1, partner, d, n, D, UNIT)  # [BLOCK_R, BLOCK_D]
         u_partner *= tl.load(inv_norm_ptr + partner, mask=inside, other=0.0)[:, None]
     else:
         u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)

@@ -23,10 +23,10 @@ from simclr_fast.ops.ntxent.triton_common import (
 )
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "stride0", "stride1"])
 def ntxent_normalize_kernel(
-    z0_ptr,  # [n, D], row stride stride0
-    z1_ptr,  # [n, D], row stride stride1
+    z0_ptr,  # [n, D], row stride stride0 * UNIT
+    z1_ptr,  # [n, D], row stride stride1 * UNIT
     u_ptr,  # [2n, D] out
     inv_norm_ptr,  # [2n] out
     eps,
@@ -34,6 +34,7 @@ def ntxent_normalize_kernel(
     D,
     stride0,
     stride1,
+    UNIT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # >= D
 ):
@@ -43,7 +44,7 @@ def ntxent_normalize_kernel(
     """
     local = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)  # [BLOCK_R]
     d = tl.arange(0, BLOCK_D)
-    z = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D)  # [BLOCK_R, BLOCK_D]
+    z = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D, UNIT)  # [BLOCK_R, BLOCK_D]
 
     peak = tl.max(tl.abs(z), axis=1)
     exponent = peak.to(tl.int32, bitcast=True) & 0x7F800000
@@ -87,7 +88,10 @@ def _sum_of_exp2(s2, bound2, axis: tl.constexpr, ONLINE_MAX: tl.constexpr):
         return total, tl.zeros_like(total)
 
 
-@triton.jit(do_not_specialize=["n", "row_offset", "columns", "group_m", "group_n", "column_slots"])
+@triton.jit(
+    do_not_specialize=["n", "row_offset", "columns", "group_m", "group_n", "column_slots"],
+    do_not_specialize_on_alignment=["temperature_ptr"],
+)
 def ntxent_fwd_kernel(
     u_ptr,  # [columns, D]
     sum_ptr,  # [column_slots + strips, 2n] out
@@ -179,7 +183,10 @@ def ntxent_fwd_kernel(
         tl.debug_barrier()  # the next row tile adds to column sums that other threads have written
 
 
-@triton.jit(do_not_specialize=["n", "row_offset", "group_m", "group_n", "column_slots", "slots"])
+@triton.jit(
+    do_not_specialize=["n", "row_offset", "group_m", "group_n", "column_slots", "slots"],
+    do_not_specialize_on_alignment=["temperature_ptr"],
+)
 def ntxent_fwd_reduce_kernel(
     sum_ptr,  # [slots, 2n]
     peak_ptr,  # [slots, 2n]
