@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest -q
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test proof bench bench-full gpu-check lint format clean
+.PHONY: help demo demo-check test compat compat-oldest proof bench bench-full gpu-check lint format clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo-check: $(VENV)/package.stamp  ## train the demo by its variants, fine-tune 
 test: $(VENV)/package.stamp  ## run the test suite
 	$(PYTEST)
 	$(PYTEST) -m interpret
+
+compat compat-oldest:  ## build and run fast tests with other versions of torch and Python (7 GB each; -oldest: the first)
+	$(PYTHON) -m tools.compat $(if $(filter %-oldest,$@),--oldest)
 
 proof: $(VENV)/package.stamp  ## run the slow proofs: generated code, sanitizers, mutants
 	$(PYTEST) -m proof

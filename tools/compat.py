@@ -1,0 +1,139 @@
+"""Builds the package for other versions of torch and Python, each in a virtual environment, and runs fast tests there.
+
+    python -m tools.compat             every pair of PAIRS
+    python -m tools.compat --oldest    the first of them
+
+A pair lives in .compat/TORCH-PYTHON: `venv`, and `source`, a copy of the checkout that the package is built in, because
+the modules that two versions of torch compile for one Python have one name. Both are kept for the next run. The kernels
+are built without nvcc; the bindings of the CUDA kernels are compiled against the headers of each torch.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".compat"
+# What a version of torch can break, one test of each kind: choice of backend, schemas and their fakes, autograd,
+# torch.compile, collectives, the compiled kernels behind the stable ABI, and the ways of installing.
+FAST_TESTS = (
+    "tests/ops/l2_normalize",
+    "tests/ops/ntxent/test_autograd.py",
+    "tests/ops/augment/test_public.py",
+    "tests/test_backends.py",
+    "tests/test_distributed.py",
+    "tests/test_info.py",
+    "tests/test_install.py",
+    "tests/test_losses.py",
+)
+# The Triton kernels in the interpreter of the Triton that this torch pins.
+FAST_TRITON_TESTS = ("tests/ops/l2_normalize",)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A version of torch, the torchvision that belongs to it, and a version of Python; torch pins its own Triton."""
+
+    torch: str
+    torchvision: str
+    python: str
+
+    @property
+    def folder(self) -> Path:
+        return FOLDER / f"{self.torch}-python{self.python}"
+
+
+def pinned(package: str) -> str:
+    """The version of `package` that requirements.txt pins."""
+    return re.search(rf"^{package}==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
+
+
+# The oldest versions that pyproject.toml allows, those of the machine with a GPU, and the pinned ones on the newest
+# Python; `make test` runs the pinned ones on the Python that made .venv.
+PAIRS = (
+    Pair("2.10.0", "0.25.0", "3.10"),
+    Pair("2.11.0", "0.26.0", "3.12"),
+    Pair(pinned("torch"), pinned("torchvision"), "3.13"),
+)
+
+
+def interpreter(version: str) -> str:
+    """The path of a Python of this version: this one, one on PATH or one of pyenv's. SystemExit where there is none."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    for candidate in (shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))):
+        # What pyenv puts on PATH fails for the versions that it has, but that are not active.
+        if candidate and subprocess.run([candidate, "--version"], capture_output=True, check=False).returncode == 0:
+            return str(candidate)
+    raise SystemExit(f"compat: no Python {version} on PATH or in {pyenv}; install one")
+
+
+def copy_checkout(target: Path) -> None:
+    """Makes `target` hold the checkout's files with their times, so that what has not changed is not compiled again."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    wanted = {name for name in names if name and (ROOT / name).is_file()}
+    stamp = target / "copied.txt"
+    for name in set(stamp.read_text().split("\n") if stamp.exists() else []) - wanted:
+        (target / name).unlink(missing_ok=True)
+    for name in wanted:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+    stamp.write_text("\n".join(sorted(wanted)))
+
+
+def check(pair: Pair) -> None:
+    """Builds, imports and tests one pair. CalledProcessError where a step fails."""
+    venv, source = pair.folder / "venv", pair.folder / "source"
+    python = str(venv / "bin/python")
+
+    def run(*command: str | Path, **environment: str) -> None:
+        print("compat:", *command, flush=True)
+        subprocess.run(command, cwd=source, env={**os.environ, **environment}, check=True)
+
+    copy_checkout(source)
+    stamp, wanted = venv / "dependencies.txt", f"{pair}\n{(source / 'requirements-compat.txt').read_text()}"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        run(interpreter(pair.python), "-m", "venv", "--clear", venv)
+        packages = [f"torch=={pair.torch}", f"torchvision=={pair.torchvision}", "--requirement=requirements-compat.txt"]
+        run(python, "-m", "pip", "install", "--quiet", *packages)
+        stamp.write_text(wanted)
+
+    target = re.search(r'^TORCH_TARGET_VERSION = "(\w+)"', (source / "setup.py").read_text(), re.MULTILINE)[1]
+    (headers,) = venv.glob("lib/python*/site-packages/torch/include")
+    flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Werror", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={target}"]
+    for binding in sorted(source.glob("csrc/*_binding.cpp")):
+        run(os.environ.get("CXX", "c++"), *flags, f"-isystem{headers}", binding)
+
+    run(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
+    run(python, "-m", "simclr_fast.info")
+    run(python, "-m", "pytest", "-q", *FAST_TESTS)
+    run(python, "-m", "pytest", "-q", "-m", "interpret", *FAST_TRITON_TESTS)
+
+
+def main() -> int:
+    """Checks the pairs and prints a line for each; 1 where one fails."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--oldest", action="store_true", help="only the oldest versions")
+    pairs = PAIRS[:1] if parser.parse_args().oldest else PAIRS
+    verdicts, failed = [], False
+    for pair in pairs:
+        start, verdict = time.monotonic(), "passes"
+        try:
+            check(pair)
+        except subprocess.CalledProcessError as failure:
+            failed, verdict = True, f"FAILS: {failure}"
+        verdicts.append(f"torch {pair.torch}, Python {pair.python}: {verdict} ({time.monotonic() - start:.0f} s)")
+    print("\n".join(verdicts))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
