@@ -152,7 +152,8 @@ def supervise(out: Path, seconds: float, names: list[str], flags: list[str]) -> 
         for name in names:
             state = found["sections"].setdefault(name, {})
             if state.get("state") == "running":
-                state |= {"state": "failed", "failed": f"its process died (exit status {status})"}
+                before = f"{state['failed']}; " if "failed" in state else ""
+                state |= {"state": "failed", "failed": f"{before}its process died (exit status {status})"}
         untouched = [name for name in waiting if not found["sections"][name]]
         if len(untouched) == len(waiting):  # it died before its first section
             for name in untouched:

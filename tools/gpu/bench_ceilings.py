@@ -6,6 +6,7 @@ import torch
 
 from tools.gpu.bench import Bench
 from tools.gpu.device import MIB, Device, Timing
+from tools.gpu.machine import output_of
 
 # The kinds of NT-Xent that are measured: (dtype of the views, `precision`, torch's float32 matmul precision).
 KINDS = {
@@ -15,6 +16,7 @@ KINDS = {
     "ieee": (torch.float32, "ieee", "highest"),
 }
 # A product with float32's accuracy on tensor cores takes three of tf32.
+CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
 PRODUCT_OF = {"fp16": ("fp16", 1), "bf16": ("bf16", 1), "tf32": ("tf32", 1), "ieee": ("tf32", 3)}
 
 
@@ -52,6 +54,7 @@ def run(bench: Bench) -> None:
     found["copy"] = asdict(copy)
     for kind in KINDS:
         product_tflops(bench, kind)
+    found["clocks after the products"] = output_of("nvidia-smi", f"--query-gpu={CLOCKS}", "--format=csv,noheader")
     one = torch.zeros(1, device=device.torch)
     found["host us of one torch op"] = device.host_us(lambda: one.add_(1))
     found["empty launch us"] = 1e3 * device.replayed(lambda: one.add_(1)).ms

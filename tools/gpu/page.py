@@ -62,15 +62,17 @@ def jobs(found: dict) -> list[str]:
 
 
 def tests(found: dict) -> list[str]:
-    """Counts, failures, margins."""
+    """Counts, failures, and what was not run."""
     if "tests" not in found:
         return []
     of = found["tests"]
     counts = ", ".join(f"{of[name]} {name}" for name in ("passed", "failed", "skipped", "cut off"))
     lines = ["## Tests that need the device", "", f"{counts}.", ""]
-    for name, entry in of["tests"].items():
-        if entry["outcome"] == "failed":
-            lines += [f"- FAILED `{name}`: {' '.join(entry['message'].split())[:400]}"]
+    failed = [(name, entry) for name, entry in of["tests"].items() if entry["outcome"] == "failed"]
+    lines += [
+        f"- FAILED `{name}`: {' '.join(entry['message'].split())[:400]}" for name, entry in failed[:MOST_FAILURES]
+    ]
+    lines += [f"- and {len(failed) - MOST_FAILURES} more"] if len(failed) > MOST_FAILURES else []
     reasons: dict[str, list[str]] = {}
     for name, entry in of["tests"].items():
         if entry["outcome"] == "skipped":
@@ -78,21 +80,24 @@ def tests(found: dict) -> list[str]:
     for name, entry in {**of["not run"], **found.get("tests collected", {}).get("not run", {})}.items():
         reasons.setdefault(entry["reason"].split("\n")[0], []).append(name)
     lines += [f"- {reason}: {len(names)} ({names[0]})" for reason, names in reasons.items()]
-    rows = [
-        [f"`{key}`", near["error"], near["bound"], near["share of the bound"]]
-        for key, near in sorted(of["nearest to their bounds"].items(), key=lambda pair: -pair[1]["share of the bound"])
-    ]
-    header = ["test, quantity", "error of its worst case", "bound", "share of the bound"]
-    lines += ["", *table(header, rows)] if rows else [""]
+    return [*lines, ""]
+
+
+def margins(found: dict) -> list[str]:
+    """How near to its bound every quantity came: by test function, then by test."""
+    of = found.get("tests", {})
+    nearest = sorted(of.get("nearest to their bounds", {}).items(), key=lambda pair: -pair[1]["share of the bound"])
+    if not nearest:
+        return []
+    rows = [[f"`{key}`", near["error"], near["bound"], near["share of the bound"]] for key, near in nearest]
+    lines = ["## Margins", "", *table(["test, quantity", "error of its worst case", "bound", "share"], rows)]
     singles = [
         [f"`{name}`", what, error, bound, error / bound if bound else None]
         for name, entry in of["tests"].items()
         for what, (error, bound) in entry["margins"].items()
     ]
-    if singles:
-        header = ["test", "quantity", "error", "bound", "share"]
-        lines += ["<details><summary>Every test</summary>", "", *table(header, singles), "</details>", ""]
-    return lines
+    header = ["test", "quantity", "error", "bound", "share"]
+    return [*lines, "<details><summary>Every test</summary>", "", *table(header, singles), "</details>", ""]
 
 
 def sanitizers(found: dict) -> list[str]:
@@ -116,7 +121,8 @@ def ceilings(bench: dict) -> list[str]:
         return []
     rows = [["copy on the device, GB/s", of.get("copy GB/s")]]
     rows += [[f"{kind} product of 8192^3, TFLOP/s", rate] for kind, rate in of.get("product TFLOP/s", {}).items()]
-    rows += [[name, of[name]] for name in ("host us of one torch op", "empty launch us") if name in of]
+    others = ("host us of one torch op", "empty launch us", "clocks after the products")
+    rows += [[name, of[name]] for name in others if name in of]
     return ["## Ceilings", "", *table(["what", "measured"], rows)]
 
 
@@ -222,14 +228,15 @@ def tuning(bench: dict) -> list[str]:
 def summary(found: dict) -> str:
     """The page without its long tables, for the end of the output."""
     bench = found.get("bench", {})
-    parts = [verdict(found), jobs(found), ceilings(bench), steps(bench)]
+    parts = [tests(found), jobs(found), ceilings(bench), steps(bench), verdict(found)]
     return "\n".join(line for part in parts for line in part)
 
 
 def page(found: dict) -> str:
     """All of it."""
     bench = found.get("bench", {})
-    parts = [["# GPU check", ""], about(found), verdict(found), jobs(found), tests(found), sanitizers(found)]
+    parts = [["# GPU check", ""], about(found), verdict(found), jobs(found), tests(found), margins(found)]
+    parts += [sanitizers(found)]
     parts += [part(bench) for part in (ceilings, ntxent, augmentation, steps, peers, tuning)]
     for name, job in found["jobs"].items():
         if "tail" in job:

@@ -10,7 +10,7 @@ from tools.gpu.bench import SECTIONS
 from tools.gpu.jobs import Job
 from tools.gpu.scratch import Scratch
 
-SHARED_PART = 0.45  # of the time, at most, for build, tests and sanitizers; where something is measured as well
+SHARED_PART = 0.5  # of the time, at most, for build, tests and sanitizers; where something is measured as well
 BUILD_SECONDS = 200.0
 TEST_SECONDS = 100.0  # of one test
 MOST_WORKERS = 12  # each holds a CUDA context
@@ -25,7 +25,7 @@ SANITIZED = {  # tool: (name, arguments of tools.gpu.sanitized); racecheck is sl
         for name, ops in (("ntxent", ["ntxent"]), ("rest", ["augment", "l2_normalize"]))
     ),
 }
-WARMED = {  # section: (what to warm, in how many processes, whether it needs the extension)
+WARMED = {  # section: (in how many processes it is compiled for, whether they need the extension)
     "ntxent-sizes": (3, False),
     "augment": (1, False),
     "ntxent-compiled": (1, True),
@@ -121,12 +121,14 @@ def _sanitizers(scratch: Scratch, steps: list[str], until: float, dry: bool) -> 
     tools = [tool for tool in SANITIZED if tool in steps]
     found, jobs = sanitizer(), []
     missing = "" if found or dry else "compute-sanitizer was not found: install the CUDA toolkit and set CUDA_HOME"
-    warm = [f"warm-sanitized-{part}" for part in range(1 if dry else 3)] if tools else []
+    warm = [f"warm-sanitized-{part}" for part in range(1 if dry else 5)] if tools else []
     for part, name in enumerate(warm):  # Triton compiles, which is no work for a sanitizer to watch
         jobs.append(Job(name, [*call, "triton", "--part", f"{part}/{len(warm)}", *flags], until=until))
     for tool in tools:
         for name, arguments in SANITIZED[tool][:1] if dry else SANITIZED[tool]:
-            watch = [] if dry else [found or "", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+            # What torch asks the driver and is denied is no finding.
+            options = ["--error-exitcode", "9", "--print-limit", "20", "--report-api-errors", "no"]
+            watch = [] if dry else [found or "", "--tool", tool, *(options if tool == "memcheck" else options[:4])]
             waits = tuple(warm) if "triton" in arguments else ()
             command = [*watch, *call, *arguments, *flags]
             jobs.append(Job(f"{tool}-{name}", command, until=until, after=waits, needs=("build",), missing=missing))
@@ -139,14 +141,22 @@ def _sanitizers(scratch: Scratch, steps: list[str], until: float, dry: bool) -> 
 
 
 def _warmers(scratch: Scratch, sections: list[str], until: float, dry: bool) -> list[Job]:
-    jobs = []
-    for section, (parts, compiled) in WARMED.items():
-        if section not in sections and not (section == "ntxent-sizes" and any("ntxent" in name for name in sections)):
-            continue
-        for part in range(1 if dry else parts):
-            name = f"warm-{section}-{part}"
-            out = scratch.folder / "results" / f"{name}.json"
-            command = scratch.python("-m", "tools.gpu.bench", "--out", str(out), "--seconds", "{seconds}")
-            command += ["--warm", f"{part}/{1 if dry else parts}", *(["--dry-run"] if dry else []), section]
-            jobs.append(Job(name, command, until=until, needs=("build",) if compiled else ()))
-    return jobs
+    def job(name: str, part: str, compiled: bool, *warmed: str) -> Job:
+        out = scratch.folder / "results" / f"{name}.json"
+        command = scratch.python("-m", "tools.gpu.bench", "--out", str(out), "--seconds", "{seconds}", "--warm", part)
+        needs = ("build",) if compiled else ()
+        return Job(name, [*command, *(["--dry-run"] if dry else []), *warmed], until=until, needs=needs)
+
+    chosen = {
+        section: how
+        for section, how in WARMED.items()
+        if section in sections or (section == "ntxent-sizes" and any("ntxent" in name for name in sections))
+    }
+    if dry:
+        short = [section for section in chosen if not section.startswith("resnet")]
+        return [job("warm", "0/1", True, *short)] if short else []
+    return [
+        job(f"warm-{section}-{part}", f"{part}/{parts}", compiled, section)
+        for section, (parts, compiled) in chosen.items()
+        for part in range(parts)
+    ]

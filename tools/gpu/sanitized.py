@@ -32,14 +32,18 @@ def normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
     return torch.randn(shape).to(dtype).to(device)
 
 
-def loss(backend: str, device: str, n: int, d: int, dtype: torch.dtype, precision: str, temperature: float) -> None:
-    """Forward and backward passes: mean and row losses, a constant temperature and one on the device."""
+def loss(backend: str, device: str, n: int, d: int, kind: tuple[torch.dtype, str], temperature: float, of: str) -> None:
+    """Forward and backward pass: of the "mean", of the single "rows", or of the mean with a "learned" temperature."""
+    dtype, precision = kind
     z = [normal(n, d, dtype=dtype, device=device).requires_grad_() for _ in range(2)]
-    learned = torch.tensor(temperature, dtype=DOUBLE if dtype == DOUBLE else FLOAT).to(device).requires_grad_()
-    for t, wanted in ((temperature, z), (learned, [*z, learned])):
-        torch.autograd.grad(ntxent_loss(*z, t, backend=backend, precision=precision), wanted)
-    rows = ntxent_loss(*z, temperature, backend=backend, precision=precision, reduction="none")
-    torch.autograd.grad(rows, z, torch.rand(2 * n).to(rows.dtype).to(device))
+    if of == "learned":
+        t = torch.tensor(temperature, dtype=DOUBLE if dtype == DOUBLE else FLOAT).to(device).requires_grad_()
+        torch.autograd.grad(ntxent_loss(*z, t, backend=backend, precision=precision), [*z, t])
+    elif of == "rows":
+        rows = ntxent_loss(*z, temperature, backend=backend, precision=precision, reduction="none")
+        torch.autograd.grad(rows, z, torch.rand(2 * n).to(rows.dtype).to(device))
+    else:
+        torch.autograd.grad(ntxent_loss(*z, temperature, backend=backend, precision=precision), z)
 
 
 def gathered_loss(backend: str, device: str, n: int, d: int, dtype: torch.dtype, precision: str) -> None:
@@ -52,9 +56,8 @@ def gathered_loss(backend: str, device: str, n: int, d: int, dtype: torch.dtype,
     u = torch.cat([parts[0], own, parts[1]])
     _, lse_neg, s_pos = ops[1](u, n, 2 * n, 0.1, None, False, 1.0, precision)
     statistics = [torch.cat([x, x, x]) for x in (lse_neg, s_pos)]
-    norms = inv_norm  # of this process's rows
     dloss = torch.rand(6 * n).to(lse_neg.dtype).to(device)
-    ops[2](dloss, z0, z1, u, norms, *statistics, 2 * n, 1.0, 1e-8, 0.1, None, precision, False)
+    ops[2](dloss, z0, z1, u, inv_norm, *statistics, 2 * n, 1.0, 1e-8, 0.1, None, precision, False)
 
 
 def views(
@@ -71,20 +74,24 @@ def views(
 
 def ntxent_calls(backend: str, device: str) -> Iterator[Call]:
     """D of one slice and of several, of whole chunks and ragged, more than the tile kernels of cpp serve, float64."""
-    shapes = [(33, 123), (150, 64), (20, 257), (70, 512)]
-    for n, d in shapes:
-        for dtype, precision in KINDS:
-            for temperature in (0.1, 0.01):  # the maximum is a constant, or found as the columns go by
-                arguments = (backend, device, n, d, dtype, precision, temperature)
-                yield f"loss {n} x {d} {dtype} {precision} t={temperature}", lambda a=arguments: loss(*a)
-    for dtype, precision in KINDS:
+    cases = [
+        (n, d, kind, temperature, "mean")
+        for n, d in ((33, 123), (150, 64), (20, 257), (70, 512))
+        for kind in KINDS
+        for temperature in (0.1, 0.01)  # the maximum is a constant, or found as the columns go by
+    ]
+    cases += [(33, 123, kind, 0.1, of) for kind in KINDS for of in ("rows", "learned")]
+    cases += [(20, 257, (dtype, "ieee"), 0.1, "learned") for dtype in (HALF, FLOAT)]
+    cases += [(9, 1100, (dtype, "ieee"), 0.1, "mean") for dtype in (HALF, FLOAT)]
+    if backend == "cpp":
+        cases += [
+            (n, d, (DOUBLE, "ieee"), 0.1, of) for n, d in ((9, 33), (70, 20)) for of in ("mean", "rows", "learned")
+        ]
+    for case in cases:
+        yield f"loss {case}", lambda case=case: loss(backend, device, *case)
+    for kind in KINDS:
         for n, d in ((21, 40), (70, 130)):
-            arguments = (backend, device, n, d, dtype, precision)
-            yield f"gathered loss {n} x {d} {dtype} {precision}", lambda a=arguments: gathered_loss(*a)
-    wide = [(9, 1100, HALF), (9, 1100, FLOAT)] + ([(9, 33, DOUBLE), (70, 20, DOUBLE)] if backend == "cpp" else [])
-    for n, d, dtype in wide:
-        arguments = (backend, device, n, d, dtype, "ieee", 0.1)
-        yield f"loss {n} x {d} {dtype}", lambda a=arguments: loss(*a)
+            yield f"gathered loss {n, d, kind}", lambda case=(n, d, *kind): gathered_loss(backend, device, *case)
 
 
 def augment_calls(backend: str, device: str) -> Iterator[Call]:

@@ -38,7 +38,7 @@ class Scratch:
         """Copies the checkout anew; logs and results of an earlier run go."""
         for stale in (self.source, self.logs, self.folder / "results"):
             shutil.rmtree(stale, ignore_errors=True)
-        for fresh in (self.logs, self.folder / "results", self.folder / "tmp"):
+        for fresh in (self.logs, self.folder / "results"):
             fresh.mkdir(parents=True, exist_ok=True)
         for name in COPIED:
             origin, target = ROOT / name, self.source / name
@@ -47,6 +47,9 @@ class Scratch:
                 shutil.copytree(origin, target, ignore=IGNORED)
             elif origin.exists():
                 shutil.copy2(origin, target)
+        # `tests` is a namespace, which an installed package of that name would hide.
+        if self.ask("import tests; print(tests.__file__)") != "None":
+            (self.source / "tests" / "__init__.py").touch()
 
     def environment(self, **more: str) -> dict[str, str]:
         """For every process: the copy first on the path, caches in the scratch folder."""
@@ -57,7 +60,6 @@ class Scratch:
             "PYTHONUNBUFFERED": "1",
             "TRITON_CACHE_DIR": str(self.folder / "triton"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
-            "TMPDIR": str(self.folder / "tmp"),
             **more,
         }
 
@@ -96,7 +98,7 @@ def commit() -> str | None:
 
 
 def build(scratch: Scratch, arch: str | None, from_checkout: bool) -> int:
-    """Puts the extension into the copy: an earlier one if it is of the same sources, else a new one; an exit status.
+    """Puts the extension into the copy, an earlier one of the same sources or a new one, and returns an exit status.
 
     arch: compute capability ("9.0"), or None for CPU kernels only. from_checkout: whether the one that stands in the
     checkout will do where it can be loaded.
@@ -104,24 +106,20 @@ def build(scratch: Scratch, arch: str | None, from_checkout: bool) -> int:
     key = f"{digest(scratch.source, BUILT_OF)} {scratch.ask(ASK)} {arch or 'cpu'}"
     kept = scratch.folder / "extension" / hashlib.sha256(key.encode()).hexdigest()[:16]
     package = scratch.source / "simclr_fast"
-    origins = [kept, *([ROOT / "simclr_fast"] if from_checkout else [])]
-    for origin in origins:
-        for library in origin.glob("_C*.so"):
-            shutil.copy2(library, package)
-        if loaded(scratch):
-            print(f"build: taken from {origin}: {scratch.ask(PROBE)}")
-            return 0
-        for library in package.glob("_C*.so"):
-            library.unlink()
+    for origin in (kept, *([ROOT / "simclr_fast"] if from_checkout else [])):
+        if libraries := list(origin.glob("_C*.so")):
+            for library in libraries:
+                shutil.copy2(library, package)
+            if loads(scratch, f"taken from {origin}"):
+                return 0
+            for library in libraries:
+                (package / library.name).unlink()
     chosen = {"TORCH_CUDA_ARCH_LIST": arch, "FORCE_CUDA": "1"} if arch else {"USE_CUDA": "0"}
     jobs = os.environ.get("MAX_JOBS", str(len(os.sched_getaffinity(0))))
     command = scratch.python("setup.py", "-q", "build_ext", "--inplace", "--build-temp", str(scratch.folder / "build"))
     status = subprocess.run(command, cwd=scratch.source, env=scratch.environment(MAX_JOBS=jobs, **chosen)).returncode
-    if status != 0:
-        return status
-    print(f"build: {scratch.ask(PROBE)}")
-    if not loaded(scratch):
-        return 1
+    if status != 0 or not loads(scratch, "built"):
+        return status or 1
     kept.mkdir(parents=True, exist_ok=True)
     for library in package.glob("_C*.so"):
         shutil.copy2(library, kept)
@@ -129,9 +127,11 @@ def build(scratch: Scratch, arch: str | None, from_checkout: bool) -> int:
     return 0
 
 
-def loaded(scratch: Scratch) -> bool:
-    """Whether the copy's extension can be imported."""
-    return scratch.ask(PROBE).startswith("{")
+def loads(scratch: Scratch, what: str) -> bool:
+    """Whether the copy's extension can be imported; prints what it says of itself, or why it cannot."""
+    answer = scratch.ask(PROBE)
+    print(f"build: {what}: {answer}", flush=True)
+    return answer.startswith("{")
 
 
 def main() -> int:

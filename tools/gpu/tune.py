@@ -62,10 +62,16 @@ def candidates(shape: Shape, way: str, dry: bool) -> list[Tiles]:
         return [Tiles(64, 64, 32, 4, 2)]
     element = 2 if shape.dtype == torch.float16 else 4
     backward = way == "backward"
+    rows = (64, 128, 256) if not backward else (64, 128) if element == 2 else (32, 64, 128)
     columns = (32, 64, 128) if backward else (None,)
     found = []
     for block_m, block_n, block_d, warps, stages, holds in itertools.product(
-        (32, 64, 128) if backward else (64, 128, 256), columns, (32, 64, 128), (4, 8), (2, 3), (True, False)
+        rows,
+        columns,
+        (32, 64, 128),
+        (4, 8),
+        (2, 3),
+        (True, False),
     ):
         tiles = Tiles(block_m, block_n or block_m, block_d, warps, stages, holds)
         whole = block_d == 128 or block_d * element >= 128
