@@ -41,12 +41,17 @@ def _unit_interval(word: Tensor) -> Tensor:
     return word.to(torch.float64) * 2.0**-32
 
 
+def _divide(x: Tensor, y: float) -> Tensor:
+    """x / y, rounded once: by a Python number CUDA divides with its rounded reciprocal."""
+    return x / torch.full_like(x, y)
+
+
 def _reproducible_exp(x: Tensor) -> Tensor:
     """exp(x) to 1e-12 for 0 <= x < 8, by additions and multiplications alone."""
     y = x * 0.0625
     series = torch.ones_like(y)
     for k in range(10, 0, -1):
-        series = series * (y / k) + 1.0
+        series = series * _divide(y, k) + 1.0
     for _ in range(4):
         series = series * series
     return series
@@ -91,7 +96,7 @@ def _crop(recipe: _Recipe, words: tuple[Tensor, ...], height: Tensor, width: Ten
 
     # torchvision's fallback: the centre, as much of it as the bounds of the ratio allow.
     ratio = width / height
-    box_h = torch.where(ratio < recipe.ratio_low, torch.round(width / recipe.ratio_low), height)
+    box_h = torch.where(ratio < recipe.ratio_low, torch.round(_divide(width, recipe.ratio_low)), height)
     box_w = torch.where(ratio > recipe.ratio_high, torch.round(height * recipe.ratio_high), width)
     box_h = torch.minimum(box_h.clamp_min(1), height).to(torch.int64)
     box_w = torch.minimum(box_w.clamp_min(1), width).to(torch.int64)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from simclr_fast import SimCLRAugment
 from simclr_fast.ops.augment.params import ORDERS, AugmentParams
-from simclr_fast.ops.augment.sampling import philox4x32
+from simclr_fast.ops.augment.sampling import philox4x32, sample_reference
 
 # Kolmogorov-Smirnov tests run on fixed seeds, so they pass or fail for good; p below this is a wrong distribution.
 LEAST_P = 1e-3
@@ -122,6 +123,34 @@ def test_draws_are_independent() -> None:
         if {names[i][:-1], names[j][:-1]} == {"top", "height"} and names[i][-1] == names[j][-1]:
             continue  # a tall crop has less room to move
         assert abs(correlation[i, j].item()) < 5 / math.sqrt(DRAWS), (names[i], names[j])
+
+
+class DivisorsAreTensors(TorchDispatchMode):
+    """Fails a division by a Python number, for which CUDA multiplies by the rounded reciprocal."""
+
+    divisions = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.overloadpacket == torch.ops.aten.div:
+            self.divisions += 1
+            assert all(isinstance(operand, Tensor) for operand in args), (op, args)
+        return op(*args, **(kwargs or {}))
+
+
+def test_the_reference_divides_as_ieee_754_says_on_every_device() -> None:
+    images, recipe = torch.zeros((10, 3, 5, 90), dtype=torch.uint8), SimCLRAugment(16).recipe.numbers()
+    with DivisorsAreTensors() as mode:
+        packed = sample_reference(torch.tensor([5]), None, None, 5, 90, 10, 2, recipe)
+    assert mode.divisions > 10
+    assert torch.equal(packed, SimCLRAugment(16).sample(images, seed=5).pack())
+
+
+@pytest.mark.gpu
+def test_the_reference_draws_the_same_on_a_gpu() -> None:
+    images, indices = torch.zeros((500, 1, 31, 57), dtype=torch.uint8), torch.arange(500) * 7**18
+    aug = SimCLRAugment(16, backend="reference", scale=(0.02, 1.0), ratio=(0.1, 12.0), views=3)
+    drawn = aug.sample(images.cuda(), seed=-77, indices=indices.cuda()).pack()
+    assert torch.equal(drawn.cpu(), aug.sample(images, seed=-77, indices=indices).pack())
 
 
 def test_orders_are_itertools_permutations() -> None:
