@@ -31,6 +31,12 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
 
 def non_contiguous(x: Tensor) -> Tensor:
     """The same values with a row stride and a column stride that no kernel may assume away."""
-    wide = torch.full((x.shape[0], 2 * x.shape[1] + 3), float("nan"), dtype=x.dtype)
+    wide = torch.full((x.shape[0], 2 * x.shape[1] + 3), float("nan"), dtype=x.dtype, device=x.device)
     view = wide[:, 1 : 2 * x.shape[1] + 1 : 2]
     return view.copy_(x)
+
+
+def moved(x: Tensor, device: str | torch.device) -> Tensor:
+    """x on the device at the same strides; Tensor.to would close the gaps between elements that are not dense."""
+    elements = x.untyped_storage().nbytes() // x.element_size()
+    return x.as_strided((elements,), (1,), 0).to(device).as_strided(x.shape, x.stride(), x.storage_offset())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from simclr_fast import SimCLRAugment
 from simclr_fast.ops.augment import AugmentParams
+from tests.helpers import moved
 
 Place = tuple[str, str]
 TOLERANCE = 1e-5
@@ -30,7 +31,8 @@ def only(params: AugmentParams, *operations: str) -> AugmentParams:
 
 
 def move(images, device: str):
-    return images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    """Images on the device, at the same strides."""
+    return moved(images, device) if isinstance(images, Tensor) else [moved(image, device) for image in images]
 
 
 def errors(place: Place, images, size, params: AugmentParams, **settings) -> Tensor:

@@ -97,6 +97,12 @@ def layouts() -> dict:
 
 
 @pytest.mark.parametrize("layout", layouts())
+def test_images_keep_their_strides_on_the_way_to_a_device(layout: str) -> None:
+    images = layouts()[layout]
+    assert [image.stride() for image in move(images, "meta")] == [image.stride() for image in images]
+
+
+@pytest.mark.parametrize("layout", layouts())
 def test_input_layouts_and_types(place, layout: str) -> None:
     images = layouts()[layout]
     params = transform(32, **FULL).sample(images, seed=5)

@@ -28,8 +28,9 @@ def truth(x: Tensor, du: Tensor) -> tuple[Tensor, Tensor]:
 
 def gradient_error(dx: Tensor, dx_true: Tensor, x: Tensor, du: Tensor) -> float:
     """Error of one row's gradient against its natural scale |du| / max(|x|, eps): the gradient itself may be 0."""
+    dx, x = dx.cpu(), x.detach().cpu()
     dx_true = dx_true.to(dx.dtype).double()
     if not torch.equal(dx.isnan(), dx_true.isnan()):
         return float("inf")
-    scale = du.double().norm() / x.detach().double().norm().nan_to_num(1.0).clamp_min(EPS)
+    scale = du.double().norm() / x.double().norm().nan_to_num(1.0).clamp_min(EPS)
     return ((dx.double() - dx_true).nan_to_num(0).abs().max() / scale).item()

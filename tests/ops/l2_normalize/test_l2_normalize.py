@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from simclr_fast.ops.l2_normalize import l2_normalize
-from tests.helpers import non_contiguous, relative_error, within
+from tests.helpers import moved, non_contiguous, relative_error, within
 from tests.ops.l2_normalize.rows import EPS, SHAPES, gradient_error, rows, truth
 
 TOLERANCE = {torch.float64: 1e-15, torch.float32: 3e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
@@ -20,7 +20,7 @@ def check(backend: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu",
     x = rows(n, d, dtype)
     if dtype == torch.float16 and n >= 5:
         x[3] = 60000.0  # the largest that fits, where float32 has 1e30
-    x = (non_contiguous(x) if strided else x).to(device).requires_grad_()
+    x = moved(non_contiguous(x) if strided else x, device).requires_grad_()
     du = torch.randn(n, d, dtype=dtype)
     u_true, dx_true = truth(x.cpu(), du)
     u = l2_normalize(x, EPS, backend=backend)
@@ -41,11 +41,12 @@ def test_matches_float64(backend: str, shape: tuple[int, int], dtype: torch.dtyp
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("backend", ["cpp", "triton", "reference"])
-def test_matches_float64_on_a_gpu(backend: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
-    check(backend, *shape, dtype, device="cuda")
+def test_matches_float64_on_a_gpu(backend: str, shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    check(backend, *shape, dtype, device="cuda", strided=strided)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -49,13 +49,15 @@ def test_is_deterministic() -> None:
 
 def test_strided_rows_and_a_learned_temperature() -> None:
     views = embeddings("random", 50, 40, FLOAT).cuda()
-    strided = [non_contiguous(z.cpu()).cuda() for z in views]
+    strided = [non_contiguous(z).requires_grad_() for z in views]
     temperature = torch.tensor(0.2, device="cuda", requires_grad=True)
     loss = ntxent_loss(*strided, temperature, backend="cpp", precision="ieee")
-    (dt,) = torch.autograd.grad(loss, temperature)
+    dt, *gradients = torch.autograd.grad(loss, (temperature, *strided))
     want = truth([tuple(views.cpu())], 0, 0.2, torch.full((100,), 0.01), 1e-8)
     assert within("loss", relative_error(loss, want.losses.mean()), 1e-5)
     assert within("dt", relative_error(dt, want.dt), 1e-4)
+    for actual, wanted in zip(gradients, (want.dz0, want.dz1)):
+        assert within("gradient", relative_error(actual, wanted), TOLERANCE[FLOAT])
 
 
 def test_runs_on_the_current_stream_without_synchronising() -> None:
