@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import train
 from simclr_fast.config import RECIPES, Config
 from simclr_fast.training.process import start_process, stop_process
 from simclr_fast.training.state import TrainState
@@ -39,6 +38,8 @@ def weights_after(
 
     dtype: half types are autocast to, float64 is what the whole model is in.
     """
+    import train  # here, since the images and options above serve also where a package that train.py needs is missing
+
     torch.set_num_threads(1)
     process = start_process("cpu")
     autocast = None if dtype == torch.float64 else dtype
