@@ -5,7 +5,7 @@
 //   dt   = -1/t sum_i [ sum_j w_i exp(s_ij - lse_i) s_ij - w_i sg_i s_ip ]
 //
 // The positive's term is added here, in full precision: between aligned pairs it nearly cancels the other terms. One
-// warp owns a row; u_i and u_p come from the raw z, which is not rounded to fp16.
+// warp owns a row. Where the operand u is rounded to fp16, u_i and u_p come from the raw z instead.
 #include "../ntxent_launch.h"
 #include "ntxent_bwd.cuh"
 #include "reduce.cuh"
@@ -18,8 +18,8 @@ constexpr int kThreads = 32 * kBwdFinishWarps;
 // T: dtype of z and dz, S: of everything else.
 template <class T, class S>
 struct BwdFinishTask {
-  const T* z[2];
-  int64_t z_stride[2];
+  const T* rows[2];  // of the two views: z for half types, else u
+  int64_t row_stride[2];
   T* dz[2];           // [n, d] each
   const S* inv_norm;  // [rows]
   const S* lse_neg;   // [columns]
@@ -32,12 +32,15 @@ struct BwdFinishTask {
   GridSum<S> sums;
   int64_t d, du_columns;
   int splits;
-  S clamped_inv_norm;  // 1 / eps
+  S clamped_inv_norm;
 
   __device__ S positive_coefficient(int column) const {
     return weights(column) * sigmoid(lse_neg[column] - s_pos[column]);
   }
 };
+
+template <class T>
+constexpr bool kRowsAreZ = sizeof(T) == 2;
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, S> task) {
@@ -50,23 +53,26 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
     const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
     const S own_coefficient = task.positive_coefficient(own);
     const S pull = (own_coefficient + task.positive_coefficient(positive)) * inverse_temperature;
-    const T* of_view[2] = {task.z[0] + row_of_view * task.z_stride[0], task.z[1] + row_of_view * task.z_stride[1]};
-    const T *z = view ? of_view[1] : of_view[0], *z_positive = view ? of_view[0] : of_view[1];
+    const T* of_view[2] = {task.rows[0] + row_of_view * task.row_stride[0],
+                           task.rows[1] + row_of_view * task.row_stride[1]};
+    const T *x = view ? of_view[1] : of_view[0], *x_positive = view ? of_view[0] : of_view[1];
     T* dz = (view ? task.dz[1] : task.dz[0]) + row_of_view * task.d;
-    const S r = task.inv_norm[row], r_positive = task.inv_norm[view ? row - n : row + n];
+    const S r = task.inv_norm[row], unit = kRowsAreZ<T> ? r : S(1);
+    const S positive_unit = kRowsAreZ<T> ? task.inv_norm[view ? row - n : row + n] : S(1);
     S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;  // the first split's, replaced by the sum
     const int64_t next_split = static_cast<int64_t>(rows) * task.du_columns;
 
     S along = 0;
     for (int64_t k = lane; k < task.d; k += 32) {
-      S sum = -pull * (static_cast<S>(z_positive[k]) * r_positive);
+      S sum = -pull * (static_cast<S>(x_positive[k]) * positive_unit);
       const S* part = du + k;
       for (int split = 0; split < task.splits; ++split, part += next_split) sum += *part;
       du[k] = sum;
-      along += static_cast<S>(z[k]) * r * sum;
+      along += static_cast<S>(x[k]) * unit * sum;
     }
     along = r >= task.clamped_inv_norm ? S(0) : warp_sum(along);  // NaN counts as not clamped
-    for (int64_t k = lane; k < task.d; k += 32) dz[k] = static_cast<T>(r * (du[k] - static_cast<S>(z[k]) * r * along));
+    for (int64_t k = lane; k < task.d; k += 32)
+      dz[k] = static_cast<T>(r * (du[k] - static_cast<S>(x[k]) * unit * along));
     if (lane == 0 && task.dt != nullptr) {
       for (int split = 0; split < task.splits; ++split) {
         row_logits += task.partials.own_logits[static_cast<int64_t>(split) * rows + row];
@@ -82,22 +88,25 @@ template <class T, class S>
 cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
   const BwdPartials<S> partials = partials_of<S>(args, plan);
   S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
-  const BwdFinishTask<T, S> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
-                                 {args.z_stride[0], args.z_stride[1]},
-                                 {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
-                                 static_cast<const S*>(args.inv_norm),
-                                 static_cast<const S*>(args.lse_neg),
-                                 static_cast<const S*>(args.s_pos),
-                                 static_cast<S*>(args.dt),
-                                 pairing_of(args),
-                                 temperature_of<S>(args),
-                                 weights_of<S>(args),
-                                 partials,
-                                 {block_sums, partials.finished},
-                                 args.d,
-                                 plan.du_columns,
-                                 plan.splits,
-                                 static_cast<S>(1) / static_cast<S>(args.eps)};
+  const T* u = static_cast<const T*>(args.u) + args.row_offset * args.u_columns;
+  const void* rows[2] = {kRowsAreZ<T> ? args.z[0] : u, kRowsAreZ<T> ? args.z[1] : u + args.n * args.u_columns};
+  const BwdFinishTask<T, S> task{
+      {static_cast<const T*>(rows[0]), static_cast<const T*>(rows[1])},
+      {kRowsAreZ<T> ? args.z_stride[0] : args.u_columns, kRowsAreZ<T> ? args.z_stride[1] : args.u_columns},
+      {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
+      static_cast<const S*>(args.inv_norm),
+      static_cast<const S*>(args.lse_neg),
+      static_cast<const S*>(args.s_pos),
+      static_cast<S*>(args.dt),
+      pairing_of(args),
+      temperature_of<S>(args),
+      weights_of<S>(args),
+      partials,
+      {block_sums, partials.finished},
+      args.d,
+      plan.du_columns,
+      plan.splits,
+      clamped_inv_norm<S>(args)};
   return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S>), plan.finish_blocks, kThreads, 0, stream, task);
 }
 

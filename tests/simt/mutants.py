@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     _ntxent(
         *("bwd_finish.cu", "the pull of the row itself"),
-        *("*z_positive = view ? of_view[0] : of_view[1]", "*z_positive = view ? of_view[1] : of_view[0]"),
+        *("*x_positive = view ? of_view[0] : of_view[1]", "*x_positive = view ? of_view[1] : of_view[0]"),
     ),
     _ntxent(
         "bwd.cu",
@@ -134,7 +134,7 @@ MUTANTS = (
         "if (slice_columns > kBwdSlice / 2) multiply_rows",
         "if (false) multiply_rows",
     ),
-    _ntxent("bwd_finish.cu", "Jacobian term missing", "(du[k] - static_cast<S>(z[k]) * r * along)", "du[k]"),
+    _ntxent("bwd_finish.cu", "Jacobian term missing", "(du[k] - static_cast<S>(x[k]) * unit * along)", "du[k]"),
     _ntxent("bwd_finish.cu", "clamped rows keep the Jacobian", "r >= task.clamped_inv_norm ? S(0) : ", ""),
     _ntxent(
         "bwd_finish.cu",
@@ -146,7 +146,7 @@ MUTANTS = (
     _ntxent("bwd_finish.cu", "last split left out", "split < task.splits; ++split, part", "split < 1; ++split, part"),
     _ntxent("math.cuh", "positive of the second view", "row < n ? row + n : row - n", "row + n"),
     _ntxent("math.cuh", "tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
-    _ntxent("normalize.cu", "rows squared as they are", "peak > S(0) ? S(1) / peak : S(1)", "S(1)"),
+    _ntxent("normalize.cu", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
     _augment(
         "no barrier between staging and resizing",
         *("_resize.cuh", "stage(block, s, chunk);\n      __syncthreads();", "stage(block, s, chunk);"),
