@@ -31,40 +31,47 @@ struct FwdTask {
   FwdPlan plan;
 };
 
-// The tiles and depth slices of one CTA in the order they are computed.
-struct TileWalk {
-  int row_tile, row_end, column_begin, column_tile, column_end, depth, depths;
-  bool symmetric;
+// The tiles of one CTA; in shared memory, because the tiles leave no registers for what is needed rarely.
+struct Bands {
+  int row, column;  // the bands' numbers
+  int row_begin, row_end, column_begin, column_end;
 
-  __device__ TileWalk(const FwdPlan& plan, int block) {
-    int row_band, column_band;
-    plan.bands_of(block, &row_band, &column_band);
-    row_tile = row_band * plan.row_band_tiles;
-    row_end = min(row_tile + plan.row_band_tiles, plan.row_tiles);
-    column_begin = column_band * plan.column_band_tiles;
-    column_end = min(column_begin + plan.column_band_tiles, plan.column_tiles);
-    symmetric = plan.symmetric;
-    depth = 0;
-    depths = plan.depths;
-    column_tile = first_column();
-  }
-  __device__ int first_column() const { return symmetric ? max(column_begin, row_tile) : column_begin; }
-  __device__ bool done() const { return row_tile >= row_end; }
-  __device__ bool last_depth() const { return depth == depths - 1; }
-  __device__ void next() {
-    if (++depth < depths) return;
-    depth = 0;
-    if (++column_tile < column_end) return;
-    ++row_tile;
-    column_tile = first_column();
+  __device__ static Bands of(const FwdPlan& plan, int block) {
+    Bands bands;
+    plan.bands_of(block, &bands.row, &bands.column);
+    bands.row_begin = bands.row * plan.row_band_tiles;
+    bands.row_end = min(bands.row_begin + plan.row_band_tiles, plan.row_tiles);
+    bands.column_begin = bands.column * plan.column_band_tiles;
+    bands.column_end = min(bands.column_begin + plan.column_band_tiles, plan.column_tiles);
+    return bands;
   }
 };
 
-__device__ void copy_stage(unsigned char* stage, const RowMatrix& u, int row_offset, const TileWalk& walk) {
-  if (!walk.done()) {
-    const int64_t byte = static_cast<int64_t>(walk.depth) * kDepthBytes;
-    copy_tile(stage, u, row_offset + walk.row_tile * kTile, kTile, byte, kDepthBytes, kThreads);
-    copy_tile(stage + kOperandBytes, u, walk.column_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+// A CTA's tiles and depth slices in the order they are computed.
+struct TileWalk {
+  int row_tile, column_tile, depth = 0;
+
+  __device__ TileWalk(const FwdPlan& plan, const Bands& bands) { start_row(plan, bands, bands.row_begin); }
+  __device__ bool done(const Bands& bands) const { return row_tile >= bands.row_end; }
+  __device__ void next(const FwdPlan& plan, const Bands& bands) {
+    if (++depth < plan.depths) return;
+    depth = 0;
+    if (++column_tile == bands.column_end) start_row(plan, bands, row_tile + 1);
+  }
+  __device__ void start_row(const FwdPlan& plan, const Bands& bands, int row) {
+    row_tile = row;
+    column_tile = plan.symmetric ? max(bands.column_begin, row) : bands.column_begin;
+  }
+};
+
+// Starts copying what comes next, and steps on; commits a group in any case.
+template <class Partial>
+__device__ void copy_stage(unsigned char* stage, const FwdTask<Partial>& task, const Bands& bands, TileWalk* walk) {
+  if (!walk->done(bands)) {
+    const int64_t byte = static_cast<int64_t>(walk->depth) * kDepthBytes;
+    copy_tile(stage, task.u, task.pairing.row_offset + walk->row_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+    copy_tile(stage + kOperandBytes, task.u, walk->column_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+    walk->next(task.plan, bands);
   }
   ptx::cp_async_commit();
 }
@@ -72,7 +79,7 @@ __device__ void copy_stage(unsigned char* stage, const RowMatrix& u, int row_off
 template <class Operand>
 __device__ void multiply_stage(WarpTile& acc, const unsigned char* rows, const unsigned char* columns,
                                const LaneOffset& a_offset, const LaneOffset& b_offset) {
-#pragma unroll
+#pragma unroll Operand::kStepsUnrolled
   for (int step = 0; step < kDepthSteps; ++step) {
     typename Operand::template Fragment<4> a[4];
 #pragma unroll
@@ -128,28 +135,29 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
 
   const int warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * 64, warp_column = warp % 2 * 64;
-  const float scale = static_cast<float>(kLog2E) * task.temperature.inverse();
-  if (blockIdx.x == 0 && threadIdx.x == 0) *task.partials.finished = 0;
 
-  TileWalk copied(task.plan, blockIdx.x), tile = copied;
-  const TileWalk first = tile;
-  for (int stage = 0; stage < kStages; ++stage) {
-    copy_stage(shared + stage * kStageBytes, task.u, task.pairing.row_offset, copied);
-    if (!copied.done()) copied.next();
+  __shared__ Bands bands;
+  __shared__ float scale;  // of u.u to base-2 logits
+  if (threadIdx.x == 0) {
+    bands = Bands::of(task.plan, blockIdx.x);
+    scale = static_cast<float>(kLog2E) * task.temperature.inverse();
+    if (blockIdx.x == 0) *task.partials.finished = 0;
   }
+  __syncthreads();
+  TileWalk copied(task.plan, bands), tile = copied;
+  for (int stage = 0; stage < kStages; ++stage) copy_stage(shared + stage * kStageBytes, task, bands, &copied);
 
   const LaneOffset a = a_offset(kDepthBytes), b = b_offset(kDepthBytes);
   WarpTile acc = {};
-  for (int stage = 0; !tile.done(); tile.next(), stage = (stage + 1) % kStages) {
+  for (int stage = 0; !tile.done(bands); tile.next(task.plan, bands), stage = (stage + 1) % kStages) {
     ptx::cp_async_wait_group<kStages - 1>();
     __syncthreads();
     const unsigned char* rows = shared + stage * kStageBytes + warp_row * kDepthBytes;
     const unsigned char* columns = shared + stage * kStageBytes + kOperandBytes + warp_column * kDepthBytes;
     multiply_stage<Operand>(acc, rows, columns, a, b);
     __syncthreads();  // every warp is done with the stage
-    copy_stage(shared + stage * kStageBytes, task.u, task.pairing.row_offset, copied);
-    if (!copied.done()) copied.next();
-    if (!tile.last_depth()) continue;
+    copy_stage(shared + stage * kStageBytes, task, bands, &copied);
+    if (tile.depth + 1 < task.plan.depths) continue;
 
     const int row = tile.row_tile * kTile, column = tile.column_tile * kTile;
     if (task.pairing.needs_mask(row, kTile, column, kTile)) {
@@ -161,22 +169,19 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
 
     // The slots of one band of rows are numbered by the other band. In a CTA on the diagonal both are the same, and a
     // row tile meets its first partial as the column tile of the CTA's first row of tiles.
-    const bool on_diagonal = task.plan.symmetric && first.row_tile / task.plan.row_band_tiles ==
-                                                        first.column_begin / task.plan.column_band_tiles;
-    const int row_slot = first.column_begin / task.plan.column_band_tiles;
-    const int column_slot = first.row_tile / task.plan.row_band_tiles;
+    const bool on_diagonal = task.plan.symmetric && bands.row == bands.column;
     const bool first_of_row =
-        tile.column_tile == first.column_begin && (!on_diagonal || tile.row_tile == first.row_tile);
+        tile.column_tile == bands.column_begin && (!on_diagonal || tile.row_tile == bands.row_begin);
     const int r = row + threadIdx.x, c = column + threadIdx.x;
     if (r < task.pairing.rows) {
-      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(row_slot) * task.pairing.rows + r,
+      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(bands.column) * task.pairing.rows + r,
                              Statistics::combine(row_partials[threadIdx.x], row_partials[kTile + threadIdx.x]),
                              first_of_row);
     }
     if (task.plan.symmetric && tile.row_tile != tile.column_tile && c < task.pairing.rows) {
-      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(column_slot) * task.pairing.rows + c,
+      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(bands.row) * task.pairing.rows + c,
                              Statistics::combine(column_partials[threadIdx.x], column_partials[kTile + threadIdx.x]),
-                             tile.row_tile == first.row_tile);
+                             tile.row_tile == bands.row_begin);
     }
 #pragma unroll
     for (int m = 0; m < 4; ++m) {

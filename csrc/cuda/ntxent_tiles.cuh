@@ -75,7 +75,8 @@ __device__ __forceinline__ void load_step(uint32_t (&r)[4], const unsigned char*
 // fp16 operands, one product.
 struct HalfOperand {
   using Element = __half;
-  static constexpr int kRowFragments = 2;  // 16-row fragments that a warp of the backward kernel owns
+  static constexpr int kRowFragments = 2;   // 16-row fragments that a warp of the backward kernel owns
+  static constexpr int kStepsUnrolled = 4;  // of the forward kernel's
 
   template <int N>
   struct Fragment {
@@ -133,12 +134,15 @@ struct HalfOperand {
 };
 
 // fp32 operands as tf32: one product, or three that together keep fp32's accuracy. x = big + small with both tf32:
-// x y = big big + big small + small big, and what is left out is below 2^-22 |x y|.
+// x y = big big + big small + small big, and what is left out is below 2^-22 |x y|. Tensor cores cut off what does not
+// fit when they add, always toward zero; so three products are summed from zero, the small ones first, and go into the
+// accumulators by ordinary additions, which round: else every logit would be short of up to 1e-6 of itself.
 template <int kProducts>
 struct FloatOperand {
   static_assert(kProducts == 1 || kProducts == 3, "one tf32 product, or three");
   using Element = float;
   static constexpr int kRowFragments = 1;
+  static constexpr int kStepsUnrolled = kProducts == 3 ? 1 : 4;  // more at once would be held in registers, and spilled
 
   template <int N>
   struct Fragment {
@@ -159,11 +163,36 @@ struct FloatOperand {
     return f;
   }
   __device__ static void multiply_add(float (&d)[4], const Fragment<4>& a, const Fragment<2>& b) {
-    if constexpr (kProducts == 3) {
-      ptx::mma_m16n8k8_tf32(d, a.small, b.big);
-      ptx::mma_m16n8k8_tf32(d, a.big, b.small);
+    if constexpr (kProducts == 1) {
+      ptx::mma_m16n8k8_tf32(d, a.big, b.big);
+    } else {
+      float part[4] = {};
+      add_small_products(part, a, b);
+      ptx::mma_m16n8k8_tf32(part, a.big, b.big);
+      promote(d, part);
     }
-    ptx::mma_m16n8k8_tf32(d, a.big, b.big);
+  }
+  // Two steps.
+  __device__ static void multiply_add(float (&d)[4], const Fragment<4> (&a)[2], const Fragment<2> (&b)[2]) {
+    if constexpr (kProducts == 1) {
+      multiply_add(d, a[0], b[0]);
+      multiply_add(d, a[1], b[1]);
+    } else {
+      float part[4] = {};
+      add_small_products(part, a[0], b[0]);
+      add_small_products(part, a[1], b[1]);
+      ptx::mma_m16n8k8_tf32(part, a[0].big, b[0].big);
+      ptx::mma_m16n8k8_tf32(part, a[1].big, b[1].big);
+      promote(d, part);
+    }
+  }
+  __device__ static void add_small_products(float (&part)[4], const Fragment<4>& a, const Fragment<2>& b) {
+    ptx::mma_m16n8k8_tf32(part, a.small, b.big);
+    ptx::mma_m16n8k8_tf32(part, a.big, b.small);
+  }
+  __device__ static void promote(float (&d)[4], const float (&part)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += part[i];
   }
 
   // As HalfOperand's, in two steps of eight rows. The accumulators are A operands if the rows of a step are numbered 0,
@@ -199,13 +228,15 @@ struct FloatOperand {
     for (int n = kFirst; n < kFirst + kCount; ++n) {
       const unsigned char* even = own + offset.at(2 * n);                             // row 2 quad
       const unsigned char* odd = own + (offset.at(2 * n) ^ kChunkBytes) + row_bytes;  // row 2 quad + 1
+      Fragment<2> b[2];
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
         const uint32_t raw[2] = {*reinterpret_cast<const uint32_t*>(even + 8 * step * row_bytes),
                                  *reinterpret_cast<const uint32_t*>(odd + 8 * step * row_bytes)};
-#pragma unroll
-        for (int m = 0; m < kRowFragments; ++m) multiply_add(d[m][n], c.a[m][step], fragment<2>(raw));
+        b[step] = fragment<2>(raw);
       }
+#pragma unroll
+      for (int m = 0; m < kRowFragments; ++m) multiply_add(d[m][n], c.a[m], b);
     }
   }
 };

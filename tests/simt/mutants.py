@@ -88,7 +88,7 @@ MUTANTS = (
     _ntxent(
         "tiles.cuh", "B operand read as an A operand", "lane % 8 + lane / 16 * 8, lane / 8 % 2", "lane % 16, lane / 16"
     ),
-    _ntxent("tiles.cuh", "fp32 with two products", "      ptx::mma_m16n8k8_tf32(d, a.big, b.small);\n", ""),
+    _ntxent("tiles.cuh", "fp32 with two products", "    ptx::mma_m16n8k8_tf32(part, a.big, b.small);\n", ""),
     _ntxent(
         "tiles.cuh",
         "rows of a tf32 step in their own order",
