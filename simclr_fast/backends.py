@@ -1,7 +1,8 @@
 """Which backend serves which op on which device, and why one does not.
 
 `cpp` is the compiled extension (CPU or CUDA by device), `triton` the Triton kernels (CUDA), `reference` plain PyTorch
-(anywhere). `auto` takes the first of these that serves the device.
+(anywhere). `auto` takes the first of these that serves the device; where Triton's kernels were measured to be faster,
+it asks them first.
 """
 
 import importlib.util
@@ -18,6 +19,9 @@ _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 # What an op's Triton kernels cannot do: dtypes, and devices below a major compute capability.
 _TRITON_REFUSES = {"ntxent_fwd": (torch.float64,)}
 _TRITON_NEEDS = {"ntxent_fwd": 8}
+# Major compute capabilities on which an op's Triton kernels are faster than the compiled ones for large inputs. Hopper:
+# Triton multiplies by wgmma, the compiled NT-Xent by mma.sync (measured on an H200: docs/gpu.md).
+_TRITON_IS_FASTER = {"ntxent_fwd": (9,)}
 
 
 @cache
@@ -38,6 +42,12 @@ def _compiled_for(capability: tuple[int, int], archs: str) -> bool:
         if arch.endswith("+PTX") and (major, minor) <= capability:
             return True
     return False
+
+
+def _triton_is_faster(op: str, device: torch.device) -> bool:
+    """Whether op's Triton kernels are the faster ones on this device, where there is much to do."""
+    majors = _TRITON_IS_FASTER.get(op, ())
+    return device.type == "cuda" and bool(majors) and torch.cuda.get_device_capability(device)[0] in majors
 
 
 def _has_kernel(op: str, key: str) -> bool:
@@ -76,23 +86,29 @@ def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype | No
 
 # Resolved while tracing: a graph is specialised on devices, so the answer is a constant of the graph.
 @torch.compiler.assume_constant_result
-def resolve_backend(backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
+def resolve_backend(
+    backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None, large: bool = False
+) -> str:
     """The backend to use: `backend` itself, or for "auto" the first of cpp, triton, reference that serves.
+
+    large: the op has so much to do that "auto" asks Triton first on devices where its kernels are faster.
 
     Raises ValueError for an unknown name, RuntimeError where an explicitly named backend cannot serve. "auto" warns
     once per op, device and dtype where only the reference is left.
     """
-    return _resolve(backend, op, device, dtype)
+    return _resolve(backend, op, device, dtype, large)
 
 
 @cache
-def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | None) -> str:
+def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | None, large: bool) -> str:
     if backend != "auto":
         if backend not in BACKENDS:
             raise ValueError(f"backend={backend!r} is unknown; choose one of 'auto', {', '.join(map(repr, BACKENDS))}")
         if reason := why_not(backend, op, device, dtype):
             raise RuntimeError(f"backend={backend!r} cannot serve {op} on {device}: {reason}; or choose backend='auto'")
         return backend
+    if large and _triton_is_faster(op, device) and why_not("triton", op, device, dtype) is None:
+        return "triton"
     reasons = {}
     for candidate in BACKENDS:
         reasons[candidate] = why_not(candidate, op, device, dtype)

@@ -73,7 +73,7 @@ def ntxent_loss(
         reduction=reduction,
         eps=float(eps),
         precision=precision,
-        backend=resolve_backend(backend, "ntxent_fwd", z0.device, z0.dtype),
+        backend=resolve_backend(backend, "ntxent_fwd", z0.device, z0.dtype, _is_large(z0, precision, group)),
         group=group,
     )
 
@@ -139,6 +139,19 @@ class NTXentLoss(nn.Module):
 @torch.compiler.assume_constant_result
 def _default_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+# Multiply-adds of one product of rows and columns (4096 rows of 128 on one device) from which the Triton kernels are
+# faster on Hopper. Below, launches and their host time decide, of which the compiled kernels take less.
+_LARGE = 2**31
+
+
+def _is_large(z: Tensor, precision: str, group: "torch.distributed.ProcessGroup | None") -> bool:
+    if precision == "ieee" and z.dtype not in (torch.float16, torch.bfloat16):
+        return False  # Triton's full float32 is slower at every size
+    rows, world = 2 * z.shape[0], distributed.rank_and_size(group)[1]
+    # torch.compile makes a constant of a condition on sizes, but not of bool() of one.
+    return True if rows * rows * world * z.shape[1] >= _LARGE else False  # noqa: SIM210
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -76,7 +76,7 @@ def test_float64_on_cuda_without_the_extension_is_served_by_the_reference(
     no_extension: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choice is made as for CUDA tensors; what it chose then runs here."""
-    on_cuda = lambda backend, op, device, dtype: backends.resolve_backend(backend, op, CUDA, dtype)
+    on_cuda = lambda backend, op, device, dtype, large=False: backends.resolve_backend(backend, op, CUDA, dtype)
     monkeypatch.setattr(losses, "resolve_backend", on_cuda)
     z0, z1 = torch.randn(2, 6, 4, dtype=torch.float64)
     with pytest.warns(RuntimeWarning, match="triton: the Triton kernels of ntxent_fwd take no torch.float64") as record:
@@ -87,6 +87,47 @@ def test_float64_on_cuda_without_the_extension_is_served_by_the_reference(
     with pytest.raises(RuntimeError, match=r"backend='triton' cannot serve .* take no torch.float64; or choose"):
         losses.ntxent_loss(z0, z1, 0.2, backend="triton")
     assert on_cuda("auto", "ntxent_fwd", None, torch.float32) == "triton"
+
+
+@pytest.fixture
+def device_of(monkeypatch: pytest.MonkeyPatch):
+    """Makes the machine have a GPU of a compute capability, as far as the choice of a backend sees it."""
+
+    def set_capability(*capability: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(_extension, "build_info", lambda: {"cuda_archs": "8.0;9.0;10.0+PTX"})
+        monkeypatch.setattr(_extension, "missing_because", None)
+        monkeypatch.setattr(backends, "_has_kernel", lambda op, key: True)
+        backends._resolve.cache_clear()
+
+    yield set_capability
+    backends._resolve.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "large"), [((8, 0), "cpp"), ((9, 0), "triton"), ((10, 0), "cpp")])
+def test_auto_takes_triton_where_it_is_faster(capability: tuple[int, int], large: str, device_of) -> None:
+    device_of(*capability)
+    assert backends.resolve_backend("auto", "ntxent_fwd", CUDA, torch.float16, large=True) == large
+    assert backends.resolve_backend("auto", "ntxent_fwd", CUDA, torch.float16) == "cpp"
+    assert backends.resolve_backend("auto", "augment", CUDA, large=True) == "cpp"
+    assert backends.resolve_backend("cpp", "ntxent_fwd", CUDA, torch.float16, large=True) == "cpp"
+    assert backends.resolve_backend("auto", "ntxent_fwd", CUDA, torch.float64, large=True) == "cpp"
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "dtype", "precision", "large"),
+    [
+        (2048, 128, torch.float16, "ieee", True),
+        (2047, 128, torch.float16, "ieee", False),
+        (1024, 512, torch.bfloat16, "ieee", True),
+        (2048, 128, torch.float32, "tf32", True),
+        (8192, 128, torch.float32, "ieee", False),
+        (8192, 128, torch.float64, "ieee", False),
+    ],
+)
+def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: str, large: bool) -> None:
+    assert losses._is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None) is large
 
 
 def test_devices_too_old_for_the_triton_loss_get_the_reference(
