@@ -44,7 +44,7 @@ $(VENV)/peers.stamp: $(VENV)/package.stamp requirements-bench.txt
 bench bench-full: $(VENV)/peers.stamp  ## benchmark against PyTorch and the peers (15 minutes; -full: hours), write a report
 	$(BIN)/python -m benchmarks.run --scale $(if $(filter %-full,$@),full,quick)
 
-gpu-check: $(VENV)/package.stamp  ## on a machine with a GPU: tests on the device, compute-sanitizer, benchmarks, one report
+gpu-check: $(VENV)/dependencies.stamp  ## on a machine with a GPU: tests on the device, compute-sanitizer, figures, one report (9 minutes)
 	$(BIN)/python -m tools.gpu_check
 
 lint: $(VENV)/dependencies.stamp  ## check formatting and style

@@ -1,69 +1,324 @@
-"""`make gpu-check`: what it says without a GPU, and what it reports when steps pass, fail or cannot run."""
+"""tools/gpu_check.py: a dry run of all of it, its plan and its verdict, what it says without a GPU or when cut off."""
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from tools import gpu_check
+from tools.gpu import bench, plan, results
+from tools.gpu.jobs import Job, Outcome
+from tools.gpu.page import page, summary
+from tools.gpu.scratch import ROOT, Scratch
+
+CHECK = [sys.executable, "tools/gpu_check.py"]
+PYTHON = [sys.executable, "-c"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Without a device, wherever the tests run."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def stray_files() -> set[Path]:
+    """What a build would leave in the checkout."""
+    folders = (ROOT / "csrc", ROOT / "simclr_fast", ROOT / "tools")
+    return {path for folder in folders for path in folder.rglob("*") if path.suffix in (".so", ".o", ".json")}
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, str]:
+    """gpu_check.json, gpu_check.md and the output of a dry run."""
+    folder = tmp_path_factory.mktemp("gpu_check")
+    before = stray_files()
+    arguments = ["--dry-run", "--minutes", "20", "--out", str(folder / "out"), "--scratch", str(folder / "scratch")]
+    run = subprocess.run([*CHECK, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+    assert stray_files() == before, "the checkout stays as it is"
+    assert {path.name for path in (folder / "out").iterdir()} == {"gpu_check.json", "gpu_check.md", "logs.tar.gz"}
+    found = json.loads((folder / "out" / "gpu_check.json").read_text())
+    return found, (folder / "out" / "gpu_check.md").read_text(), run.stdout
+
+
+def test_a_dry_run_walks_through_every_step(dry: tuple[dict, str, str]) -> None:
+    found, _, output = dry
+    assert found["check"]["state"] == "finished"
+    assert {job["status"] for job in found["jobs"].values()} == {"passed"}
+    assert {name: state["state"] for name, state in found["bench"]["sections"].items()} == dict.fromkeys(
+        bench.SECTIONS, "done"
+    )
+    assert results.failures(found) == []
+    assert "Nothing failed." in output
+
+
+def test_a_dry_run_collects_every_gpu_test_and_runs_stand_ins(dry: tuple[dict, str, str]) -> None:
+    found = dry[0]
+    collected = found["tests collected"]
+    assert len(collected["collected"]) > 400
+    for part in ("test_cuda_gpu", "test_triton_gpu", "test_wide_on_a_gpu", "cpp-cuda", "triton-cuda"):
+        assert any(part in name for name in collected["collected"]), part
+    assert found["tests"]["passed"] > 20
+    assert found["tests"]["failed"] == found["tests"]["cut off"] == 0
+    assert all({"u", "dx"} <= set(entry["margins"]) for entry in found["tests"]["tests"].values())
+
+
+def test_a_dry_run_fills_in_all_figures(dry: tuple[dict, str, str]) -> None:
+    measured = dry[0]["bench"]
+    assert set(measured["ceilings"]["product TFLOP/s"]) == {"fp16", "bf16", "tf32", "ieee"}
+    for case in measured["ntxent"].values():
+        for name in ("cpp", "triton", "plain"):
+            figures = case["contestants"][name]
+            assert {"forward ms", "backward ms", "both ms", "host us", "peak MiB", "over limit"} <= set(figures)
+            assert figures.get("right", name == "plain")
+    assert any("both ms" in case["contestants"].get("compiled", {}) for case in measured["ntxent"].values())
+    for case in measured["augment"].values():
+        assert all(case["contestants"][name]["views/s"] > 0 for name in ("cpp", "triton"))
+    for name in ("resnet50", "resnet18"):
+        assert {"images/s", "views ms", "loss ms", "share of views and loss"} <= set(measured["steps"][name])
+    assert set(measured["peers"]) == {"ntxent", "augment"}
+    assert len(measured["tune"]) == 2
+
+
+def test_the_page_has_every_part(dry: tuple[dict, str, str]) -> None:
+    found, text, _ = dry
+    parts = ("Verdict", "Steps", "Tests that need the device", "Margins", "compute-sanitizer", "Ceilings")
+    parts += ("NT-Xent, t = 0.1", "Augmentation", "Training steps", "Peers", "Tiles of the Triton kernels")
+    for part in parts:
+        assert f"## {part}" in text, part
+    assert found["check"]["sources"] in text
+    assert f"torch {found['check']['machine']['versions']['torch']}" in text
+    assert len(summary(found)) < 10_000, "it is to be read at the end of a log"
+
+
+def test_says_so_where_there_is_no_gpu(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tools.gpu_check",
+        "--out",
+        str(tmp_path / "out"),
+        "--scratch",
+        str(tmp_path / "s"),
+    ]
+    run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "no CUDA device that torch can use; nothing was checked" in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_step_is_refused() -> None:
+    run = subprocess.run([*CHECK, "--only", "test,nonsense"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--only nonsense: no such step; choose of build, tests" in run.stderr
+
+
+def test_a_check_that_is_cut_off_has_written_what_it_knows(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--dry-run", "--only", "tests", "--out", str(out), "--scratch", str(tmp_path / "scratch")]
+    check = subprocess.Popen([*CHECK, *arguments], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    for line in check.stdout:
+        if "tests: running" in line:
+            break
+    check.send_signal(signal.SIGTERM)
+    output = check.communicate(timeout=60)[0]
+    found = json.loads((out / "gpu_check.json").read_text())
+    assert check.returncode == 1
+    assert found["check"]["state"] == "cut off by SIGTERM"
+    assert found["jobs"]["build"]["status"] == "passed"
+    assert found["jobs"]["tests"] | {"tail": []} | {"seconds": 0, "began": 0} == {
+        **{"status": "cut off", "reason": "cut off by SIGTERM", "tail": [], "seconds": 0, "began": 0},
+    }
+    assert "This check is not complete: cut off by SIGTERM" in output
+
+
+# ------------------------------------------------------------------------------------------------ the plan
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(sys, "argv", ["gpu_check"])
-    monkeypatch.setattr(gpu_check, "REPORT", tmp_path / "report.md")
-    return tmp_path / "report.md"
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Job]:
+    """The jobs of a machine with a GPU."""
+    monkeypatch.setattr(plan, "tool_of_cuda", lambda name: f"/cuda/bin/{name}")
+    scratch = Scratch(tmp_path)
+    (scratch.source).mkdir()
+    (scratch.source / "tests").symlink_to(ROOT / "tests")
+    found = plan.plan(scratch, plan.chosen_steps(None), "9.0", 540.0, 16, False)
+    return {job.name: job for job in found}
 
 
-def test_says_so_where_there_is_no_gpu(
-    report: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_check.main() == 2
-    assert "no CUDA device" in capsys.readouterr().err
-    assert not report.exists()
+def test_the_plan_builds_first_and_measures_last_and_alone(jobs: dict[str, Job]) -> None:
+    names = list(jobs)
+    assert names[0] == "build"
+    assert jobs["build"].command[-1] == "9.0", "for the device's own architecture, never the checkout's extension"
+    assert names[-1] == "bench"
+    assert [name for name in names if jobs[name].alone] == ["bench"]
+    assert jobs["bench"].command[-len(bench.SECTIONS) :] == list(bench.SECTIONS)
+    assert list(bench.SECTIONS)[-1] == "tune"
+    assert all(job.until <= 0.5 * 540 for name, job in jobs.items() if name not in ("build", "bench"))
+    assert "gpu" in jobs["tests"].command
 
 
-def test_one_failure_fails_the_check_and_is_reported(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = [sys.executable, "-c"]
-    plan = [
-        gpu_check.Step("good", [*python, "print('fine')"]),
-        gpu_check.Step("bad", [*python, "print('broken'); raise SystemExit(9)"]),
-        gpu_check.Step("absent", [], missing="no such tool"),
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_both_tools_watch_every_op_of_both_backends(jobs: dict[str, Job], tool: str) -> None:
+    watched = set()
+    for name, job in jobs.items():
+        if name.startswith(tool):
+            assert job.command[:3] == ["/cuda/bin/compute-sanitizer", "--tool", tool]
+            backend, *ops = job.command[job.command.index("tools.gpu.sanitized") + 1 :]
+            watched |= {(backend, op) for op in ops or ("ntxent", "augment", "l2_normalize")}
+    ops = ("ntxent", "augment", "l2_normalize")
+    assert watched == {(backend, op) for backend in ("cpp", "triton") for op in ops}
+
+
+def test_sanitized_calls_get_an_allocation_each() -> None:
+    program = "import tools.gpu.sanitized, os; print(os.environ['PYTORCH_NO_CUDA_MEMORY_CACHING'])"
+    run = subprocess.run([*PYTHON, program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == "1\n"
+
+
+def test_without_the_tool_the_sanitizers_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "tool_of_cuda", lambda name: None)
+    found = plan.plan(Scratch(tmp_path), ["memcheck"], "9.0", 540.0, 16, False)
+    assert "compute-sanitizer was not found" in next(job for job in found if job.name == "memcheck-cpp").missing
+
+
+def test_gpu_tests_come_by_importance_from_files_that_mark_them() -> None:
+    files = plan.gpu_tests(ROOT / "tests")
+    assert [file.split("/test_")[0] for file in files[:3]] == ["tests/ops/ntxent"] * 3
+    assert files.index("tests/ops/augment") < files.index("tests/ops/l2_normalize/test_l2_normalize.py")
+    assert files[-1] == "tests/training/test_cuda.py"
+    assert "tests/test_gpu_check.py" not in files
+
+
+def test_only_takes_steps_by_their_beginnings() -> None:
+    assert plan.chosen_steps("ntxent,tests") == [
+        "tests",
+        "ntxent-first",
+        "ntxent-compiled",
+        "ntxent-sizes",
+        "ntxent-all",
     ]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", lambda: ["- a GPU"])
-    monkeypatch.setattr(gpu_check, "steps", lambda benchmarks: plan[:1])
-    assert gpu_check.main() == 0
-    monkeypatch.setattr(gpu_check, "steps", lambda benchmarks: plan)
-    assert gpu_check.main() == 1
-    text = report.read_text()
-    for part in ("- a GPU", "## good: passed", "fine", "## bad: FAILED (exit status 9)", "broken", "no such tool"):
-        assert part in text
+    assert plan.chosen_steps(None) == [step for step in plan.STEPS if step != "ncu"]
 
 
-def test_a_result_file_becomes_part_of_the_report(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = report.with_name("result.md")
-    write = f"import pathlib; pathlib.Path({str(result)!r}).write_text('a table')"
-    plan = [gpu_check.Step("writes", [sys.executable, "-c", write], result=result)]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_check, "machine", lambda: ["- a GPU"])
-    monkeypatch.setattr(gpu_check, "steps", lambda benchmarks: plan)
-    assert gpu_check.main() == 0
-    assert "a table" in report.read_text()
+PROFILE = """==PROF== Connected
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"
+"0","7","void simclr::cuda::ntxent_fwd_kernel<float>(int)","Speed Of Light","Duration","ns","12,345",""
+"0","7","void simclr::cuda::ntxent_fwd_kernel<float>(int)","Occupancy","Achieved Occupancy","%","24.1",""
+"0","7","void simclr::cuda::ntxent_fwd_kernel<float>(int)","Occupancy","","","","a rule"
+"1","7","ntxent_bwd_kernel","Speed Of Light","Duration","ns","99",""
+"""
 
 
-def test_the_plan_runs_the_device_tests_sanitizers_and_benchmarks() -> None:
-    commands = [" ".join(step.command) for step in gpu_check.steps(benchmarks=True)]
-    for part in ("pytest -q -rs -m gpu", "-m interpret", "--tool memcheck", "--tool racecheck", "make bench"):
-        assert any(part in command for command in commands), part
-    assert not any("bench" in " ".join(step.command) for step in gpu_check.steps(benchmarks=False))
+def test_a_profile_is_asked_for_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "tool_of_cuda", lambda name: f"/cuda/bin/{name}")
+    jobs = plan.plan(Scratch(tmp_path), plan.chosen_steps("ncu"), "9.0", 540.0, 16, False)
+    assert [job.name for job in jobs] == ["build", "ncu-cpp", "ncu-triton"]
+    assert jobs[1].command[0] == "/cuda/bin/ncu"
+    assert "none" in jobs[1].command, "clocks are left alone"
+    (tmp_path / "ncu.log").write_text(PROFILE)
+    assert results.read_profile(tmp_path / "ncu.log") == [
+        {"kernel": "void simclr::cuda::ntxent_fwd_kernel", "Duration": "12,345 ns", "Achieved Occupancy": "24.1 %"},
+        {"kernel": "ntxent_bwd_kernel", "Duration": "99 ns"},
+    ]
 
 
-@pytest.mark.parametrize(("path", "cases"), gpu_check.SANITIZED.items())
-def test_the_sanitized_cases_exist(path: str, cases: str) -> None:
-    command = gpu_check.pytest_command("-m", "gpu", "-k", cases, "--collect-only", path)
-    run = subprocess.run(command, cwd=gpu_check.ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
+# ------------------------------------------------------------------------------------------------ results
+
+
+MEMCHECK = """========= COMPUTE-SANITIZER
+sanitized:    1.0 s  cpp: loss a
+========= Invalid __global__ read of size 4 bytes
+=========     at ntxent_fwd_kernel(int)+0x10 in ntxent_fwd.cu:12
+sanitized:    2.0 s  cpp: loss b
+========= ERROR SUMMARY: 1 error
+"""
+
+
+def test_a_sanitizers_findings_are_read(tmp_path: Path) -> None:
+    log = tmp_path / "memcheck-cpp.log"
+    log.write_text(MEMCHECK)
+    assert results.read_sanitizer(log) == {
+        "calls": 2,
+        "complete": False,
+        "summary": "ERROR SUMMARY: 1 error",
+        "findings": ["Invalid __global__ read of size 4 bytes"],
+        "last call": "sanitized:    2.0 s  cpp: loss b",
+    }
+    log.write_text(MEMCHECK + "sanitized: cpp: all 2 calls in 3 s\n")
+    assert results.read_sanitizer(log)["complete"]
+
+
+@pytest.mark.parametrize(("backend", "count"), [("cpp", 13), ("triton", 12)])
+def test_kernels_that_no_call_reaches_are_named(tmp_path: Path, backend: str, count: int) -> None:
+    names = results.kernels_of_project(ROOT, backend)
+    assert len(names) >= count
+    assert {"ntxent_fwd_kernel", "ntxent_bwd_kernel", "augment_tile_kernel", "l2_normalize_bwd_kernel"} <= names
+    log = tmp_path / "kernels.log"
+    log.write_text("\n".join(f"void simclr::cuda::{name}<float>(int)" for name in sorted(names)[1:]))
+    assert results.kernels_not_reached(ROOT, backend, log) == sorted(names)[:1]
+
+
+def test_failures_are_all_named() -> None:
+    figures = {"right": False, "loss error": 0.1, "gradient error": 0.2}
+    found = {
+        "jobs": {"build": vars(Outcome("failed", reason="exit status 1")), "bench": vars(Outcome("cut off"))},
+        "tests": {"cut off": 3, "not run": {"m": {"failed": True, "reason": "ImportError"}}},
+        "sanitizer": {"memcheck-cpp": {"complete": False, "last call": "x"}},
+        "kernels not reached": {"cpp": ["lost_kernel"]},
+        "bench": {
+            "sections": {"augment": {"state": "failed", "failed": "died"}, "tune": {"state": "left out"}},
+            "ntxent": {
+                "N=1": {"contestants": {"cpp": figures, "triton": {"failed": "oom"}, "plain": {"failed": "oom"}}}
+            },
+            "augment errors": {"32": {"cpp": {"error": 1e-7, "same draws": False}}},
+        },
+    }
+    said = results.failures(found)
+    assert len(said) == 9, said
+    for part in (
+        "build",
+        "3 tests",
+        "ImportError",
+        "memcheck-cpp",
+        "lost_kernel",
+        "died",
+        "N=1 cpp",
+        "N=1 triton",
+        "32 px",
+    ):
+        assert any(part in text for text in said), part
+
+
+def test_the_demands_are_compared_with_what_was_measured(dry: tuple[dict, str, str]) -> None:
+    times = {
+        "cpp": {"both ms": 0.2},
+        "triton": {"both ms": 0.1},
+        "plain": {"both ms": 0.9},
+        "compiled": {"both ms": 0.1},
+    }
+    measured = {
+        "sections": {},
+        "ntxent": {"N=4096 D=128 fp16": {"n": 4096, "d": 128, "kind": "fp16", "limit ms": 0.05, "contestants": times}},
+        "augment": {
+            "256 x 256 px to 224 px, bf16": {"batch": 1, "copy ms": 1, "contestants": {"cpp": {"views/s": 3e5}}}
+        },
+        "steps": {"resnet50": {"setting": {"batch": 1}, "share of views and loss": 0.04}},
+    }
+    verdicts = [(round(value, 2), held) for _, value, held in _held(measured)]
+    assert verdicts == [(9.0, True), (1.0, False), (2.0, True), (300_000.0, True), (0.04, False)]
+    text = page({**dry[0], "bench": measured})
+    assert text.count("| yes |") == 3
+    assert text.count("| NO |") == 2
+
+
+def _held(measured: dict) -> list[tuple[str, float, bool]]:
+    return [
+        (what, value, (value >= bound) == (sense == "at least"))
+        for what, value, sense, bound in results.targets(measured)
+    ]

@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="time for everything (default: %(default)s)")
-    parser.add_argument("--only", metavar="STEPS", help=f"these steps, by their beginnings: of {', '.join(STEPS)}")
+    parser.add_argument("--only", metavar="STEPS", help=f"these steps, by their beginnings: {', '.join(STEPS)}")
     parser.add_argument("--tune", action="store_true", help="the same as --only tune")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu_check", help="folder for the results")
     parser.add_argument("--dry-run", action="store_true", help="walk through all of it on a CPU, with tiny sizes")
@@ -50,7 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.tune:
         options.only = "tune"
     try:
-        options.steps = chosen_steps(options.only)
+        options.steps = chosen_steps(options.only, options.dry_run)
     except ValueError as error:
         parser.error(str(error))
     name = f"simclr_fast_gpu_check{'_dry' if options.dry_run else ''}"

@@ -1,6 +1,6 @@
 """The page for people, gpu_check.md, of what tools.gpu.results gathered."""
 
-from tools.gpu.results import failures, targets
+from tools.gpu.results import PROFILED, failures, targets
 
 MOST_FAILURES = 25
 
@@ -112,6 +112,15 @@ def sanitizers(found: dict) -> list[str]:
     for backend, names in found.get("kernels not reached", {}).items():
         lines.append(f"Kernels of {backend} that these calls do not reach: {', '.join(names) or 'none'}.")
     return [*lines, ""]
+
+
+def profiles(found: dict) -> list[str]:
+    """What ncu saw."""
+    lines = []
+    for name, kernels in found.get("profiles", {}).items():
+        rows = [[kernel["kernel"], *(kernel.get(metric) for metric in PROFILED)] for kernel in kernels]
+        lines += [f"## {name}", "", *table(["kernel", *PROFILED], rows)]
+    return lines
 
 
 def ceilings(bench: dict) -> list[str]:
@@ -237,6 +246,7 @@ def page(found: dict) -> str:
     bench = found.get("bench", {})
     parts = [["# GPU check", ""], about(found), verdict(found), jobs(found), tests(found), margins(found)]
     parts += [sanitizers(found)]
+    parts += [profiles(found)]
     parts += [part(bench) for part in (ceilings, ntxent, augmentation, steps, peers, tuning)]
     for name, job in found["jobs"].items():
         if "tail" in job:

@@ -8,15 +8,17 @@ from pathlib import Path
 from tools.gpu import TESTS_FILE
 from tools.gpu.bench import SECTIONS
 from tools.gpu.jobs import Job
-from tools.gpu.scratch import Scratch
+from tools.gpu.scratch import ROOT, Scratch
 
 SHARED_PART = 0.5  # of the time, at most, for build, tests and sanitizers; where something is measured as well
 BUILD_SECONDS = 200.0
 TEST_SECONDS = 100.0  # of one test
+NCU_SECONDS = 150.0
 MOST_WORKERS = 12  # each holds a CUDA context
 FIRST_TESTS = ("ops/ntxent", "ops/augment", "ops/l2_normalize")
 # The steps that --only chooses from; a section of bench is one of its own.
-STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", *SECTIONS)
+STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", "ncu", *SECTIONS)
+ONLY_ON_REQUEST = ("ncu",)
 SANITIZED = {  # tool: (name, arguments of tools.gpu.sanitized); racecheck is slow
     "memcheck": (("cpp", ["cpp"]), ("triton", ["triton"])),
     "racecheck": tuple(
@@ -35,10 +37,10 @@ WARMED = {  # section: (in how many processes it is compiled for, whether they n
 DRY_TESTS = ["-m", "not gpu", "-k", "matches_float64 and cpp", "tests/ops/l2_normalize/test_l2_normalize.py"]
 
 
-def sanitizer() -> str | None:
-    """compute-sanitizer, on PATH or in the toolkit."""
+def tool_of_cuda(name: str) -> str | None:
+    """A tool on PATH or in the toolkit."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
+    return shutil.which(name) or shutil.which(name, path=f"{home}/bin")
 
 
 def gpu_tests(tests: Path) -> list[str]:
@@ -69,10 +71,13 @@ def pytest_command(scratch: Scratch, *arguments: str, workers: int) -> list[str]
     return [*command, *arguments]
 
 
-def chosen_steps(only: str | None) -> list[str]:
-    """The steps that a comma-separated --only names, by their beginnings: all where it is None."""
+def chosen_steps(only: str | None, dry: bool = False) -> list[str]:
+    """The steps that a comma-separated --only names, by their beginnings.
+
+    Where it is None, all of them; but those ONLY_ON_REQUEST in a dry run alone.
+    """
     if only is None:
-        return list(STEPS)
+        return [step for step in STEPS if dry or step not in ONLY_ON_REQUEST]
     wanted = [word.strip() for word in only.split(",")]
     for word in wanted:
         if not any(step.startswith(word) for step in STEPS):
@@ -84,12 +89,14 @@ def plan(scratch: Scratch, steps: list[str], arch: str | None, seconds: float, c
     """The jobs of these steps. arch: of the device, "9.0"; None where there is none. cores: of the machine."""
     sections = [step for step in steps if step in SECTIONS]
     until = SHARED_PART * seconds if sections and not dry else seconds
-    kind = arch or ("any" if dry else "cpu")
-    build = scratch.python("-m", "tools.gpu.scratch", str(scratch.folder), kind)
+    build = scratch.python("-m", "tools.gpu.scratch", str(scratch.folder), arch or "cpu")
+    # In a dry run kernels are not what is looked at: those of the checkout will do.
+    build += [str(ROOT / "simclr_fast")] if dry else []
     jobs = [Job("build", build, limit=seconds if dry else min(BUILD_SECONDS, 0.5 * seconds))]
     jobs += _tests(scratch, until, cores, dry) if "tests" in steps else []
     jobs += _sanitizers(scratch, steps, until, dry)
     jobs += _warmers(scratch, sections, until, dry)
+    jobs += _profiles(scratch, dry) if "ncu" in steps else []
     if sections:
         bench = scratch.python("-m", "tools.gpu.bench", "--out", str(scratch.folder / "results" / "bench.json"))
         bench += ["--seconds", "{seconds}", *(["--dry-run"] if dry else []), *sections]
@@ -119,7 +126,7 @@ def _sanitizers(scratch: Scratch, steps: list[str], until: float, dry: bool) -> 
     flags = ["--dry-run"] if dry else []
     call = scratch.python("-m", "tools.gpu.sanitized")
     tools = [tool for tool in SANITIZED if tool in steps]
-    found, jobs = sanitizer(), []
+    found, jobs = tool_of_cuda("compute-sanitizer"), []
     missing = "" if found or dry else "compute-sanitizer was not found: install the CUDA toolkit and set CUDA_HOME"
     warm = [f"warm-sanitized-{part}" for part in range(1 if dry else 5)] if tools else []
     for part, name in enumerate(warm):  # Triton compiles, which is no work for a sanitizer to watch
@@ -138,6 +145,25 @@ def _sanitizers(scratch: Scratch, steps: list[str], until: float, dry: bool) -> 
             command = [*call, backend, "--kernels"]
             jobs.append(Job(f"kernels-{backend}", command, until=until, after=waits, needs=("build",)))
     return jobs
+
+
+def _profiles(scratch: Scratch, dry: bool) -> list[Job]:
+    found = tool_of_cuda("ncu")
+    missing = "" if found or dry else "ncu was not found: install Nsight Compute"
+    # Clocks are left alone: the card may be shared with others later.
+    watch = [found or "", "--profile-from-start", "off", "--set", "full", "--clock-control", "none"]
+    watch += ["--csv", "--page", "details", "--print-units", "base"]
+    return [
+        Job(
+            f"ncu-{backend}",
+            [*([] if dry else watch), *scratch.python("-m", "tools.gpu.profiled", backend, *(["--dry-run"] * dry))],
+            limit=NCU_SECONDS,
+            needs=("build",),
+            alone=True,
+            missing=missing,
+        )
+        for backend in ("cpp", "triton")[: 1 if dry else 2]
+    ]
 
 
 def _warmers(scratch: Scratch, sections: list[str], until: float, dry: bool) -> list[Job]:

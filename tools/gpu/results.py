@@ -1,6 +1,7 @@
 """Reads what the jobs of a check have left so far into one dictionary: what gpu_check.json holds."""
 
 import ast
+import csv
 import json
 import re
 from dataclasses import asdict
@@ -12,7 +13,11 @@ from tools.gpu.scratch import Scratch
 
 TAIL_LINES = 12
 FINDINGS = 12  # lines of a sanitizer's report that are kept
-# What the issue that brought this check asks of an H100: (name, least or most, bound).
+PROFILED = (  # of ncu's metrics
+    *("Duration", "Compute (SM) Throughput", "Memory Throughput", "L2 Hit Rate", "DRAM Throughput"),
+    *("Achieved Occupancy", "Theoretical Occupancy", "Registers Per Thread", "Dynamic Shared Memory Per Block"),
+    *("Executed Ipc Active", "Issue Slots Busy", "Eligible Warps Per Scheduler", "Grid Size", "Block Size"),
+)
 Verdict = tuple[str, float | None, str, float]
 
 
@@ -89,6 +94,17 @@ def kernels_not_reached(source: Path, backend: str, log: Path) -> list[str]:
     return sorted(name for name in kernels_of_project(source, backend) if not re.search(rf"\b{name}\b", launched))
 
 
+def read_profile(log: Path) -> list[dict[str, str]]:
+    """For every kernel that ncu watched, in its order: its name and the metrics of PROFILED."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith('"')]
+    kernels: dict[str, dict[str, str]] = {}
+    for row in csv.DictReader(lines):
+        if row.get("Metric Name") in PROFILED:
+            entry = kernels.setdefault(row["ID"], {"kernel": re.sub(r"[(<].*", "", row["Kernel Name"])})
+            entry[row["Metric Name"]] = f"{row['Metric Value']} {row['Metric Unit']}".strip()
+    return list(kernels.values())
+
+
 def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
     """The last lines of a log."""
     return [line[:300] for line in path.read_text(errors="replace").splitlines() if line.strip()][-lines:]
@@ -116,6 +132,9 @@ def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
         if outcomes.get(f"kernels-{backend}", Outcome("")).status == "passed":
             missed = kernels_not_reached(scratch.source, backend, scratch.logs / f"kernels-{backend}.log")
             found.setdefault("kernels not reached", {})[backend] = missed
+    for name in ("ncu-cpp", "ncu-triton"):
+        if name in outcomes and (scratch.logs / f"{name}.log").exists():
+            found.setdefault("profiles", {})[name] = read_profile(scratch.logs / f"{name}.log")
     if "bench" in outcomes:
         found["bench"] = read(results / "bench.json")
     return found

@@ -97,16 +97,16 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def build(scratch: Scratch, arch: str | None, from_checkout: bool) -> int:
+def build(scratch: Scratch, arch: str | None, also_from: Path | None) -> int:
     """Puts the extension into the copy, an earlier one of the same sources or a new one, and returns an exit status.
 
-    arch: compute capability ("9.0"), or None for CPU kernels only. from_checkout: whether the one that stands in the
-    checkout will do where it can be loaded.
+    arch: compute capability ("9.0"), or None for CPU kernels only. also_from: a folder whose extension will do if
+    it can be loaded, whatever it was built of.
     """
     key = f"{digest(scratch.source, BUILT_OF)} {scratch.ask(ASK)} {arch or 'cpu'}"
     kept = scratch.folder / "extension" / hashlib.sha256(key.encode()).hexdigest()[:16]
     package = scratch.source / "simclr_fast"
-    for origin in (kept, *([ROOT / "simclr_fast"] if from_checkout else [])):
+    for origin in (kept, *([also_from] if also_from else [])):
         if libraries := list(origin.glob("_C*.so")):
             for library in libraries:
                 shutil.copy2(library, package)
@@ -135,9 +135,9 @@ def loads(scratch: Scratch, what: str) -> bool:
 
 
 def main() -> int:
-    """python -m tools.gpu.scratch FOLDER ARCH|cpu|any: `build` as a process of its own."""
-    folder, arch = sys.argv[1:]
-    return build(Scratch(Path(folder)), None if arch in ("cpu", "any") else arch, arch == "any")
+    """python -m tools.gpu.scratch FOLDER ARCH|cpu [ALSO_FROM]: `build` as a process of its own."""
+    folder, arch, *also_from = sys.argv[1:]
+    return build(Scratch(Path(folder)), None if arch == "cpu" else arch, Path(also_from[0]) if also_from else None)
 
 
 if __name__ == "__main__":
