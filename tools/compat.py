@@ -103,7 +103,7 @@ def check(pair: Pair) -> None:
     if not stamp.exists() or stamp.read_text() != wanted:
         run(interpreter(pair.python), "-m", "venv", "--clear", venv)
         packages = [f"torch=={pair.torch}", f"torchvision=={pair.torchvision}", "--requirement=requirements-compat.txt"]
-        run(python, "-m", "pip", "install", "--quiet", *packages)
+        run(python, "-m", "pip", "install", "--quiet", "--no-compile", *packages)
         stamp.write_text(wanted)
 
     target = re.search(r'^TORCH_TARGET_VERSION = "(\w+)"', (source / "setup.py").read_text(), re.MULTILINE)[1]
