@@ -65,7 +65,8 @@ def test_a_dry_run_collects_every_gpu_test_and_runs_stand_ins(dry: tuple[dict, s
         assert any(part in name for name in collected["collected"]), part
     assert found["tests"]["passed"] > 20
     assert found["tests"]["failed"] == found["tests"]["cut off"] == 0
-    assert all({"u", "dx"} <= set(entry["margins"]) for entry in found["tests"]["tests"].values())
+    margins = [entry["margins"] for name, entry in found["tests"]["tests"].items() if "(0, 4)" not in name]
+    assert all({"u", "dx"} == set(of) for of in margins), "only what has no rows has no errors"
 
 
 def test_a_dry_run_fills_in_all_figures(dry: tuple[dict, str, str]) -> None:

@@ -92,7 +92,8 @@ def plan(scratch: Scratch, steps: list[str], arch: str | None, seconds: float, c
     build = scratch.python("-m", "tools.gpu.scratch", str(scratch.folder), arch or "cpu")
     # In a dry run kernels are not what is looked at: those of the checkout will do.
     build += [str(ROOT / "simclr_fast")] if dry else []
-    jobs = [Job("build", build, limit=seconds if dry else min(BUILD_SECONDS, 0.5 * seconds))]
+    limit = seconds if dry or steps == ["build"] else min(BUILD_SECONDS, 0.5 * seconds)
+    jobs = [Job("build", build, limit=limit)]
     jobs += _tests(scratch, until, cores, dry) if "tests" in steps else []
     jobs += _sanitizers(scratch, steps, until, dry)
     jobs += _warmers(scratch, sections, until, dry)
