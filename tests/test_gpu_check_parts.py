@@ -219,6 +219,21 @@ def test_tiles_to_try_are_many_and_fit(shape: tuple, way: str) -> None:
         assert all(tiles.block_m == tiles.block_n for tiles in found), "forward tiles are square"
 
 
+def test_an_installed_package_called_tests_does_not_hide_the_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "tests").mkdir(parents=True)
+    (tmp_path / "site" / "tests" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    scratch = Scratch(tmp_path / "scratch")
+    scratch.prepare()
+    assert scratch.ask("import tests; print(*tests.__path__)") == str(scratch.source / "tests")
+    monkeypatch.delenv("PYTHONPATH")
+    scratch.prepare()
+    assert not (scratch.source / "tests" / "__init__.py").exists(), "where nothing hides it, it stays a namespace"
+    assert not list(scratch.source.rglob("*.so")), "the checkout's extension is no part of the copy"
+
+
 def test_an_earlier_extension_serves_only_for_the_same_sources(tmp_path: Path) -> None:
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "a.cpp").write_text("int a;")

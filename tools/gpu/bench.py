@@ -28,6 +28,7 @@ SECTIONS = {  # name: seconds below which it is not begun
     "ntxent-sizes": 10,
     "peers": 15,
     "ntxent-all": 10,
+    "ntxent-compiled-all": 15,
     "tune": 30,
 }
 RESERVE = 3.0  # seconds before the end at which nothing new is begun
@@ -100,6 +101,7 @@ WORK = {
     "ntxent-compiled": "bench_ntxent:compiled",
     "ntxent-sizes": "bench_ntxent:sizes",
     "ntxent-all": "bench_ntxent:all_kinds",
+    "ntxent-compiled-all": "bench_ntxent:all_kinds_compiled",
     "augment": "bench_augment:run",
     "resnet50": "bench_steps:resnet50",
     "resnet18": "bench_steps:resnet18",

@@ -191,10 +191,17 @@ def sizes(bench: Bench) -> None:
     run_cases(bench, cases, (*OURS, "plain"))
 
 
-def all_kinds(bench: Bench) -> None:
-    """What is left of all sizes, dimensions and kinds."""
-    if bench.dry:
-        return run_cases(bench, [Case(4, 20, "tf32")], (*OURS, "plain"))
+def every_case() -> list[Case]:
+    """All sizes, dimensions and kinds, those that are asked about first in front."""
     cases = [Case(n, d, kind) for n in (4096, 1024, 32768) for d in reversed(DIMS) for kind in KINDS]
-    cases += [Case(n, d, kind) for kind in ("tf32", "bf16", "ieee", "fp16") for d in DIMS for n in SIZES]
-    run_cases(bench, cases, (*OURS, "plain"))
+    return cases + [Case(n, d, kind) for kind in ("tf32", "bf16", "ieee", "fp16") for d in DIMS for n in SIZES]
+
+
+def all_kinds(bench: Bench) -> None:
+    """What is left of all cases."""
+    run_cases(bench, [Case(4, 20, "tf32")] if bench.dry else every_case(), (*OURS, "plain"))
+
+
+def all_kinds_compiled(bench: Bench) -> None:
+    """The same with plain PyTorch compiled, which takes minutes."""
+    run_cases(bench, [Case(4, 20, "tf32")] if bench.dry else every_case(), (*OURS, "plain", "compiled"))

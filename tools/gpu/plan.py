@@ -18,7 +18,7 @@ MOST_WORKERS = 12  # each holds a CUDA context
 FIRST_TESTS = ("ops/ntxent", "ops/augment", "ops/l2_normalize")
 # The steps that --only chooses from; a section of bench is one of its own.
 STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", "ncu", *SECTIONS)
-ONLY_ON_REQUEST = ("ncu",)
+ONLY_ON_REQUEST = ("ncu", "ntxent-compiled-all")
 SANITIZED = {  # tool: (name, arguments of tools.gpu.sanitized); racecheck is slow
     "memcheck": (("cpp", ["cpp"]), ("triton", ["triton"])),
     "racecheck": tuple(

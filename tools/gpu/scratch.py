@@ -23,7 +23,7 @@ COPIED = (
 BUILT_OF = ("csrc", "setup.py")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc", "*.o", ".pytest_cache")
 PROBE = "from simclr_fast import _extension as e; print(e.missing_because or e.build_info())"
-ASK = "import platform, torch; print(platform.python_version(), torch.__version__, torch.version.cuda)"
+ASK = "import sysconfig, torch; print(sysconfig.get_config_var('EXT_SUFFIX'), torch.__version__, torch.version.cuda)"
 
 
 class Scratch:
