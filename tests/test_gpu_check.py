@@ -265,7 +265,10 @@ def test_kernels_that_no_call_reaches_are_named(tmp_path: Path, backend: str, co
 def test_failures_are_all_named() -> None:
     figures = {"right": False, "loss error": 0.1, "gradient error": 0.2}
     found = {
-        "jobs": {"build": vars(Outcome("failed", reason="exit status 1")), "bench": vars(Outcome("cut off"))},
+        "jobs": {
+            "build": vars(Outcome("failed", reason="exit status 1")),
+            **{name: vars(Outcome("cut off")) for name in ("warm-augment-0", "bench")},
+        },
         "tests": {"cut off": 3, "not run": {"m": {"failed": True, "reason": "ImportError"}}},
         "sanitizer": {"memcheck-cpp": {"complete": False, "last call": "x"}},
         "kernels not reached": {"cpp": ["lost_kernel"]},

@@ -151,12 +151,13 @@ def test_an_absent_package_is_no_failure_and_is_named(recorded: dict) -> None:
 
 
 def test_tests_that_never_ended_are_counted(tmp_path: Path) -> None:
-    entry = {"test": "a", "outcome": "passed", "seconds": 1.0, "margins": {"loss": [1.0, 0.0]}}
+    entry = {"test": "a", "outcome": "failed", "seconds": 1.0, "margins": {"loss": [1.0, 0.0]}, "message": "illegal"}
     died = {"test": "a", "outcome": "failed", "seconds": 0.0, "margins": {}, "message": "worker crashed"}
     lines = [json.dumps(line) for line in ({"collected": ["a", "b", "c"]}, entry, died)]
     (tmp_path / "tests.jsonl").write_text("\n".join(lines) + '\n{"test": "b", "outc')
     found = results.read_tests(tmp_path / "tests.jsonl")
     assert found["tests"]["a"]["outcome"] == "failed"
+    assert found["tests"]["a"]["message"] == "illegal; worker crashed"
     assert found["tests"]["a"]["margins"] == {"loss": [1.0, 0.0]}
     assert results.summarise_tests(found)["cut off"] == 2
 
