@@ -1,6 +1,7 @@
 """Settings every test runs under."""
 
 import os
+from pathlib import Path
 
 # Idle OpenMP threads sleep instead of spinning: tests share few cores. Read when torch is loaded, hence first.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -15,6 +16,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # Triton reads this when a kernel is defined, so it must be set before any test module is imported.
     if config.option.markexpr == "interpret":
         triton_interpreter.start()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With -m gpu, import only what holds such tests: others may want packages that a machine with a GPU lacks."""
+    if config.option.markexpr != "gpu" or collection_path.suffix != ".py":
+        return None
+    sources = (collection_path, collection_path.with_name("conftest.py"))
+    marked = any(f"pytest.mark.{config.option.markexpr}" in path.read_text() for path in sources if path.exists())
+    return None if marked else True
 
 
 @pytest.fixture(autouse=True)
