@@ -76,10 +76,8 @@ VARIANTS = {
 }
 
 
-def launches(variant: Variant) -> list[Launch]:
-    """What the backend would launch for one call and its draws; nothing runs."""
-    recorded: list[Launch] = []
-    backend = TritonAugment(lambda launch: recorded.append(as_launched(launch)))
+def pass_through(variant: Variant, backend: TritonAugment) -> None:
+    """One call's draws and views."""
     batch = ImageBatch.of(variant.images())
     recipe = SimCLRAugment(32).recipe.numbers()
     seed = torch.zeros(1, dtype=torch.int64)
@@ -91,6 +89,12 @@ def launches(variant: Variant) -> list[Launch]:
         batch.data, batch.table, packed, batch.channels, *variant.size, *plain, variant.blur_kernel, variant.dtype,
         variant.channels_last,
     )  # fmt: skip
+
+
+def launches(variant: Variant) -> list[Launch]:
+    """What the backend would launch; nothing runs."""
+    recorded: list[Launch] = []
+    pass_through(variant, TritonAugment(lambda launch: recorded.append(as_launched(launch))))
     return recorded
 
 
