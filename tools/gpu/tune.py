@@ -4,11 +4,12 @@ Candidates are compiled first, side by side, by processes that need no device, i
 compared with the configuration of the table, timed, and ranked.
 """
 
+import contextlib
 import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from simclr_fast.ops.ntxent import triton_backend
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
-from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_tiles, forward_tiles, target_of
+from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, target_of
 from simclr_fast.triton_launch import Launch
 from tools.gpu.bench import Bench
 
@@ -48,8 +49,7 @@ class Shape:
 def fits(tiles: Tiles, d: int, element: int, backward: bool) -> bool:
     """Whether the tiles' accumulators fit into registers and their buffers into shared memory, roughly."""
     threads = 32 * tiles.num_warps
-    accumulators = tiles.block_m * tiles.block_n
-    accumulators += tiles.block_m * min(d, 256) if backward else 0
+    accumulators = tiles.block_m * (tiles.block_n + (min(d, tiles.owned_d) if backward else 0))
     chunk = tiles.block_d * element
     shared = tiles.num_stages * tiles.block_n * chunk
     shared += tiles.block_m * (d * element if tiles.holds_rows else tiles.num_stages * chunk)
@@ -61,35 +61,51 @@ def candidates(shape: Shape, way: str, dry: bool) -> list[Tiles]:
     if dry:
         return [Tiles(64, 64, 32, 4, 2)]
     element = 2 if shape.dtype == torch.float16 else 4
-    backward = way == "backward"
-    rows = (64, 128, 256) if not backward else (64, 128) if element == 2 else (32, 64, 128)
-    columns = (32, 64, 128) if backward else (None,)
+    depths = [depth for depth in (32, 64, 128) if depth * element >= 128]
     found = []
-    for block_m, block_n, block_d, warps, stages, holds in itertools.product(
-        rows,
-        columns,
-        (32, 64, 128),
-        (4, 8),
-        (2, 3),
-        (True, False),
-    ):
-        tiles = Tiles(block_m, block_n or block_m, block_d, warps, stages, holds)
-        whole = block_d == 128 or block_d * element >= 128
-        if whole and fits(tiles, shape.d, element, backward) and not (holds and shape.d > 256):
-            found.append(tiles)
-    return found
+    if way == "forward":
+        for side, depth, warps, stages in itertools.product((64, 128, 256), depths, (4, 8), (2, 3)):
+            found += [Tiles(side, side, depth, warps, stages, holds) for holds in (True, False)[shape.d > 256 :]]
+    else:
+        rows = (64, 128) if element == 2 else (32, 64, 128)
+        for m, n, depth, warps, stages in itertools.product(rows, (32, 64, 128), depths, (4, 8), (2, 3)):
+            for owned in (256, 512)[: 2 if shape.d > 256 else 1]:  # rows are held by those who own all columns
+                holding = (True, False) if shape.d <= owned else (False,)
+                found += [Tiles(m, n, depth, warps, stages, holds, owned) for holds in holding]
+    return [tiles for tiles in found if fits(tiles, shape.d, element, way == "backward")]
 
 
-def with_tiles(way: str, tiles: Tiles | None, run: Callable[[], object]) -> object:
-    """run() with these tiles in the place of the table's."""
+@contextlib.contextmanager
+def tiles_chosen_by(way: str, choose: Callable[..., Tiles]) -> Iterator[None]:
+    """While it lasts, the backend asks `choose` in the place of its table."""
     name = f"{way}_tiles"
     table = getattr(triton_backend, name)
-    if tiles is not None:
-        setattr(triton_backend, name, lambda *_: tiles)
+    setattr(triton_backend, name, choose)
     try:
-        return run()
+        yield
     finally:
         setattr(triton_backend, name, table)
+
+
+def with_tiles(way: str, tiles: Tiles, run: Callable[[], object]) -> object:
+    """run() with these tiles."""
+    with tiles_chosen_by(way, lambda *arguments, **options: tiles):
+        return run()
+
+
+def tiles_of_table(way: str, shape: Shape, target: Target) -> Tiles:
+    """What the table holds for this shape; nothing is launched."""
+    table = getattr(triton_backend, f"{way}_tiles")
+    chosen: list[Tiles] = []
+
+    def choose(*arguments, **options) -> Tiles:
+        chosen.append(table(*arguments, **options))
+        return chosen[-1]
+
+    call = calls(TritonNtxent(lambda launch: None, lambda device: target), shape, torch.device("cpu"))[way]
+    with tiles_chosen_by(way, choose):
+        call()
+    return chosen[-1]
 
 
 def calls(backend: TritonNtxent, shape: Shape, device: torch.device) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
@@ -213,7 +229,7 @@ def run(bench: Bench) -> None:
     bench.say(f"tune: {sum(message is None for message in messages)} of them compiled")
     for shape, way in pairs:
         own = [(item[2], message) for item, message in zip(work, messages) if item[:2] == (shape, way)]
-        table = {"forward": forward_tiles, "backward": backward_tiles}[way](target, shape.operand, shape.d)
+        table = tiles_of_table(way, shape, target)
         rows = rank_dry(own) if bench.dry else rank(bench, shape, way, own, table)
         found[f"N={shape.n} D={shape.d} {shape.operand}, {way}"] = rows
         bench.save()
