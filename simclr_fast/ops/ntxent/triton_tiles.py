@@ -1,15 +1,17 @@
 """Tile configurations of the Triton NT-Xent kernels, by architecture, operand and D, and how work is split over a GPU.
 
-How the tables were chosen, without a GPU: every entry compiles without spills in all its variants and fits the shared
-memory (docs/tables). The sm_80 entries for D <= 128 (fp16; tf32x3 backward) are those that ptxlab's roofline model puts
-first: shared memory is the limit there, and a warp that owns 32 rows reads half as many bytes per product as one that
-owns 16.
-Elsewhere it is the largest tile without spills. No entry has been timed.
+How the tables were chosen: every entry compiles without spills in all its variants and fits the shared memory
+(docs/tables). Of those, the entries for sm_90 with microseconds beside them were the fastest of about a dozen on an
+H200 (M = 8192, Triton 3.6; `python tools/gpu_check.py --tune`); then comes what the next best took. The sm_80 entries
+for D <= 128 (fp16; tf32x3 backward) are those that ptxlab's roofline model puts first: shared memory is the limit
+there, and a warp that owns 32 rows reads half as many bytes per product as one that owns 16. Elsewhere it is the
+largest tile without spills.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -29,7 +31,10 @@ class Target:
 class Tiles:
     """Tile of the logits (block_m x block_n), step through D (block_d), warps per program, software-pipeline stages.
 
-    holds_rows: a program keeps its tile of rows (all D columns) on chip while column tiles go by.
+    holds_rows: a program keeps its tile of rows (all D columns) on chip while column tiles go by; a backward program
+    that does must own all columns of the gradient. owned_d: columns of the gradient that a program of the backward
+    kernel owns. A larger D is shared out among programs, each of which computes the logits again: M^2 D multiply-adds
+    more for every further part.
     """
 
     block_m: int
@@ -38,11 +43,8 @@ class Tiles:
     num_warps: int
     num_stages: int
     holds_rows: bool = False
+    owned_d: int = 256
 
-
-# Columns of the gradient that a program of the backward kernel owns. A larger D is shared out among programs, each of
-# which computes the logits again: M^2 D multiply-adds more for every further part.
-OWNED_D = 256
 
 # {(architecture, operand): {largest D: tiles}}. 80 stands for every device with mma.sync only (also 86, 89 and 120,
 # where a program has 99 KiB of shared memory). Forward tiles are square.
@@ -54,16 +56,28 @@ _FORWARD = {
     },
     (80, "tf32"): {64: Tiles(128, 128, 64, 4, 2, holds_rows=True), _ANY: Tiles(128, 128, 32, 8, 2)},
     (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
+    # With 8 warps a multiprocessor holds one program, with 4 two of them: one computes while the other waits.
+    (90, "fp16"): {
+        64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 31 us; 64 rows 39, 8 warps 57
+        128: Tiles(128, 128, 128, 4, 2, holds_rows=True),  # 38 us; 64 rows 46, 8 warps 64
+        _ANY: Tiles(128, 128, 64, 4, 2),  # D = 256: 54 us, 512: 86; of 3 stages 52 and 76, but they spill
+    },
+    (90, "tf32"): {
+        64: Tiles(128, 128, 64, 8, 2, holds_rows=True),
+        _ANY: Tiles(128, 128, 32, 4, 2),  # D = 128: 55 us; 64 rows 72
+    },
+    (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 3)},  # 163 us; 2 stages 179
+    (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},
+    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},
+    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
+}
+# Instead, where rows have maxima of their own: these need registers, too.
+_FORWARD_ONLINE = {
     (90, "fp16"): {
         64: Tiles(128, 128, 64, 8, 2, holds_rows=True),
         128: Tiles(128, 128, 128, 8, 2, holds_rows=True),
         _ANY: Tiles(128, 128, 64, 4, 2),
     },
-    (90, "tf32"): {64: Tiles(128, 128, 64, 8, 2, holds_rows=True), _ANY: Tiles(128, 128, 32, 4, 2)},
-    (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 2)},
-    (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},
-    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},
-    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
 }
 _BACKWARD = {
     (80, "fp16"): {
@@ -84,17 +98,23 @@ _BACKWARD = {
         _ANY: Tiles(32, 32, 64, 8, 2),
     },
     (90, "fp16"): {
-        64: Tiles(128, 64, 64, 8, 2, holds_rows=True),
-        256: Tiles(128, 64, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(64, 64, 128, 8, 2),
+        64: Tiles(128, 64, 64, 8, 3, holds_rows=True),  # 55 us; 4 warps 63
+        128: Tiles(128, 64, 128, 8, 3, holds_rows=True),  # 71 us; 128 columns 74, 2 stages 80, 4 warps 87
+        256: Tiles(128, 64, 128, 8, 3, holds_rows=True),  # 120 us; 2 stages 127
+        _ANY: Tiles(64, 64, 128, 8, 2, owned_d=512),  # D = 512: 571 us, 1024: 1744; with 256 columns owned 930 and 3015
     },
     (90, "tf32"): {
         64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
+        128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 317 us; 32 columns 352
         256: Tiles(128, 32, 128, 8, 2, holds_rows=True),
         _ANY: Tiles(128, 32, 128, 8, 2),
     },
-    # 32 rows: mma.sync.
-    (90, "tf32x3"): {64: Tiles(64, 32, 64, 4, 2, holds_rows=True), _ANY: Tiles(32, 32, 64, 8, 2)},
+    # 32 rows: mma.sync, which takes operands from registers in any layout.
+    (90, "tf32x3"): {
+        64: Tiles(64, 32, 64, 4, 2, holds_rows=True),
+        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 852 us; 64 rows 1400
+        _ANY: Tiles(32, 32, 64, 8, 2),
+    },
     (100, "fp16"): {
         64: Tiles(128, 64, 64, 8, 2, holds_rows=True),
         128: Tiles(128, 64, 128, 8, 2, holds_rows=True),
@@ -112,7 +132,9 @@ _BACKWARD = {
 
 
 # Instead of the last entry where block_d does not divide D: the masks of the columns need registers.
-_BACKWARD_MASKED = {(80, "tf32x3"): Tiles(32, 16, 64, 8, 2)}
+_BACKWARD_MASKED = {(80, "tf32x3"): Tiles(32, 16, 64, 8, 2), (90, "fp16"): Tiles(64, 64, 128, 8, 2)}
+# Up to the D named, where block_d divides D and one maximum serves all rows: a second exponential needs registers, too.
+_BACKWARD_PLAIN = {(90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512))}  # D = 512: 427 us
 
 
 def _choose(table: dict[tuple[int, str], dict[int, Tiles]], target: Target, operand: str, dim: int) -> Tiles:
@@ -120,17 +142,21 @@ def _choose(table: dict[tuple[int, str], dict[int, Tiles]], target: Target, oper
     return by_dim[min(limit for limit in by_dim if dim <= limit)]
 
 
-def forward_tiles(target: Target, operand: str, dim: int) -> Tiles:
-    """operand: "fp16", "tf32" or "tf32x3"."""
-    return _choose(_FORWARD, target, operand, dim)
+def forward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> Tiles:
+    """operand: "fp16", "tf32" or "tf32x3"; online_max: rows have maxima of their own."""
+    return _choose(_FORWARD | _FORWARD_ONLINE if online_max else _FORWARD, target, operand, dim)
 
 
-def backward_tiles(target: Target, operand: str, dim: int) -> Tiles:
-    """operand: "fp16", "tf32" or "tf32x3"."""
+def backward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> Tiles:
+    """The arguments of forward_tiles."""
+    key = target.arch, operand
     tiles = _choose(_BACKWARD, target, operand, dim)
-    if tiles == _BACKWARD[target.arch, operand][_ANY] and dim % tiles.block_d:
-        return _BACKWARD_MASKED.get((target.arch, operand), tiles)
-    return tiles
+    if tiles != _BACKWARD[key][_ANY]:
+        return tiles
+    if dim % tiles.block_d:
+        return _BACKWARD_MASKED.get(key, tiles)
+    limit, plain = _BACKWARD_PLAIN.get(key, (0, tiles))
+    return plain if dim <= limit and not online_max else tiles
 
 
 def forward_groups(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
@@ -159,6 +185,7 @@ def backward_splits(target: Target, row_programs: int, column_tiles: int) -> int
     return min(range(1, min(column_tiles, target.multiprocessors) + 1), key=busiest)
 
 
+@cache
 def target_of(device: torch.device) -> Target:
     """The target that tensors on the device run on; a CPU (Triton's interpreter) counts as a small sm_80."""
     if device.type != "cuda":
