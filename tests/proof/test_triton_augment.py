@@ -16,9 +16,9 @@ from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import FULL, drawn, error, views_of
 from tests.proof import triton_augment_tables as tables
-from tests.proof.augment_counts import WORKLOADS, Workload, by_call, ratios
+from tests.proof.augment_counts import WORKLOADS, Row, Workload, by_call, ratios
 from tests.proof.triton_augment_tables import aot_keys, aot_table, as_launched, committed, execute
-from tests.proof.triton_code import TABLES, ptxlab, simulate
+from tests.proof.triton_code import TABLES, compare_with_committed, ptxlab, simulate
 
 needs_simulator = pytest.mark.skipif(ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)")
 SHARED_LIMIT = 99 * 1024  # what a program may use on sm_86, sm_89 and sm_120, the least of the devices served
@@ -37,9 +37,8 @@ def check_aot(table: dict[str, Any]) -> None:
         assert row["registers"] <= 255, name
         assert row["shared"] <= SHARED_LIMIT, name
     expected = committed("aot")
-    assert expected["triton"] == triton.__version__, "rewrite docs/tables: python -m tests.proof.triton_augment_tables"
     for name, row in table["kernels"].items():
-        assert row == expected["kernels"][name], name
+        compare_with_committed(row, expected["kernels"][name], expected)
 
 
 def test_whole_kernel_compiles() -> None:
@@ -165,8 +164,26 @@ class TestGeneratedCode:
 
     @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
     def test_does_what_the_table_says(self, workload: Workload) -> None:
-        expected = by_call(committed("counts"))[workload.name]
-        assert tables.count(workload) == expected, "regenerate: python -m tests.proof.triton_augment_tables counts"
+        rows, table = tables.count(workload), committed("counts")
+        check_counts(rows, workload)
+        compare_with_committed(rows, by_call(table)[workload.name], table)
+
+
+def check_counts(rows: list[Row], workload: Workload) -> None:
+    """Bounds on the launches of a workload."""
+    assert len(rows) == LAUNCHES[workload.size]
+    unique, sectors = ratios(rows)
+    assert unique <= MAX_UNIQUE, workload
+    assert sectors <= MAX_SECTORS, workload
+    for row in rows:
+        where = f"{row['kernel']} in {workload}"
+        assert row["spill_bytes"] == 0, where
+        assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
+        assert row["coalescing_load"] >= MIN_COALESCING, where
+        if row["kernel"] == "augment_mean_kernel":  # one number per program: 4 bytes of a sector
+            assert row["coalescing_store"] == 4 / 32, where
+        else:
+            assert row["coalescing_store"] >= MIN_COALESCING, where
 
 
 def test_committed_counts_are_within_bounds() -> None:
@@ -174,17 +191,4 @@ def test_committed_counts_are_within_bounds() -> None:
     calls = by_call(committed("counts"))
     assert list(calls) == [workload.name for workload in WORKLOADS]
     for workload in WORKLOADS:
-        rows = calls[workload.name]
-        assert len(rows) == LAUNCHES[workload.size]
-        unique, sectors = ratios(rows)
-        assert unique <= MAX_UNIQUE, workload
-        assert sectors <= MAX_SECTORS, workload
-        for row in rows:
-            where = f"{row['kernel']} in {workload}"
-            assert row["spill_bytes"] == 0, where
-            assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
-            assert row["coalescing_load"] >= MIN_COALESCING, where
-            if row["kernel"] == "augment_mean_kernel":  # one number per program: 4 bytes of a sector
-                assert row["coalescing_store"] == 4 / 32, where
-            else:
-                assert row["coalescing_store"] >= MIN_COALESCING, where
+        check_counts(calls[workload.name], workload)

@@ -27,7 +27,7 @@ from tests.proof.triton_code import (
 
 ARCHS = (80, 90, 100)
 OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "tf32x3": (torch.float32, "ieee")}
-DIMS = (64, 128, 200, 256, 512, 1024)  # 200: columns are masked
+DIMS = (64, 128, 200, 256, 384, 512, 1024)  # 200 and 384: columns are masked
 # The least and the most that the tile kernels are compiled for: whether the temperature allows the constant maximum,
 # and whether its gradient is wanted.
 VARIANTS = {"constant max": (0.1, False), "online max, dt": (0.01, True)}

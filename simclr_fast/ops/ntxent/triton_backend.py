@@ -186,7 +186,7 @@ class TritonNtxent:
                     "BLOCK_D": tiles.block_d,
                     "CHUNKS": chunks,
                     "HOLD_ROWS": tiles.holds_rows,
-                    "EVEN_D": dim % tiles.block_d == 0,
+                    "EVEN_D": dim % (chunks * tiles.block_d) == 0,
                     "SPECIAL": min(16, tiles.block_n),
                 },
                 tiles.num_warps,
