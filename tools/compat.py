@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".compat"
 # What a version of torch can break, one test of each kind: choice of backend, schemas and their fakes, autograd,
-# torch.compile, collectives, the compiled kernels behind the stable ABI, and the ways of installing.
+# torch.compile, collectives, the compiled kernels behind the stable ABI, the ways of installing, and the launches of the
+# Triton that this torch pins.
 FAST_TESTS = (
     "tests/ops/l2_normalize",
     "tests/ops/ntxent/test_autograd.py",
@@ -31,8 +32,9 @@ FAST_TESTS = (
     "tests/test_info.py",
     "tests/test_install.py",
     "tests/test_losses.py",
+    "tests/test_triton_binder.py",
 )
-# The Triton kernels in the interpreter of the Triton that this torch pins.
+# The same Triton's interpreter.
 FAST_TRITON_TESTS = ("tests/ops/l2_normalize",)
 
 
