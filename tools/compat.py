@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".compat"
 # What a version of torch can break, one test of each kind: choice of backend, schemas and their fakes, autograd,
-# torch.compile, collectives, the compiled kernels behind the stable ABI, the ways of installing, and the launches of the
-# Triton that this torch pins.
+# torch.compile, collectives, the compiled kernels behind the stable ABI, the ways of installing, and the launches by
+# the Triton that this torch pins.
 FAST_TESTS = (
     "tests/ops/l2_normalize",
     "tests/ops/ntxent/test_autograd.py",
