@@ -149,7 +149,7 @@ class TritonNtxent:
         dot = _dot_precision(u, precision)
         online_max = _needs_online_max(temperature, temperature_tensor)
         tiles = backward_tiles(target, dot, dim, online_max)
-        chunks = _ceil_div(min(dim, tiles.owned_d), tiles.block_d)
+        chunks = tiles.chunks(dim)
         d_parts = _ceil_div(dim, chunks * tiles.block_d)
         row_tiles, column_tiles = _ceil_div(2 * n, tiles.block_m), _ceil_div(columns, tiles.block_n)
         splits = backward_splits(target, row_tiles * d_parts, column_tiles)
@@ -165,10 +165,11 @@ class TritonNtxent:
         shared = {"weight_ptr": weight, "n": n, "columns": columns}
         shared |= {"temperature": temperature, "temperature_ptr": temperature_tensor}
         statistics = {"lse_neg_ptr": lse_neg, "s_pos_ptr": s_pos, "stat_ptr": stat}
-        constants = {"REDUCED": reduced, "ONLINE_MAX": online_max, "BLOCK": 128, "BLOCK_SCAN": 1024}
+        # Many numbers at once, since every program waits for all of them: with 1024 and 4 warps 10 us instead of 7.
+        constants = {"REDUCED": reduced, "ONLINE_MAX": online_max, "BLOCK": 128, "BLOCK_SCAN": 4096}
         arguments = shared | statistics | {"dloss_ptr": dloss, "positive_ptr": positive}
         grid = (_ceil_div(columns, 128),)
-        self.run(Launch(ntxent_bwd_coefficients_kernel, grid, arguments, constants, num_stages=_ROW_STAGES))
+        self.run(Launch(ntxent_bwd_coefficients_kernel, grid, arguments, constants, _ROW_WARPS, _ROW_STAGES))
 
         shared |= {"u_ptr": u, "part_ptr": part, "dt_part_ptr": dt_part, "row_offset": row_offset}
         self.run(
@@ -186,7 +187,7 @@ class TritonNtxent:
                     "BLOCK_D": tiles.block_d,
                     "CHUNKS": chunks,
                     "HOLD_ROWS": tiles.holds_rows,
-                    "EVEN_D": dim % (chunks * tiles.block_d) == 0,
+                    "EVEN_D": tiles.even(dim),
                     "SPECIAL": min(16, tiles.block_n),
                 },
                 tiles.num_warps,

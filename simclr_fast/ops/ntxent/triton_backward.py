@@ -78,12 +78,10 @@ def ntxent_bwd_coefficients_kernel(
     for start in range(0, whole, BLOCK_SCAN):
         others = start + tl.arange(0, BLOCK_SCAN)
         peaks = tl.maximum(peaks, _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, others, columns, REDUCED, True))
-    peak = tl.max(peaks, axis=0)
-    peaks = tl.full((BLOCK,), -float("inf"), tl.float32)
-    for start in range(whole, columns, BLOCK):
-        others = start + tl.arange(0, BLOCK)
+    if whole < columns:
+        others = whole + tl.arange(0, BLOCK_SCAN)
         peaks = tl.maximum(peaks, _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, others, columns, REDUCED, False))
-    peak = tl.maximum(peak, tl.max(peaks, axis=0))
+    peak = tl.max(peaks, axis=0)
     if REDUCED:
         least = _power_of_two_above(tl.maximum(sigmoid(peak), LEAST_SIGMOID))
         largest = tl.load(dloss_ptr).to(tl.float32) * least
