@@ -1,6 +1,12 @@
-"""The README's share of a results file: a short table between two marker comments, and one plot."""
+"""The README's share of a results file: a short table between two marker comments, and one plot.
 
+The column of the GPU comes from the committed report of tools/gpu_check.py: after a new one,
+`python -m benchmarks.report_readme` renews that column and leaves the rest.
+"""
+
+import json
 import re
+import sys
 from pathlib import Path
 
 from benchmarks.report_plots import draw_readme, is_ours
@@ -14,7 +20,60 @@ PLOT = Path("docs/images/bench.png")
 SIZES = (256, 1024, 4096)
 SHAPES = ((256, 32, 32), (64, 256, 224))
 SHOWN = ("cpp", "triton", "simclr_fast")  # of ours; the step eager and in float32, as the others do it
-GPU = "run `make gpu-check`"
+NO_GPU = "run `make gpu-check`"
+GPU_CHECK = Path("docs/tables/gpu_check.json")
+# The cases of a GPU that stand beside those of the CPU, row by row: (section, case, what it is compared with).
+_GPU_ROWS = (
+    *(("ntxent", f"N={n} D=128 fp16", "plain") for n in SIZES),
+    ("memory", f"N={SIZES[-1]} D=128 fp16", "plain"),
+    ("augment", "1024 x 32 px to 32 px, bf16", "torchvision v2, a batch"),
+    ("augment", "256 x 256 px to 224 px, bf16", "torchvision v2, a batch"),
+    ("steps", "resnet50", ""),
+)
+OURS_ON_GPU = ("cpp", "triton")
+
+
+def _gpu_cell(bench: dict, section: str, case: str, other: str) -> str:
+    """What the GPU's report says of one row; "" where it says nothing."""
+    if section == "steps":
+        rate = bench.get("steps", {}).get(case, {}).get("images/s")
+        return f"{case} at 224 px, bf16: {number(rate)} images/s" if rate else ""
+    name, unit = {"ntxent": ("both ms", "ms, fp16"), "memory": ("peak MiB", "MiB"), "augment": ("views/s", "views/s")}[
+        section
+    ]
+    most_is_best = section == "augment"
+    contestants = bench.get("augment" if most_is_best else "ntxent", {}).get(case, {}).get("contestants", {})
+    values = {contestant: figures[name] for contestant, figures in contestants.items() if figures.get(name)}
+    ours = [contestant for contestant in OURS_ON_GPU if contestant in values]
+    if not ours:
+        return ""
+    best = (max if most_is_best else min)(ours, key=values.get)
+    cell = f"{best} {number(values[best])} {unit}"
+    if other not in values:
+        return cell
+    times = values[best] / values[other] if most_is_best else values[other] / values[best]
+    return f"{cell} ({number(times)}x)"
+
+
+def gpu_cells(check: Path) -> list[str]:
+    """The GPU's cell of every row, of a report of tools/gpu_check.py."""
+    if not check.exists():
+        return [NO_GPU] * len(_GPU_ROWS)
+    bench = json.loads(check.read_text())["bench"]
+    return [_gpu_cell(bench, *row) for row in _GPU_ROWS]
+
+
+def gpu_note(check: Path) -> str:
+    """On what card, with what, and of which commit the GPU's column was measured."""
+    if not check.exists():
+        return ""
+    about = json.loads(check.read_text())["check"]
+    machine = about["machine"]
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "triton"))
+    return (
+        f" GPU: {machine['gpu']['name']}, {versions}, commit {about['commit']}, {about['began'][:10]}; device time, in "
+        "brackets beside plain PyTorch or torchvision v2 on the same card, which draws once per batch."
+    )
 
 
 def _row(what: str, values: dict[str, float], plain: str, unit: str, most_is_best: bool) -> list[str]:
@@ -30,10 +89,10 @@ def _row(what: str, values: dict[str, float], plain: str, unit: str, most_is_bes
         times = values[ours] / values[other] if most_is_best else values[other] / values[ours]
         named = f"{other} " if other != plain else ""
         cells.append(f"{named}{number(values[other])} {unit} ({number(times)}x)")
-    return [*cells, GPU]
+    return cells
 
 
-def rows(found: dict[str, list[dict]]) -> list[list[str]]:
+def rows(found: dict[str, list[dict]], check: Path) -> list[list[str]]:
     """The rows of the table; raises SystemExit where the run lacks one of its cases."""
     made = []
     for n in SIZES:
@@ -50,7 +109,7 @@ def rows(found: dict[str, list[dict]]) -> list[list[str]]:
     for info in found.get("train_step", [])[:1]:
         values = {name: info["images"] / s for name, f in info["contestants"].items() if (s := full_seconds(f))}
         made.append(_row(f"training step, {info['title']}", values, "plain PyTorch", "images/s", True))
-    return made
+    return [[*cells, on_gpu] for cells, on_gpu in zip(made, gpu_cells(check))]
 
 
 def _needed(info: dict | None, what: str) -> dict:
@@ -61,7 +120,7 @@ def _needed(info: dict | None, what: str) -> dict:
     return info
 
 
-def text(results: dict, found: dict[str, list[dict]]) -> str:
+def text(results: dict, found: dict[str, list[dict]], check: Path) -> str:
     """The block between the markers."""
     header = [
         "measured with `make bench`",
@@ -70,11 +129,12 @@ def text(results: dict, found: dict[str, list[dict]]) -> str:
         "best of the others",
         "GPU",
     ]
-    shown = table(header, rows(found))
+    shown = table(header, rows(found, check))
     foot = (
         f"{label(results)}. Float32, D = 128, t = 0.1; medians of interleaved rounds; in brackets, how "
         "many times as fast (or as small) simclr_fast is. Only contestants whose results agree are timed."
     )
+    foot += gpu_note(check)
     return f"{BEGIN}\n{shown}\n\n{foot}\n\n![time against N, and augmentation's images per second]({PLOT})\n{END}"
 
 
@@ -82,7 +142,7 @@ def write(results: dict, found: dict[str, list[dict]], readme: Path) -> None:
     """Puts table and plot into the README: between the markers, or at the end of its Benchmarks section."""
     if results["machine_info"]["simclr_fast"]["device"] != "cpu":
         raise SystemExit("report: --readme takes the results of a CPU; a GPU's belong into its gpu-check report")
-    page, block = readme.read_text(), text(results, found)
+    page, block = readme.read_text(), text(results, found, readme.parent / GPU_CHECK)
     if BEGIN in page and END in page:
         page = page[: page.index(BEGIN)] + block + page[page.index(END) + len(END) :]
     else:
@@ -94,3 +154,18 @@ def write(results: dict, found: dict[str, list[dict]], readme: Path) -> None:
     plot.parent.mkdir(parents=True, exist_ok=True)
     draw_readme(found, augment_info(found, *SHAPES[-1]), label(results), plot)
     readme.write_text(page.rstrip("\n") + "\n")
+
+
+def renew_gpu_column(readme: Path) -> None:
+    """Puts the figures of the committed report of a GPU into the table that is there."""
+    page, check = readme.read_text(), readme.parent / GPU_CHECK
+    begin, end = page.index(BEGIN), page.index(END)
+    old = re.findall(r"^\|.*\|$", page[begin:end], re.MULTILINE)[2:]  # without the header and its rule
+    new = [f"{row[: row.rindex('|', 0, -1)]}| {cell} |" for row, cell in zip(old, gpu_cells(check))]
+    block = page[begin:end].replace("\n".join(old), "\n".join(new))
+    block = re.sub(r"(agree are timed\.).*", lambda found: found[1] + gpu_note(check), block)
+    readme.write_text(page[:begin] + block + page[end:])
+
+
+if __name__ == "__main__":
+    renew_gpu_column(Path(sys.argv[1] if len(sys.argv) > 1 else "README.md"))

@@ -1,6 +1,7 @@
 """The report's table of targets, its comparison with an earlier run, and what it writes into the README."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,44 @@ def test_the_readme_gets_table_and_plot_once(found: dict, tmp_path: Path) -> Non
         .replace("2.00x", "4.00x")
         .replace("(4.00x) | lightly 4,000 ms (4.00x)", "(4.00x) | lightly 4,000 ms (8.00x)"),
     )
+
+
+def test_the_readme_shows_what_the_committed_report_of_a_gpu_says(found: dict, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("## Benchmarks\n")
+    report_readme.write(RESULTS, found, readme)
+    without = readme.read_text()
+    sized = lambda name, **figures: {"contestants": {k: {name: v} for k, v in figures.items()}}
+    bench = {
+        "ntxent": {
+            "N=256 D=128 fp16": sized("both ms", cpp=0.04, triton=0.05, plain=0.08),
+            "N=4096 D=128 fp16": {"contestants": {"triton": {"both ms": 0.1, "peak MiB": 12.0}, "plain": {}}},
+        },
+        "augment": {
+            "256 x 256 px to 224 px, bf16": {
+                "contestants": {"cpp": {"views/s": 4e5}, "torchvision v2, a batch": {"views/s": 2e4}}
+            }
+        },
+        "steps": {"resnet50": {"images/s": 3300.0}},
+    }
+    machine = {"gpu": {"name": "a card"}, "versions": {"torch": "2.11", "triton": "3.6"}}
+    check = {"check": {"machine": machine, "commit": "abc", "began": "2026-11-26 16:00:00"}, "bench": bench}
+    committed = tmp_path / report_readme.GPU_CHECK
+    committed.parent.mkdir(parents=True)
+    committed.write_text(json.dumps(check))
+    report_readme.renew_gpu_column(readme)
+    page = readme.read_text()
+    last_cells = [line.split(" | ")[-1].removesuffix(" |") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert last_cells[0] == "cpp 0.0400 ms, fp16 (2.00x)"
+    assert last_cells[1] == ""  # not measured there
+    assert last_cells[2:4] == ["triton 0.100 ms, fp16", "triton 12.0 MiB"]
+    assert last_cells[5] == "cpp 400,000 views/s (20.0x)"
+    assert "GPU: a card, torch 2.11, triton 3.6, commit abc, 2026-11-26; device time" in page
+    report_readme.write(RESULTS, found, readme)
+    assert readme.read_text() == page
+    committed.unlink()
+    report_readme.renew_gpu_column(readme)
+    assert readme.read_text() == without
 
 
 def test_the_readme_is_left_alone_where_the_run_lacks_a_case(found: dict, tmp_path: Path) -> None:
