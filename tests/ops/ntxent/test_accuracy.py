@@ -21,6 +21,15 @@ def bounds(dtype: torch.dtype) -> tuple[float, float]:
     return (1e-12, 1e-10) if dtype == torch.float64 else (5e-6, 3e-5)
 
 
+def truncation(d: int) -> float:
+    """Error of u.u by Triton's full float32 on a GPU: tensor cores cut their sums off, toward zero.
+
+    Three products of tf32 are added to one accumulator, 8 columns at a time; while that is below 1, each time by up to
+    2^-24 too little. The compiled kernels add such sums up by rounding additions.
+    """
+    return 3 * d / 8 * 2.0**-24
+
+
 def check(
     backend: str, kind: str, shape: tuple[int, int], dtype: torch.dtype, temperature: float, device: str = "cpu"
 ) -> None:
@@ -37,7 +46,10 @@ def check(
     loss_bound, gradient_bound = bounds(dtype)
     loss_error = (loss.detach().cpu().double() - loss_true).abs()
     underflow = torch.finfo(loss.dtype).tiny
-    assert within("loss", loss_error, loss_bound * loss_true + underflow), (
+    bound = loss_bound * loss_true + underflow
+    if backend == "triton" and device == "cuda":  # dL_i = sigmoid(x) dx, and sigmoid(x) <= min(1, softplus(x) = L_i)
+        bound += truncation(shape[1]) / temperature * min(1.0, loss_true.item())
+    assert within("loss", loss_error, bound), (
         f"loss off by {loss_error.item():.1e} of {loss_true.item():.3e}"
     )
     error = gradient_error(dz, dz_true, torch.cat([z0, z1]), temperature, kind)
