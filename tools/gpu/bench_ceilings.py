@@ -23,7 +23,7 @@ PRODUCT_OF = {"fp16": ("fp16", 1), "bf16": ("bf16", 1), "tf32": ("tf32", 1), "ie
 def copy_timing(device: Device, moved: int) -> Timing:
     """Of a copy on the device that reads and writes so many bytes together.
 
-    By a kernel, which is what others are compared with: copy_ in a CUDA graph is a copy node, at two thirds of the rate.
+    By a kernel, which is what others are compared with: copy_ in a CUDA graph is a copy node, two thirds as fast.
     """
     source = torch.randint(0, 2**31 - 1, (moved // 8,), dtype=torch.int32, device=device.torch)
     target = torch.empty_like(source)

@@ -49,9 +49,7 @@ def check(
     bound = loss_bound * loss_true + underflow
     if backend == "triton" and device == "cuda":  # dL_i = sigmoid(x) dx, and sigmoid(x) <= min(1, softplus(x) = L_i)
         bound += truncation(shape[1]) / temperature * min(1.0, loss_true.item())
-    assert within("loss", loss_error, bound), (
-        f"loss off by {loss_error.item():.1e} of {loss_true.item():.3e}"
-    )
+    assert within("loss", loss_error, bound), f"loss off by {loss_error.item():.1e} of {loss_true.item():.3e}"
     error = gradient_error(dz, dz_true, torch.cat([z0, z1]), temperature, kind)
     assert within("gradient", error, gradient_bound), f"gradient off by {error:.1e}"
 
