@@ -161,16 +161,14 @@ def _bwd_tile(
 
     col_stat = load_vector(stat_ptr, cols, columns, PLAIN)
     if ONLINE_MAX:
-        e = row_weight[:, None] * tl.math.exp2(s2 - (row_stat - shift)[:, None])
-        if NEED_DT:
-            row_dt += tl.sum(e * s2, axis=1)
         col_weight = load_vector(weight_ptr, cols, columns, PLAIN)
-        bracket = e + col_weight[None, :] * tl.math.exp2(s2 - (col_stat - shift)[None, :])
+        e = tl.math.exp2(s2 - (row_stat - shift)[:, None])
+        bracket = row_weight[:, None] * e + col_weight[None, :] * tl.math.exp2(s2 - (col_stat - shift)[None, :])
     else:  # one exponential serves both rows
         e = tl.math.exp2(s2 - (to_log2 - shift))
         bracket = e * (row_stat[:, None] + col_stat[None, :])
-        if NEED_DT:
-            row_dt += tl.sum(e * s2, axis=1)
+    if NEED_DT:
+        row_dt += tl.sum(e * s2, axis=1)
     bracket = bracket.to(u_ptr.dtype.element_ty)
     new_acc = ()
     for c in tl.static_range(CHUNKS):
@@ -228,7 +226,7 @@ def ntxent_bwd_kernel(
 ):
     """Sum over one split of the columns of bracket_ij u_j, for BLOCK_M rows and CHUNKS * BLOCK_D of the D columns.
 
-    Tiles that need a mask go first; what only they need takes no registers in the loop over all others.
+    Tiles that need no mask go first, through a loop without one.
     """
     half: tl.constexpr = u_ptr.dtype.element_ty == tl.float16
     local_row = tl.program_id(0) * BLOCK_M
@@ -256,6 +254,15 @@ def ntxent_bwd_kernel(
     last = tl.minimum(first + per_split, column_tiles)
     full = tl.maximum(tl.minimum(last, columns // BLOCK_N), first)  # only the last tile of all can be ragged
     lo1, hi1, lo2, hi2 = _special_tiles(first_row, local_row, n, first, full, BLOCK_M, BLOCK_N)
+    for i in range(0, full - first - (hi1 - lo1) - (hi2 - lo2)):
+        tile = first + i
+        tile += tl.where(tile >= lo1, hi1 - lo1, 0)
+        tile += tl.where(tile >= lo2, hi2 - lo2, 0)
+        acc, row_dt = _bwd_tile(
+            acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
+            tile * BLOCK_N, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, True,
+        )  # fmt: skip
     steps: tl.constexpr = BLOCK_N // SPECIAL
     for i in tl.range(0, (hi1 - lo1 + hi2 - lo2 + last - full) * steps, num_stages=1):
         tile = lo1 + i // steps
@@ -266,26 +273,16 @@ def ntxent_bwd_kernel(
             tile * BLOCK_N + i % steps * SPECIAL, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION,
             BLOCK_M, SPECIAL, BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, False,
         )  # fmt: skip
-    for i in range(0, full - first - (hi1 - lo1) - (hi2 - lo2)):
-        tile = first + i
-        tile += tl.where(tile >= lo1, hi1 - lo1, 0)
-        tile += tl.where(tile >= lo2, hi2 - lo2, 0)
-        acc, row_dt = _bwd_tile(
-            acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
-            tile * BLOCK_N, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N,
-            BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, True,
-        )  # fmt: skip
 
     part = part_ptr + tl.program_id(1).to(tl.int64) * 2 * n * D
     unshift: tl.constexpr = 2.0**-14 if half else 1.0
     for c in tl.static_range(CHUNKS):
         d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
         offsets = local.to(tl.int64)[:, None] * D + d[None, :]
-        mask = row_inside[:, None] if EVEN_D else row_inside[:, None] & (d < D)[None, :]
-        tl.store(part + offsets, acc[c] * unshift, mask=mask)
+        tl.store(part + offsets, acc[c] * unshift, mask=row_inside[:, None] & (d < D)[None, :])
     if NEED_DT and tl.program_id(2) == 0:
         if ONLINE_MAX:
-            row_dt *= unshift / LOG2_E
+            row_dt *= row_weight * (unshift / LOG2_E)
         else:
             row_dt *= row_stat * (unshift / LOG2_E)
         if tl.program_id(1) == 0:  # the positives' share

@@ -45,6 +45,14 @@ class Tiles:
     holds_rows: bool = False
     owned_d: int = 256
 
+    def chunks(self, dim: int) -> int:
+        """Steps of block_d columns that a program of the backward kernel owns."""
+        return -(-min(dim, self.owned_d) // self.block_d)
+
+    def even(self, dim: int) -> bool:
+        """Whether the columns that the programs of the backward kernel own add up to D."""
+        return dim % (self.chunks(dim) * self.block_d) == 0
+
 
 # {(architecture, operand): {largest D: tiles}}. 80 stands for every device with mma.sync only (also 86, 89 and 120,
 # where a program has 99 KiB of shared memory). Forward tiles are square.
@@ -106,8 +114,8 @@ _BACKWARD = {
     (90, "tf32"): {
         64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
         128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 317 us; 32 columns 352
-        256: Tiles(128, 32, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(128, 32, 128, 8, 2),
+        256: Tiles(128, 32, 64, 8, 2, holds_rows=True),
+        _ANY: Tiles(128, 32, 64, 8, 2),
     },
     # 32 rows: mma.sync, which takes operands from registers in any layout.
     (90, "tf32x3"): {
@@ -129,11 +137,11 @@ _BACKWARD = {
     },
     (100, "tf32x3"): {64: Tiles(64, 32, 64, 8, 2, holds_rows=True), _ANY: Tiles(64, 32, 64, 8, 2)},
 }
-
-
-# Instead of the last entry where block_d does not divide D: the masks of the columns need registers.
+# Instead, where rows have maxima of their own.
+_BACKWARD_ONLINE = {(80, "fp16"): {256: Tiles(64, 32, 128, 8, 2, holds_rows=True)}}
+# Instead of the last entry where some of the columns that programs own are none: their masks need registers.
 _BACKWARD_MASKED = {(80, "tf32x3"): Tiles(32, 16, 64, 8, 2), (90, "fp16"): Tiles(64, 64, 128, 8, 2)}
-# Up to the D named, where block_d divides D and one maximum serves all rows: a second exponential needs registers, too.
+# Up to the D named, where none are and one maximum serves all rows: a second exponential needs registers, too.
 _BACKWARD_PLAIN = {(90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512))}  # D = 512: 427 us
 
 
@@ -150,10 +158,11 @@ def forward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> T
 def backward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> Tiles:
     """The arguments of forward_tiles."""
     key = target.arch, operand
-    tiles = _choose(_BACKWARD, target, operand, dim)
-    if tiles != _BACKWARD[key][_ANY]:
+    by_dim = _BACKWARD[key] | (_BACKWARD_ONLINE.get(key, {}) if online_max else {})
+    tiles = _choose({key: by_dim}, target, operand, dim)
+    if tiles != by_dim[_ANY]:
         return tiles
-    if dim % tiles.block_d:
+    if not tiles.even(dim):
         return _BACKWARD_MASKED.get(key, tiles)
     limit, plain = _BACKWARD_PLAIN.get(key, (0, tiles))
     return plain if dim <= limit and not online_max else tiles
