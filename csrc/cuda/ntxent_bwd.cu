@@ -293,8 +293,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *task.partials.finished = 0;
 
-  const float inverse_temperature = task.temperature.inverse();
-  const float scale = static_cast<float>(kLog2E) * inverse_temperature;
+  const float inverse_temperature = task.temperature.inverse(), scale = task.temperature.base_2_scale();
   __shared__ TermScale term_scale;
   find_term_scale<sizeof(typename Operand::Element) == sizeof(__half)>(task, scale, inverse_temperature, &term_scale);
 

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
   __shared__ float scale;  // of u.u to base-2 logits
   if (threadIdx.x == 0) {
     bands = Bands::of(task.plan, blockIdx.x);
-    scale = static_cast<float>(kLog2E) * task.temperature.inverse();
+    scale = task.temperature.base_2_scale();
     if (blockIdx.x == 0) *task.partials.finished = 0;
   }
   __syncthreads();

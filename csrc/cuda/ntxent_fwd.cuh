@@ -75,7 +75,9 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
     for (int slot = 1; slot < slots; ++slot) {
       all = Statistics::combine(all, partials[static_cast<int64_t>(slot) * rows + row]);
     }
-    const W lse_neg = Statistics::log_sum(all, inverse_temperature), s_pos = of_pair[threadIdx.x % kFwdFinishPairs];
+    const W per_unit = inverse_temperature / static_cast<W>(task.temperature.base_2_scale());
+    const W lse_neg = Statistics::log_sum(all, inverse_temperature, per_unit);
+    const W s_pos = of_pair[threadIdx.x % kFwdFinishPairs];
     loss = static_cast<S>(softplus(lse_neg - s_pos));
     task.s_pos[row] = static_cast<S>(s_pos);
     task.lse_neg[row] = static_cast<S>(lse_neg);

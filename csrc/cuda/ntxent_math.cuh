@@ -28,7 +28,6 @@
 namespace simclr::cuda {
 
 constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
 constexpr double kLargestConstantMax = 80.0;  // of 2/t; see above
 constexpr float kCoefficientScaleLog2 = 14.0f;
 constexpr float kLeastSigmoidLog2 = -90.0f;  // what a sg counts at least: sums of 2^14 / sg stay finite in fp32
@@ -59,6 +58,8 @@ struct Temperature {
   __device__ W inverse() const {
     return on_device != nullptr ? W(1) / static_cast<W>(*on_device) : static_cast<W>(inverse_value);
   }
+  // What turns u.u into base-2 logits.
+  __device__ T base_2_scale() const { return static_cast<T>(kLog2E) * inverse(); }
 };
 
 // dloss/dL: one number for all rows, or one per column.

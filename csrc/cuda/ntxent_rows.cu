@@ -37,7 +37,7 @@ template <class S>
 struct RowLogSum {
   using Partial = S;  // the log-sum-exp itself: there is one slot
   __device__ static S combine(S a, S b) { return log_add_exp(a, b); }
-  __device__ static S log_sum(S lse, S) { return lse; }
+  __device__ static S log_sum(S lse, S, S) { return lse; }
 };
 
 template <class S>

@@ -2,7 +2,8 @@
 //
 // A warp holds a 64 x 64 part as mma accumulators: x[m][n][2 h + c] is row 16 m + 8 h + group, column 8 n + 2 quad + c.
 // A partial is exp2's argument relative to a maximum: with the constant maximum only the sum is kept, with the online
-// maximum both are.
+// maximum both are. log_sum makes the log-sum-exp of it; constant_max is 1/t, and per_unit what one unit of the base-2
+// logits is worth, 1/t over the rounded scale: ln 2 instead would leave the scale's rounding, times the logit, in it.
 #pragma once
 
 #include "ntxent_math.cuh"
@@ -35,8 +36,8 @@ struct ConstantMax {
 
   __device__ static Partial combine(Partial a, Partial b) { return a + b; }
   template <class W>
-  __device__ static W log_sum(Partial p, W constant_max) {
-    return constant_max + log(static_cast<W>(p));
+  __device__ static W log_sum(Partial p, W constant_max, W per_unit) {
+    return constant_max + log2(static_cast<W>(p)) * per_unit;
   }
 
   // Partials of the warp's 64 rows and 64 columns; `scale` turns u.u into base-2 logits.
@@ -78,8 +79,8 @@ struct OnlineMax {
     return {max, a.y * ptx::exp2_approx(a.x - shift(max)) + b.y * ptx::exp2_approx(b.x - shift(max))};
   }
   template <class W>
-  __device__ static W log_sum(Partial p, W) {
-    return static_cast<W>(kLn2) * static_cast<W>(p.x) + log(static_cast<W>(p.y));
+  __device__ static W log_sum(Partial p, W, W per_unit) {
+    return static_cast<W>(p.x) * per_unit + log(static_cast<W>(p.y));
   }
 
   __device__ static void reduce(const WarpTile& x, float scale, float, Partial* of_row, Partial* of_column) {

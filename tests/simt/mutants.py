@@ -45,6 +45,8 @@ def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches
 
 
 _SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
+_FLOAT32 = "test_full_float32_is_as_exact_as_on_the_cpu"
+_ONCE = "test_rows_and_positives_of_float32_are_rounded_once"
 
 
 def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
@@ -89,6 +91,19 @@ MUTANTS = (
         "tiles.cuh", "B operand read as an A operand", "lane % 8 + lane / 16 * 8, lane / 8 % 2", "lane % 16, lane / 16"
     ),
     _ntxent("tiles.cuh", "fp32 with two products", "    ptx::mma_m16n8k8_tf32(part, a.big, b.small);\n", ""),
+    _ntxent(
+        *("tiles.cuh", "logits of full fp32 added by the tensor cores"),
+        "add_small_products(part, a, b);\n      ptx::mma_m16n8k8_tf32(part, a.big, b.big);\n      promote(d, part);",
+        "add_small_products(d, a, b);\n      ptx::mma_m16n8k8_tf32(d, a.big, b.big);",
+        _FLOAT32,
+    ),
+    _ntxent(
+        *("fwd.cuh", "the scale's rounding left in the log-sum-exps"),
+        *("inverse_temperature / static_cast<W>(task.temperature.base_2_scale())", "log(W(2))"),
+        "test_rounding_of_the_scale_to_base_2_does_not_show",
+    ),
+    _ntxent("fwd.cuh", "pairs' logits in float32", "using type = double;", "using type = float;", _ONCE),
+    _ntxent("normalize.cu", "norms in float32", "<float, float, float, double>", "<float, float, float, float>", _ONCE),
     _ntxent(
         "tiles.cuh",
         "rows of a tf32 step in their own order",

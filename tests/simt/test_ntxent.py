@@ -13,9 +13,8 @@ from tests.ntxent_truth import embeddings, shards_of, truth
 from tests.ops.ntxent import views as inputs
 from tests.simt.build import ROOT
 from tests.simt.library import SCHEDULES, Kernels, Schedule, SimtError
+from tests.simt.ntxent_accuracy import EPS, SOURCES, float32_errors
 
-SOURCES = tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("ntxent_*.cu")))
-EPS = 1e-8
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # The least shared memory among the architectures, and more than fp32 rows of 1024 need for two stages.
 SMALL, LARGE = Device(4, 99 * 1024), Device(16, 227 * 1024)
@@ -142,11 +141,51 @@ def test_every_schedule_gives_the_same_and_right_numbers(kernels: Kernels, case:
         assert torch.equal(value, first[name]), f"{name} depends on the schedule"
 
 
+# Tensor cores that round to nearest, and those that truncate as the hardware does (tests/simt/runtime/fused_sum.h).
+ROUNDINGS = pytest.mark.parametrize("truncating", [False, True], ids=["rounding", "truncating"])
+
+
+@ROUNDINGS
 @pytest.mark.parametrize("case", [*SHAPES, *INPUTS], ids=str)
-def test_matches_float64(kernels: Kernels, case: Case) -> None:
+def test_matches_float64(kernels: Kernels, case: Case, truncating: bool) -> None:
     views, weights = embeddings(case.kind, case.n, case.d, case.dtype), weights_of(case)
-    schedule = SCHEDULES[(case.n + case.d) % len(SCHEDULES)]
+    schedule = replace(SCHEDULES[(case.n + case.d) % len(SCHEDULES)], truncating=truncating)
     check(case, run(kernels, case, schedule, views, weights), views, weights)
+
+
+def test_rows_and_positives_of_float32_are_rounded_once(kernels: Kernels) -> None:
+    """Where pairs are aligned, the loss hangs on their logits, and on these the norms."""
+    z0, z1 = embeddings("aligned", 40, 123, FLOAT)
+    ops = NtxentLaunchers(kernels, SMALL)
+    u, inv_norm = ops.normalize(z0, z1, EPS)
+    s_pos = ops.fwd(u, 40, 0, 0.01)[2]
+    z, half_unit = torch.cat([z0, z1]).double(), 2.0**-24
+    norms = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    torch.testing.assert_close(u[:, :123].double(), z / norms, rtol=half_unit, atol=0)
+    torch.testing.assert_close(inv_norm.double(), 1 / norms[:, 0], rtol=half_unit, atol=0)
+    products = (u[:40].double() * u[40:].double()).sum(1).repeat(2)
+    torch.testing.assert_close(s_pos.double(), products / 0.01, rtol=half_unit, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.011, 0.0275])
+def test_rounding_of_the_scale_to_base_2_does_not_show(kernels: Kernels, temperature: float) -> None:
+    """At these temperatures float32's log2(e) / t is off by 9e-8 of itself, which would shift all losses by more than the bound."""
+    views = embeddings("aligned", 40, 123, FLOAT)
+    losses = run(kernels, Case(40, 123, FLOAT, temperature=temperature), Schedule(), views, torch.ones(80))["loss"]
+    want = truth([tuple(views)], 0, temperature, torch.ones(80), EPS).losses
+    assert abs((losses / want).mean() - 1) <= 1e-6
+
+
+@ROUNDINGS
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.03, 0.01])
+@pytest.mark.parametrize("kind", inputs.KINDS)
+def test_full_float32_is_as_exact_as_on_the_cpu(
+    kernels: Kernels, kind: str, temperature: float, truncating: bool
+) -> None:
+    """The bounds of tests/ops/ntxent/test_accuracy.py."""
+    loss_error, gradient_error = float32_errors(kernels, kind, 72, temperature, truncating)
+    assert loss_error <= 5e-6
+    assert gradient_error <= 3e-5
 
 
 @pytest.mark.parametrize(
@@ -154,13 +193,15 @@ def test_matches_float64(kernels: Kernels, case: Case) -> None:
     [(kind, t) for kind in ("random", "aligned", "opposed") for t in (0.5, 0.1, 0.01)],
 )
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
-def test_half_gradients(kernels: Kernels, dtype: torch.dtype, kind: str, temperature: float) -> None:
+@ROUNDINGS
+def test_half_gradients(kernels: Kernels, dtype: torch.dtype, kind: str, temperature: float, truncating: bool) -> None:
     """Norms of errors, relative: of the gradient rounded to the inputs' type, and without that rounding."""
     case = Case(96, 128, dtype, temperature=temperature)
     z0, z1 = inputs.views(kind, case.n, case.d, dtype)
     want = inputs.truth(z0, z1, temperature)[1]
     scale = inputs.half_scale(want, kind)
-    got = run(kernels, case, Schedule(host_threads=2), torch.stack([z0, z1]), torch.tensor(scale / (2 * case.n)))
+    schedule = Schedule(host_threads=2, truncating=truncating)
+    got = run(kernels, case, schedule, torch.stack([z0, z1]), torch.tensor(scale / (2 * case.n)))
     dz = torch.cat([got["dz0"], got["dz1"]])
     most = 1e-3 if temperature >= 0.1 else 1e-2
     assert inputs.error_beside_rounding(dz, want * scale) <= most
