@@ -112,8 +112,9 @@ def test_asks_for_a_missing_part_of_the_project():
 }
 
 
-@pytest.fixture
-def recorded(tmp_path: Path) -> dict:
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    tmp_path = tmp_path_factory.mktemp("recorded")
     for name, text in RECORDED.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
