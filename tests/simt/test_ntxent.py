@@ -169,7 +169,7 @@ def test_rows_and_positives_of_float32_are_rounded_once(kernels: Kernels) -> Non
 
 @pytest.mark.parametrize("temperature", [0.011, 0.0275])
 def test_rounding_of_the_scale_to_base_2_does_not_show(kernels: Kernels, temperature: float) -> None:
-    """At these temperatures float32's log2(e) / t is off by 9e-8 of itself: that would shift all losses by over 1e-6."""
+    """At these temperatures log2(e) / t in float32 is off by 9e-8, which would shift all losses by over 1e-6."""
     views = embeddings("aligned", 40, 123, FLOAT)
     losses = run(kernels, Case(40, 123, FLOAT, temperature=temperature), Schedule(), views, torch.ones(80))["loss"]
     want = truth([tuple(views)], 0, temperature, torch.ones(80), EPS).losses
