@@ -15,11 +15,16 @@ namespace {
 
 constexpr int kThreads = 32 * kBwdFinishWarps;
 
+// Whether u is fp16.
+template <class T>
+constexpr bool kRoundsRows = sizeof(T) == 2;
+
 // T: dtype of z and dz, S: of everything else.
 template <class T, class S>
 struct BwdFinishTask {
-  const T* rows[2];  // of the two views: z for half types, else u
-  int64_t row_stride[2];
+  const T* z[2];
+  int64_t z_stride[2];
+  const T* u;         // [columns, u_columns], not with half types
   T* dz[2];           // [n, d] each
   const S* inv_norm;  // [rows]
   const S* lse_neg;   // [columns]
@@ -30,17 +35,21 @@ struct BwdFinishTask {
   LossWeights<S> weights;
   BwdPartials<S> partials;
   GridSum<S> sums;
-  int64_t d, du_columns;
+  int64_t d, u_columns, du_columns;
   int splits;
   S clamped_inv_norm;
+
+  // Times scale_of(row), the unit row.
+  __device__ const T* row_of(int row) const {
+    if constexpr (!kRoundsRows<T>) return u + pairing.column_of(row) * u_columns;
+    return row < pairing.n ? z[0] + row * z_stride[0] : z[1] + (row - pairing.n) * z_stride[1];
+  }
+  __device__ S scale_of(int row) const { return kRoundsRows<T> ? inv_norm[row] : S(1); }
 
   __device__ S positive_coefficient(int column) const {
     return weights(column) * sigmoid(lse_neg[column] - s_pos[column]);
   }
 };
-
-template <class T>
-constexpr bool kRowsAreZ = sizeof(T) == 2;
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, S> task) {
@@ -49,16 +58,13 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
   const S inverse_temperature = task.temperature.inverse();
   S row_logits = 0;  // this row's share of -t dt
   if (row < rows) {
-    const int view = row >= n, row_of_view = row - view * n;
+    const int view = row >= n, partner = view ? row - n : row + n;
     const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
     const S own_coefficient = task.positive_coefficient(own);
     const S pull = (own_coefficient + task.positive_coefficient(positive)) * inverse_temperature;
-    const T* of_view[2] = {task.rows[0] + row_of_view * task.row_stride[0],
-                           task.rows[1] + row_of_view * task.row_stride[1]};
-    const T *x = view ? of_view[1] : of_view[0], *x_positive = view ? of_view[0] : of_view[1];
-    T* dz = (view ? task.dz[1] : task.dz[0]) + row_of_view * task.d;
-    const S r = task.inv_norm[row], unit = kRowsAreZ<T> ? r : S(1);
-    const S positive_unit = kRowsAreZ<T> ? task.inv_norm[view ? row - n : row + n] : S(1);
+    const T *x = task.row_of(row), *x_positive = task.row_of(partner);
+    T* dz = (view ? task.dz[1] : task.dz[0]) + (row - view * n) * task.d;
+    const S r = task.inv_norm[row], unit = task.scale_of(row), positive_unit = task.scale_of(partner);
     S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;  // the first split's, replaced by the sum
     const int64_t next_split = static_cast<int64_t>(rows) * task.du_columns;
 
@@ -88,25 +94,24 @@ template <class T, class S>
 cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
   const BwdPartials<S> partials = partials_of<S>(args, plan);
   S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
-  const T* u = static_cast<const T*>(args.u) + args.row_offset * args.u_columns;
-  const void* rows[2] = {kRowsAreZ<T> ? args.z[0] : u, kRowsAreZ<T> ? args.z[1] : u + args.n * args.u_columns};
-  const BwdFinishTask<T, S> task{
-      {static_cast<const T*>(rows[0]), static_cast<const T*>(rows[1])},
-      {kRowsAreZ<T> ? args.z_stride[0] : args.u_columns, kRowsAreZ<T> ? args.z_stride[1] : args.u_columns},
-      {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
-      static_cast<const S*>(args.inv_norm),
-      static_cast<const S*>(args.lse_neg),
-      static_cast<const S*>(args.s_pos),
-      static_cast<S*>(args.dt),
-      pairing_of(args),
-      temperature_of<S>(args),
-      weights_of<S>(args),
-      partials,
-      {block_sums, partials.finished},
-      args.d,
-      plan.du_columns,
-      plan.splits,
-      clamped_inv_norm<S>(args)};
+  const BwdFinishTask<T, S> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
+                                 {args.z_stride[0], args.z_stride[1]},
+                                 kRoundsRows<T> ? nullptr : static_cast<const T*>(args.u),
+                                 {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
+                                 static_cast<const S*>(args.inv_norm),
+                                 static_cast<const S*>(args.lse_neg),
+                                 static_cast<const S*>(args.s_pos),
+                                 static_cast<S*>(args.dt),
+                                 pairing_of(args),
+                                 temperature_of<S>(args),
+                                 weights_of<S>(args),
+                                 partials,
+                                 {block_sums, partials.finished},
+                                 args.d,
+                                 args.u_columns,
+                                 plan.du_columns,
+                                 plan.splits,
+                                 clamped_inv_norm<S>(args)};
   return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S>), plan.finish_blocks, kThreads, 0, stream, task);
 }
 

@@ -141,7 +141,7 @@ MUTANTS = (
     ),
     _ntxent(
         *("bwd_finish.cu", "the pull of the row itself"),
-        *("*x_positive = view ? of_view[0] : of_view[1]", "*x_positive = view ? of_view[1] : of_view[0]"),
+        *("*x_positive = task.row_of(partner)", "*x_positive = task.row_of(row)"),
     ),
     _ntxent(
         "bwd.cu",
