@@ -188,6 +188,7 @@ class TritonNtxent:
                     "CHUNKS": chunks,
                     "HOLD_ROWS": tiles.holds_rows,
                     "EVEN_D": tiles.even(dim),
+                    "MASKED_FIRST": tiles.masked_first,
                     "SPECIAL": min(16, tiles.block_n),
                 },
                 tiles.num_warps,

@@ -222,11 +222,12 @@ def ntxent_bwd_kernel(
     CHUNKS: tl.constexpr,  # of BLOCK_D columns: what one program owns of the gradient
     HOLD_ROWS: tl.constexpr,  # u of the rows stays on chip, and u of the columns is read once for both products
     EVEN_D: tl.constexpr,  # CHUNKS * BLOCK_D divides D
+    MASKED_FIRST: tl.constexpr,  # the order of the loops over tiles that need a mask, and over all others
     SPECIAL: tl.constexpr,  # columns of a step through the tiles that need a mask; divides BLOCK_N
 ):
     """Sum over one split of the columns of bracket_ij u_j, for BLOCK_M rows and CHUNKS * BLOCK_D of the D columns.
 
-    Tiles that need no mask go first, through a loop without one.
+    Tiles that need no mask go through a loop without one. Which of the loops comes first changes what ptxas spills.
     """
     half: tl.constexpr = u_ptr.dtype.element_ty == tl.float16
     local_row = tl.program_id(0) * BLOCK_M
@@ -254,25 +255,28 @@ def ntxent_bwd_kernel(
     last = tl.minimum(first + per_split, column_tiles)
     full = tl.maximum(tl.minimum(last, columns // BLOCK_N), first)  # only the last tile of all can be ragged
     lo1, hi1, lo2, hi2 = _special_tiles(first_row, local_row, n, first, full, BLOCK_M, BLOCK_N)
-    for i in range(0, full - first - (hi1 - lo1) - (hi2 - lo2)):
-        tile = first + i
-        tile += tl.where(tile >= lo1, hi1 - lo1, 0)
-        tile += tl.where(tile >= lo2, hi2 - lo2, 0)
-        acc, row_dt = _bwd_tile(
-            acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
-            tile * BLOCK_N, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N,
-            BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, True,
-        )  # fmt: skip
     steps: tl.constexpr = BLOCK_N // SPECIAL
-    for i in tl.range(0, (hi1 - lo1 + hi2 - lo2 + last - full) * steps, num_stages=1):
-        tile = lo1 + i // steps
-        tile += tl.where(tile >= hi1, lo2 - hi1, 0)
-        tile += tl.where(tile >= hi2, full - hi2, 0)
-        acc, row_dt = _bwd_tile(
-            acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
-            tile * BLOCK_N + i % steps * SPECIAL, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION,
-            BLOCK_M, SPECIAL, BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, False,
-        )  # fmt: skip
+    for loop in tl.static_range(2):
+        if (loop == 0) == MASKED_FIRST:
+            for i in tl.range(0, (hi1 - lo1 + hi2 - lo2 + last - full) * steps, num_stages=1):
+                tile = lo1 + i // steps
+                tile += tl.where(tile >= hi1, lo2 - hi1, 0)
+                tile += tl.where(tile >= hi2, full - hi2, 0)
+                acc, row_dt = _bwd_tile(
+                    acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
+                    tile * BLOCK_N + i % steps * SPECIAL, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX,
+                    PRECISION, BLOCK_M, SPECIAL, BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, False,
+                )  # fmt: skip
+        else:
+            for i in range(0, full - first - (hi1 - lo1) - (hi2 - lo2)):
+                tile = first + i
+                tile += tl.where(tile >= lo1, hi1 - lo1, 0)
+                tile += tl.where(tile >= lo2, hi2 - lo2, 0)
+                acc, row_dt = _bwd_tile(
+                    acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
+                    tile * BLOCK_N, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M,
+                    BLOCK_N, BLOCK_D, CHUNKS, HOLD_ROWS, EVEN_D, True,
+                )  # fmt: skip
 
     part = part_ptr + tl.program_id(1).to(tl.int64) * 2 * n * D
     unshift: tl.constexpr = 2.0**-14 if half else 1.0

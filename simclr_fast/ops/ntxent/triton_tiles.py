@@ -34,7 +34,7 @@ class Tiles:
     holds_rows: a program keeps its tile of rows (all D columns) on chip while column tiles go by; a backward program
     that does must own all columns of the gradient. owned_d: columns of the gradient that a program of the backward
     kernel owns. A larger D is shared out among programs, each of which computes the logits again: M^2 D multiply-adds
-    more for every further part.
+    more for every further part. masked_first: tiles that need a mask before all others, where ptxas spills otherwise.
     """
 
     block_m: int
@@ -44,6 +44,7 @@ class Tiles:
     num_stages: int
     holds_rows: bool = False
     owned_d: int = 256
+    masked_first: bool = False
 
     def chunks(self, dim: int) -> int:
         """Steps of block_d columns that a program of the backward kernel owns."""
@@ -142,7 +143,9 @@ _BACKWARD_ONLINE = {(80, "fp16"): {256: Tiles(64, 32, 128, 8, 2, holds_rows=True
 # Instead of the last entry where some of the columns that programs own are none: their masks need registers.
 _BACKWARD_MASKED = {(80, "tf32x3"): Tiles(32, 16, 64, 8, 2), (90, "fp16"): Tiles(64, 64, 128, 8, 2)}
 # Up to the D named, where none are and one maximum serves all rows: a second exponential needs registers, too.
-_BACKWARD_PLAIN = {(90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512))}  # D = 512: 427 us
+_BACKWARD_PLAIN = {
+    (90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512, masked_first=True))  # D = 512: 427 us
+}
 
 
 def _choose(table: dict[tuple[int, str], dict[int, Tiles]], target: Target, operand: str, dim: int) -> Tiles:
