@@ -41,7 +41,8 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str, str]:
     run = subprocess.run([*CHECK, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     assert stray_files() == before, "the checkout stays as it is"
-    assert {path.name for path in (folder / "out").iterdir()} == {"gpu_check.json", "gpu_check.md", "logs.tar.gz"}
+    written = {"gpu_check.json", "gpu_check.short.json", "gpu_check.md", "logs.tar.gz"}
+    assert {path.name for path in (folder / "out").iterdir()} == written
     found = json.loads((folder / "out" / "gpu_check.json").read_text())
     return found, (folder / "out" / "gpu_check.md").read_text(), run.stdout
 

@@ -244,3 +244,41 @@ def test_an_earlier_extension_serves_only_for_the_same_sources(tmp_path: Path) -
     assert digest(tmp_path, ("csrc", "setup.py")) == first
     (tmp_path / "csrc" / "a.cpp").write_text("int b;")
     assert digest(tmp_path, ("csrc", "setup.py")) != first
+
+
+def test_a_repository_keeps_no_single_tests_and_rounds() -> None:
+    found = {
+        "check": {"commit": "abc"},
+        "tests": {
+            "passed": 1,
+            "collected": ["a", "b"],
+            "tests": {"a": {"outcome": "passed"}, "b": {"outcome": "failed", "message": "off"}},
+        },
+        "bench": {"ntxent": {"case": {"both ms": 0.123456789, "right": True, "timings": {"low": 1.0}}}},
+    }
+    assert results.short(found) == {
+        "check": {"commit": "abc"},
+        "tests": {"passed": 1, "not passed": {"b": {"outcome": "failed", "message": "off"}}},
+        "bench": {"ntxent": {"case": {"both ms": 0.12346, "right": True}}},
+    }
+    assert results.short({"check": {}}) == {"check": {}}
+
+
+def test_a_step_that_is_not_finite_says_where() -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    from tools.gpu.bench_steps import NonFiniteLossError, Training
+
+    training = Training(SimpleNamespace(dry=True, device=SimpleNamespace(torch=torch.device("cpu"))), "resnet18")
+    training.once()
+    assert all(training.where_not_finite().values())
+    with torch.no_grad():
+        training.step.model.backbone.conv1.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError):
+        training.once()
+    where = training.where_not_finite()
+    assert where["views"]
+    assert not where["embeddings, eager"]
+    assert not where["parameter backbone.conv1.weight"]

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 from tools.gpu.jobs import Runner  # noqa: E402  (the path comes first)
 from tools.gpu.page import page, summary  # noqa: E402
 from tools.gpu.plan import STEPS, chosen_steps, plan  # noqa: E402
-from tools.gpu.results import failures, gather  # noqa: E402
+from tools.gpu.results import failures, gather, short  # noqa: E402
 from tools.gpu.scratch import Scratch, commit, digest  # noqa: E402
 
 RESERVE_SECONDS = 6.0  # for ending processes and writing
@@ -78,10 +78,11 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: str = "still running") -> None:
-        """gpu_check.json, gpu_check.md and logs.tar.gz."""
+        """gpu_check.json, what a repository keeps of it, gpu_check.md and logs.tar.gz."""
         self.about |= {"seconds": round(self.runner.elapsed(), 1), "state": state}
         self.found = gather(self.scratch, self.runner.outcomes, self.about)
         self._replace("gpu_check.json", json.dumps(self.found, indent=1) + "\n")
+        self._replace("gpu_check.short.json", json.dumps(short(self.found), indent=1) + "\n")
         self._replace("gpu_check.md", page(self.found))
         with tarfile.open(self.out / ".logs.partial", "w:gz", compresslevel=3) as archive:
             archive.add(self.scratch.logs, "logs")

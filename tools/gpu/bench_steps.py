@@ -11,6 +11,7 @@ from simclr_fast import NTXentLoss
 from simclr_fast.config import RECIPES
 from simclr_fast.models import build_model
 from simclr_fast.optim import build_optimizer
+from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
 from tools.gpu.bench import Bench
@@ -72,6 +73,18 @@ class Training:
         self.count += 1
         self.step(self.images, self.views.draw(self.indices, self.count), lr=0.01)
 
+    def where_not_finite(self) -> dict[str, bool]:
+        """Which of a step's results are finite, in their order, after a step whose loss was not."""
+        views = self.step.views.apply(self.images, self.views.draw(self.indices, self.count))
+        eager = self.step._project(views).detach()
+        loss, compiled = self.step.project_and_compare(views)
+        made = {"views": views, "embeddings, eager": eager, "embeddings, compiled": compiled, "loss, compiled": loss}
+        made["loss of the eager embeddings"] = self.loss(*eager.chunk(2))
+        made["loss of the compiled embeddings"] = self.loss(*compiled.detach().chunk(2))
+        made |= {f"parameter {name}": parameter for name, parameter in self.step.model.named_parameters()}
+        finite = {name: bool(value.isfinite().all()) for name, value in made.items()}
+        return {name: value for name, value in finite.items() if not (value and name.startswith("parameter"))}
+
     def milliseconds_of_a_step(self) -> float:
         """Over steps in a row, by the wall clock."""
         self.bench.device.synchronize()
@@ -89,7 +102,11 @@ def train(bench: Bench, name: str) -> None:
     setting = training.setting
     found |= {"setting": asdict(setting)}
     begin = time.monotonic()
-    training.once()
+    try:
+        training.once()
+    except NonFiniteLossError:
+        found["finite"] = training.where_not_finite()
+        raise
     device.synchronize()
     found["compile s"] = time.monotonic() - begin
     bench.save()

@@ -142,6 +142,25 @@ def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
     return found
 
 
+def short(found: dict) -> dict:
+    """What a repository keeps of a check, docs/tables/gpu_check.json: without its single tests and single rounds."""
+    kept = dict(found)
+    if "tests" in found:
+        of = found["tests"]
+        kept["tests"] = {name: value for name, value in of.items() if name not in ("tests", "collected")}
+        kept["tests"]["not passed"] = {name: one for name, one in of["tests"].items() if one["outcome"] != "passed"}
+    if "bench" in found:
+        kept["bench"] = _rounded(found["bench"])
+    return kept
+
+
+def _rounded(figures: object) -> object:
+    """Five digits of every figure; what was measured round by round is left out."""
+    if isinstance(figures, dict):
+        return {name: _rounded(value) for name, value in figures.items() if name not in ("timings", "timing", "copy")}
+    return float(f"{figures:.5g}") if isinstance(figures, float) else figures
+
+
 def failures(found: dict) -> list[str]:
     """What keeps the check from having passed, in words."""
     said = [
