@@ -141,14 +141,15 @@ def _default_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-# Multiply-adds of one product of rows and columns (4096 rows of 128 on one device) from which the Triton kernels are
-# faster on Hopper. Below, launches and their host time decide, of which the compiled kernels take less.
-_LARGE = 2**31
+# Multiply-adds of one product of rows and columns (8192 rows of 128 on one device) from which "auto" takes Triton on
+# Hopper. On an H200 its kernels need 0.59 of the compiled ones' time there (docs/gpu.md), but a millisecond more of
+# Python, which the rest of a training step hides from about this size on; at a quarter of it they would save 27 us.
+_LARGE = 2**33
 
 
 def _is_large(z: Tensor, precision: str, group: "torch.distributed.ProcessGroup | None") -> bool:
     if precision == "ieee" and z.dtype not in (torch.float16, torch.bfloat16):
-        return False  # Triton's full float32 is slower at every size
+        return False  # the compiled kernels are ten times as exact in full float32, and about as fast
     rows, world = 2 * z.shape[0], distributed.rank_and_size(group)[1]
     # torch.compile makes a constant of a condition on sizes, but not of bool() of one.
     return True if rows * rows * world * z.shape[1] >= _LARGE else False  # noqa: SIM210

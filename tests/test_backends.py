@@ -118,10 +118,10 @@ def test_auto_takes_triton_where_it_is_faster(capability: tuple[int, int], large
 @pytest.mark.parametrize(
     ("n", "d", "dtype", "precision", "large"),
     [
-        (2048, 128, torch.float16, "ieee", True),
-        (2047, 128, torch.float16, "ieee", False),
-        (1024, 512, torch.bfloat16, "ieee", True),
-        (2048, 128, torch.float32, "tf32", True),
+        (4096, 128, torch.float16, "ieee", True),
+        (4095, 128, torch.float16, "ieee", False),
+        (2048, 512, torch.bfloat16, "ieee", True),
+        (4096, 128, torch.float32, "tf32", True),
         (8192, 128, torch.float32, "ieee", False),
         (8192, 128, torch.float64, "ieee", False),
     ],
