@@ -98,7 +98,7 @@ _BACKWARD = {
     (80, "tf32"): {
         64: Tiles(64, 64, 64, 4, 2, holds_rows=True),
         128: Tiles(64, 32, 128, 4, 2, holds_rows=True),
-        256: Tiles(32, 32, 128, 8, 2, holds_rows=True),
+        256: Tiles(32, 32, 128, 8, 2, holds_rows=True, masked_first=True),
         _ANY: Tiles(32, 32, 128, 8, 2),
     },
     (80, "tf32x3"): {
@@ -125,10 +125,10 @@ _BACKWARD = {
         _ANY: Tiles(32, 32, 64, 8, 2),
     },
     (100, "fp16"): {
-        64: Tiles(128, 64, 64, 8, 2, holds_rows=True),
+        64: Tiles(128, 64, 64, 8, 2, holds_rows=True, masked_first=True),
         128: Tiles(128, 64, 128, 8, 2, holds_rows=True),
         256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(64, 64, 64, 8, 2),
+        _ANY: Tiles(64, 64, 64, 8, 2, masked_first=True),
     },
     (100, "tf32"): {
         64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
@@ -141,7 +141,11 @@ _BACKWARD = {
 # Instead, where rows have maxima of their own.
 _BACKWARD_ONLINE = {(80, "fp16"): {256: Tiles(64, 32, 128, 8, 2, holds_rows=True)}}
 # Instead of the last entry where some of the columns that programs own are none: their masks need registers.
-_BACKWARD_MASKED = {(80, "tf32x3"): Tiles(32, 16, 64, 8, 2), (90, "fp16"): Tiles(64, 64, 128, 8, 2)}
+_BACKWARD_MASKED = {
+    (80, "tf32x3"): Tiles(32, 16, 64, 8, 2),
+    (90, "fp16"): Tiles(64, 64, 128, 8, 2),
+    (90, "tf32x3"): Tiles(32, 16, 64, 8, 2),
+}
 # Up to the D named, where none are and one maximum serves all rows: a second exponential needs registers, too.
 _BACKWARD_PLAIN = {
     (90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512, masked_first=True))  # D = 512: 427 us
