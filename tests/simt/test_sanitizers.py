@@ -66,7 +66,7 @@ def test_defect_is_seen(flavour: str, source: str, call: str, expected: str) -> 
     program = (
         "import ctypes, struct\n"
         f"kernels = ctypes.CDLL({str(build([source], flavour))!r})\n"
-        "kernels.simt_configure(struct.pack('<Qiiii', 0, 1, 1, 101376, 4))\n"
+        "kernels.simt_configure(struct.pack('<Q5i4x', 0, 1, 1, 101376, 4, 0))\n"
         "floats = lambda n: (ctypes.c_float * n)()\n"
         f"kernels.{call}\n"
     )
