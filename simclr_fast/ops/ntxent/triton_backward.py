@@ -55,14 +55,13 @@ def ntxent_bwd_coefficients_kernel(
     lse_neg_ptr,  # [columns]
     s_pos_ptr,  # [columns]
     stat_ptr,  # [columns] out: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
-    weight_ptr,  # [columns + 2] out: w / W, then W and log2(e) / t
-    positive_ptr,  # [2, columns] out: (w_i sg_i + w_p sg_p) / W; w_i sg_i s_ip / W, with NEED_DT
+    weight_ptr,  # [columns + 1] out: w / W, then W
+    positive_ptr,  # [columns] out: (w_i sg_i + w_p sg_p) / W
     temperature,
     temperature_ptr,
     n,
     columns,
     REDUCED: tl.constexpr,
-    NEED_DT: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_SCAN: tl.constexpr,
@@ -95,17 +94,13 @@ def ntxent_bwd_coefficients_kernel(
         partner_weight = tl.div_rn(partner_weight, largest)
     if tl.program_id(0) == 0:
         tl.store(weight_ptr + columns, largest)
-        tl.store(weight_ptr + columns + 1, tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr)))
     tl.store(weight_ptr + rows, weight, mask=inside)
 
     lse_neg = tl.load(lse_neg_ptr + rows, mask=inside, other=0.0)
     s_pos = tl.load(s_pos_ptr + rows, mask=inside, other=0.0)
     partner_lse_neg = tl.load(lse_neg_ptr + partners, mask=inside, other=0.0)
-    own = weight * sigmoid(lse_neg - s_pos)
-    positive = own + partner_weight * sigmoid(partner_lse_neg - s_pos)  # s_ip = s_pi
+    positive = weight * sigmoid(lse_neg - s_pos) + partner_weight * sigmoid(partner_lse_neg - s_pos)  # s_ip = s_pi
     tl.store(positive_ptr + rows, positive, mask=inside)
-    if NEED_DT:
-        tl.store(positive_ptr + columns + rows, own * s_pos, mask=inside)
     lse = tl.maximum(lse_neg, s_pos) + log1p(tl.exp(-tl.abs(lse_neg - s_pos)))
     if ONLINE_MAX:
         stat = lse * LOG2_E
@@ -203,14 +198,17 @@ def _special_tiles(first_row, local_row, n, first, last, BLOCK_M: tl.constexpr, 
     return lo1, hi1, lo2, hi2
 
 
-@triton.jit(do_not_specialize=["n", "row_offset", "columns"])
+@triton.jit(do_not_specialize=["n", "row_offset", "columns"], do_not_specialize_on_alignment=["temperature_ptr"])
 def ntxent_bwd_kernel(
     u_ptr,  # [columns, D]
     stat_ptr,  # [columns]
-    weight_ptr,  # [columns + 2]
-    positive_ptr,  # [2, columns], with NEED_DT
+    weight_ptr,  # [columns + 1]
+    lse_neg_ptr,  # [columns]
+    s_pos_ptr,  # [columns]
     part_ptr,  # [splits, 2n, D] out
     dt_part_ptr,  # [splits, row tiles] out, with NEED_DT
+    temperature,
+    temperature_ptr,
     n,
     row_offset,
     columns,
@@ -236,7 +234,7 @@ def ntxent_bwd_kernel(
     local = local_row + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     row_inside = local < 2 * n
     first_row = row_offset + local_row
-    to_log2 = tl.load(weight_ptr + columns + 1)
+    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
     d_first = tl.program_id(2) * CHUNKS * BLOCK_D
 
     acc = ()  # CHUNKS x [BLOCK_M, BLOCK_D]
@@ -292,7 +290,9 @@ def ntxent_bwd_kernel(
         else:
             row_dt *= row_stat * (unshift / LOG2_E)
         if tl.program_id(1) == 0:  # the positives' share
-            row_dt -= tl.load(positive_ptr + columns + row_offset + local, mask=row_inside, other=0.0)
+            lse_neg = tl.load(lse_neg_ptr + row_offset + local, mask=row_inside, other=0.0)
+            s_pos = tl.load(s_pos_ptr + row_offset + local, mask=row_inside, other=0.0)
+            row_dt -= row_weight * sigmoid(lse_neg - s_pos) * s_pos
         tl.store(dt_part_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(row_dt, axis=0))
 
 
@@ -303,8 +303,8 @@ def ntxent_bwd_kernel(
 def ntxent_bwd_reduce_kernel(
     part_ptr,  # [splits, 2n, D]
     dt_part_ptr,  # [dt_parts], with NEED_DT
-    weight_ptr,  # [columns + 2]
-    positive_ptr,  # [2, columns]
+    weight_ptr,  # [columns + 1]
+    positive_ptr,  # [columns]
     u_ptr,  # [columns, D]
     inv_norm_ptr,  # [2n]
     z0_ptr,  # [n, D], row stride stride0 * UNIT
