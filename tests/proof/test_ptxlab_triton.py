@@ -24,6 +24,9 @@ TOLERANCE = {
     "half": {"loss": 1e-3, "lse_neg": 1e-3, "s_pos": 1e-3, "dz": 1e-3, "dt": 3e-3},
 }
 BANK_CONFLICTS = 1.1  # shared-memory wavefronts over the fewest possible
+# Every 16 rows, a program stores its part of the loss, one number in a sector. With 64 rows a program, stores are
+# better filled, but on an H200 the kernel then takes 10 us instead of 7: too few programs wait at once.
+LEAST_COALESCING_OF_STORES = {"ntxent_fwd_reduce_kernel": 0.8}
 CASES = {
     "half": Case(200, 128, 0.1, dtype=torch.float16),
     "half, ragged, online max": Case(75, 72, 0.02, dtype=torch.float16, reduce=False),
@@ -93,7 +96,8 @@ def test_counts() -> None:
     for name, row in (table["kernels"] | table["other operands"]).items():
         assert row["spill bytes"] == 0, name
         assert row["bank-conflict ratio"] <= 1.1, name
-        assert min(row["coalescing of loads"], row["coalescing of stores"]) >= 0.9, name
+        assert row["coalescing of loads"] >= 0.9, name
+        assert row["coalescing of stores"] >= LEAST_COALESCING_OF_STORES.get(name.split(", ")[0], 0.9), name
     multiply_adds = sum(row["tensor-core FLOPs"] for row in table["kernels"].values()) / 2
     size = table["size"]
     tiles = size["columns"] // 128
