@@ -136,7 +136,10 @@ _BACKWARD = {
         256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
         _ANY: Tiles(64, 32, 128, 8, 2),
     },
-    (100, "tf32x3"): {64: Tiles(64, 32, 64, 8, 2, holds_rows=True), _ANY: Tiles(64, 32, 64, 8, 2)},
+    (100, "tf32x3"): {
+        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, masked_first=True),
+        _ANY: Tiles(64, 32, 64, 8, 2),
+    },
 }
 # Instead, where rows have maxima of their own.
 _BACKWARD_ONLINE = {(80, "fp16"): {256: Tiles(64, 32, 128, 8, 2, holds_rows=True)}}
