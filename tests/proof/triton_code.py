@@ -101,12 +101,17 @@ def committed_table(name: str) -> dict[str, Any]:
     return json.loads((TABLES / f"{name}.json").read_text())
 
 
+def is_of_this_release(table: dict[str, Any]) -> bool:
+    """Whether a committed table is of the Triton that is installed."""
+    return table["triton"] == triton.__version__
+
+
 def compare_with_committed(rows: Any, expected: Any, table: dict[str, Any]) -> None:
     """Asserts that the rows are those of a committed table, if the installed Triton is the one that the table is of.
 
     Other releases emit other code: of theirs, the callers' bounds say what is right.
     """
-    if table["triton"] == triton.__version__:
+    if is_of_this_release(table):
         assert rows == expected, "rewrite docs/tables (python -m tests.proof.triton_tables, triton_augment_tables)"
 
 
