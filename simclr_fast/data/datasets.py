@@ -19,11 +19,15 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """train is what SimCLR sees. labelled (part of the training images with labels) and test serve evaluation only."""
+    """train is what SimCLR sees. labelled (part of the training images with labels) and test serve evaluation only.
+
+    classes: their names by number, one list for all parts; None where the data set names none.
+    """
 
     train: Source
     labelled: Source | None = None
     test: Source | None = None
+    classes: tuple[str, ...] | None = None
 
 
 def load_dataset(options: DataOptions) -> Dataset:
