@@ -1,22 +1,18 @@
 """Checkpoints on disk: written atomically, the last k kept, loaded without running code, damaged ones skipped."""
 
 import logging
-import os
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from simclr_fast.tensor_file import CheckpointError, read, write_atomically
+
 log = logging.getLogger(__name__)
 
 VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d+)\.pt")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message says why."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -25,47 +21,24 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
-    """Write `content` as the checkpoint of `step`, then remove all but the newest `keep`.
+    """Write `content` as the checkpoint of `step`, then remove all others but the newest keep - 1.
 
     The file appears under its name only once it is whole and on disk, so that a process killed at any moment leaves
     whole checkpoints.
     """
     path = folder / f"checkpoint-{step:09d}.pt"
     write_atomically(path, {"version": VERSION, **content})
-    for old in checkpoints(folder)[:-keep]:
+    others = [other for other in checkpoints(folder) if other != path]
+    for old in others[: max(0, len(others) - (keep - 1))]:
         old.unlink()
     return path
 
 
-def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """torch.save to a temporary file, fsync, rename."""
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself
-    finally:
-        os.close(directory)
-
-
 def load(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises CheckpointError for a missing or damaged one."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to unpickle anyway, which would run whatever code the file holds.
-        reason = "truncated, not written by torch.save, or with objects that only running code could rebuild"
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({reason})") from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
+    """The content of a checkpoint, on the CPU. Raises CheckpointError for a missing, damaged or foreign one."""
+    content = read(path)
+    version = content.get("version") if isinstance(content, dict) else None
+    if type(version) is not int or version != VERSION:
         raise CheckpointError(f"{path}: not a checkpoint of this program's format {VERSION}")
     return content
 
@@ -80,25 +53,57 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def set_later_aside(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints of steps after `step`, which a run that goes on from there does again; their new names."""
+    kept = []
+    for path in checkpoints(folder):
+        if _step(path) > step:
+            number = 1
+            while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+                number += 1
+            kept.append(path.rename(aside))
+    return kept
+
+
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
-    """Load a state dict, or raise CheckpointError with a readable list of what differs in name or shape."""
+    """Load a state dict, or raise CheckpointError with a readable list of what differs or is not finite."""
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{source}: no weights in it (a dict of tensors by name)")
     differences = describe_differences(model.state_dict(), weights)
     if differences:
         raise CheckpointError(f"{source}: the model differs from the one in the checkpoint:\n" + "\n".join(differences))
+    require_finite(weights, source)
     model.load_state_dict(weights)
 
 
+def require_finite(weights: dict[str, torch.Tensor], source: str) -> None:
+    """Raise CheckpointError, with the names of the first tensors, where a weight is infinite or not a number."""
+    broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise CheckpointError(f"{source}: weights that are not finite: {', '.join(broken[:3])}{more}")
+
+
 def describe_differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor], limit: int = 20) -> list[str]:
-    """One line per tensor that is missing, extra or of another shape; the first `limit` of them."""
+    """One line per tensor that is missing, extra, of another shape or no plain tensor; the first `limit` of them."""
+    shown = {key: _shape(value) for key, value in found.items()}
     lines = [f"  missing in the checkpoint: {key} {list(wanted[key].shape)}" for key in wanted if key not in found]
-    lines += [f"  only in the checkpoint: {key} {list(found[key].shape)}" for key in found if key not in wanted]
+    lines += [f"  only in the checkpoint: {key} {shape}" for key, shape in shown.items() if key not in wanted]
     lines += [
-        f"  another shape: {key} is {list(wanted[key].shape)}, in the checkpoint {list(found[key].shape)}"
+        f"  another shape: {key} is {list(wanted[key].shape)}, in the checkpoint {shown[key]}"
         for key in wanted
-        if key in found and wanted[key].shape != found[key].shape
+        if key in found and str(list(wanted[key].shape)) != shown[key]
     ]
     rest = len(lines) - limit
     return lines if rest <= 0 else [*lines[:limit], f"  and {rest} more"]
+
+
+def _shape(value: Any) -> str:
+    """The shape of a tensor that can be copied into a parameter; otherwise what the value is instead."""
+    if not isinstance(value, torch.Tensor):
+        return f"a {type(value).__name__}"
+    plain = value.layout == torch.strided and not value.is_meta and not value.is_quantized and not value.is_complex()
+    return str(list(value.shape)) if plain else f"a {value.dtype} tensor of layout {value.layout} on {value.device}"
 
 
 def _step(path: Path) -> int:
