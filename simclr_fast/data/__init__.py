@@ -1,7 +1,7 @@
 """Data sets, batches and how they reach the device."""
 
-from simclr_fast.data.datasets import Dataset, load_dataset
+from simclr_fast.data.datasets import load_dataset
 from simclr_fast.data.loading import Batch, build_loader
-from simclr_fast.data.sources import EncodedImages, ImageArrays
+from simclr_fast.data.sources import Dataset, EncodedImages, ImageArrays
 
 __all__ = ["Batch", "Dataset", "EncodedImages", "ImageArrays", "build_loader", "load_dataset"]

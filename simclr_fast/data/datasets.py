@@ -1,6 +1,5 @@
 """The data sets that train.py knows by name."""
 
-import dataclasses
 import gzip
 import importlib.util
 from pathlib import Path
@@ -11,23 +10,19 @@ import torchvision
 from torch import Tensor
 
 from simclr_fast.config import ConfigError, DataOptions
-from simclr_fast.data.sources import EncodedImages, Files, ImageArrays, TableColumn
+from simclr_fast.data.folders import image_folder
+from simclr_fast.data.hugging_face import hugging_face
+from simclr_fast.data.sources import Dataset, ImageArrays
 
-Source = ImageArrays | EncodedImages
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """train is what SimCLR sees. labelled (part of the training images with labels) and test serve evaluation only.
-
-    classes: their names by number, one list for all parts; None where the data set names none.
-    """
-
-    train: Source
-    labelled: Source | None = None
-    test: Source | None = None
-    classes: tuple[str, ...] | None = None
+# torchvision's readers, and the folder below --data-dir where each keeps its files.
+KINDS = {
+    "mnist": (torchvision.datasets.MNIST, "MNIST/raw"),
+    "fashion-mnist": (torchvision.datasets.FashionMNIST, "FashionMNIST/raw"),
+    "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
+    "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python"),
+    "stl10": (torchvision.datasets.STL10, "stl10_binary"),
+}
+DEBIAN_FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files
 
 
 def load_dataset(options: DataOptions) -> Dataset:
@@ -39,9 +34,9 @@ def load_dataset(options: DataOptions) -> Dataset:
     if not options.data_dir.is_dir():
         raise ConfigError(f"--data-dir {options.data_dir}: there is no such folder (for --dataset {options.dataset})")
     if options.dataset == "imagefolder":
-        return _image_folder(options.data_dir)
+        return image_folder(options)
     if options.dataset == "huggingface":
-        return _hugging_face(options)
+        return hugging_face(options)
     return _torchvision(options)
 
 
@@ -60,36 +55,44 @@ def _mnist5k() -> Dataset:
         members = shuffled[arrays.labels[shuffled] == label]
         rank_in_class[members] = torch.arange(len(members))
     train = arrays.subset((rank_in_class < 400).nonzero().flatten())
-    return Dataset(train, train, arrays.subset((rank_in_class >= 400).nonzero().flatten()))
+    test = arrays.subset((rank_in_class >= 400).nonzero().flatten())
+    return Dataset(train, train, test, tuple(map(str, range(10))))
 
 
 def _torchvision(options: DataOptions) -> Dataset:
-    sets = torchvision.datasets
-    name, root = options.dataset, str(options.data_dir)
+    kind, _ = KINDS[options.dataset]
+    root, download = str(options.data_dir), options.download
     try:
-        if name == "stl10":
-            parts = {
-                part: sets.STL10(root, split=split, download=options.download)
-                for part, split in (("train", "unlabeled"), ("labelled", "train"), ("test", "test"))
-            }
-            return Dataset(
-                train=ImageArrays(torch.from_numpy(parts["train"].data)),
-                labelled=_arrays(parts["labelled"].data, parts["labelled"].labels),
-                test=_arrays(parts["test"].data, parts["test"].labels),
+        if options.dataset == "stl10":
+            train, labelled, test = (
+                kind(root, split=part, download=download) for part in ("unlabeled", "train", "test")
             )
-        kind = {
-            "mnist": sets.MNIST,
-            "fashion-mnist": sets.FashionMNIST,
-            "cifar10": sets.CIFAR10,
-            "cifar100": sets.CIFAR100,
-        }[name]
-        splits = [kind(root, train=train, download=options.download) for train in (True, False)]
-    except RuntimeError as error:  # torchvision's "Dataset not found or corrupted"
-        raise ConfigError(
-            f"--data-dir {root}: no whole {name} there ({str(error).splitlines()[0]}); add --download to fetch it"
-        ) from error
-    train, test = (_arrays(split.data, split.targets) for split in splits)
-    return Dataset(train, train, test)
+            return Dataset(
+                ImageArrays(torch.from_numpy(train.data)),
+                _arrays(labelled.data, labelled.labels),
+                _arrays(test.data, test.labels),
+                tuple(labelled.classes),
+            )
+        train, test = (kind(root, train=part, download=download) for part in (True, False))
+    except (RuntimeError, OSError) as error:  # torchvision's "Dataset not found or corrupted", or what a download met
+        raise ConfigError(_missing(options, (str(error).splitlines() or [type(error).__name__])[0])) from error
+    arrays = _arrays(train.data, train.targets)
+    return Dataset(arrays, arrays, _arrays(test.data, test.targets), tuple(train.classes))
+
+
+def _missing(options: DataOptions, reason: str) -> str:
+    """What to do about a data set that torchvision did not find."""
+    folder = options.data_dir / KINDS[options.dataset][1]
+    remedy = "add --download to fetch it"
+    if options.download:
+        remedy = "the download failed; once the network is there, the same command tries again"
+    remedy += f", or put its files into {folder} yourself"
+    if options.dataset == "fashion-mnist":
+        remedy += (
+            f", unpacked: with Debian's package dataset-fashion-mnist, mkdir -p {folder} && cp {DEBIAN_FASHION}/*.gz "
+            f"{folder} && gunzip {folder}/*.gz"
+        )
+    return f"--data-dir {options.data_dir}: no whole {options.dataset} there ({reason}); {remedy}"
 
 
 def _arrays(images: np.ndarray | Tensor, labels: object) -> ImageArrays:
@@ -100,63 +103,3 @@ def _arrays(images: np.ndarray | Tensor, labels: object) -> ImageArrays:
     elif images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2).contiguous()
     return ImageArrays(images, torch.as_tensor(np.asarray(labels)).long())
-
-
-def _image_folder(root: Path) -> Dataset:
-    """train/CLASS/image files with val/ or test/ beside it; CLASS/image files; or image files alone (no labels)."""
-    train_root = root / "train" if (root / "train").is_dir() else root
-    train = _folder_images(train_root)
-    held_out = next((root / part for part in ("val", "test") if train_root != root and (root / part).is_dir()), None)
-    test = _folder_images(held_out) if held_out is not None else None
-    return Dataset(train, train if train.labels is not None else None, test)
-
-
-def _folder_images(root: Path) -> EncodedImages:
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    if not paths:
-        raise ConfigError(f"--data-dir {root}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in it or below")
-    classes = sorted({p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1})
-    labels = None
-    if classes and all(len(p.relative_to(root).parts) > 1 for p in paths):
-        labels = torch.tensor([classes.index(p.relative_to(root).parts[0]) for p in paths])
-    files = Files(paths)
-    return EncodedImages(len(paths), files.read, files.name, labels)
-
-
-def _hugging_face(options: DataOptions) -> Dataset:
-    """A folder written by `save_to_disk`, or a downloaded repository of parquet, arrow or image files."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigError("--dataset huggingface: the package 'datasets' is missing; pip install datasets") from error
-    root = options.data_dir
-    if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
-        loaded = datasets.load_from_disk(str(root))
-    else:
-        try:
-            loaded = datasets.load_dataset(str(root))
-        except (OSError, ValueError) as error:  # DatasetNotFoundError and its kin derive from these
-            raise ConfigError(
-                f"--data-dir {root}: not a Hugging Face data set ({str(error).splitlines()[0]})"
-            ) from error
-    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    if "train" not in splits:
-        raise ConfigError(f"--data-dir {root}: no split 'train', only {', '.join(splits)}")
-    train = _column_images(splits["train"], options)
-    held_out = next((splits[part] for part in ("test", "validation") if part in splits), None)
-    test = _column_images(held_out, options) if held_out is not None else None
-    return Dataset(train, train if train.labels is not None else None, test)
-
-
-def _column_images(table, options: DataOptions) -> EncodedImages:
-    import datasets
-
-    if options.image_column not in table.column_names:
-        raise ConfigError(
-            f"--image-column {options.image_column}: the data set has the columns {', '.join(table.column_names)}"
-        )
-    labels = None
-    if options.label_column in table.column_names:
-        labels = torch.tensor(table[options.label_column][:], dtype=torch.int64)
-    column = TableColumn(table.cast_column(options.image_column, datasets.Image(decode=False)), options.image_column)
-    return EncodedImages(len(table), column.read, column.name, labels)

@@ -1,7 +1,6 @@
 """Decoding images: in worker processes, chunks of a batch packed into one buffer, or on the training device."""
 
 import logging
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,16 +8,11 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from simclr_fast.config import ConfigError
-from simclr_fast.data.sources import BadImageError, EncodedImages, one_line
-
-REPLACEMENT_TRIES = 10
-JPEG_START = [0xFF, 0xD8]  # the marker "start of image"
+from simclr_fast.data.pixels import is_jpeg
+from simclr_fast.data.sources import EncodedImages, one_line
+from simclr_fast.data.unreadable import DataError, load_or_replace
 
 log = logging.getLogger(__name__)
-
-
-class DataError(RuntimeError):
-    """The data cannot be trained on; the message says why."""
 
 
 class Chunk(NamedTuple):
@@ -45,7 +39,7 @@ class ChunkReader(torch.utils.data.Dataset):
 
     def __init__(self, source: EncodedImages, decode: bool):
         self.source = source
-        self.load = source.decoded if decode else source.encoded
+        self.load = source.decode if decode else source.encoded
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,33 +47,13 @@ class ChunkReader(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> Chunk:
         images, bad = [], {}
         for index in indices:
-            images.append(load_or_replace(self.load, index, len(self.source), bad))
+            images.append(load_or_replace(self.load, index, len(self.source), bad, self.source.labels))
         return Chunk(
             bytes=torch.cat([image.flatten() for image in images]),
             shapes=torch.tensor([image.shape for image in images]),
             indices=torch.tensor(indices),
             bad=bad,
         )
-
-
-def load_or_replace(load: Callable[[int], Tensor], index: int, size: int, bad: dict[int, str]) -> Tensor:
-    """Image `index`, or where it is unreadable the next readable one on a fixed walk through the data set.
-
-    Adds a message per unreadable image to `bad`. The replacement depends on `index` alone, so that a resumed run
-    sees the same images. Raises DataError after ten unreadable ones in a row.
-    """
-    for attempt in range(REPLACEMENT_TRIES):
-        candidate = (index + attempt * 7919) % size  # a prime step: neighbours often share one broken archive
-        try:
-            return load(candidate)
-        except BadImageError as error:
-            bad[candidate] = str(error)
-    raise DataError(f"{REPLACEMENT_TRIES} unreadable images in a row, the last: {error_text(bad)}")
-
-
-def error_text(bad: dict[int, str]) -> str:
-    """The newest message."""
-    return next(reversed(bad.values()))
 
 
 class DeviceDecoder:
@@ -108,7 +82,7 @@ class DeviceDecoder:
         images: list[Tensor | None] = [None] * len(encoded)
         jpegs = []
         for place, data in enumerate(encoded):
-            if data[:2].tolist() == JPEG_START:
+            if is_jpeg(data):
                 jpegs.append(place)
             else:
                 images[place] = self._by_cpu(indices[place], "is no JPEG", bad)
@@ -149,7 +123,8 @@ class DeviceDecoder:
         if why not in self._told:
             self._told.add(why)
             log.warning("%s %s: decoded on the CPU, as are others like it", self.source.name(index), why)
-        return load_or_replace(self.source.decoded, index, len(self.source), bad).to(self.device, non_blocking=True)
+        image = load_or_replace(self.source.decode, index, len(self.source), bad, self.source.labels)
+        return image.to(self.device, non_blocking=True)
 
     def _failure(self) -> str | None:
         """What the decoder says of a picture that it must be able to decode; None where it does."""

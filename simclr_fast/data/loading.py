@@ -1,22 +1,20 @@
 """Batches on the training device: taken from a resident array, or read and decoded ahead by worker processes."""
 
 import dataclasses
-import logging
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from simclr_fast.config import ConfigError, DataOptions
-from simclr_fast.data.decode import Chunk, ChunkReader, DataError, DeviceDecoder
+from simclr_fast.data.decode import Chunk, ChunkReader, DeviceDecoder
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import EncodedImages, ImageArrays
+from simclr_fast.data.unreadable import BadImages
 
 # Images that a worker decodes at a time: a batch is put together from such chunks, so that the memory held by
 # prefetching (workers x 2 chunks) does not grow with the batch.
 CHUNK = 64
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class ArrayLoader:
     def __init__(self, source: ImageArrays, sampler: EpochSampler, device: torch.device):
         self.sampler = sampler
         self.images = source.images.to(device)
-        self.bad: dict[int, str] = {}  # nothing here is left to decode
+        self.bad = BadImages()  # nothing here is left to decode
         self.gpu_decode_fallbacks = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -62,15 +60,12 @@ class EncodedLoader:
         sampler: EpochSampler,
         device: torch.device,
         options: DataOptions,
-        world_size: int = 1,
     ):
         self.source = source
         self.sampler = sampler
         self.device = device
         self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
-        self.bad: dict[int, str] = {}  # unreadable images met so far, each once, with what is wrong
-        # A process meets 1/world_size of the data set per epoch, and judges by its part.
-        self.bad_allowed = options.max_bad_images * len(source) / world_size
+        self.bad = source.bad
         self.chunks: list[list[int]] = []
         self.workers = torch.utils.data.DataLoader(
             ChunkReader(source, decode=self.decoder is None),
@@ -101,10 +96,12 @@ class EncodedLoader:
             ahead = batch
         if ahead is not None:
             yield self._ready(ahead)
+        # In an epoch a process meets only its part of the data set, and the allowance is for the whole of it.
+        self.bad.share_with_others()
 
     def _to_device(self, parts: list[Chunk], indices: Tensor) -> Batch:
         for part in parts:
-            self._note(part.bad)
+            self.source.note(part.bad)
         with torch.cuda.stream(self.stream):  # does nothing where there is no stream
             if self.decoder is not None:
                 return Batch(self._decode(parts), indices.to(self.device))
@@ -116,7 +113,7 @@ class EncodedLoader:
         images = []
         for part in parts:
             images += self.decoder.decode(part.images(), part.indices.tolist(), bad)
-        self._note(bad)
+        self.source.note(bad)
         return images
 
     def _ready(self, batch: Batch) -> Batch:
@@ -126,17 +123,6 @@ class EncodedLoader:
             for tensor in (*batch.images, batch.indices):
                 tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
         return batch
-
-    def _note(self, bad: dict[int, str]) -> None:
-        for index, message in bad.items():
-            if index not in self.bad:
-                self.bad[index] = message
-                log.warning("unreadable image, replaced by another: %s", message)
-        if len(self.bad) > self.bad_allowed:
-            raise DataError(
-                f"{len(self.bad)} unreadable images, more than --max-bad-images allows ({self.bad_allowed:g} of the "
-                f"{len(self.source)} images per process); the last: {next(reversed(self.bad.values()))}"
-            )
 
 
 class _Live:
@@ -173,4 +159,4 @@ def build_loader(
         return ArrayLoader(source, sampler, device)
     if options.decode_device != "cpu" and device.type != options.decode_device:
         raise ConfigError(f"--decode-device {options.decode_device}: training runs on {device.type}; use cpu")
-    return EncodedLoader(source, sampler, device, options, world_size)
+    return EncodedLoader(source, sampler, device, options)

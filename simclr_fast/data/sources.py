@@ -1,23 +1,23 @@
 """Where images come from: one uint8 array in memory, or encoded files that are decoded when they are asked for."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
-
-class BadImageError(RuntimeError):
-    """An image cannot be read or decoded; the message holds its name and the reason."""
+from simclr_fast.data.pixels import decode_rgb
+from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
 
 
 def one_line(error: Exception) -> str:
     """What went wrong, without torchvision's source line and torch's stack."""
-    return re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])
+    return re.sub(r"^.*\.cpp:\d+, ", "", (str(error).splitlines() or [type(error).__name__])[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,10 @@ class ImageArrays:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
-    """Images of any sizes as JPEG, PNG, WebP or GIF bytes.
+    """Images of any sizes as JPEG, PNG, WebP, GIF, BMP, TIFF or PPM bytes.
 
-    read(i) gives the bytes of image i, name(i) what a message calls it; both run in worker processes, so they pickle.
+    read(i) gives the bytes of image i, name(i) what a message calls it, no two images the same; both run in worker
+    processes, so they pickle. bad: the unreadable ones that were met, and how many there may be; by default none.
     """
 
     size: int
@@ -50,6 +51,7 @@ class EncodedImages:
     name: Callable[[int], str]
     labels: Tensor | None = None
     channels: int = 3
+    bad: BadImages = dataclasses.field(default_factory=BadImages)
 
     def __len__(self) -> int:
         return self.size
@@ -64,41 +66,99 @@ class EncodedImages:
             raise BadImageError(f"{self.name(index)}: the file is empty")
         return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
 
-    def decoded(self, index: int) -> Tensor:
+    def decode(self, index: int) -> Tensor:
         """One image as RGB, uint8 [3, H, W]. Raises BadImageError."""
+        encoded = self.encoded(index)
         try:
-            return decode_image(self.encoded(index), mode=ImageReadMode.RGB)
-        except RuntimeError as error:
-            if isinstance(error, BadImageError):
-                raise
+            return decode_rgb(encoded)
+        except (RuntimeError, ValueError) as error:
             raise BadImageError(f"{self.name(index)}: {one_line(error)}") from error
 
+    def decoded(self, index: int) -> Tensor:
+        """One image as RGB, uint8 [3, H, W], or where it is unreadable the one that training sees in its place.
+
+        Counts and logs what is unreadable. Raises DataError where that is more than may be.
+        """
+        bad: dict[int, str] = {}
+        image = load_or_replace(self.decode, index, self.size, bad, self.labels)
+        self.note(bad)
+        return image
+
+    def note(self, bad: dict[int, str]) -> None:
+        """Count messages by image number. Raises DataError where there are more than may be."""
+        self.bad.note({self.name(index): message for index, message in bad.items()})
+
+    def subset(self, indices: Tensor) -> "EncodedImages":
+        """Some of the images with their labels; what is unreadable counts for the whole."""
+        return dataclasses.replace(
+            self,
+            size=len(indices),
+            read=Chosen(self.read, indices),
+            name=Chosen(self.name, indices),
+            labels=None if self.labels is None else self.labels[indices],
+        )
+
+
+Source = ImageArrays | EncodedImages
+
 
 @dataclasses.dataclass(frozen=True)
-class Files:
-    """Reads images from paths."""
+class Chosen:
+    """Renumbers images for a function of their number; pickles, for worker processes."""
 
-    paths: list[Path]
+    function: Callable[[int], Any]
+    indices: Tensor
+
+    def __call__(self, index: int) -> Any:
+        return self.function(int(self.indices[index]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """train is what SimCLR sees. labelled (part of the training images with labels) and test serve evaluation only.
+
+    classes: names by class number, the same for labelled and test; None where nothing is labelled.
+    """
+
+    train: Source
+    labelled: Source | None = None
+    test: Source | None = None
+    classes: tuple[str, ...] | None = None
+
+
+class Files:
+    """Reads images from paths below a folder.
+
+    The paths lie in one array: a million path objects would be copied to every worker process, page by page, as their
+    reference counts change.
+    """
+
+    def __init__(self, root: str | Path, names: list[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self.root = str(root)
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self.characters = np.frombuffer(b"".join(encoded), dtype=np.uint8)
 
     def read(self, index: int) -> bytes:
-        return self.paths[index].read_bytes()
+        with open(self.name(index), "rb") as file:
+            return file.read()
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        begin = self.ends[index - 1] if index else 0
+        return os.path.join(self.root, os.fsdecode(self.characters[begin : self.ends[index]].tobytes()))
 
 
-@dataclasses.dataclass(frozen=True)
 class TableColumn:
-    """Reads images from a column of a Hugging Face data set whose images are left encoded."""
+    """Reads images from a column of a Hugging Face data set whose images are left encoded; title: its name."""
 
-    table: object
-    column: str
+    def __init__(self, table: Any, column: str, title: str = ""):
+        self.table, self.column, self.title = table, column, title
 
     def read(self, index: int) -> bytes:
         entry = self.table[index][self.column]
-        if entry is None:
+        if entry is None or (entry["bytes"] is None and entry["path"] is None):
             raise FileNotFoundError("the row has no image")
         return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
 
     def name(self, index: int) -> str:
-        return f"row {index} of column {self.column!r}"
+        return f"{self.title}row {index} of column {self.column!r}"

@@ -9,7 +9,8 @@ import torch
 
 from simclr_fast.config import ConfigError, DataOptions
 from simclr_fast.data import EncodedImages, load_dataset
-from simclr_fast.data.sources import BadImageError, TableColumn
+from simclr_fast.data.sources import TableColumn
+from simclr_fast.data.unreadable import BadImageError
 from tests.data.conftest import pixels, write_image
 
 
@@ -102,10 +103,10 @@ def test_hugging_face_folder(hugging_face_root: Path) -> None:
 
 
 def test_hugging_face_row_without_an_image_is_a_bad_image() -> None:
-    column = TableColumn([{"image": None}], "image")
+    column = TableColumn([{"image": None}, {"image": {"bytes": None, "path": None}}], "image")
     source = EncodedImages(1, column.read, column.name)
     with pytest.raises(BadImageError, match="row 0 of column 'image': the row has no image"):
-        source.decoded(0)
+        source.decode(0)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "stl10", "imagefolder", "huggingface"])

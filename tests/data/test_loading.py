@@ -11,10 +11,10 @@ from torchvision.io import ImageReadMode, decode_image
 
 from simclr_fast.config import ConfigError, DataOptions
 from simclr_fast.data import Batch, EncodedImages, ImageArrays, build_loader, decode, load_dataset
-from simclr_fast.data.decode import ChunkReader, DataError, DeviceDecoder, load_or_replace
+from simclr_fast.data.decode import ChunkReader, DeviceDecoder
 from simclr_fast.data.loading import CHUNK, EncodedLoader
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.sources import BadImageError
+from simclr_fast.data.unreadable import BadImageError, DataError, load_or_replace
 from tests.data.conftest import write_image
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_ragged_batches_are_the_decoded_files(folder_root: Path, workers: int) -
         for batch in batches:
             assert len(batch.images) == 5
             for image, index in zip(batch.images, batch.indices.tolist()):
-                expected = decode_image(str(source.read.__self__.paths[index]), mode=ImageReadMode.RGB)
+                expected = decode_image(source.name(index), mode=ImageReadMode.RGB)
                 assert torch.equal(image, expected)
 
 
@@ -62,7 +62,7 @@ def test_batches_larger_than_a_chunk_keep_their_order(tmp_path: Path) -> None:
         write_image(tmp_path / f"{i:03d}.jpg", 8 + i % 5, 8 + i % 7, seed=i)
     source, loader = folder_loader(tmp_path, CHUNK + 6)
     (batch,) = list(loader.epoch(0))
-    assert [tuple(i.shape) for i in batch.images] == [tuple(source.decoded(k).shape) for k in batch.indices.tolist()]
+    assert [tuple(i.shape) for i in batch.images] == [tuple(source.decode(k).shape) for k in batch.indices.tolist()]
 
 
 def test_bad_images_are_named_replaced_and_counted(folder_root: Path, caplog) -> None:
@@ -73,10 +73,10 @@ def test_bad_images_are_named_replaced_and_counted(folder_root: Path, caplog) ->
         (batch,) = list(loader.epoch(0))
         (again,) = list(loader.epoch(0))
     assert caplog.text.count(str(broken)) == 1, "told once"
-    assert list(loader.bad) == [3]
+    assert list(loader.bad.messages) == [str(broken)]
     place = batch.indices.tolist().index(3)
-    replacement = (3 + 7919) % 16
-    assert torch.equal(batch.images[place], source.decoded(replacement))
+    replacement = (3 + 7919) % 8  # among the eight cats
+    assert torch.equal(batch.images[place], source.decode(replacement))
     assert all(torch.equal(a, b) for a, b in zip(batch.images, again.images)), "the same replacement every time"
 
 
@@ -91,12 +91,11 @@ def test_too_many_bad_images_fail_the_run(folder_root: Path, workers: int) -> No
 
 def test_missing_and_empty_files_are_bad_images(folder_root: Path) -> None:
     source, _ = folder_loader(folder_root, 16)
-    paths = source.read.__self__.paths
-    paths[0].unlink()
-    paths[1].write_bytes(b"")
+    Path(source.name(0)).unlink()
+    Path(source.name(1)).write_bytes(b"")
     for index in (0, 1):
-        with pytest.raises(BadImageError, match=str(paths[index])):
-            source.decoded(index)
+        with pytest.raises(BadImageError, match=source.name(index)):
+            source.decode(index)
 
 
 def test_nothing_readable_ends_the_search() -> None:
@@ -125,7 +124,7 @@ def test_batched_decoder_agrees_and_counts_what_it_passes_on(folder_root: Path, 
     assert caplog.text.count("6.jpg is refused by the GPU's decoder (") == 1
     assert "5.jpg" not in caplog.text, "one of a kind is told"
     for index in (0, 1, 2, 3, 4, 7):
-        assert torch.equal(images[index], source.decoded(index))
+        assert torch.equal(images[index], source.decode(index))
 
 
 def test_device_that_decodes_nothing_is_refused(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +159,9 @@ def test_loader_counts_what_the_gpu_did_not_decode(folder_root: Path, workers: i
     loader = EncodedLoader(source, EpochSampler(16, 8, seed=0), CPU, options)
     for batch in loader.epoch(0):
         for image, index in zip(batch.images, batch.indices.tolist()):
-            assert torch.equal(image, source.decoded(index))
+            assert torch.equal(image, source.decode(index))
     assert loader.gpu_decode_fallbacks == 2
-    assert loader.bad == {}
+    assert len(loader.bad) == 0
 
 
 def test_gpu_decoding_without_a_gpu_is_refused(folder_root: Path) -> None:
@@ -187,4 +186,4 @@ def test_encoded_source_pickles_for_workers(folder_root: Path) -> None:
 
     source, _ = folder_loader(folder_root, 16)
     copy: EncodedImages = pickle.loads(pickle.dumps(source))
-    assert torch.equal(copy.decoded(2), source.decoded(2))
+    assert torch.equal(copy.decoded(2), source.decode(2))

@@ -1,0 +1,70 @@
+"""Folders of image files: train/CLASS/image with val/ or test/ beside it, CLASS/image, or images alone."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.data.classes import Split, assemble, say
+from simclr_fast.data.sources import Dataset, EncodedImages, Files
+from simclr_fast.data.unreadable import BadImages
+
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+HELD_OUT = ("val", "validation", "valid", "test")  # names of held-out parts; the first with labels serves
+
+
+def image_folder(options: DataOptions) -> Dataset:
+    """The data set in --data-dir. Raises ConfigError where there is no image."""
+    root = options.data_dir
+    if not (root / "train").is_dir():
+        return assemble(_split(root, options), [])
+    parts = [root / name for name in HELD_OUT if (root / name).is_dir()]
+    if not parts:
+        say(f"{root}: none of {', '.join(HELD_OUT)} is beside train, so that no test images are evaluated on")
+    return assemble(_split(root / "train", options), (_split(part, options) for part in parts))
+
+
+def _split(root: Path, options: DataOptions) -> Split:
+    """One folder. Its classes are the folders in it, in the order of their names, whether or not they hold images."""
+    left_out: Counter[str] = Counter()
+    names = list(_images(str(root), "", (), left_out))
+    if left_out:
+        say(f"{root}: left out {', '.join(f'{count} {kind}' for kind, count in left_out.most_common(8))}")
+    if not names:
+        raise ConfigError(f"--data-dir {root}: no image ({', '.join(SUFFIXES)}) in it or below")
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    number = {name: k for k, name in enumerate(classes)}
+    codes = torch.tensor([number.get(name.split(os.sep, 1)[0], -1) if os.sep in name else -1 for name in names])
+    files = Files(root, names)
+    bad = BadImages(options.max_bad_images * len(names))
+    source = EncodedImages(len(names), files.read, files.name, bad=bad)
+    return Split(str(root), source, codes, classes, "the images lie in no class folders")
+
+
+def _images(folder: str, prefix: str, above: tuple[tuple[int, int], ...], left_out: Counter[str]) -> Iterator[str]:
+    """Paths of the images below a folder, relative and in the order of their parts; links are followed, as elsewhere.
+
+    above: device and inode of the folders around it, so that a link to one of them is not followed in a circle.
+    left_out: counts, by kind, what is no image.
+    """
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        left_out["links to a folder around them"] += 1
+        return
+    with os.scandir(folder) as entries:
+        inside = sorted(entries, key=lambda entry: entry.name)
+    for entry in inside:
+        if entry.name.startswith("."):
+            left_out["hidden files and folders"] += 1
+        elif entry.is_dir():
+            yield from _images(entry.path, f"{prefix}{entry.name}{os.sep}", (*above, here), left_out)
+        elif not entry.name.lower().endswith(SUFFIXES):
+            left_out[f"{os.path.splitext(entry.name)[1] or 'files without suffix'}"] += 1
+        elif entry.is_file():
+            yield prefix + entry.name
+        else:
+            left_out["links to nothing"] += 1

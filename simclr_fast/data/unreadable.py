@@ -1,0 +1,100 @@
+"""Unreadable images: each is named, counted against what may be unreadable, and replaced by another."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+REPLACEMENT_TRIES = 10
+# Prime steps of the walk to a replacement: neighbours often share one broken archive. A step that divides the number of
+# images would lead in a circle past few of them, which is what the other step is for.
+STEPS = (7919, 7907)
+
+log = logging.getLogger(__name__)
+
+
+class BadImageError(RuntimeError):
+    """An image cannot be read or decoded; the message holds its name and the reason."""
+
+
+class DataError(RuntimeError):
+    """The data cannot be trained on or evaluated with; the message says why."""
+
+
+@dataclasses.dataclass
+class BadImages:
+    """The unreadable images of a data set that this process knows of, each once.
+
+    allowed: how many there may be (--max-bad-images times the images of the data set); messages: by the image's name.
+    """
+
+    allowed: float = 0.0
+    messages: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def note(self, found: Mapping[str, str]) -> None:
+        """Count and log messages by name, unless they are known. Raises DataError where they are too many."""
+        for name, message in found.items():
+            if name not in self.messages:
+                self.messages[name] = message
+                log.warning("unreadable image, replaced by another: %s", message)
+        if len(self) > self.allowed:
+            raise DataError(
+                f"{len(self)} unreadable images, more than --max-bad-images allows ({self.allowed:g} of the data set); "
+                f"the last: {next(reversed(self.messages.values()))}"
+            )
+
+    def share_with_others(self) -> None:
+        """Add what the other training processes know; all of them must call this. Raises DataError as `note` does."""
+        if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+            return
+        known: list[dict[str, str]] = [{}] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(known, self.messages)
+        for messages in known:
+            self.messages |= messages  # whoever met one has logged it
+        self.note({})
+
+
+def walk(index: int, size: int, labels: Tensor | None) -> Iterator[int]:
+    """`index`, then the images that may stand in for it: those of its class first, so that its label stays true.
+
+    A function of its arguments alone, so that a resumed run sees the same images.
+    """
+    yield index
+    if labels is not None:
+        members = (labels == labels[index]).nonzero().flatten()
+        place = int((members == index).nonzero())
+        yield from members[list(_circle(place, len(members)))].tolist()
+    yield from _circle(index, size)
+
+
+def _circle(place: int, size: int) -> Iterator[int]:
+    """Up to REPLACEMENT_TRIES - 1 different places in range(size), none of them `place`."""
+    step = STEPS[size % STEPS[0] == 0]
+    for attempt in range(1, min(REPLACEMENT_TRIES, size)):
+        yield (place + attempt * step) % size
+
+
+def load_or_replace(
+    load: Callable[[int], Tensor], index: int, size: int, bad: dict[int, str], labels: Tensor | None = None
+) -> Tensor:
+    """Image `index`, or where it is unreadable the next readable one of `walk`.
+
+    Adds a message per unreadable image to `bad`. Raises DataError after ten unreadable ones in a row.
+    """
+    tried: set[int] = set()
+    for candidate in walk(index, size, labels):
+        if candidate in tried:
+            continue
+        try:
+            return load(candidate)
+        except BadImageError as error:
+            bad[candidate] = str(error)
+            tried.add(candidate)
+        if len(tried) == REPLACEMENT_TRIES:
+            break
+    raise DataError(f"{len(tried)} unreadable images in a row, the last: {next(reversed(bad.values()))}")
