@@ -1,10 +1,11 @@
 // Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,bwd} for the CPU.
+#include "ntxent_binding.h"
+
 #include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
 
-#include "binding.h"
 #include "cpu/ntxent.h"
 #include "half.h"
 
@@ -26,10 +27,6 @@ void with_element_types(const Tensor& z, const F& f) {
     default:
       STD_TORCH_CHECK(false, "ntxent: z0 and z1 must be float16, bfloat16, float32 or float64");
   }
-}
-
-Tensor with_adjacent_columns(const Tensor& z) {
-  return z.size(1) == 1 || z.stride(1) == 1 ? z : torch::stable::contiguous(z);
 }
 
 double temperature_value(double temperature, const std::optional<Tensor>& tensor) {
@@ -57,28 +54,32 @@ std::tuple<Tensor, Tensor> ntxent_normalize_cpu(const Tensor& z0_any, const Tens
 // `precision` is for tensor cores: the CPU multiplies float32 as float32.
 std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_cpu(const Tensor& u_any, int64_t n, int64_t row_offset,
                                                   double temperature, std::optional<Tensor> temperature_tensor,
-                                                  bool reduce, double scale, std::string /*precision*/) {
+                                                  std::string reduction_name, std::string /*precision*/) {
   const Tensor u = torch::stable::contiguous(u_any);
-  Tensor loss = reduce ? torch::stable::new_empty(u, {}) : torch::stable::new_empty(u, {2 * n});
+  const Reduction reduction = reduction_of(reduction_name, n, u.size(0));
+  Tensor loss = reduction.reduce ? torch::stable::new_empty(u, {}) : torch::stable::new_empty(u, {2 * n});
   Tensor lse_neg = torch::stable::new_empty(u, {2 * n});
   Tensor s_pos = torch::stable::new_empty(u, {2 * n});
   with_element_types(u, [&](auto, auto t) {
     using T = decltype(t);
-    cpu::ntxent_forward(
-        cpu::NtxentForward<T>{data<T>(u), data<T>(loss), data<T>(lse_neg), data<T>(s_pos), n, u.size(0), row_offset,
-                              u.size(1), temperature_value(temperature, temperature_tensor), scale, reduce},
-        torch_threads());
+    cpu::ntxent_forward(cpu::NtxentForward<T>{data<T>(u), data<T>(loss), data<T>(lse_neg), data<T>(s_pos), n, u.size(0),
+                                              row_offset, u.size(1), temperature_value(temperature, temperature_tensor),
+                                              reduction.scale, reduction.reduce},
+                        torch_threads());
   });
   return {loss, lse_neg, s_pos};
 }
 
 std::tuple<Tensor, Tensor, Tensor> ntxent_bwd_cpu(const Tensor& dloss_any, const Tensor& z0, const Tensor& z1,
                                                   const Tensor& u_any, const Tensor& inv_norm, const Tensor& lse_neg,
-                                                  const Tensor& s_pos, int64_t row_offset, double scale, double eps,
-                                                  double temperature, std::optional<Tensor> temperature_tensor,
-                                                  std::string /*precision*/, bool /*need_dt*/) {
+                                                  const Tensor& s_pos, int64_t row_offset, std::string reduction_name,
+                                                  double eps, double temperature,
+                                                  std::optional<Tensor> temperature_tensor, std::string /*precision*/,
+                                                  bool /*need_dt*/) {
   const Tensor dloss = torch::stable::contiguous(dloss_any), u = torch::stable::contiguous(u_any);
   const int64_t n = z0.size(0), dim = z0.size(1);
+  const Reduction reduction = reduction_of(reduction_name, n, u.size(0));
+  check_gradient(dloss, reduction, u.size(0));
   Tensor dz0 = torch::stable::new_empty(z0, {n, dim});
   Tensor dz1 = torch::stable::new_empty(z1, {n, dim});
   Tensor dt = torch::stable::new_empty(u, {});
@@ -97,9 +98,9 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd_cpu(const Tensor& dloss_any, const
                                                    row_offset,
                                                    dim,
                                                    temperature_value(temperature, temperature_tensor),
-                                                   scale,
+                                                   reduction.scale,
                                                    eps,
-                                                   dloss.dim() == 0},
+                                                   reduction.reduce},
                          torch_threads());
   });
   return {dz0, dz1, dt};

@@ -4,7 +4,7 @@
 #include <string>
 #include <tuple>
 
-#include "binding.h"
+#include "ntxent_binding.h"
 #include "ntxent_launch.h"
 
 namespace simclr {
@@ -41,10 +41,6 @@ SimclrDevice device_properties() {
   SimclrDevice device;
   check_launch(simclr_query_device(&device), "ntxent");
   return device;
-}
-
-Tensor with_adjacent_columns(const Tensor& z) {
-  return z.size(1) == 1 || z.stride(1) == 1 ? z : torch::stable::contiguous(z);
 }
 
 // The device pointer of a temperature tensor; it is read there, never here.
@@ -84,11 +80,12 @@ std::tuple<Tensor, Tensor> ntxent_normalize_cuda(const Tensor& z0_any, const Ten
 
 std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_cuda(const Tensor& u_any, int64_t n, int64_t row_offset,
                                                    double temperature, std::optional<Tensor> temperature_tensor,
-                                                   bool reduce, double scale, std::string precision) {
+                                                   std::string reduction_name, std::string precision) {
   const DeviceGuard guard(u_any.get_device_index());
   const Tensor u = torch::stable::contiguous(u_any);
+  const Reduction reduction = reduction_of(reduction_name, n, u.size(0));
   const ScalarType type = statistics_type(u);
-  Tensor loss = reduce ? torch::stable::new_empty(u, {}, type) : torch::stable::new_empty(u, {2 * n}, type);
+  Tensor loss = reduction.reduce ? torch::stable::new_empty(u, {}, type) : torch::stable::new_empty(u, {2 * n}, type);
   Tensor lse_neg = torch::stable::new_empty(u, {2 * n}, type);
   Tensor s_pos = torch::stable::new_empty(u, {2 * n}, type);
   SimclrNtxentFwdArgs args{u.const_data_ptr(),
@@ -102,8 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_cuda(const Tensor& u_any, int64_t 
                            row_offset,
                            u.size(1),
                            temperature,
-                           scale,
-                           reduce,
+                           reduction.scale,
+                           reduction.reduce,
                            dtype_of(u),
                            precision_of(precision),
                            device_properties()};
@@ -115,13 +112,16 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_cuda(const Tensor& u_any, int64_t 
 
 std::tuple<Tensor, Tensor, Tensor> ntxent_bwd_cuda(const Tensor& dloss_any, const Tensor& z0_any, const Tensor& z1_any,
                                                    const Tensor& u_any, const Tensor& inv_norm, const Tensor& lse_neg,
-                                                   const Tensor& s_pos, int64_t row_offset, double scale, double eps,
-                                                   double temperature, std::optional<Tensor> temperature_tensor,
-                                                   std::string precision, bool need_dt) {
+                                                   const Tensor& s_pos, int64_t row_offset, std::string reduction_name,
+                                                   double eps, double temperature,
+                                                   std::optional<Tensor> temperature_tensor, std::string precision,
+                                                   bool need_dt) {
   const DeviceGuard guard(z0_any.get_device_index());
   const Tensor dloss = torch::stable::contiguous(dloss_any), u = torch::stable::contiguous(u_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
   const int64_t n = z0.size(0), d = z0.size(1);
+  const Reduction reduction = reduction_of(reduction_name, n, u.size(0));
+  check_gradient(dloss, reduction, u.size(0));
   const ScalarType type = statistics_type(z0);
   STD_TORCH_CHECK(dloss.scalar_type() == type, "ntxent: dloss must have the loss's dtype");
   Tensor dz0 = torch::stable::new_empty(z0, {n, d});
@@ -144,9 +144,9 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd_cuda(const Tensor& dloss_any, cons
                            row_offset,
                            u.size(1),
                            temperature,
-                           scale,
+                           reduction.scale,
                            eps,
-                           dloss.dim() == 0,
+                           reduction.reduce,
                            dtype_of(z0),
                            precision_of(precision),
                            device_properties()};

@@ -207,7 +207,7 @@ class SimCLRAugment(_FusedTransform):
             raise ValueError(f"params are on {params.top.device}, images on {batch.data.device}; use params.to(device)")
         packed = params.pack()
         if packed.device.type == "cpu":
-            heights, widths = torch.tensor(batch.sizes).T
+            heights, widths = torch.tensor(batch.sizes, device="cpu").T
             params.check(heights, widths, *self.size)
         return self._run(batch, packed, self.blur_kernel)
 
@@ -267,16 +267,21 @@ class SimCLREval(_FusedTransform):
     def forward(self, images: Images) -> Tensor:
         """[B, C, *size], normalised; images as for SimCLRAugment."""
         batch = ImageBatch.of(images)
-        uniform = batch.table is None
-        rows = [self._window(*size) for size in (batch.sizes[:1] if uniform else batch.sizes)]
-        packed = torch.tensor(rows, dtype=torch.int32).reshape(1, len(rows), PACKED_WORDS).to(batch.data.device)
+        rows = [self._window(*size) for size in batch.sizes]
+        packed = torch.tensor(rows, dtype=torch.int32, device="cpu").reshape(1, len(rows), PACKED_WORDS)
+        packed = packed.to(batch.data.device)
         return self._run(batch, packed.expand(1, batch.batch_size, -1), blur_kernel=1)
 
     def _window(self, height: int, width: int) -> list[int]:
-        """Packed parameters: the whole image, resized to the window's surroundings."""
+        """Packed parameters: the whole image, resized to the window's surroundings.
+
+        Resize truncates the longer side, CenterCrop rounds half a pixel to the even number, as Python does.
+        """
         short = min(height, width)
-        resized = [int(self.resize * side / short) for side in (height, width)]
-        shift = [round((full - out) / 2) for full, out in zip(resized, self.size)]
+        resized = [self.resize * side // short for side in (height, width)]
+        halves = [(full - out) // 2 for full, out in zip(resized, self.size)]
+        odd = [(full - out) % 2 for full, out in zip(resized, self.size)]
+        shift = [half + one * (half % 2) for half, one in zip(halves, odd)]
         return pack_window(height, width, resized, shift)
 
 

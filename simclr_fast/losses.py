@@ -197,5 +197,5 @@ def _check_temperature(temperature: float | Tensor, z: Tensor | None = None) -> 
         temperature = temperature.item()
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature is a {type(temperature).__name__}: pass a float or a 0-dim tensor")
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not 0 < temperature < math.inf:  # two comparisons, which torch.compile can make guards of
         raise ValueError(f"temperature={temperature}: pass a positive, finite number (0.1 to 0.5 is usual)")

@@ -52,8 +52,8 @@ def _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt)
     generator = torch.Generator().manual_seed(0)
     z0, z1 = (torch.randn(n, dim, generator=generator).to(dtype) for _ in range(2))
     u, inv_norm = backend.normalize(z0, z1, 1e-8)
-    _, lse_neg, s_pos = backend.fwd(u, n, 0, temperature, None, True, 1 / columns, precision)
-    numbers = (0, 1 / columns, 1e-8, temperature, None, precision, need_dt)
+    _, lse_neg, s_pos = backend.fwd(u, n, 0, temperature, None, "mean", precision)
+    numbers = (0, "mean", 1e-8, temperature, None, precision, need_dt)
     backend.bwd(torch.tensor(1.0), z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
 
 

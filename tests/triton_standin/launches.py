@@ -51,11 +51,11 @@ def _ntxent(case: Case, arch: int) -> None:
     u = torch.cat([u for u, _ in normalized])
     z0, z1 = views(case)[case.rank]
     inv_norm, offset = normalized[case.rank][1], case.rows.start
-    dloss, scale = upstream(case)[:2]
+    dloss, reduction = upstream(case)[:2]
     for need_dt in (False, True):
-        _, lse_neg, s_pos = backend.fwd(u, case.n, offset, value, tensor, case.reduce, scale, case.precision)
+        _, lse_neg, s_pos = backend.fwd(u, case.n, offset, value, tensor, reduction, case.precision)
         lse_neg, s_pos = lse_neg.repeat(case.world), s_pos.repeat(case.world)  # of all processes
-        numbers = (offset, scale, EPS, value, tensor, case.precision, need_dt)
+        numbers = (offset, reduction, EPS, value, tensor, case.precision, need_dt)
         backend.bwd(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
 
 
@@ -110,8 +110,11 @@ def _loss(z0: Tensor, z1: Tensor, temperature: Tensor | float, dloss: Tensor) ->
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
     n = z0.shape[0]
     u, inv_norm = backend.normalize(z0, z1, EPS)
-    _, lse_neg, s_pos = backend.fwd(u, n, 0, value, tensor, dloss.dim() == 0, 1.0, "ieee")
-    backend.bwd(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, 0, 1.0, EPS, value, tensor, "ieee", tensor is not None)
+    reduction = "none" if dloss.dim() else "mean"
+    _, lse_neg, s_pos = backend.fwd(u, n, 0, value, tensor, reduction, "ieee")
+    backend.bwd(
+        dloss, z0, z1, u, inv_norm, lse_neg, s_pos, 0, reduction, EPS, value, tensor, "ieee", tensor is not None
+    )
 
 
 def _losses(D: int, dtype: torch.dtype, reduce: bool) -> None:

@@ -54,10 +54,10 @@ def gathered_loss(backend: str, device: str, n: int, d: int, dtype: torch.dtype,
     parts = [ops[0](normal(n, d, dtype=dtype, device=device), z1, 1e-8)[0] for _ in range(2)]
     own, inv_norm = ops[0](z0, z1, 1e-8)
     u = torch.cat([parts[0], own, parts[1]])
-    _, lse_neg, s_pos = ops[1](u, n, 2 * n, 0.1, None, False, 1.0, precision)
+    _, lse_neg, s_pos = ops[1](u, n, 2 * n, 0.1, None, "none", precision)
     statistics = [torch.cat([x, x, x]) for x in (lse_neg, s_pos)]
     dloss = torch.rand(6 * n).to(lse_neg.dtype).to(device)
-    ops[2](dloss, z0, z1, u, inv_norm, *statistics, 2 * n, 1.0, 1e-8, 0.1, None, precision, False)
+    ops[2](dloss, z0, z1, u, inv_norm, *statistics, 2 * n, "none", 1e-8, 0.1, None, precision, False)
 
 
 def views(

@@ -110,15 +110,15 @@ def tiles_of_table(way: str, shape: Shape, target: Target) -> Tiles:
 
 def calls(backend: TritonNtxent, shape: Shape, device: torch.device) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """{"forward": the op's call, "backward": the op's call} on fresh inputs, with the table's tiles until now."""
-    n, scale = shape.n, 1 / (2 * shape.n)
+    n = shape.n
     generator = torch.Generator().manual_seed(0)
     z0, z1 = torch.randn(2, n, shape.d, generator=generator).to(device, shape.dtype)
     u, inv_norm = backend.normalize(z0, z1, 1e-8)
-    forward = lambda: backend.fwd(u, n, 0, TEMPERATURE, None, True, scale, shape.precision)
+    forward = lambda: backend.fwd(u, n, 0, TEMPERATURE, None, "mean", shape.precision)
     _, lse_neg, s_pos = forward()
     one = torch.ones((), device=device)
     statistics = (u, inv_norm, lse_neg, s_pos)
-    backward = lambda: backend.bwd(one, z0, z1, *statistics, 0, scale, 1e-8, TEMPERATURE, None, shape.precision, False)
+    backward = lambda: backend.bwd(one, z0, z1, *statistics, 0, "mean", 1e-8, TEMPERATURE, None, shape.precision, False)
     return {"forward": forward, "backward": backward}
 
 

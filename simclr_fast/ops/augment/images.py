@@ -14,7 +14,8 @@ class ImageBatch:
     """Images of one size (table is None, data [B, C, H, W] with any strides) or ragged.
 
     Ragged: data is flat, and table is int64 [B, 6] with the columns offset, height, width and the strides of C, H, W,
-    in elements. sizes is (height, width) of every image, known on the host.
+    in elements. sizes holds (height, width) of every image, once where all have the same, known on the host: numbers
+    that torch.compile may keep symbolic, as it may the number of images.
     """
 
     data: Tensor
@@ -25,20 +26,20 @@ class ImageBatch:
     @property
     def batch_size(self) -> int:
         """Images."""
-        return len(self.sizes)
+        return self.data.shape[0] if self.table is None else self.table.shape[0]
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) that the ops take: of every image, or (0, 0) where the table has them."""
-        return self.sizes[0] if self.table is None and self.sizes else (0, 0)
+        return self.sizes[0] if self.table is None else (0, 0)
 
     @staticmethod
     def of(images: "Tensor | Sequence[Tensor]") -> "ImageBatch":
         """Checks images ([B, C, H, W], or a list of [C, H, W]), detaches them, and concatenates a list."""
         if isinstance(images, Tensor):
             _check_image(images, "images", 4)
-            batch, channels, height, width = images.shape
-            return ImageBatch(images.detach(), None, channels, ((height, width),) * batch)
+            channels, height, width = images.shape[1:]
+            return ImageBatch(images.detach(), None, channels, ((height, width),))
         if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             raise TypeError(f"images is a {type(images).__name__}; pass a tensor [B, C, H, W] or a list of [C, H, W]")
         if not images:
@@ -89,7 +90,7 @@ def _ragged(images: Sequence[Tensor]) -> ImageBatch:
             strides = (height * width, width, 1)
         rows.append((offset, height, width, *strides))
         offset += image.numel()
-    table = torch.tensor(rows, dtype=torch.int64)
+    table = torch.tensor(rows, dtype=torch.int64, device="cpu")  # whatever the default device is
     if images[0].is_cuda:
         table = table.pin_memory().to(images[0].device, non_blocking=True)
     sizes = tuple((image.shape[1], image.shape[2]) for image in images)

@@ -21,8 +21,8 @@ _SCHEMA = (
 # seed int64 [1]; indices int64 [batch] or None for 0..batch-1; height and width count where table is None;
 # recipe = AugmentRecipe.numbers()
 _SAMPLE_SCHEMA = (
-    "(Tensor seed, Tensor? indices, Tensor? table, int height, int width, int batch, int views, float[] recipe) "
-    "-> Tensor"
+    "(Tensor seed, Tensor? indices, Tensor? table, SymInt height, SymInt width, SymInt batch, int views, "
+    "float[] recipe) -> Tensor"
 )
 
 

@@ -4,8 +4,11 @@ Rows, columns and statistics are those of docs/ntxent.md: a process holds n samp
 the M rows of all processes in rank order, of which its own start at row_offset.
 
     normalize  z0, z1 [n, D] -> u [2n, D'], inv_norm [2n]
-    fwd        u [M, D'] -> loss ([] = scale * sum of L_i if reduce, else [2n]), lse_neg [2n], s_pos [2n]
-    bwd        dloss ([], or [M] where the loss was not reduced), ... -> dz0, dz1 [n, D], dt []
+    fwd        u [M, D'] -> loss ([] = sum of L_i times their scale, or [2n] with reduction "none"), lse_neg, s_pos [2n]
+    bwd        dloss ([], or [M] with reduction "none"), ... -> dz0, dz1 [n, D], dt []
+
+`row_scale` says what a reduction multiplies L_i by. Sizes are symbolic (SymInt), so that one compiled graph serves all
+batch sizes, and no number that is made of them is an argument.
 
 Statistics are float32 (float64 for float64 inputs). u is of the operand dtype: on CUDA float16 for half inputs (its
 entries are at most 1, so that it is finer than bfloat16), else that of the statistics. The CUDA C++ kernels want rows
@@ -20,14 +23,14 @@ from torch import Tensor
 
 from simclr_fast import distributed
 from simclr_fast.backends import has_triton
-from simclr_fast.ops.ntxent.reference import compute_dtype, normalize_rows, row_losses, softplus
+from simclr_fast.ops.ntxent.reference import compute_dtype, normalize_rows, row_losses, row_scale, softplus
 
 _SCHEMAS = {
     "normalize": "(Tensor z0, Tensor z1, float eps) -> (Tensor u, Tensor inv_norm)",
-    "fwd": "(Tensor u, int n, int row_offset, float temperature, Tensor? temperature_tensor, bool reduce, float scale, "
+    "fwd": "(Tensor u, SymInt n, SymInt row_offset, float temperature, Tensor? temperature_tensor, str reduction, "
     "str precision) -> (Tensor loss, Tensor lse_neg, Tensor s_pos)",
     "bwd": "(Tensor dloss, Tensor z0, Tensor z1, Tensor u, Tensor inv_norm, Tensor lse_neg, Tensor s_pos, "
-    "int row_offset, float scale, float eps, float temperature, Tensor? temperature_tensor, str precision, "
+    "SymInt row_offset, str reduction, float eps, float temperature, Tensor? temperature_tensor, str precision, "
     "bool need_dt) -> (Tensor dz0, Tensor dz1, Tensor dt)",
 }
 
@@ -60,13 +63,27 @@ def _define(suffix: str) -> Ops:
         return z0.new_empty((rows, width), dtype=dtype), z0.new_empty(rows, dtype=compute_dtype(z0.dtype))
 
     @torch.library.register_fake(f"simclr_fast::ntxent_fwd{suffix}")
-    def _(u, n, row_offset, temperature, temperature_tensor, reduce, scale, precision):
+    def _(u, n, row_offset, temperature, temperature_tensor, reduction, precision):
         dtype = compute_dtype(u.dtype)
-        return u.new_empty(() if reduce else 2 * n, dtype=dtype), *(u.new_empty(2 * n, dtype=dtype) for _ in range(2))
+        loss = u.new_empty(2 * n if reduction == "none" else (), dtype=dtype)
+        return loss, *(u.new_empty(2 * n, dtype=dtype) for _ in range(2))
 
     @torch.library.register_fake(f"simclr_fast::ntxent_bwd{suffix}")
     def _(
-        dloss, z0, z1, u, inv_norm, lse_neg, s_pos, row_offset, scale, eps, temperature, t_tensor, precision, need_dt
+        dloss,
+        z0,
+        z1,
+        u,
+        inv_norm,
+        lse_neg,
+        s_pos,
+        row_offset,
+        reduction,
+        eps,
+        temperature,
+        t_tensor,
+        precision,
+        need_dt,
     ):
         return z0.new_empty(z0.shape), z1.new_empty(z1.shape), inv_norm.new_empty(())
 
@@ -89,12 +106,10 @@ class _NTXent(torch.autograd.Function):
     def forward(z0, z1, temperature_tensor, temperature, reduction, eps, precision, backend, group):
         rank, world = distributed.rank_and_size(group)
         n, ops = z0.shape[0], _OPS[backend]
-        row_offset = rank * 2 * n
         local_u, inv_norm = ops.normalize(z0, z1, eps)
         u = local_u if world == 1 else distributed.all_gather_shards(local_u, group)  # [M, D']
-        scale = _scale(reduction, n, world)
-        reduce = world == 1 and reduction != "none"
-        loss, lse_neg, s_pos = ops.fwd(u, n, row_offset, temperature, temperature_tensor, reduce, scale, precision)
+        own_reduction = reduction if world == 1 else "none"
+        loss, lse_neg, s_pos = ops.fwd(u, n, rank * 2 * n, temperature, temperature_tensor, own_reduction, precision)
         if world > 1:
             lse_neg, s_pos = distributed.all_gather_shards(torch.stack([lse_neg, s_pos], dim=1), group).unbind(1)  # [M]
             lse_neg, s_pos = lse_neg.contiguous(), s_pos.contiguous()
@@ -106,27 +121,25 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         z0, z1, temperature_tensor, temperature, reduction, eps, precision, backend, group = inputs
-        rank, world = distributed.rank_and_size(group)
         _, u, inv_norm, lse_neg, s_pos = output
         ctx.mark_non_differentiable(u, inv_norm, lse_neg, s_pos)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z0, z1, u, inv_norm, lse_neg, s_pos, temperature_tensor)
-        ctx.row_offset = rank * 2 * z0.shape[0]
-        ctx.scale = _scale(reduction, z0.shape[0], world)
-        ctx.gather_dloss = reduction == "none" and world > 1
-        ctx.eps, ctx.temperature, ctx.precision, ctx.backend, ctx.group = eps, temperature, precision, backend, group
+        ctx.temperature, ctx.reduction, ctx.eps, ctx.precision = temperature, reduction, eps, precision
+        ctx.backend, ctx.group = backend, group
 
     @staticmethod
     def backward(ctx, dloss, *_):
         if dloss is None:
             return (None,) * 9
         z0, z1, u, inv_norm, lse_neg, s_pos, temperature_tensor = ctx.saved_tensors
+        rank, world = distributed.rank_and_size(ctx.group)
         dloss = dloss.contiguous()
-        if ctx.gather_dloss:
+        if ctx.reduction == "none" and world > 1:
             dloss = distributed.all_gather_shards(dloss, ctx.group)  # [M]
         need_dt = ctx.needs_input_grad[2]
         statistics = (u, inv_norm, lse_neg, s_pos)
-        numbers = (ctx.row_offset, ctx.scale, ctx.eps, ctx.temperature)
+        numbers = (rank * 2 * z0.shape[0], ctx.reduction, ctx.eps, ctx.temperature)
         dz0, dz1, dt = _NTXentGradient.apply(
             dloss, z0, z1, temperature_tensor, statistics, numbers, ctx.precision, need_dt, ctx.backend
         )
@@ -161,14 +174,6 @@ class _NTXentGradient(torch.autograd.Function):
             "the gradient of ntxent_loss cannot be vmapped (as jacrev and hessian do); loop over the rows, or use "
             "backend='reference'"
         )
-
-
-def _scale(reduction: str, n: int, world: int) -> float:
-    """What a row's loss is multiplied by in the gradient: W times its weight in the value, for DDP's mean divides by W.
-
-    With "none" it is the caller's business how each rank reduces its rows, and DDP's to average over ranks.
-    """
-    return {"mean": 1 / (2 * n), "sum": float(world), "none": 1.0}[reduction]
 
 
 def ntxent(
@@ -210,7 +215,7 @@ def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:
         losses = row_losses(u, u_all, temperature, rank * u.shape[0])
         if reduction == "none":
             return losses
-        value = losses.sum() * _scale(reduction, z0.shape[0], world)
+        value = losses.sum() * row_scale(reduction, z0.shape[0], u_all.shape[0])
         if world == 1:
             return value
         # All ranks return the mean of their values; each keeps the gradient of its own.

@@ -62,6 +62,15 @@ def row_losses(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset
     return softplus(lse_neg - s_pos).to(u.dtype)
 
 
+def row_scale(reduction: str, n: int, columns: int) -> float:
+    """What a row's loss is multiplied by in the gradient: W times its weight in the value, for DDP's mean divides by W.
+
+    n: samples of each of the W processes, which have 2n of the columns each. With "none" it is the caller's business
+    how each rank reduces its rows, and DDP's to average over ranks. The C++ bindings have the same rule.
+    """
+    return {"mean": 1 / (2 * n), "sum": columns / (2 * n), "none": 1.0}[reduction]
+
+
 def ntxent_reference(
     z0: Tensor, z1: Tensor, temperature: float | Tensor = 0.5, *, eps: float = 1e-8, reduction: str = "mean"
 ) -> Tensor:

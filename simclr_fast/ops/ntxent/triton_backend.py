@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backward import (
     ntxent_bwd_coefficients_kernel,
     ntxent_bwd_kernel,
@@ -69,14 +70,14 @@ class TritonNtxent:
         row_offset: int,
         temperature: float,
         temperature_tensor: torch.Tensor | None,
-        reduce: bool,
-        scale: float,
+        reduction: str,
         precision: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """u [M, D] -> loss ([] = scale * sum of L_i over the local rows if reduce, else [2n]), lse_neg, s_pos [2n]."""
+        """u [M, D] -> loss ([] = row_scale * sum of the local L_i, or [2n] of "none"), lse_neg, s_pos [2n]."""
         u = u.contiguous()
         columns, dim = u.shape
         rows = 2 * n
+        reduce = reduction != "none"
         target = self.target(u.device)
         dot = _dot_precision(u, precision)
         online_max = _needs_online_max(temperature, temperature_tensor)
@@ -115,7 +116,7 @@ class TritonNtxent:
             "s_pos_ptr": s_pos,
             "loss_ptr": loss,
             "part_ptr": part,
-            "scale": scale,
+            "scale": row_scale(reduction, n, columns),
         }
         arguments |= {"slots": column_slots + strips}
         constants = variant | {"REDUCE": reduce, "BLOCK_R": block_r, "BLOCK_SLOTS": 128, "BLOCK_D": 64}
@@ -132,19 +133,19 @@ class TritonNtxent:
         lse_neg: torch.Tensor,
         s_pos: torch.Tensor,
         row_offset: int,
-        scale: float,
+        reduction: str,
         eps: float,
         temperature: float,
         temperature_tensor: torch.Tensor | None,
         precision: str,
         need_dt: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """dloss [], or [M] (`scale` is not applied then), u [M, D], lse_neg, s_pos [M] -> dz0, dz1 [n, D], dt []."""
+        """dloss [], or [M] with reduction "none", u [M, D], lse_neg, s_pos [M] -> dz0, dz1 [n, D], dt []."""
         u, dloss, lse_neg, s_pos = (x.contiguous() for x in (u, dloss, lse_neg, s_pos))
         z0, z1 = _readable_rows(z0), _readable_rows(z1)
         n, dim = z0.shape
         columns = u.shape[0]
-        reduced = dloss.dim() == 0
+        reduced = reduction != "none"
         target = self.target(u.device)
         dot = _dot_precision(u, precision)
         online_max = _needs_online_max(temperature, temperature_tensor)
@@ -199,7 +200,13 @@ class TritonNtxent:
         arguments = shared | {"positive_ptr": positive, "inv_norm_ptr": inv_norm, "z0_ptr": z0, "z1_ptr": z1}
         unit = _stride_unit(dim)
         arguments |= {"stride0": z0.stride(0) // unit, "stride1": z1.stride(0) // unit}
-        arguments |= {"dz0_ptr": dz0, "dz1_ptr": dz1, "dt_ptr": dt, "scale": scale if reduced else 1.0, "eps": eps}
+        arguments |= {
+            "dz0_ptr": dz0,
+            "dz1_ptr": dz1,
+            "dt_ptr": dt,
+            "scale": row_scale(reduction, n, columns),
+            "eps": eps,
+        }
         arguments |= {"splits": splits, "dt_parts": splits * row_tiles}
         block_r, block_d = _row_blocks(dim)
         constants = {

@@ -105,7 +105,10 @@ def ntxent_bwd_coefficients_kernel(
     if ONLINE_MAX:
         stat = lse * LOG2_E
     else:
-        stat = weight * tl.exp(tl.div_rn(1.0, read_temperature(temperature, temperature_ptr)) - lse)
+        # A row without negatives (of a batch of one pair) takes part in no tile; its weight, up to 1e30, times
+        # exp(1/t - lse), up to exp(2/t), may not be infinite, for masked terms are products with 0.
+        shifted = tl.exp(tl.div_rn(1.0, read_temperature(temperature, temperature_ptr)) - lse)
+        stat = tl.where(lse_neg == -float("inf"), 0.0, weight * shifted)
     tl.store(stat_ptr + rows, stat, mask=inside)
 
 

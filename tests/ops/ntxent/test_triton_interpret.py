@@ -60,8 +60,8 @@ def test_half_inputs_before_the_gradient_is_rounded(dtype: torch.dtype, kind: st
     _, dz_true, _ = truth(z0, z1, temperature)
     scale, backend = half_scale(dz_true, kind), few(2)
     u, inv_norm = backend.normalize(z0, z1, EPS)
-    statistics = backend.fwd(u, 64, 0, temperature, None, True, 1 / 128, "ieee")[1:]
-    numbers = (0, 1 / 128, EPS, temperature, None, "ieee", False)
+    statistics = backend.fwd(u, 64, 0, temperature, None, "mean", "ieee")[1:]
+    numbers = (0, "mean", EPS, temperature, None, "ieee", False)
     *dz, _ = backend.bwd(torch.tensor(scale), z0.float(), z1.float(), u, inv_norm, *statistics, *numbers)
     error = gradient_error(torch.cat(dz), dz_true * scale, torch.cat([z0, z1]), temperature / scale, kind)
     assert error <= (1e-3 if temperature >= 0.1 else 1e-2)
@@ -118,8 +118,8 @@ def test_nan_in_nan_out() -> None:
     for temperature in (0.5, 0.01):
         backend = few(1)
         u, inv_norm = backend.normalize(z0, z1, EPS)
-        loss, lse_neg, s_pos = backend.fwd(u, 20, 0, temperature, None, True, 1 / 40, "ieee")
-        numbers = (0, 1 / 40, EPS, temperature, None, "ieee", True)
+        loss, lse_neg, s_pos = backend.fwd(u, 20, 0, temperature, None, "mean", "ieee")
+        numbers = (0, "mean", EPS, temperature, None, "ieee", True)
         dz0, dz1, dt = backend.bwd(torch.tensor(1.0), z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
         assert loss.isnan()
         assert dz0.isnan().all()
@@ -151,4 +151,4 @@ def test_what_cannot_be_served_is_named() -> None:
     with pytest.raises(TypeError, match="float64"):
         few(1).normalize(z.double(), z.double(), EPS)
     with pytest.raises(ValueError, match="precision.*'bf16'"):
-        few(1).fwd(z, 2, 0, 0.1, None, True, 1.0, "bf16")
+        few(1).fwd(z, 2, 0, 0.1, None, "mean", "bf16")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 
 EPS = 1e-8
@@ -65,13 +66,14 @@ def views(case: Case) -> list[tuple[Tensor, Tensor]]:
     return result
 
 
-def upstream(case: Case) -> tuple[Tensor, float, Tensor]:
-    """dloss, scale, and the weights w [M] that they mean."""
+def upstream(case: Case) -> tuple[Tensor, str, Tensor]:
+    """dloss, reduction, and the weights w [M] that they mean."""
     columns = 2 * case.n * case.world
     if case.reduce:
-        return torch.tensor(1.7), 1 / columns, torch.full((columns,), 1.7 / columns, dtype=torch.float64)
+        weights = torch.full((columns,), 1.7 * row_scale("mean", case.n, columns), dtype=torch.float64)
+        return torch.tensor(1.7), "mean", weights
     dloss = torch.randn(columns, generator=torch.Generator().manual_seed(1))
-    return dloss, 1 / columns, dloss.double()
+    return dloss, "none", dloss.double()
 
 
 def truth(case: Case) -> tuple[Values, Tensor, Tensor]:
@@ -92,13 +94,14 @@ def truth(case: Case) -> tuple[Values, Tensor, Tensor]:
         lse_neg = torch.full((2,), -torch.inf, dtype=torch.float64)
     s_pos = s[i, p]
     losses = -F.logsigmoid(s_pos - lse_neg)
-    _, scale, weights = upstream(case)
+    _, reduction, weights = upstream(case)
     own = case.rows
     if len(u) > 2:
         (dz,) = torch.autograd.grad((losses * weights).sum(), z[case.rank], retain_graph=True)
         (dt,) = torch.autograd.grad((losses * weights)[own].sum(), temperature)
     else:
         dz, dt = torch.zeros_like(z[0]), torch.zeros_like(temperature)
+    scale = row_scale(reduction, case.n, len(u))
     loss = losses[own].sum() * scale if case.reduce else losses[own]
     values = Values(*(x.detach() for x in (loss, lse_neg[own], s_pos[own], dz, dt)))
     return values, lse_neg.detach(), s_pos.detach()
@@ -107,7 +110,7 @@ def truth(case: Case) -> tuple[Values, Tensor, Tensor]:
 def run(case: Case, backend: TritonNtxent, need_dt: bool = True) -> Values:
     """The case through the backend; other processes' statistics are the true ones."""
     pairs = views(case)
-    dloss, scale, _ = upstream(case)
+    dloss, reduction, _ = upstream(case)
     _, lse_neg_all, s_pos_all = truth(case)
     lse_neg_all, s_pos_all = lse_neg_all.float(), s_pos_all.float()
     on_device = torch.tensor(case.temperature) if case.temperature_on_device else None
@@ -115,11 +118,11 @@ def run(case: Case, backend: TritonNtxent, need_dt: bool = True) -> Values:
     normalized = [backend.normalize(z0, z1, EPS) for z0, z1 in pairs]
     u = torch.cat([u for u, _ in normalized])
     offset = case.rows.start
-    loss, lse_neg, s_pos = backend.fwd(u, case.n, offset, by_value, on_device, case.reduce, scale, case.precision)
+    loss, lse_neg, s_pos = backend.fwd(u, case.n, offset, by_value, on_device, reduction, case.precision)
     lse_neg_all[case.rows], s_pos_all[case.rows] = lse_neg, s_pos
     dz0, dz1, dt = backend.bwd(
         dloss, *pairs[case.rank], u, normalized[case.rank][1], lse_neg_all, s_pos_all,
-        offset, scale, EPS, by_value, on_device, case.precision, need_dt,
+        offset, reduction, EPS, by_value, on_device, case.precision, need_dt,
     )  # fmt: skip
     assert dz0.dtype == dz1.dtype == case.dtype
     return Values(loss, lse_neg, s_pos, torch.cat([dz0, dz1]), dt)
