@@ -68,7 +68,7 @@ class EncodedLoader:
         self.bad = source.bad
         self.chunks: list[list[int]] = []
         self.workers = torch.utils.data.DataLoader(
-            ChunkReader(source, decode=self.decoder is None),
+            ChunkReader(source, decode=self.decoder is None, workers=options.workers),
             batch_sampler=_Live(self),
             collate_fn=_same,
             num_workers=options.workers,

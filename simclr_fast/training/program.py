@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from simclr_fast.checkpoint import CheckpointError
 from simclr_fast.config import ConfigError
-from simclr_fast.data.decode import DataError
+from simclr_fast.data.decode import data_error
 from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.process import stop_process
 
@@ -21,8 +21,14 @@ def exit_status(program: str, work: Callable[[], int]) -> int:
     except (ConfigError, CheckpointError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
-    except (DataError, NonFiniteLossError) as error:
+    except NonFiniteLossError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        of_data = data_error(error)
+        if of_data is None:
+            raise
+        print(f"{program}: error: {of_data}", file=sys.stderr)
         return 1
     finally:
         stop_process()
