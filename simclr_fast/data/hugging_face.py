@@ -32,15 +32,12 @@ def _loaded(options: DataOptions) -> Mapping[str, Any]:
     except ImportError as error:
         raise ConfigError("--dataset huggingface: the package 'datasets' is missing; pip install datasets") from error
     root = options.data_dir
-    if (root / "dataset_dict.json").exists() or (root / "state.json").exists():
-        loaded = datasets.load_from_disk(str(root))
-    else:
-        try:
-            loaded = datasets.load_dataset(str(root))
-        except (OSError, ValueError) as error:  # DatasetNotFoundError and its kin derive from these
-            raise ConfigError(
-                f"--data-dir {root}: not a Hugging Face data set ({str(error).splitlines()[0]})"
-            ) from error
+    is_saved = (root / "dataset_dict.json").exists() or (root / "state.json").exists()
+    try:
+        loaded = datasets.load_from_disk(str(root)) if is_saved else datasets.load_dataset(str(root))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # pyarrow's errors are ValueErrors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"--data-dir {root}: not a Hugging Face data set ({reason})") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 

@@ -2,15 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 
 from simclr_fast.config import ConfigError, DataOptions
-from simclr_fast.data import EncodedImages, load_dataset
-from simclr_fast.data.sources import TableColumn
-from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.data import datasets, load_dataset
 from tests.data.conftest import pixels, write_image
 
 
@@ -72,41 +71,34 @@ def test_images_alone_have_no_labels(tmp_path: Path) -> None:
     assert dataset.test is None
 
 
-@pytest.fixture(params=["saved", "parquet"])
-def hugging_face_root(request, tmp_path: Path, monkeypatch) -> Path:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    for i in range(6):
-        write_image(tmp_path / "files" / f"{i}.jpg", 20 + i, 30, seed=i)
-    paths = [str(tmp_path / "files" / f"{i}.jpg") for i in range(6)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    table = datasets.Dataset.from_dict({"image": paths, "label": [0, 1, 2, 0, 1, 2]}, features=features)
-    root = tmp_path / "set"
-    if request.param == "saved":
-        datasets.DatasetDict({"train": table.select(range(4)), "test": table.select([4, 5])}).save_to_disk(str(root))
-    else:
-        (root / "data").mkdir(parents=True)
-        table.select(range(4)).to_parquet(str(root / "data" / "train-00000-of-00001.parquet"))
-        table.select([4, 5]).to_parquet(str(root / "data" / "test-00000-of-00001.parquet"))
-    return root
+def test_classes_have_the_names_of_the_data_set(mnist_root: Path, stl_root: Path) -> None:
+    assert load_dataset(DataOptions(dataset="mnist5k")).classes == tuple("0123456789")
+    assert load_dataset(options("fashion-mnist", mnist_root)).classes[:2] == ("T-shirt/top", "Trouser")
+    assert load_dataset(options("stl10", stl_root)).classes == tuple(f"class{i}" for i in range(10))
 
 
-def test_hugging_face_folder(hugging_face_root: Path) -> None:
-    dataset = load_dataset(options("huggingface", hugging_face_root))
-    assert len(dataset.train) == 4
-    assert dataset.train.labels.tolist() == [0, 1, 2, 0]
-    assert dataset.train.decoded(3).shape == (3, 23, 30)
-    assert len(dataset.test) == 2
-    with pytest.raises(ConfigError, match=r"--image-column picture: the data set has the columns image, label"):
-        load_dataset(options("huggingface", hugging_face_root, image_column="picture"))
+def test_packed_files_of_debian_are_told_how_to_unpack(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    with pytest.raises(ConfigError) as raised:
+        load_dataset(options("fashion-mnist", tmp_path))
+    said = str(raised.value)
+    assert f"add --download to fetch it, or put its files into {raw} yourself, unpacked" in said
+    assert f"mkdir -p {raw} && cp /usr/share/datasets/fashion-mnist/*.gz {raw} && gunzip {raw}/*.gz" in said
 
 
-def test_hugging_face_row_without_an_image_is_a_bad_image() -> None:
-    column = TableColumn([{"image": None}, {"image": {"bytes": None, "path": None}}], "image")
-    source = EncodedImages(1, column.read, column.name)
-    with pytest.raises(BadImageError, match="row 0 of column 'image': the row has no image"):
-        source.decode(0)
+@pytest.mark.parametrize("error", [RuntimeError("Error downloading x.gz"), URLError("no route to host")])
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_a_failed_download_is_not_to_be_tried_by_the_same_option(
+    name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets.KINDS[name][0], "download", fail)
+    with pytest.raises(ConfigError, match="the download failed; once the network is there, the same command") as raised:
+        load_dataset(options(name, tmp_path, download=True))
+    assert "add --download" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "stl10", "imagefolder", "huggingface"])

@@ -1,0 +1,170 @@
+"""Image folders as users have them: one list of classes for all parts, links, hidden files, what is no image."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.datasets import ImageFolder
+
+from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.data import Dataset, load_dataset
+from simclr_fast.data.sources import Files
+from tests.data.conftest import write_image
+
+
+def tree(root: Path, *names: str) -> Path:
+    for seed, name in enumerate(names):
+        write_image(root / name, 6, 8, seed=seed)
+    return root
+
+
+def load(root: Path) -> Dataset:
+    return load_dataset(DataOptions(dataset="imagefolder", data_dir=root))
+
+
+def by_name(source) -> dict[str, int]:
+    """The label of each image, by the last two parts of its path."""
+    return {"/".join(Path(source.name(i)).parts[-2:]): int(source.labels[i]) for i in range(len(source))}
+
+
+TRAIN = ("train/a/1.png", "train/b/1.png", "train/c/1.png")
+
+
+@pytest.mark.parametrize("part", ["val", "validation", "valid", "test"])
+def test_held_out_parts_and_their_names(part: str, tmp_path: Path) -> None:
+    data = load(tree(tmp_path, *TRAIN, f"{part}/c/1.png", f"{part}/a/1.png", f"{part}/b/1.png"))
+    assert data.classes == ("a", "b", "c")
+    assert by_name(data.test) == {"a/1.png": 0, "b/1.png": 1, "c/1.png": 2}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_class_that_val_lacks_shifts_no_number(empty: bool, tmp_path: Path, caplog) -> None:
+    tree(tmp_path, *TRAIN, "val/b/1.png", "val/c/1.png")
+    if empty:
+        (tmp_path / "val" / "a").mkdir()
+    data = load(tmp_path)
+    assert by_name(data.test) == {"b/1.png": 1, "c/1.png": 2}
+    assert f"{tmp_path / 'val'}: no image of class a" in caplog.text
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_class_that_train_lacks_is_left_out(empty: bool, tmp_path: Path, caplog) -> None:
+    tree(tmp_path, "train/a/1.png", "train/c/1.png", "val/a/1.png", "val/b/1.png", "val/b/2.png", "val/c/1.png")
+    if empty:
+        (tmp_path / "train" / "b").mkdir()
+    data = load(tmp_path)
+    assert data.classes == ("a", "c")
+    assert by_name(data.labelled) == by_name(data.test) == {"a/1.png": 0, "c/1.png": 1}
+    assert (
+        f"{tmp_path / 'val'}: 2 images of class b are left out, as {tmp_path / 'train'} has no such class"
+        in caplog.text
+    )
+    assert ("train: no image of class b" in caplog.text) == empty
+
+
+def test_no_class_in_common_leaves_nothing_to_judge(tmp_path: Path, caplog) -> None:
+    data = load(tree(tmp_path, *TRAIN, "val/x/1.png", "val/y/1.png"))
+    assert data.test.labels is None
+    assert "2 images of 2 classes: x, y are left out" in caplog.text
+
+
+def test_links_are_followed_as_torchvision_does(tmp_path: Path) -> None:
+    real = tree(tmp_path / "real", "a/1.png", "b/1.png", "b/sub/2.png", "c/1.png")
+    root = tree(tmp_path / "set", "train/d/1.png")
+    for name in "abc":
+        (root / "train" / name).symlink_to(real / name)
+    (root / "train" / "d" / "2.png").symlink_to(real / "a" / "1.png")
+    data = load(root)
+    theirs = ImageFolder(str(root / "train"))
+    assert [(data.train.name(i), int(data.train.labels[i])) for i in range(len(data.train))] == theirs.samples
+    assert len(theirs) == 6
+    assert list(data.classes) == theirs.classes
+
+
+def test_links_in_a_circle_and_to_nothing_are_counted(tmp_path: Path, caplog) -> None:
+    tree(tmp_path, *TRAIN)
+    (tmp_path / "train" / "a" / "loop").symlink_to(tmp_path / "train")
+    (tmp_path / "train" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(load(tmp_path).train) == 3
+    assert "left out 1 links to nothing, 1 links to a folder around them" in caplog.text
+
+
+def test_hidden_files_and_folders_are_no_class_and_no_image(tmp_path: Path, caplog) -> None:
+    tree(tmp_path, *TRAIN, "train/.ipynb_checkpoints/1-checkpoint.png", "train/a/._1.png")
+    (tmp_path / "train" / ".DS_Store").write_bytes(b"x")
+    data = load(tmp_path)
+    assert data.classes == ("a", "b", "c")
+    assert len(data.train) == 3
+    assert "left out 3 hidden files and folders" in caplog.text
+
+
+def test_what_is_no_image_is_counted_by_kind(tmp_path: Path, caplog) -> None:
+    tree(tmp_path, *TRAIN)
+    for name in ("a/1.heic", "a/2.heic", "b/notes.txt", "b/README"):
+        (tmp_path / "train" / name).write_bytes(b"x")
+    load(tmp_path)
+    assert f"{tmp_path / 'train'}: left out 2 .heic, 1 files without suffix, 1 .txt" in caplog.text
+
+
+def test_order_is_that_of_the_parts_of_the_path(tmp_path: Path) -> None:
+    """As strings, "a-1/..." comes before "a/...", and the labels would not ascend."""
+    data = load(tree(tmp_path, "a/2.png", "a/10.png", "a-1/1.png", "b/1.png"))
+    assert data.classes == ("a", "a-1", "b")
+    assert [Path(data.train.name(i)).name for i in range(4)] == ["10.png", "2.png", "1.png", "1.png"]
+    assert data.train.labels.tolist() == [0, 0, 1, 2]
+
+
+def test_images_beside_the_classes_are_trained_on_only(tmp_path: Path, caplog) -> None:
+    data = load(tree(tmp_path, *TRAIN, "train/z.png", "val/a/1.png", "val/stray.png"))
+    assert len(data.train) == 4
+    assert data.train.labels is None
+    assert by_name(data.labelled) == {"a/1.png": 0, "b/1.png": 1, "c/1.png": 2}
+    assert torch.equal(data.labelled.decode(2), data.train.decode(2))
+    assert by_name(data.test) == {"a/1.png": 0}
+    assert "train: 1 of 4 images have no label, and are only trained on" in caplog.text
+    assert "val: 1 of 2 images are left out, as they have no label" in caplog.text
+
+
+def test_the_part_with_labels_is_preferred(tmp_path: Path, caplog) -> None:
+    data = load(tree(tmp_path, *TRAIN, "val/1.png", "test/b/1.png"))
+    assert by_name(data.test) == {"b/1.png": 1}
+    assert "val: no labels (the images lie in no class folders), so that it is not evaluated on" in caplog.text
+
+
+def test_no_held_out_images_and_no_labels_are_said(tmp_path: Path, caplog) -> None:
+    assert load(tree(tmp_path / "one", *TRAIN)).test is None
+    assert "none of val, validation, valid, test is beside train" in caplog.text
+    data = load(tree(tmp_path / "two", "1.png", "2.png"))
+    assert (data.labelled, data.test, data.classes) == (None, None, None)
+    assert "no labels (the images lie in no class folders), so that nothing is evaluated" in caplog.text
+
+
+def test_labels_of_the_held_out_part_alone_are_kept_for_its_picture(tmp_path: Path) -> None:
+    data = load(tree(tmp_path, "train/1.png", "val/a/1.png", "val/b/1.png"))
+    assert data.labelled is None
+    assert (data.test.labels.tolist(), data.classes) == ([0, 1], ("a", "b"))
+
+
+def test_messages_come_from_the_first_process_only(tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    load(tree(tmp_path, *TRAIN))
+    assert caplog.text == ""
+
+
+def test_only_what_cannot_be_read_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "1.heic").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"no image \(\.jpg, .*\.tif.*\) in it or below"):
+        load(tmp_path)
+
+
+def test_names_are_held_in_one_array_and_survive_pickling(tmp_path: Path) -> None:
+    names = ["a/ä b.png", os.fsdecode(b"a/\xff.png"), "c.png"]
+    files = pickle.loads(pickle.dumps(Files(tmp_path, names)))
+    assert [files.name(i) for i in range(3)] == [str(tmp_path / name) for name in names]
+    many = Files(tmp_path, [f"class_{i % 100:03d}/image_{i:08d}.jpg" for i in range(20_000)])
+    assert len(pickle.dumps(many)) < 20_000 * (28 + 8) + 1000, "28 characters and an offset for each, no object"
+    assert not any(isinstance(value, (list, tuple, dict)) for value in vars(many).values())

@@ -1,0 +1,195 @@
+"""Hugging Face data sets: saved, in parquet, in WebDataset shards; labels of every kind."""
+
+import dataclasses
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.data import EncodedImages, load_dataset
+from simclr_fast.data.sources import TableColumn
+from simclr_fast.data.unreadable import BadImageError
+from tests.data.conftest import write_image
+
+
+def options(name: str, root: Path, **changes) -> DataOptions:
+    return dataclasses.replace(DataOptions(dataset=name, data_dir=root), **changes)
+
+
+def png(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (level, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def saved(root: Path, feature: Any, **splits: list) -> Path:
+    """A saved data set whose splits have these labels."""
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    tables = {
+        name: datasets.Dataset.from_dict(
+            {"image": [{"bytes": png(i)} for i in range(len(labels))], "label": labels}, features
+        )
+        for name, labels in splits.items()
+    }
+    datasets.DatasetDict(tables).save_to_disk(str(root))
+    return root
+
+
+def load(root: Path, **changes):
+    return load_dataset(options("huggingface", root, **changes))
+
+
+@pytest.fixture(params=["saved", "parquet"])
+def hugging_face_root(request, tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for i in range(6):
+        write_image(tmp_path / "files" / f"{i}.jpg", 20 + i, 30, seed=i)
+    paths = [str(tmp_path / "files" / f"{i}.jpg") for i in range(6)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"image": paths, "label": [0, 1, 2, 0, 1, 2]}, features=features)
+    root = tmp_path / "set"
+    if request.param == "saved":
+        datasets.DatasetDict({"train": table.select(range(4)), "test": table.select([4, 5])}).save_to_disk(str(root))
+    else:
+        (root / "data").mkdir(parents=True)
+        table.select(range(4)).to_parquet(str(root / "data" / "train-00000-of-00001.parquet"))
+        table.select([4, 5]).to_parquet(str(root / "data" / "test-00000-of-00001.parquet"))
+    return root
+
+
+def test_hugging_face_folder(hugging_face_root: Path) -> None:
+    dataset = load_dataset(options("huggingface", hugging_face_root))
+    assert len(dataset.train) == 4
+    assert dataset.train.labels.tolist() == [0, 1, 2, 0]
+    assert dataset.train.decoded(3).shape == (3, 23, 30)
+    assert len(dataset.test) == 2
+    with pytest.raises(ConfigError, match=r"--image-column picture: the data set has the columns image, label"):
+        load_dataset(options("huggingface", hugging_face_root, image_column="picture"))
+
+
+def test_hugging_face_row_without_an_image_is_a_bad_image() -> None:
+    column = TableColumn([{"image": None}, {"image": {"bytes": None, "path": None}}], "image")
+    source = EncodedImages(1, column.read, column.name)
+    with pytest.raises(BadImageError, match="row 0 of column 'image': the row has no image"):
+        source.decode(0)
+
+
+NUMBER, NAME = datasets.Value("int64"), datasets.Value("string")
+
+
+def test_a_labelled_validation_is_preferred_to_an_unlabelled_test(tmp_path: Path, caplog) -> None:
+    named = datasets.ClassLabel(names=["cat", "dog"])
+    data = load(saved(tmp_path, named, train=[0, 1, 1], validation=[1, 0], test=[-1, -1]))
+    assert data.test.labels.tolist() == [1, 0]
+    assert data.classes == ("cat", "dog")
+    assert "split 'test': no labels (the column 'label' holds only -1 or nothing), so that it is not" in caplog.text
+
+
+def test_a_labelled_test_comes_first(tmp_path: Path) -> None:
+    assert load(saved(tmp_path, NUMBER, train=[0, 1], validation=[0, 1], test=[1])).test.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("feature", "train", "test", "classes"),
+    [
+        (NAME, ["pear", "apple", "pear"], ["pear", "apple"], ("apple", "pear")),
+        (NUMBER, [102, 7, 102], [102, 7], ("7", "102")),
+        (datasets.Value("bool"), [True, False, True], [True, False], ("False", "True")),
+        (datasets.ClassLabel(names=["z", "none", "a"]), [2, 0, 2], [2, 0], ("z", "a")),
+    ],
+)
+def test_labels_become_classes_by_name(feature, train: list, test: list, classes: tuple, tmp_path: Path) -> None:
+    data = load(saved(tmp_path, feature, train=train, test=test))
+    assert data.classes == classes
+    assert data.train.labels.tolist() == [1, 0, 1]
+    assert data.test.labels.tolist() == [1, 0]
+
+
+def test_a_split_that_lacks_a_class_is_numbered_alike(tmp_path: Path, caplog) -> None:
+    data = load(saved(tmp_path, NAME, train=["a", "b", "c"], test=["c", "x", "b"]))
+    assert data.test.labels.tolist() == [2, 1]
+    assert torch.equal(data.test.decode(1), data.train.decode(2)), "the image moves with its label"
+    assert "split 'test': 1 images of class x are left out, as split 'train' has no such class" in caplog.text
+    assert "split 'test': no image of class a" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "reason"),
+    [
+        (datasets.List(NUMBER), [[1], [2, 3]], "neither numbers of classes nor names"),
+        (datasets.Value("float32"), [0.5, 1.5], "neither numbers of classes nor names"),
+        (NUMBER, [None, None], "holds only -1 or nothing"),
+        (NAME, [None, None], "holds only -1 or nothing"),
+        (NUMBER, [-1, -1], "holds only -1 or nothing"),
+        (datasets.Value("null"), [None, None], "neither numbers of classes nor names"),
+    ],
+)
+def test_labels_that_are_none_do_not_stop_training(feature, labels: list, reason: str, tmp_path: Path, caplog) -> None:
+    data = load(saved(tmp_path, feature, train=labels))
+    assert (len(data.train), data.labelled, data.classes) == (2, None, None)
+    assert reason in caplog.text
+    assert "so that nothing is evaluated" in caplog.text
+
+
+def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, caplog) -> None:
+    assert load(saved(tmp_path, NUMBER, train=[0, 1]), label_column="cls").labelled is None
+    assert "no column 'cls' among image, label; --label-column names another" in caplog.text
+
+
+def test_rows_without_a_label_are_trained_on_only(tmp_path: Path, caplog) -> None:
+    data = load(saved(tmp_path, NUMBER, train=[1, None, -1, 5], test=[5, None]))
+    assert len(data.train) == 4
+    assert data.train.labels is None
+    assert data.labelled.labels.tolist() == [0, 1]
+    assert torch.equal(data.labelled.decode(1), data.train.decode(3))
+    assert data.test.labels.tolist() == [1]
+    assert "split 'train': 2 of 4 images have no label, and are only trained on" in caplog.text
+
+
+def test_another_column_of_images_is_not_decoded(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = {"image": [{"bytes": png(7)}], "mask": [{"bytes": b"broken"}]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)}).save_to_disk(str(tmp_path))
+    assert load(tmp_path).train.decode(0)[0, 0, 0] == 7
+
+
+def test_web_dataset_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "shards"
+    root.mkdir()
+    for shard, classes in (("train-000000", [0, 1]), ("train-000001", [1]), ("val-000000", [1, 0])):
+        with tarfile.open(root / f"{shard}.tar", "w") as tar:
+            for i, label in enumerate(classes):
+                picture = io.BytesIO()
+                Image.new("RGB", (9, 8), (50 * label, 0, 0)).save(picture, "JPEG")
+                for suffix, content in (("jpg", picture.getvalue()), ("cls", str(label).encode())):
+                    entry = tarfile.TarInfo(f"{shard}_{i}.{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    data = load(root, image_column="jpg", label_column="cls")
+    assert data.train.labels.tolist() == [0, 1, 1]
+    assert data.test.labels.tolist() == [1, 0]
+    assert [data.train.decode(i)[0].float().mean().round().item() for i in range(3)] == pytest.approx(
+        [0, 50, 50], abs=2
+    )
+
+
+@pytest.mark.parametrize("kind", ["saved", "parquet"])
+def test_damaged_data_is_told_in_one_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "set"
+    if kind == "saved":
+        saved(root, NUMBER, train=[0, 1])
+        next(root.glob("train/*.arrow")).write_bytes(b"broken")
+    else:
+        root.mkdir()
+        (root / "train-00000-of-00001.parquet").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match=f"^--data-dir {root}: not a Hugging Face data set") as raised:
+        load(root)
+    assert "\n" not in str(raised.value)
