@@ -37,7 +37,7 @@ def decode_rgb(encoded: Tensor) -> Tensor:
         raise ValueError(f"Unsupported image file: no JPEG, {', '.join(PILLOW_FORMATS)} begins so") from error
     except Exception as error:  # its parsers raise whatever damaged bytes lead them into, struct.error and the like
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
