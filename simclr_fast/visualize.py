@@ -1,11 +1,14 @@
 """Pictures of a run: images with their two views, learning curves, a map of the embeddings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from sklearn.manifold import TSNE
 from torch import Tensor
+
+from simclr_fast.training.monitor import KNN_K
 
 matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
@@ -47,7 +50,7 @@ def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     accuracy_axis.plot(steps, 100 * accuracy, label="contrastive accuracy")
     steps, knn = _series(metrics, "knn")
     if len(steps):
-        accuracy_axis.plot(steps, 100 * knn, "o-", label="online kNN (training images)")
+        accuracy_axis.plot(steps, 100 * knn, "o-", label=f"online kNN (training images, k = {KNN_K})")
     accuracy_axis.set(title="Accuracy", xlabel="step", ylabel="accuracy (%)", ylim=(0, 101))
     accuracy_axis.legend(loc="lower right")
     lr_axis.plot(*_series(metrics, "lr"), color="tab:green")
@@ -58,12 +61,21 @@ def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     _save(figure, path)
 
 
-def embedding_map(path: Path, features: Tensor, labels: Tensor, title: str, limit: int = 2000) -> None:
-    """t-SNE of features [n, D] in two dimensions, coloured by labels [n]; at most `limit` of them."""
-    features, labels = features[:limit].float().numpy(), labels[:limit].numpy()
+def embedding_map(
+    path: Path, features: Tensor, labels: Tensor | None, title: str, names: Sequence[str] = (), limit: int = 2000
+) -> None:
+    """t-SNE of features [n, D] in two dimensions, coloured by labels int64 [n] where there are any; `limit` at most.
+
+    names: of the classes by number, for the legend; a class beyond them is shown by its number.
+    """
+    features = features[:limit].float().numpy()
+    labels = np.zeros(len(features), dtype=np.int64) if labels is None else labels[:limit].numpy()
     features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
-    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    if len(features) > 2:
+        points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    else:  # one or two points have no arrangement to look for
+        points = features[:, :2]
     figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
     classes = np.unique(labels)
     colours = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
@@ -71,8 +83,10 @@ def embedding_map(path: Path, features: Tensor, labels: Tensor, title: str, limi
         chosen = labels == label
         colour = colours(k) if len(classes) <= 10 else colours(k / max(1, len(classes) - 1))
         axis.scatter(*points[chosen].T, s=9, color=colour, label=str(label))
-    if len(classes) <= 20:
-        axis.legend(title="class", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if 1 < len(classes) <= 20:
+        legend = axis.legend(title="class", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for text, label in zip(legend.get_texts(), classes):  # set afterwards: a label "_x" would be left out
+            text.set(text=names[label] if label < len(names) else str(label), parse_math=False)
     axis.set(title=title, xlabel="t-SNE dimension 1", ylabel="t-SNE dimension 2")
     _save(figure, path)
 

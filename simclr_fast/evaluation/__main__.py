@@ -22,6 +22,7 @@ import tyro
 
 from simclr_fast.config import ConfigError
 from simclr_fast.evaluation import options
+from simclr_fast.evaluation.option_checks import check
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.training.process import start_process
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, chosen = parse(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
-        run = Run.open(chosen.checkpoint)  # first of all: nothing is started for a checkpoint that cannot be used
+        check(chosen)
+        run = Run.open(chosen.checkpoint)  # before the rest: nothing is started for a checkpoint that cannot be used
         process = start_process(chosen.device, chosen.threads)
         if process.world_size > 1 and name != "finetune":
             raise ConfigError(f"it runs in one process, not in {process.world_size}: start it without torchrun")

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from simclr_fast.data import EncodedImages, ImageArrays
 from simclr_fast.evaluation.batches import LabelledBatches
-from simclr_fast.evaluation.features import Preprocess, embed
 from simclr_fast.optim import lr_at
 from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.process import Process
@@ -87,11 +85,3 @@ def train_classifier(
                 raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}; lower the learning rate {lr:g}")
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return model.eval()
-
-
-def classifier_accuracy(
-    model: Classifier, source: ImageArrays | EncodedImages, preprocess: Preprocess, device: torch.device
-) -> float:
-    """Share of the images whose largest logit is that of their class."""
-    predicted = embed(model, source, preprocess, device).argmax(dim=1)
-    return (predicted == source.labels).float().mean().item()

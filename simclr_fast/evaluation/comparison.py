@@ -1,22 +1,25 @@
 """The table at the end of a run: raw pixels, random-init encoder and SimCLR encoder, by the same three probes."""
 
 import statistics
+from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.evaluation.classes import TOP, accuracy, class_accuracies, class_table, top5_accuracy
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
-from simclr_fast.evaluation.knn import knn_accuracy
-from simclr_fast.evaluation.linear import linear_accuracy, standardize
-from simclr_fast.evaluation.splits import few_label_draws, fixed_part
+from simclr_fast.evaluation.knn import KNN_K, KNN_T, choose_k, knn_accuracy, nearest, vote
+from simclr_fast.evaluation.linear import fit_linear, standardize
+from simclr_fast.evaluation.splits import few_label_draws, fixed_part, rarest_class
+from simclr_fast.evaluation.tables import ResultTable, percent
 
 LARGEST = (50_000, 10_000)  # training and test images that are compared on
 ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}
 PROBES = {
-    "few_label_1nn": "1-NN, {n} labels/class",
-    "few_label_linear": "linear, {n} labels/class",
+    "few_label_1nn": "1-NN, {few}",
+    "few_label_linear": "linear, {few}",
+    "few_label_linear_top5": "its top-5 accuracy",
     "knn": "weighted kNN, all labels",
 }
 
@@ -29,48 +32,105 @@ def compare(
     preprocess: Preprocess,
     device: torch.device,
     *,
+    names: list[str],
     labels_per_class: int = 10,
     draws: int = 5,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """Test accuracies (fractions) by probe and encoder, on fixed random parts of sets that are larger than LARGEST.
 
+    names: of the classes. Of a class with fewer than labels_per_class images the few-label probes see all. Beside the
+    probes: what was measured on ("labels_per_class", "rarest_class", "draws", "train_images", "test_images"), "knn_k"
+    by encoder, and "per_class", {"names", "images" (of the test part), an accuracy by kNN per encoder}.
     Nothing is selected on the test images.
     """
     parts = [(source, fixed_part(len(source), limit)) for source, limit in zip((train, test), LARGEST)]
     labels, truth = (source.labels[chosen] for source, chosen in parts)
-    results: dict[str, dict[str, float]] = {probe: {} for probe in PROBES}
+    results: dict[str, Any] = {
+        "labels_per_class": labels_per_class,
+        "rarest_class": rarest_class(labels),
+        "draws": draws,
+        "train_images": len(labels),
+        "test_images": len(truth),
+        "knn_k": {},
+        "per_class": {"names": names, "images": torch.bincount(truth, minlength=len(names)).tolist()},
+    }
     for name, encoder in (("raw", Pixels()), ("random_init", random_init), ("simclr", trained)):
         bank, queries = (embed(encoder, source, preprocess, device, chosen) for source, chosen in parts)
-        scores = probe_accuracies(bank, labels, queries, truth, labels_per_class, draws)
-        for probe, score in scores.items():
-            results[probe][name] = round(score, 4)
+        found = probe_accuracies(bank, labels, queries, truth, len(names), labels_per_class, draws, device)
+        del bank, queries  # the next encoder's need the room
+        results["per_class"][name] = found.pop("per_class")
+        results["knn_k"][name] = found.pop("knn_k")
+        for probe, score in found.items():
+            results.setdefault(probe, {})[name] = round(score, 4)
     return results
 
 
 def probe_accuracies(
-    bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, labels_per_class: int = 10, draws: int = 5
-) -> dict[str, float]:
-    """The three accuracies (fractions) of features [N, D] for training and [Q, D] for test images."""
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    truth: Tensor,
+    classes: int,
+    labels_per_class: int = 10,
+    draws: int = 5,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """The probes' accuracies (fractions) of features [N, D] for training and [Q, D] for test images.
+
+    "knn" is that of "knn_k" neighbours, which leaving one out chooses among the training images, "per_class" what it
+    gives by class. "few_label_linear_top5" is there where there are more than five classes.
+    """
     chosen = few_label_draws(labels, labels_per_class, draws)
-    scaled_bank, scaled_queries = standardize(bank, queries)
-    return {
+    knn_k, _ = choose_k(bank, labels, KNN_K, knn_t=KNN_T, classes=classes, device=device)
+    similarity, index = nearest(bank, queries, knn_k, device)
+    votes = vote(similarity, labels[index], KNN_T, classes)
+    per_class = class_accuracies(votes.argmax(dim=1), truth, classes)
+    scores = {
         "few_label_1nn": statistics.mean(
             knn_accuracy(bank[few], labels[few], queries, truth, knn_k=1) for few in chosen
         ),
-        "few_label_linear": statistics.mean(
-            linear_accuracy(scaled_bank[few], labels[few], scaled_queries, truth) for few in chosen
-        ),
-        "knn": knn_accuracy(bank, labels, queries, truth),
+        "knn": accuracy(votes, truth),
+        "knn_k": knn_k,
+        "per_class": [None if share is None else round(share, 4) for share in per_class],
     }
+    scaled_bank, scaled_queries = standardize(bank, queries)
+    logits = [
+        fit_linear(scaled_bank[few], labels[few], classes=classes, device=device).logits(scaled_queries)
+        for few in chosen
+    ]
+    scores["few_label_linear"] = statistics.mean(accuracy(of_draw, truth) for of_draw in logits)
+    if classes > TOP:
+        scores["few_label_linear_top5"] = statistics.mean(top5_accuracy(of_draw, truth) for of_draw in logits)
+    return scores
 
 
-def results_table(results: dict[str, dict[str, float]], labels_per_class: int = 10, draws: int = 5) -> Table:
-    """The accuracies as a table in percent."""
-    table = Table(title=f"Accuracy on held-out test images (%; few-label rows: mean of {draws} draws)")
-    table.add_column("")
-    for title in ENCODERS.values():
-        table.add_column(title, justify="right")
+def few_labels(results: dict[str, Any]) -> str:
+    """How many labels the few-label probes saw; results: what `compare` gives."""
+    wanted, rarest = results["labels_per_class"], results["rarest_class"]
+    unit = "label" if wanted == 1 else "labels"
+    return f"{wanted} {unit}/class" + (f" ({rarest} in the rarest)" if rarest < wanted else "")
+
+
+def comparison_table(results: dict[str, Any]) -> ResultTable:
+    """The accuracies in percent; results: what `compare` gives, and the number of neighbours of kNN."""
+    rows = []
     for probe, title in PROBES.items():
-        cells = [f"{100 * results[probe][encoder]:.1f}" for encoder in ENCODERS]
-        table.add_row(title.format(n=labels_per_class), *cells)
-    return table
+        if probe not in results:
+            continue
+        rows.append([title.format(few=few_labels(results)), *(percent(results[probe][name]) for name in ENCODERS)])
+    rows.append(["its k", *(str(results["knn_k"][name]) for name in ENCODERS)])
+    title = (
+        f"Accuracy on {results['test_images']} held-out test images (%; few-label rows: mean of {results['draws']} "
+        "draws; k: chosen on the training images, leaving one out)"
+    )
+    return ResultTable(title, ["", *ENCODERS.values()], rows)
+
+
+def comparison_by_class(results: dict[str, Any]) -> ResultTable:
+    """Accuracy of each class (%) by weighted kNN with all labels; results: what `compare` gives."""
+    per_class = results["per_class"]
+    scores = {encoder: per_class[encoder] for encoder in ENCODERS}
+    images = torch.tensor(per_class["images"])
+    truth = torch.arange(len(images)).repeat_interleave(images)
+    title = "Accuracy by class (%), weighted kNN, all labels"
+    return class_table(title, per_class["names"], truth, scores, ENCODERS)

@@ -57,7 +57,8 @@ def embed(
     was_training = encoder.training
     encoder.eval()
     indices = torch.arange(len(source)) if indices is None else indices
-    features = []
+    features: Tensor | None = None
+    done = 0
     with ThreadPoolExecutor(DECODE_THREADS) as pool:  # decoding releases the interpreter's lock
         for part in indices.split(batch_size):
             if isinstance(source, ImageArrays):
@@ -66,6 +67,10 @@ def embed(
                 decoded = pool.map(source.decoded, part.tolist())
                 images = torch.cat([preprocess(image[None].to(device)) for image in decoded])
             images = images.to(memory_format=torch.channels_last)
-            features.append(encoder(images).float().cpu())
+            found = encoder(images).float().cpu()
+            if features is None:  # one allocation: to gather parts and join them would take twice the memory
+                features = found.new_empty(len(indices), found.shape[1])
+            features[done : done + len(part)] = found
+            done += len(part)
     encoder.train(was_training)
-    return torch.cat(features)
+    return features

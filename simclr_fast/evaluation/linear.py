@@ -12,6 +12,7 @@ from simclr_fast.evaluation.splits import hold_out
 # labels.
 PENALTY_C = 0.1
 MAX_ITERATIONS = 300
+SMALLEST_STD = 1e-12  # where all images have the same features, they become zeros instead of 0 / 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +22,13 @@ class LinearClassifier:
     weight: Tensor
     bias: Tensor
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Score of each class for each row of features [N, D], float32 [N, classes] on the CPU."""
+        return F.linear(features.to(self.weight.device), self.weight, self.bias).cpu()
+
     def predict(self, features: Tensor) -> Tensor:
         """Class of each row of features [N, D], int64 [N] on the CPU."""
-        return F.linear(features.to(self.weight.device), self.weight, self.bias).argmax(dim=1).cpu()
+        return self.logits(features).argmax(dim=1)
 
 
 def fit_linear(
@@ -38,7 +43,7 @@ def fit_linear(
 
     features [N, D] on a common scale (see `standardize`), labels int64 [N]. Full-batch L-BFGS from zero, on the device.
     """
-    if penalty_c <= 0:
+    if not penalty_c > 0:
         raise ValueError(f"penalty_c={penalty_c}: pass a number > 0")
     x, y = features.to(device).float(), labels.to(device)
     classes = classes if classes is not None else int(labels.max()) + 1
@@ -71,8 +76,8 @@ def standardize(features: Tensor, *others: Tensor) -> list[Tensor]:
     """
     rows = [F.normalize(part.float(), dim=1) for part in (features, *others)]
     mean, std = rows[0].mean(dim=0), rows[0].std(dim=0)
-    std = std.clamp_min(0.01 * std.mean())
-    return [(part - mean) / std for part in rows]
+    std = std.clamp_min(0.01 * std.mean()).clamp_min(SMALLEST_STD)
+    return [part.sub_(mean).div_(std) for part in rows]  # in place: of a large set each copy takes gigabytes
 
 
 def linear_accuracy(

@@ -1,6 +1,5 @@
 """The model card beside an export: what the backbone is, how it was trained, how well it does, how to load it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,9 @@ import torch
 
 from simclr_fast.config import as_dict
 from simclr_fast.evaluation import exported
-from simclr_fast.evaluation.comparison import ENCODERS, PROBES
+from simclr_fast.evaluation.comparison import comparison_table
+from simclr_fast.evaluation.results import read_comparison
 from simclr_fast.evaluation.run import Run
-from simclr_fast.training.summary import RESULTS_FILE
 
 CARD_FILE = "README.md"
 
@@ -82,17 +81,15 @@ def _options_table(run: Run) -> str:
 
 
 def _metrics(run: Run) -> str:
-    path = run.folder / RESULTS_FILE
-    if not path.exists():
+    results = read_comparison(run.folder)
+    if results is None:
         return "Not evaluated yet."
-    results = json.loads(path.read_text())
-    lines = [f"| test accuracy (%) | {' | '.join(ENCODERS.values())} |", "|---|" + "---:|" * len(ENCODERS)]
-    for key, title in PROBES.items():
-        if key in results:
-            cells = " | ".join(f"{100 * results[key][encoder]:.1f}" for encoder in ENCODERS)
-            lines.append(f"| {title.format(n=10)} | {cells} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not evaluated yet."
+    table = comparison_table(results)
+    rows = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.rows]
+    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return "\n".join([f"{table.title}.\n", *lines])
 
 
 def _cell(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return " ".join(text.replace("|", "\\|").split())

@@ -75,7 +75,7 @@ class FewLabelOptions(DataOptions):
     """Linear classifier and nearest neighbour from a few labels per class, over several draws."""
 
     per_class: tuple[int, ...] = (1, 5, 10, 20, 50)
-    """Labelled images per class (counts)."""
+    """Labelled images per class (counts); of a class with fewer all are taken."""
     draws: int = 5
     """Random choices of the labelled images (count)."""
 
@@ -135,6 +135,9 @@ class DetectOptions(ComputeOptions):
     """Labelled scenes that are trained on (count)."""
     test_scenes: int = 300
     """Scenes that are measured on (count)."""
+    min_size: int | None = None
+    """Shorter side that images are resized to (pixels; COCO and VOC); None is the published 800, or the training
+    images' own where it is smaller."""
     workers: int = 8
     """Processes that read images (COCO and VOC)."""
     amp_dtype: AmpDtype = "auto"

@@ -10,6 +10,7 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 
 DPI = 120
+LONGEST_NAME = 24  # characters of a class's name beside a picture
 COLOURS = {"raw": "tab:gray", "random_init": "tab:orange", "simclr": "tab:blue"}
 TRUE_BOX, FOUND_BOX = "#2ecc40", "#ff4136"
 
@@ -57,7 +58,7 @@ def detections(
             colour = TRUE_BOX if name == "true boxes" else FOUND_BOX
             for (left, top, right, bottom), label in zip(one["boxes"].tolist(), one["labels"].tolist()):
                 axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=colour))
-                axis.text(left, top - 1, classes[label], color=colour, fontsize=8, va="bottom")
+                axis.text(left, top - 1, classes[label], color=colour, fontsize=8, va="bottom", parse_math=False)
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(name)
@@ -65,12 +66,13 @@ def detections(
     return _save(figure, path)
 
 
-def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor) -> Path:
+def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor | None) -> Path:
     """A row per query: the query, then its nearest training images; a frame tells whether the class is the query's.
 
-    queries: uint8 [n, C, H, W]; found: uint8 [n, k, C, H, W], nearest first; correct: bool [n, k].
+    queries: uint8 [n, C, H, W]; found: uint8 [n, k, C, H, W], nearest first; correct: bool [n, k], or None without
+    labels.
     """
-    n, k = correct.shape
+    n, k = found.shape[:2]
     figure, axes = plt.subplots(n, k + 1, figsize=(1.0 * (k + 1), 1.0 * n), squeeze=False, layout="constrained")
     for row in range(n):
         for column, axis in enumerate(axes[row]):
@@ -78,7 +80,8 @@ def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor) -> P
             axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
             axis.set_xticks([])
             axis.set_yticks([])
-            colour = "black" if column == 0 else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
+            known = column > 0 and correct is not None
+            colour = "black" if not known else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
             for side in axis.spines.values():
                 side.set(color=colour, linewidth=2.5)
     axes[0, 0].set_title("query", fontsize=9)
@@ -86,8 +89,9 @@ def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor) -> P
     return _save(figure, path)
 
 
-def confusion(path: Path, predicted: Tensor, truth: Tensor, classes: int, title: str) -> Path:
-    """Share of each true class (row) that was taken for each class (column), in percent."""
+def confusion(path: Path, predicted: Tensor, truth: Tensor, names: list[str], title: str) -> Path:
+    """Share of each true class (row) that was taken for each class (column), in percent; names: of the classes."""
+    classes = len(names)
     counts = torch.zeros(classes, classes).index_put_((truth, predicted), torch.ones(()), accumulate=True)
     share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
     figure, axis = plt.subplots(figsize=(6.2, 5.4), layout="constrained")
@@ -100,8 +104,10 @@ def confusion(path: Path, predicted: Tensor, truth: Tensor, classes: int, title:
                     axis.text(
                         column, row, f"{value:.0f}", ha="center", va="center", color="white" if value > 50 else "black"
                     )
-        axis.set_xticks(range(classes))
-        axis.set_yticks(range(classes))
+        labels = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+        turned = 0 if max(map(len, labels)) <= 2 else 90
+        axis.set_xticks(range(classes), labels, rotation=turned, parse_math=False)
+        axis.set_yticks(range(classes), labels, parse_math=False)
     axis.set(title=title, xlabel="predicted class", ylabel="true class")
     figure.colorbar(shown, label="share of the true class (%)")
     return _save(figure, path)

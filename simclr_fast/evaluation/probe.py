@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from simclr_fast.evaluation.batches import LabelledBatches
-from simclr_fast.evaluation.linear import LinearClassifier
+from simclr_fast.evaluation.linear import SMALLEST_STD, LinearClassifier
 from simclr_fast.optim import lr_at
 
 MOMENTUM = 0.9
@@ -26,7 +26,9 @@ class Standardize(nn.Module):
         super().__init__()
         std = features.std(dim=0)
         self.register_buffer("mean", features.mean(dim=0))
-        self.register_buffer("std", std.clamp_min(0.01 * std.mean()))  # blank pixels hardly vary
+        self.register_buffer(
+            "std", std.clamp_min(0.01 * std.mean()).clamp_min(SMALLEST_STD)
+        )  # blank pixels hardly vary
 
     def forward(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.std

@@ -45,19 +45,28 @@ class Session:
     def device(self) -> torch.device:
         return self.process.device
 
-    def labelled_data(self) -> Dataset:
-        """The run's data set, or the one that the options name. Raises ConfigError without labels or test images."""
+    def data(self) -> Dataset:
+        """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it."""
         wanted: DataOptions = self.options
         data = self.run.config.data
         changes = {"dataset": wanted.dataset, "data_dir": wanted.data_dir}
         data = dataclasses.replace(data, **{name: value for name, value in changes.items() if value is not None})
         dataset = load_dataset(data)
-        if dataset.labelled is None or dataset.test is None or dataset.test.labels is None:
-            raise ConfigError(f"--dataset {data.dataset}: it has no labelled training and test images to evaluate with")
-        if dataset.labelled.channels != self.run.channels:
+        if dataset.train.channels != self.run.channels:
             raise ConfigError(
-                f"--dataset {data.dataset}: its images have {dataset.labelled.channels} channel(s), the model takes "
+                f"--dataset {data.dataset}: its images have {dataset.train.channels} channel(s), the model takes "
                 f"{self.run.channels}"
+            )
+        return dataset
+
+    def labelled_data(self) -> Dataset:
+        """As `data`. Raises ConfigError without labelled training and test images, too."""
+        dataset = self.data()
+        if not measurable(dataset):
+            name = self.options.dataset or self.run.config.data.dataset
+            raise ConfigError(
+                f"--dataset {name}: it has no labelled training and test images to evaluate with; `report` shows what "
+                "can be seen without labels"
             )
         return dataset
 
@@ -81,8 +90,14 @@ class Session:
             for table in tables:
                 self.console.print(table.rich())
             written = ", ".join(str(file) for file in (*files, path))
-            self.console.print(f"{content['seconds']:.0f} s. Written: {written}", soft_wrap=True)
+            self.console.print(f"{content['seconds']:.0f} s. Written: {written}", soft_wrap=True, markup=False)
         return content
+
+
+def measurable(data: Dataset) -> bool:
+    """Whether there are labelled training and labelled test images, so that accuracies can be measured."""
+    parts = (data.labelled, data.test)
+    return all(part is not None and part.labels is not None and len(part) > 0 for part in parts)
 
 
 def _plain(value: Any) -> Any:

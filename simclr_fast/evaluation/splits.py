@@ -3,17 +3,27 @@
 import torch
 from torch import Tensor
 
+from simclr_fast.config import ConfigError
+
 
 def few_label_draws(labels: Tensor, per_class: int, draws: int, seed: int = 0) -> list[Tensor]:
-    """`draws` random choices of `per_class` indices of every class, int64 [classes * per_class] each."""
+    """`draws` random choices of `per_class` indices of every class, int64 [classes * per_class] each.
+
+    Of a class with fewer images all are taken.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class={per_class}: pass an integer >= 1")
     chosen = []
     for draw in range(draws):
         generator = torch.Generator().manual_seed(seed * draws + draw)
         members = [(labels == label).nonzero().flatten() for label in labels.unique()]
-        if min(len(m) for m in members) < per_class:
-            raise ValueError(f"per_class={per_class}: the rarest class has only {min(len(m) for m in members)} images")
         chosen.append(torch.cat([m[torch.randperm(len(m), generator=generator)[:per_class]] for m in members]))
     return chosen
+
+
+def rarest_class(labels: Tensor) -> int:
+    """Images of the class that has fewest of them, among the classes that have any."""
+    return int(labels.unique(return_counts=True)[1].min())
 
 
 def balanced_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -37,8 +47,18 @@ def fixed_part(size: int, limit: int) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(kept, held out) indices; the held-out ones are the given fraction of every class."""
+    """(kept, held out) indices; the held-out ones are the given fraction of every class, at least one image each.
+
+    At least one image of every class is kept, too: a class with a single image has none held out. Raises ConfigError
+    where every class has just one.
+    """
     held_out = balanced_fraction(labels, fraction, seed)
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[held_out] = False
-    return kept.nonzero().flatten(), held_out
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        if not kept[members].any():
+            kept[members[0]] = True
+    if kept.all():
+        raise ConfigError("no class has two labelled training images, so none can be held out; add labelled images")
+    return kept.nonzero().flatten(), (~kept).nonzero().flatten()

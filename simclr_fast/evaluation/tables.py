@@ -4,10 +4,13 @@ import dataclasses
 import statistics
 
 from rich.table import Table
+from rich.text import Text
 
 
-def percent(value: float, deviation: float | None = None) -> str:
-    """A fraction for a table's cell, in percent, with its standard deviation where there is one."""
+def percent(value: float | None, deviation: float | None = None) -> str:
+    """A fraction for a table's cell, in percent, with its standard deviation where there is one; None as a dash."""
+    if value is None:
+        return "-"
     return f"{100 * value:.1f}" if deviation is None else f"{100 * value:.1f} ± {100 * deviation:.1f}"
 
 
@@ -31,9 +34,10 @@ class ResultTable:
         return ResultTable(title, [first, *columns.values()], body)
 
     def rich(self) -> Table:
-        table = Table(title=self.title)
+        # As Text: names of classes and files may hold square brackets, which rich takes for markup in a string.
+        table = Table(title=Text(self.title))
         for number, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if number else "left")
+            table.add_column(Text(name), justify="right" if number else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table

@@ -9,6 +9,7 @@ from simclr_fast.evaluation.features import Preprocess, embed
 from simclr_fast.evaluation.knn import knn_accuracy
 
 QUERY_SHARE = 0.1
+KNN_K = 20  # neighbours; with many more, a small data set gives the share of its largest class
 LARGEST_BANK = 50_000  # images; of a larger set a fixed random part is used
 
 
@@ -29,4 +30,4 @@ class OnlineKnn:
             embed(encoder, self.source, self.preprocess, self.device, part) for part in (self.bank, self.queries)
         )
         labels = self.source.labels
-        return knn_accuracy(bank, labels[self.bank], queries, labels[self.queries])
+        return knn_accuracy(bank, labels[self.bank], queries, labels[self.queries], knn_k=KNN_K)

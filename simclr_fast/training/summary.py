@@ -9,7 +9,8 @@ from rich.console import Console
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation.comparison import compare, results_table
+from simclr_fast.evaluation.classes import class_names
+from simclr_fast.evaluation.comparison import compare, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import Preprocess, embed
 from simclr_fast.models import build_model
 from simclr_fast.training.metrics import METRICS_FILE, read_metrics
@@ -18,7 +19,6 @@ from simclr_fast.training.views import Views
 
 RESULTS_FILE = "results.json"
 PICTURE_COLUMNS = 10
-FEW_LABELS = 10  # per class; fewer where the rarest class has fewer images
 
 
 def chance_level(batch_size: int) -> float:
@@ -60,7 +60,7 @@ def draw_pictures(
         chosen = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))[:1000]
         features = embed(state.evaluated, dataset.test, preprocess, device, chosen)
         title = f"Encoder features of {len(chosen)} test images"
-        visualize.embedding_map(paths[2], features, dataset.test.labels[chosen], title)
+        visualize.embedding_map(paths[2], features, dataset.test.labels[chosen], title, class_names(dataset))
     return paths
 
 
@@ -72,9 +72,10 @@ def evaluate(config: Config, dataset: Dataset, state: TrainState, device: torch.
         torch.manual_seed(config.run.seed)
         random_init = build_model(config.model, dataset.train.channels).backbone.to(device)
         preprocess = Preprocess(config.augment.img_size, config.augment.mean, config.augment.std)
-        few = min(FEW_LABELS, int(labelled.labels.unique(return_counts=True)[1].min()))
-        scores = compare(random_init, state.evaluated, labelled, test, preprocess, device, labels_per_class=few)
-        console.print(results_table(scores, labels_per_class=few))
+        names = class_names(dataset)
+        scores = compare(random_init, state.evaluated, labelled, test, preprocess, device, names=names)
+        console.print(comparison_table(scores).rich())
+        console.print(comparison_by_class(scores).rich())
         results |= scores
     (config.run.output / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
     return results

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from simclr_fast.evaluation import knn
-from simclr_fast.evaluation.knn import knn_accuracy, knn_predict, nearest, vote
+from simclr_fast.evaluation.knn import choose_k, knn_accuracy, knn_predict, nearest, vote
 
 
 def plain_nearest(bank: torch.Tensor, queries: torch.Tensor | None, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,14 +28,21 @@ def test_tiles_do_not_change_the_neighbours(
     expected, expected_index = plain_nearest(bank, queries, 9)
     torch.testing.assert_close(similarity, expected)
     assert torch.equal(index, expected_index)
+    if leave_one_out:
+        rows = torch.tensor([40, 3, 52])
+        similarity, index = nearest(bank, None, knn_k=9, rows=rows)
+        torch.testing.assert_close(similarity, expected[rows])
+        assert torch.equal(index, expected_index[rows])
 
 
 def test_vote_is_weighted_by_similarity() -> None:
     # One very similar neighbour of class 1 against two distant ones of class 0.
     similarity, classes = torch.tensor([[0.9, 0.2, 0.2]]), torch.tensor([[1, 0, 0]])
-    assert vote(similarity, classes, knn_t=0.1, classes=2).tolist() == [1]
-    assert vote(similarity, classes, knn_t=100.0, classes=2).tolist() == [0]
-    assert vote(similarity, classes, knn_t=1e-3, classes=2).tolist() == [1]  # exp(0.9 / 0.001) would overflow
+    winner = lambda knn_t: vote(similarity, classes, knn_t, classes=3).argmax(dim=1).tolist()
+    assert winner(0.1) == [1]
+    assert winner(100.0) == [0]
+    assert winner(1e-3) == [1]  # exp(0.9 / 0.001) would overflow
+    assert vote(similarity, classes, 0.1, classes=3)[0, 2] == -torch.inf, "no neighbour is of class 2"
 
 
 def test_predictions_follow_the_clusters() -> None:
@@ -56,9 +63,47 @@ def test_leaving_one_out_looks_at_others_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"knn_k": 0}, "knn_k=0"), ({"knn_t": 0.0}, "knn_t=0"), ({"labels": 3}, "3 entries")]
+    ("arguments", "message"),
+    [
+        ({"knn_k": 0}, "knn_k=0"),
+        ({"knn_t": 0.0}, "knn_t=0"),
+        ({"knn_t": float("nan")}, "knn_t=nan"),
+        ({"labels": 3}, "3 entries"),
+    ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
-    labels = torch.zeros(arguments.pop("labels", 5), dtype=torch.int64)
+    arguments = {"knn_k": 2, "labels": 5, **arguments}
+    labels = torch.zeros(arguments.pop("labels"), dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
         knn_predict(torch.randn(5, 3), labels, torch.randn(2, 3), **arguments)
+
+
+def test_a_single_row_has_no_neighbour() -> None:
+    with pytest.raises(ValueError, match="no neighbour"):
+        nearest(torch.randn(1, 3), None, 1)
+
+
+def test_k_is_chosen_on_the_training_images() -> None:
+    # Pairs of one class each, far from all others, so that one neighbour is right and nine are a coin's toss.
+    pairs = torch.eye(20, 24).repeat_interleave(2, dim=0) + 0.01 * torch.randn(40, 24)
+    labels = (torch.arange(40) // 2) % 2
+    k, scores = choose_k(pairs, labels, (1, 9, 39, 200), knn_t=100.0, classes=2)
+    assert (k, scores[1]) == (1, 1.0)
+    assert set(scores) == {1, 9, 39}, "200 neighbours are not there"
+    expected = {n: knn_accuracy(pairs, labels, None, labels, knn_k=n, knn_t=100.0) for n in scores}
+    assert scores == pytest.approx(expected)
+    # One row in five is mislabelled: a vote of several is right more often than the nearest row alone.
+    noisy = torch.arange(100) % 2
+    bank = torch.eye(2, 6)[noisy] + 0.05 * torch.randn(100, 6)
+    noisy[::5] = 1 - noisy[::5]
+    k, scores = choose_k(bank, noisy, (1, 20), knn_t=0.1, classes=2)
+    assert k == 20
+    assert scores[20] > scores[1]
+
+
+def test_k_is_chosen_with_the_temperature_asked_for() -> None:
+    # The nearest row is right, but two distant ones of another class outvote it where the temperature is high.
+    bank = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.6, 0.8], [0.6, 0.81], [0.59, 0.8]])
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    assert choose_k(bank, labels, (4,), knn_t=0.01, classes=2)[1][4] == 1.0
+    assert choose_k(bank, labels, (4,), knn_t=100.0, classes=2)[1][4] < 1.0

@@ -45,7 +45,7 @@ def commands_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("evaluation")
     common = ["--output", str(folder), "--threads", "1"]
     few = ["--per-class", "1", "3", "--draws", "2"]
-    linear = ["--epochs", "1", "--lr-base", "0.1", "--penalty-c", "0.01", "0.1"]
+    linear = ["--epochs", "1", "--lr-base", "1e-6", "0.1", "--penalty-c", "0.01", "0.1"]
     assert main(["knn", "--checkpoint", str(run_folder), "--knn-k", "1", "5", *common]) == 0
     assert main(["few-label", "--checkpoint", str(run_folder), *few, *common]) == 0
     assert main(["linear", "--checkpoint", str(run_folder), *linear, *common]) == 0
@@ -57,8 +57,14 @@ def commands_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_knn_results(commands_folder: Path) -> None:
     results = json.loads((commands_folder / "knn.json").read_text())["results"]
-    assert set(results) == {"test", "train"}
-    assert set(results["test"]) == {"1", "5"}
+    assert set(results) == {"test", "train", "chosen_k", "per_class"}
+    assert set(results["test"]) == {"1", "5", "chosen"}
+    for encoder, k in results["chosen_k"].items():
+        by_k = {k: results["train"][k][encoder] for k in ("1", "5")}
+        assert by_k[str(k)] == max(by_k.values()), "the training images choose"
+        assert results["test"]["chosen"][encoder] == results["test"][str(k)][encoder]
+        by_class = results["per_class"][encoder]
+        assert sum(by_class) / len(by_class) == pytest.approx(results["test"]["chosen"][encoder])  # 100 of each class
     assert 0.94 < results["test"]["1"]["raw"] < 0.97  # 4,000 labelled digits, raw pixels: 95.4%
     assert 0.93 < results["train"]["1"]["raw"] < 0.97  # and not 100%, which an image finding itself would give
 
@@ -68,6 +74,8 @@ def test_few_label_results(commands_folder: Path) -> None:
     for probe in ("linear", "1nn"):
         assert results[probe]["1"]["raw"]["mean"] < results[probe]["3"]["raw"]["mean"]
         assert results[probe]["3"]["raw"]["std"] > 0
+    top5 = results["linear_top5"]["3"]["raw"]["mean"]
+    assert results["linear"]["3"]["raw"]["mean"] + 0.1 < top5 < 1
     assert (commands_folder / "few-label.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -78,6 +86,10 @@ def test_linear_results(commands_folder: Path) -> None:
     assert results["sgd"]["raw"]["accuracy"] > 0.5
     assert results["sgd"]["raw"]["lr_base"] == 0.1
     assert results["sgd"]["random_init"]["accuracy"] > 0.15
+    for method in ("sgd", "lbfgs"):
+        raw = results[method]["raw"]
+        assert raw["accuracy"] + 0.03 < raw["top5_accuracy"] <= 1
+        assert sum(raw["per_class"]) / 10 == pytest.approx(raw["accuracy"])
 
 
 def test_page_holds_every_section(commands_folder: Path) -> None:

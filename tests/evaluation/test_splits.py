@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, fixed_part, hold_out
+from simclr_fast.config import ConfigError
+from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, fixed_part, hold_out, rarest_class
 
 LABELS = torch.tensor([0] * 200 + [1] * 100 + [2] * 40)[torch.randperm(340, generator=torch.Generator().manual_seed(0))]
 
@@ -32,8 +33,23 @@ def test_few_label_draws() -> None:
     assert all(LABELS[draw].bincount().tolist() == [3, 3, 3] for draw in draws)
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
     assert all(torch.equal(a, b) for a, b in zip(draws, few_label_draws(LABELS, per_class=3, draws=4)))
-    with pytest.raises(ValueError, match="per_class=41: the rarest class has only 40"):
-        few_label_draws(LABELS, per_class=41, draws=1)
+    (draw,) = few_label_draws(LABELS, per_class=50, draws=1)
+    assert LABELS[draw].bincount().tolist() == [50, 50, 40], "of a class with fewer images all are taken"
+    assert rarest_class(LABELS) == 40
+    assert rarest_class(LABELS[LABELS != 0]) == 40, "a class without images does not count"
+    with pytest.raises(ValueError, match="per_class=0"):
+        few_label_draws(LABELS, per_class=0, draws=1)
+
+
+def test_a_class_of_one_image_is_kept() -> None:
+    labels = torch.tensor([0] * 10 + [1])
+    kept, held_out = hold_out(labels, 0.2, seed=0)
+    assert labels[kept].bincount().tolist() == [8, 1]
+    assert labels[held_out].tolist() == [0, 0]
+    kept, held_out = hold_out(labels, 1 - 1e-9, seed=0)
+    assert labels[kept].tolist() == [0, 1], "never all of a class are held out"
+    with pytest.raises(ConfigError, match="none can be held out"):
+        hold_out(torch.arange(5), 0.2, seed=0)
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])

@@ -1,13 +1,17 @@
 """The command `finetune`: backbone and classifier trained on a part of the labels, pretrained and from scratch."""
 
+import statistics
+
 import torch
+from torch import Tensor
 
 from simclr_fast.config import ConfigError
 from simclr_fast.evaluation.batches import LabelledBatches, subset
-from simclr_fast.evaluation.classify import Classifier, Speed, classifier_accuracy, train_classifier
+from simclr_fast.evaluation.classes import TOP, accuracy, class_names, top5_accuracy
+from simclr_fast.evaluation.classify import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.features import Pixels, embed
-from simclr_fast.evaluation.linear import linear_accuracy, standardize
+from simclr_fast.evaluation.linear import fit_linear, standardize
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction
 from simclr_fast.evaluation.tables import ResultTable, percent, spread
@@ -28,8 +32,6 @@ def main(session: Session) -> None:
     demo = run.config.recipe == "demo"
     batch_size = options.batch_size or (64 if demo else 256)
     min_steps = options.min_steps if options.min_steps is not None else (DEMO_MIN_STEPS if demo else 0)
-    if options.epochs is not None and len(options.epochs) != len(options.fractions):
-        raise ConfigError(f"--epochs {options.epochs}: pass one number for each of --fractions {options.fractions}")
     if batch_size % session.process.world_size:
         raise ConfigError(f"--batch-size {batch_size}: it must divide by the {session.process.world_size} processes")
     epochs = options.epochs or [
@@ -40,24 +42,26 @@ def main(session: Session) -> None:
         options.channels_last,
         options.torchcompile == "on" or (options.torchcompile == "auto" and device.type == "cuda"),
     )
+    preprocess, truth, classes = preprocess_of(run), data.test.labels, len(class_names(data))
     raw_train, raw_test = standardize(
-        *(embed(Pixels(), part, preprocess_of(run), device) for part in (data.labelled, data.test))
+        *(embed(Pixels(), part, preprocess, device) for part in (data.labelled, data.test))
     )
     inits = [name for name in ("scratch", "checkpoint") if options.init in ("both", name)]
     results: dict[str, dict[str, dict[str, object]]] = {}
     for fraction, epochs_of_it in zip(options.fractions, epochs):
-        scores: dict[str, list[float]] = {name: [] for name in ("raw", *inits)}
+        logits: dict[str, list[Tensor]] = {name: [] for name in ("raw", *inits)}
         draws = options.draws if fraction < 1 else 1
         for draw in range(draws):
             chosen = balanced_fraction(data.labelled.labels, fraction, options.seed * options.draws + draw)
             labels = data.labelled.labels[chosen]
-            scores["raw"].append(linear_accuracy(raw_train[chosen], labels, raw_test, data.test.labels, device=device))
+            raw = fit_linear(raw_train[chosen], labels, classes=classes, device=device)
+            logits["raw"].append(raw.logits(raw_test))
             for init in inits:
                 seed = options.seed * options.draws + draw
                 batches = LabelledBatches(subset(data.labelled, chosen), batch_size, run, seed, session.process)
                 steps = max(min_steps, epochs_of_it * batches.steps_per_epoch)
                 model = train_classifier(
-                    _classifier(session, init, seed, int(data.labelled.labels.max()) + 1),
+                    _classifier(session, init, seed, classes),
                     batches,
                     steps=steps,
                     lr=options.lr_base * batch_size / REFERENCE_BATCH,
@@ -65,21 +69,30 @@ def main(session: Session) -> None:
                     speed=speed,
                     title=f"{fraction:.0%} of the labels, {COLUMNS[init]}, draw {draw + 1} of {draws}",
                 )
-                scores[init].append(classifier_accuracy(model, data.test, preprocess_of(run), device))
+                logits[init].append(embed(model, data.test, preprocess, device))
         results[f"{fraction:g}"] = {
             "images": len(chosen),
             "steps": steps,
-            **{name: {**spread(values), "draws": values} for name, values in scores.items()},
+            **{name: _scores(of_draws, truth) for name, of_draws in logits.items()},
         }
     columns = {name: title for name, title in COLUMNS.items() if name in ("raw", *inits)}
-    rows = {
-        f"{float(fraction):.0%} ({result['images']} images)": {
-            name: percent(result[name]["mean"], result[name]["std"]) for name in columns
-        }
-        for fraction, result in results.items()
-    }
+    rows = {}
+    for fraction, result in results.items():
+        row = f"{100 * float(fraction):g}% ({result['images']} images)"
+        rows[row] = {name: percent(result[name]["mean"], result[name]["std"]) for name in columns}
+        if classes > TOP:
+            rows[f"{row}, top-5"] = {name: percent(result[name]["top5_mean"]) for name in columns}
     title = "Fine-tuning: test accuracy (%), mean and standard deviation over draws"
     session.finish(results, ResultTable.of(title, "labels", columns, rows))
+
+
+def _scores(logits: list[Tensor], truth: Tensor) -> dict[str, object]:
+    """Accuracies over draws; logits [Q, classes] of each."""
+    draws = [accuracy(of_draw, truth) for of_draw in logits]
+    scores = {**spread(draws), "draws": draws}
+    if logits[0].shape[1] > TOP:
+        scores["top5_mean"] = statistics.mean(top5_accuracy(of_draw, truth) for of_draw in logits)
+    return scores
 
 
 def _classifier(session: Session, init: str, seed: int, classes: int) -> Classifier:

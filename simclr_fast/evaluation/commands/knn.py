@@ -1,51 +1,58 @@
 """The command `knn`: weighted nearest neighbours over splits, numbers of neighbours and encoders."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
+from simclr_fast.evaluation.classes import accuracy, class_accuracies, class_names, class_table
 from simclr_fast.evaluation.comparison import ENCODERS
-from simclr_fast.evaluation.encoders import Features, all_features
-from simclr_fast.evaluation.knn import nearest, vote
+from simclr_fast.evaluation.encoders import all_features
+from simclr_fast.evaluation.knn import choose_k, nearest, vote
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.tables import ResultTable, percent
 
 SPLITS = {"test": "test", "train": "train (one out)"}
+CHOSEN = "chosen"  # the row of the number of neighbours that the training images choose
 
 
 def main(session: Session) -> None:
     """Accuracy of every encoder for every k, on the test images and, leaving one out, on the training images."""
     options = session.options
     data = session.labelled_data()
-    results: dict[str, dict[str, dict[str, float]]] = {split: {} for split in SPLITS}
-    for encoder, features in all_features(session.run, data, session.device).items():
-        for split in SPLITS:
-            truth = data.test.labels if split == "test" else data.labelled.labels
-            scores = accuracies(
-                features, data.labelled.labels, split, truth, options.knn_k, options.knn_t, session.device
-            )
-            for k, score in scores.items():
-                results[split].setdefault(str(k), {})[encoder] = score
+    names, labels, truth = class_names(data), data.labelled.labels, data.test.labels
+    results: dict[str, Any] = {**{split: {} for split in SPLITS}, "chosen_k": {}, "per_class": {}}
+    for encoder, features in all_features(session.run, data, session.device):
+        k, _ = choose_k(
+            features.train, labels, options.knn_k, knn_t=options.knn_t, classes=len(names), device=session.device
+        )
+        results["chosen_k"][encoder] = k
+        for split, queries, classes in (("test", features.test, truth), ("train", None, labels)):
+            similarity, index = nearest(features.train, queries, max(options.knn_k), session.device)
+            votes = {n: vote(similarity[:, :n], labels[index[:, :n]], options.knn_t, len(names)) for n in options.knn_k}
+            for n, of_k in votes.items():
+                results[split].setdefault(str(n), {})[encoder] = accuracy(of_k, classes)
+            if split == "test":
+                results[split].setdefault(CHOSEN, {})[encoder] = accuracy(votes[k], classes)
+                results["per_class"][encoder] = class_accuracies(votes[k].argmax(dim=1), classes, len(names))
+        del features, queries, similarity, index, votes  # the next encoder's need the room
+    table = ResultTable.of(f"Weighted kNN, t = {options.knn_t}: accuracy (%)", "images", ENCODERS, _rows(results))
+    by_class = class_table(
+        "Accuracy by class (%), test images, k chosen on the training images",
+        names,
+        truth,
+        results["per_class"],
+        ENCODERS,
+    )
+    session.finish(results, table, by_class)
+
+
+def _rows(results: dict[str, Any]) -> dict[str, dict[str, str]]:
     rows = {
-        f"{title}, k = {k}": {encoder: percent(score) for encoder, score in results[split][str(k)].items()}
+        f"{title}, k = {k}": {encoder: percent(score) for encoder, score in scores.items()}
         for split, title in SPLITS.items()
-        for k in options.knn_k
+        for k, scores in results[split].items()
+        if k != CHOSEN
     }
-    table = ResultTable.of(f"Weighted kNN, t = {options.knn_t}: accuracy (%)", "images", ENCODERS, rows)
-    session.finish(results, table)
-
-
-def accuracies(
-    features: Features,
-    labels: Tensor,
-    split: str,
-    truth: Tensor,
-    knn_k: tuple[int, ...],
-    knn_t: float,
-    device: torch.device,
-) -> dict[int, float]:
-    """Accuracy (fraction) by k; one search for the largest k serves all."""
-    queries = features.test if split == "test" else None
-    similarity, index = nearest(features.train, queries, max(knn_k), device)
-    neighbours, classes = labels[index], int(labels.max()) + 1
-    predicted = {k: vote(similarity[:, :k], neighbours[:, :k], knn_t, classes) for k in knn_k}
-    return {k: (classes_of == truth).float().mean().item() for k, classes_of in predicted.items()}
+    chosen = {
+        encoder: f"{percent(score)} (k = {results['chosen_k'][encoder]})"
+        for encoder, score in results["test"][CHOSEN].items()
+    }
+    return {"test, k chosen on train": chosen, **rows}

@@ -1,29 +1,22 @@
 """The command `report`: everything known about a run on one HTML page."""
 
-import json
 from pathlib import Path
-
-import torch
 
 from simclr_fast import visualize
 from simclr_fast.config import as_dict
-from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation import page, pictures
-from simclr_fast.evaluation.comparison import ENCODERS, LARGEST, PROBES
+from simclr_fast.evaluation import page
+from simclr_fast.evaluation.comparison import comparison_by_class, comparison_table
 from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.features import embed
-from simclr_fast.evaluation.knn import nearest, vote
+from simclr_fast.evaluation.representation import labelled_sections, training_sections
+from simclr_fast.evaluation.results import read_comparison, read_results
 from simclr_fast.evaluation.run import Run
-from simclr_fast.evaluation.session import Session
-from simclr_fast.evaluation.splits import fixed_part
+from simclr_fast.evaluation.session import Session, measurable
+from simclr_fast.evaluation.tables import ResultTable
 from simclr_fast.training.metrics import METRICS_FILE, read_metrics
-from simclr_fast.training.summary import RESULTS_FILE, chance_level
+from simclr_fast.training.summary import chance_level
 
 PAGE_FILE = "report.html"
-MAP_IMAGES = 1000
-SAMPLE_QUERIES = 8
-SAMPLE_NEIGHBOURS = 8
-KNN_K, KNN_T = 20, 0.1
 
 
 def main(session: Session) -> None:
@@ -31,15 +24,15 @@ def main(session: Session) -> None:
     run = session.run
     parts = [page.facts(_facts(run))]
     parts += _training(session)
-    results = run.folder / RESULTS_FILE
-    if results.exists():
-        parts.append(_comparison(json.loads(results.read_text())))
-    parts += _representation(session, session.labelled_data())
+    results = read_comparison(run.folder)
+    if results is not None:
+        parts.append(_comparison(results))
+    parts += _representation(session)
     parts += _commands(session.folder)
     parts.append(page.Section("Options", page.options(as_dict(run.config))))
-    title = f"SimCLR run {run.folder.name}: {run.config.model.model} on {run.config.data.dataset}"
+    title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {run.config.data.dataset}"
     path = session.folder / PAGE_FILE
-    path.write_text(page.render(title, parts))
+    path.write_text(page.render(title, parts), encoding="utf-8")
     session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(path,))
 
 
@@ -70,76 +63,21 @@ def _training(session: Session) -> list[page.Section]:
 
 
 def _comparison(results: dict) -> page.Section:
-    rows = [
-        [title.format(n=10), *(f"{100 * results[probe][encoder]:.1f}" for encoder in ENCODERS)]
-        for probe, title in PROBES.items()
-        if probe in results
-    ]
-    text = "Accuracy on held-out test images (%), as measured at the end of training."
-    return page.Section("Against the baselines", page.table(["", *ENCODERS.values()], rows, text))
+    tables = (comparison_table(results), comparison_by_class(results))
+    text = page.note("As measured at the end of training.")
+    return page.Section("Against the baselines", "".join(map(_table, tables)) + text)
 
 
-def _representation(session: Session, data: Dataset) -> list[page.Section]:
-    """Map of the test embeddings, nearest training images of sample test images, confusion matrix of kNN."""
-    run, device, folder = session.run, session.device, session.folder
+def _representation(session: Session) -> list[page.Section]:
+    run, device, data = session.run, session.device, session.data()
     encoder, preprocess = run.encoder().to(device), preprocess_of(run)
-    chosen = [fixed_part(len(source), limit) for source, limit in zip((data.labelled, data.test), LARGEST)]
-    bank, queries = (
-        embed(encoder, source, preprocess, device, part) for source, part in zip((data.labelled, data.test), chosen)
-    )
-    labels, truth = data.labelled.labels[chosen[0]], data.test.labels[chosen[1]]
-    similarity, index = nearest(bank, queries, KNN_K, device)
-    predicted = vote(similarity, labels[index], KNN_T, int(labels.max()) + 1)
-    accuracy = (predicted == truth).float().mean().item()
-
-    some = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))[:MAP_IMAGES]
-    map_file, neighbours_file, confusion_file = (
-        folder / name for name in ("embeddings.png", "neighbours.png", "confusion.png")
-    )
-    visualize.embedding_map(map_file, queries[some], truth[some], f"t-SNE of the features of {len(some)} test images")
-    samples = _samples(predicted, truth)
-    near = index[samples, :SAMPLE_NEIGHBOURS]  # [queries, neighbours]
-    size = run.config.augment.img_size
-    pictures.neighbours(
-        neighbours_file,
-        _thumbnails(data.test, chosen[1][samples], size),
-        _thumbnails(data.labelled, chosen[0][near.flatten()], size).unflatten(0, near.shape),
-        labels[near] == truth[samples, None],
-    )
-    pictures.confusion(
-        confusion_file,
-        predicted,
-        truth,
-        int(labels.max()) + 1,
-        f"kNN, k = {KNN_K}: {accuracy:.1%} of test images right",
-    )
-    return [
-        page.Section("Map of the embeddings", page.picture(map_file, "Test images, coloured by class.")),
-        page.Section(
-            "Nearest neighbours",
-            page.picture(
-                neighbours_file,
-                "Test images and their nearest training images by cosine similarity; green: same class, red: another. "
-                "The last rows are images that kNN takes for another class, where there are any.",
-            ),
-        ),
-        page.Section("Confusions", page.picture(confusion_file, f"Weighted kNN with {KNN_K} neighbours, in percent.")),
-    ]
+    features = lambda source, indices: embed(encoder, source, preprocess, device, indices)
+    sections = labelled_sections if measurable(data) else training_sections
+    return sections(data, features, session.folder, run.config.augment.img_size, device)
 
 
-def _samples(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Sample images: right ones of different classes first, then up to two wrong ones."""
-    wrong = (predicted != truth).nonzero().flatten()[:2]
-    right = [(truth == label).logical_and(predicted == truth).nonzero().flatten()[:1] for label in truth.unique()]
-    return torch.cat([torch.cat(right)[: SAMPLE_QUERIES - len(wrong)], wrong])
-
-
-def _thumbnails(source, indices: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 [n, C, H, W]."""
-    if isinstance(source, ImageArrays):
-        return source.images[indices]
-    resize = lambda image: torch.nn.functional.interpolate(image[None].float(), (size, size), mode="area")[0].byte()
-    return torch.stack([resize(source.decoded(i)) for i in indices.tolist()])
+def _table(one: ResultTable) -> str:
+    return page.table(one.columns, one.rows, one.title)
 
 
 def _commands(folder: Path) -> list[page.Section]:
@@ -153,11 +91,10 @@ def _commands(folder: Path) -> list[page.Section]:
     }
     sections = []
     for command, title in titles.items():
-        path = folder / f"{command}.json"
-        if not path.exists():
+        content = read_results(folder / f"{command}.json")
+        if content is None:
             continue
-        content = json.loads(path.read_text())
-        blocks = [page.table(one["columns"], one["rows"], one["title"]) for one in content["tables"]]
+        blocks = [_table(ResultTable(**one)) for one in content["tables"]]
         drawing = folder / f"{command}.png"
         if drawing.exists():
             blocks.append(page.picture(drawing, ""))
