@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data import ImageArrays, load_dataset
 from simclr_fast.evaluation.__main__ import main
-from simclr_fast.evaluation.detection.data import coco_detection, voc_detection
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.scenes import INK_THRESHOLD, DigitScenes, InMemory
 from simclr_fast.evaluation.detection.train import Schedule, detect, evaluate_detector, train_detector
@@ -141,80 +139,12 @@ def test_metric(digits: ImageArrays) -> None:
     assert evaluate_detector(_Oracle(targets, 50.0), scenes, CPU)["map_50"] < 0.05
 
 
-def write_coco(folder: Path) -> tuple[Path, Path]:
-    images = folder / "train2017"
-    images.mkdir()
-    for number in (1, 2):
-        torchvision.io.write_png(torch.full((3, 40, 60), 100, dtype=torch.uint8), str(images / f"{number}.png"))
-    content = {
-        "images": [{"id": number, "file_name": f"{number}.png", "height": 40, "width": 60} for number in (1, 2)],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 6, 20, 10], "area": 200, "iscrowd": 0},
-            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [5, 6, 0, 10], "area": 0, "iscrowd": 0},
-        ],
-    }
-    annotations = folder / "instances.json"
-    annotations.write_text(json.dumps(content))
-    return images, annotations
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_coco_folder(channels: int, tmp_path: Path) -> None:
-    data = coco_detection(*write_coco(tmp_path), channels)
-    assert data.classes == ["unused 0", "dog", "unused 2", "cat"]
-    image, target = data[0]
-    assert (image.shape, image.dtype) == ((channels, 40, 60), torch.uint8)
-    assert target["boxes"].tolist() == [[5.0, 6.0, 25.0, 16.0]]  # the box without area is dropped
-    assert target["labels"].tolist() == [3]
-    _, empty = data[1]
-    assert (empty["boxes"].shape, empty["labels"].shape) == ((0, 4), (0,))
-
-
-def test_voc_folder(tmp_path: Path) -> None:
-    root = tmp_path / "VOCdevkit" / "VOC2012"
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (root / name).mkdir(parents=True)
-    torchvision.io.write_jpeg(torch.full((3, 30, 50), 90, dtype=torch.uint8), str(root / "JPEGImages" / "a.jpg"))
-    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n")
-    box = "<bndbox><xmin>4</xmin><ymin>5</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
-    thing = f"<object><name>cat</name><difficult>0</difficult>{box}</object>"
-    size = "<size><width>50</width><height>30</height><depth>3</depth></size>"
-    (root / "Annotations" / "a.xml").write_text(f"<annotation><filename>a.jpg</filename>{size}{thing}</annotation>")
-    data = voc_detection(tmp_path, "2012", "train", channels=3)
-    image, target = data[0]
-    assert image.shape == (3, 30, 50)
-    assert target["boxes"].tolist() == [[4.0, 5.0, 30.0, 20.0]]
-    assert [data.classes[label] for label in target["labels"]] == ["cat"]
-
-
-@pytest.mark.parametrize("broken", ["no folder", "no file", "no json", "no categories", "id 0"])
-def test_bad_coco_is_refused(broken: str, tmp_path: Path) -> None:
-    images, annotations = write_coco(tmp_path)
-    if broken == "no folder":
-        images = tmp_path / "nowhere"
-    elif broken == "no file":
-        annotations = tmp_path / "nowhere.json"
-    elif broken == "no json":
-        annotations.write_text("{")
-    else:
-        categories = [] if broken == "no categories" else [{"id": 0, "name": "zero"}]
-        annotations.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
-    with pytest.raises(ConfigError, match="COCO|category"):
-        coco_detection(images, annotations, 3)
-
-
-def test_bad_voc_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no VOC2012 'train' there"):
-        voc_detection(tmp_path, "2012", "train", 3)
-
-
 def test_command(run_folder: Path, tmp_path: Path) -> None:
     options = ["--steps", "2", "--batch-size", "2", "--seeds", "1", "--train-scenes", "4", "--test-scenes", "6"]
     arguments = ["detect", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--threads", "1", *options]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "detect.json").read_text())["results"]
-    assert set(results) == {"random", "checkpoint", "schedule", "held_out_map"}
+    assert set(results) == {"random", "checkpoint", "schedule", "held_out_map", "image_size"}
     assert results["schedule"]["steps"] == 2
     held_out = {float(rate): score for rate, score in results["held_out_map"].items()}
     assert set(held_out) == {1e-3, 2e-3, 4e-3}

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from simclr_fast.config import ConfigError
 from simclr_fast.data import load_dataset
 from simclr_fast.evaluation import pictures
-from simclr_fast.evaluation.detection.data import DetectionFolder, coco_detection, voc_detection
+from simclr_fast.evaluation.detection.data import BACKGROUND, Annotations, open_parts, read_coco, read_voc
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.scenes import CLASSES, DigitScenes, InMemory
 from simclr_fast.evaluation.detection.train import METRICS, Schedule, detect, evaluate_detector, train_detector
@@ -27,6 +27,7 @@ SCENE_RATES = (1e-3, 2e-3, 4e-3)
 SCENE_STEPS = 120
 HELD_OUT_DIGITS = 0.1  # share of the labelled digits that no training scene shows
 HELD_OUT_SCENES = 100
+PUBLISHED_SIZES = {"coco": (800, 1333), "voc": (480, 800)}  # shorter and longer side (pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,12 @@ def main(session: Session) -> None:
         f"learning rate {rate:g}: test precision (%), mean and standard deviation of {options.seeds} seeds"
     )
     table = ResultTable.of(title, "", {init: INITS[init] for init in inits}, rows)
-    content = {"schedule": {**dataclasses.asdict(schedule), "lr": rate}, "held_out_map": held_out, **results}
+    content = {
+        "schedule": {**dataclasses.asdict(schedule), "lr": rate},
+        "image_size": task.scale.image_size,
+        "held_out_map": held_out,
+        **results,
+    }
     session.finish(content, table, files=(picture,))
 
 
@@ -153,7 +159,7 @@ def scenes_task(session: Session) -> Task:
         train=InMemory(DigitScenes(digits.labelled.subset(kept), options.train_scenes, seed=0)),
         test=InMemory(DigitScenes(digits.test, options.test_scenes, seed=1)),
         held_out=InMemory(DigitScenes(digits.labelled.subset(held_out), HELD_OUT_SCENES, seed=2)),
-        classes=["background", *CLASSES],
+        classes=[BACKGROUND, *CLASSES],
         scale=SCENE_SCALE,
         schedule=schedule,
         rates=(options.lr,) if options.lr else SCENE_RATES,
@@ -161,9 +167,11 @@ def scenes_task(session: Session) -> Task:
 
 
 def folder_task(session: Session) -> Task:
-    """COCO's or VOC's folder at the published scale and schedule."""
+    """COCO's or VOC's folder at the published schedule, and at the published scale where the images are that large."""
     options = session.options
-    train, test = (_folder(options, part, session.run.channels) for part in ("train", "test"))
+    train, test = open_parts(
+        _annotations(options, "train"), _annotations(options, "test"), channels=session.run.channels
+    )
     batch_size = options.batch_size or 16
     steps = options.steps or (90_000 if options.data == "coco" else 24_000)
     reference = 0.02 if options.architecture == "faster-rcnn" else 0.01
@@ -171,7 +179,7 @@ def folder_task(session: Session) -> Task:
         train=train,
         test=test,
         classes=train.classes,
-        scale=Scale() if options.data == "coco" else Scale(image_size=(480, 800)),
+        scale=Scale(image_size=image_size(options, train.shorter_side())),
         schedule=Schedule(
             steps=steps,
             batch_size=batch_size,
@@ -183,12 +191,20 @@ def folder_task(session: Session) -> Task:
     )
 
 
-def _folder(options: DetectOptions, part: str, channels: int) -> DetectionFolder:
+def image_size(options: DetectOptions, own: int) -> tuple[int, int]:
+    """(shorter, longer) side that images are resized to (pixels); own: the shorter side that they have.
+
+    As published, but not enlarged beyond their own size, which costs time and shows nothing more.
+    """
+    shorter, longer = PUBLISHED_SIZES[options.data]
+    wanted = options.min_size or min(shorter, own)
+    return wanted, round(wanted * longer / shorter)
+
+
+def _annotations(options: DetectOptions, part: str) -> Annotations:
     name = options.train_set if part == "train" else options.test_set
     if options.data == "coco":
         name = name or f"{'train' if part == 'train' else 'val'}2017"
-        return coco_detection(
-            options.data_dir / name, options.data_dir / "annotations" / f"instances_{name}.json", channels
-        )
+        return read_coco(options.data_dir / name, options.data_dir / "annotations" / f"instances_{name}.json")
     year, _, image_set = (name or f"2012-{'train' if part == 'train' else 'val'}").partition("-")
-    return voc_detection(options.data_dir, year, image_set, channels)
+    return read_voc(options.data_dir, year, image_set)

@@ -1,16 +1,31 @@
-"""Detection data in COCO's and VOC's format, through torchvision's data sets."""
+"""Detection data in COCO's and VOC's format: checked when it is opened, images read when they are asked for."""
 
+import dataclasses
 import json
+import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
+from xml.etree import ElementTree
 
 import torch
-import torchvision
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from simclr_fast.config import ConfigError
+from simclr_fast.data.decode import DataError
+
+BACKGROUND = "background"
+# In the order of Everingham et al. 2010.
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+VOC_SUFFIXES = (".jpg", ".jpeg", ".png")
+SIZE_SAMPLES = 200  # images whose size tells how large the images of a data set are
 
 
 class Target(TypedDict):
@@ -20,47 +35,140 @@ class Target(TypedDict):
     labels: Tensor
 
 
-class DetectionFolder(Dataset):
-    """A torchvision detection data set as (image uint8 [channels, H, W], Target); classes[label] names a class."""
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+    """An image file, and its objects: boxes (left, top, right, bottom; pixels) and the name of each one's class."""
 
-    def __init__(self, data: Dataset, classes: list[str], channels: int):
-        self.data = torchvision.datasets.wrap_dataset_for_transforms_v2(data, target_keys=("boxes", "labels"))
-        self.classes = classes
+    path: Path
+    boxes: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """The images of one part of a data set, and the names of the classes that it knows of."""
+
+    images: list[Annotated]
+    classes: list[str]
+
+
+class DetectionFolder(Dataset):
+    """Annotated images as (image uint8 [channels, H, W], Target); classes[label] names a class, 0 is the background."""
+
+    def __init__(self, images: Sequence[Annotated], classes: Sequence[str], channels: int):
+        self.images = images
+        self.classes = [BACKGROUND, *classes]
         self.channels = channels
+        self.labels = {name: 1 + number for number, name in enumerate(classes)}
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        picture, target = self.data[index]
-        image = transforms.pil_to_tensor(picture.convert("L" if self.channels == 1 else "RGB"))
-        boxes = torch.as_tensor(target.get("boxes", torch.zeros(0, 4))).as_subclass(Tensor).float().reshape(-1, 4)
-        labels = torch.as_tensor(target.get("labels", torch.zeros(0))).as_subclass(Tensor).long()
+        """Raises DataError, which names the file, for an image that cannot be read."""
+        annotated = self.images[index]
+        try:
+            with Image.open(annotated.path) as picture:
+                image = transforms.pil_to_tensor(picture.convert("L" if self.channels == 1 else "RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{annotated.path}: unreadable ({' '.join(str(error).split())})") from error
+        boxes = torch.tensor(annotated.boxes, dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor([self.labels[name] for name in annotated.names], dtype=torch.int64)
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # COCO holds a few boxes without area
         return image, {"boxes": boxes[solid], "labels": labels[solid]}
 
+    def shorter_side(self) -> int:
+        """Median of the images' shorter sides (pixels), of a sample spread over the data set."""
+        chosen = self.images[:: max(1, len(self.images) // SIZE_SAMPLES)]
+        try:
+            return statistics.median_low(min(Image.open(annotated.path).size) for annotated in chosen)
+        except OSError as error:
+            raise DataError(f"unreadable image ({' '.join(str(error).split())})") from error
 
-def coco_detection(images: Path, annotations: Path, channels: int) -> DetectionFolder:
-    """Images in a folder, boxes in COCO's JSON. Labels are the file's category ids. Raises ConfigError."""
-    if not images.is_dir():
-        raise ConfigError(f"{images}: there is no such folder of COCO images")
+
+def open_parts(train: Annotations, test: Annotations, channels: int) -> tuple[DetectionFolder, DetectionFolder]:
+    """Both parts with one list of classes, by name: those of the training part, then what only the test part has.
+
+    Where all are classes of Pascal VOC, the list is that of Pascal VOC.
+    """
+    classes = list(dict.fromkeys([*train.classes, *test.classes]))
+    if set(classes) <= set(VOC_CLASSES):
+        classes = list(VOC_CLASSES)
+    return DetectionFolder(train.images, classes, channels), DetectionFolder(test.images, classes, channels)
+
+
+def read_coco(folder: Path, annotations: Path) -> Annotations:
+    """Images in a folder, boxes in COCO's JSON; classes in the order of their ids, which may be any integers.
+
+    Raises ConfigError for what is missing, for JSON of another layout, and for an annotation that names an unknown
+    category or image.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder of COCO images")
     try:
-        categories = {entry["id"]: entry["name"] for entry in json.loads(annotations.read_text())["categories"]}
-        data = torchvision.datasets.CocoDetection(images, annotations)
+        content = json.loads(annotations.read_text())
+        names = {entry["id"]: str(entry["name"]) for entry in sorted(content["categories"], key=lambda one: one["id"])}
+        images = {entry["id"]: Annotated(folder / entry["file_name"]) for entry in content["images"]}
+        for entry in content["annotations"]:
+            _add_coco(entry, images, names, annotations)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{annotations}: no COCO annotations ({type(error).__name__}: {error})") from error
-    if not categories or min(categories) < 1:
-        raise ConfigError(f"{annotations}: category ids must be 1 or more, 0 is the background")
-    classes = [categories.get(label, f"unused {label}") for label in range(max(categories) + 1)]
-    return DetectionFolder(data, classes, channels)
+    if not names:
+        raise ConfigError(f"{annotations}: no COCO annotations ('categories' is empty)")
+    return Annotations(_existing(list(images.values()), annotations), list(dict.fromkeys(names.values())))
 
 
-def voc_detection(root: Path, year: str, image_set: str, channels: int) -> DetectionFolder:
-    """The folder that holds VOCdevkit/VOC<year>, with the 20 classes of Pascal VOC. Raises ConfigError."""
-    from torchvision.tv_tensors._dataset_wrapper import VOC_DETECTION_CATEGORIES
+def _add_coco(entry: dict[str, Any], images: dict[int, Annotated], names: dict[int, str], source: Path) -> None:
+    """Add one annotation to its image."""
+    what = f"{source}: annotation {entry.get('id', entry)}"
+    if entry["category_id"] not in names:
+        raise ConfigError(f"{what} has category_id {entry['category_id']}, which 'categories' does not list")
+    if entry["image_id"] not in images:
+        raise ConfigError(f"{what} has image_id {entry['image_id']}, which 'images' does not list")
+    left, top, width, height = map(float, entry["bbox"])
+    if not all(map(math.isfinite, (left, top, width, height))):
+        raise ConfigError(f"{what} has the bbox {entry['bbox']}; its four numbers must be finite")
+    annotated = images[entry["image_id"]]
+    annotated.boxes.append((left, top, left + width, top + height))
+    annotated.names.append(names[entry["category_id"]])
 
+
+def read_voc(root: Path, year: str, image_set: str) -> Annotations:
+    """An image set of VOCdevkit/VOC<year> below root, with the classes that its objects are of, sorted by name.
+
+    Raises ConfigError for what is missing and for XML of another layout.
+    """
+    base = root / "VOCdevkit" / f"VOC{year}"
+    listing = base / "ImageSets" / "Main" / f"{image_set}.txt"
     try:
-        data = torchvision.datasets.VOCDetection(root, year=year, image_set=image_set)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(f"{root}: no VOC{year} {image_set!r} there ({str(error).splitlines()[0]})") from error
-    return DetectionFolder(data, list(VOC_DETECTION_CATEGORIES), channels)
+        stems = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise ConfigError(f"{root}: no VOC{year} {image_set!r} there ({error})") from error
+    images = [_read_voc_image(base, stem) for stem in stems]
+    return Annotations(_existing(images, listing), sorted({name for image in images for name in image.names}))
+
+
+def _read_voc_image(base: Path, stem: str) -> Annotated:
+    file = base / "Annotations" / f"{stem}.xml"
+    candidates = [base / "JPEGImages" / f"{stem}{suffix}" for suffix in VOC_SUFFIXES]
+    annotated = Annotated(next((path for path in candidates if path.is_file()), candidates[0]))
+    try:
+        for thing in ElementTree.parse(file).getroot().iter("object"):
+            box = thing.find("bndbox")
+            annotated.boxes.append(tuple(float(box.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")))
+            annotated.names.append(thing.find("name").text.strip())
+    except (OSError, ElementTree.ParseError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: no VOC annotation ({type(error).__name__}: {error})") from error
+    return annotated
+
+
+def _existing(images: list[Annotated], source: Path) -> list[Annotated]:
+    """The images, all of which exist. Raises ConfigError."""
+    if not images:
+        raise ConfigError(f"{source}: it lists no image")
+    missing = [image.path for image in images if not image.path.is_file()]
+    if missing:
+        raise ConfigError(f"{source}: {len(missing)} of its {len(images)} images are missing, the first: {missing[0]}")
+    return images

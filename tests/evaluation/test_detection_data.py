@@ -1,0 +1,229 @@
+"""Detection folders as users have them: COCO's and VOC's format, own classes, and what is wrong said in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from simclr_fast.config import ConfigError
+from simclr_fast.data.decode import DataError
+from simclr_fast.evaluation import pictures
+from simclr_fast.evaluation.__main__ import main, parse
+from simclr_fast.evaluation.commands.detect import image_size
+from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, open_parts, read_coco, read_voc
+
+
+def write_image(path: Path, height: int, width: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = torch.full((3, height, width), 100, dtype=torch.uint8)
+    (torchvision.io.write_png if path.suffix == ".png" else torchvision.io.write_jpeg)(image, str(path))
+
+
+def write_coco(root: Path, part: str = "train2017", **changes: object) -> tuple[Path, Path]:
+    for number in (1, 2):
+        write_image(root / part / f"{number}.png", 40, 60)
+    content = {
+        "images": [{"id": number, "file_name": f"{number}.png", "height": 40, "width": 60} for number in (1, 2)],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [5, 6, 20, 10], "area": 200, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [5, 6, 0, 10], "area": 0, "iscrowd": 0},
+        ],
+        **changes,
+    }
+    annotations = root / "annotations" / f"instances_{part}.json"
+    annotations.parent.mkdir(exist_ok=True)
+    annotations.write_text(json.dumps(content))
+    return root / part, annotations
+
+
+def write_voc(root: Path, image_set: str, *names: str, suffix: str = ".jpg") -> None:
+    """One image named like its set, with an object of each class."""
+    base = root / "VOCdevkit" / "VOC2012"
+    write_image(base / "JPEGImages" / f"{image_set}{suffix}", 30, 50)
+    for folder, text in (
+        ("ImageSets/Main", f"{image_set}\n"),
+        (
+            "Annotations",
+            "<annotation>"
+            + "".join(
+                f"<object><name>{name}</name><bndbox><xmin>4.5</xmin><ymin>5</ymin><xmax>30</xmax><ymax>20</ymax>"
+                "</bndbox></object>"
+                for name in names
+            )
+            + "</annotation>",
+        ),
+    ):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / folder / f"{image_set}{'.txt' if 'Sets' in folder else '.xml'}").write_text(text)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_coco_folder(channels: int, tmp_path: Path) -> None:
+    part = read_coco(*write_coco(tmp_path))
+    data, _ = open_parts(part, part, channels)
+    assert data.classes == ["background", *VOC_CLASSES], "all are classes of VOC"
+    image, target = data[0]
+    assert (image.shape, image.dtype) == ((channels, 40, 60), torch.uint8)
+    assert target["boxes"].tolist() == [[5.0, 6.0, 25.0, 16.0]]  # the box without area is dropped
+    assert [data.classes[label] for label in target["labels"]] == ["cat"]
+    _, empty = data[1]
+    assert (empty["boxes"].shape, empty["labels"].shape) == ((0, 4), (0,))
+
+
+def test_category_ids_may_start_anywhere(tmp_path: Path) -> None:
+    boxes = [{"id": 1, "image_id": 1, "category_id": 0, "bbox": [5, 6, 20, 10]}]
+    zero = [{"id": 0, "name": "zero"}, {"id": 90, "name": "ninety"}]
+    part = read_coco(*write_coco(tmp_path, categories=zero, annotations=boxes))
+    data, _ = open_parts(part, part, 3)
+    assert data.classes == ["background", "zero", "ninety"]
+    assert data[0][1]["labels"].tolist() == [1], "0 is the background's"
+
+
+def test_parts_share_one_list_of_classes_by_name(tmp_path: Path) -> None:
+    """The test part numbers its categories otherwise, and has one that training lacks."""
+    write_coco(tmp_path, categories=[{"id": 3, "name": "helmet"}, {"id": 1, "name": "head"}])
+    other = [{"id": 3, "name": "head"}, {"id": 7, "name": "vest"}]
+    boxes = [{"id": n, "image_id": 1, "category_id": n, "bbox": [5, 6, 20, 10]} for n in (3, 7)]
+    train = read_coco(tmp_path / "train2017", tmp_path / "annotations" / "instances_train2017.json")
+    test = read_coco(*write_coco(tmp_path, "val2017", categories=other, annotations=boxes))
+    train_data, test_data = open_parts(train, test, 3)
+    assert train_data.classes == test_data.classes == ["background", "head", "helmet", "vest"]
+    assert train_data[0][1]["labels"].tolist() == [2]
+    assert test_data[0][1]["labels"].tolist() == [1, 3]
+
+
+def test_voc_folder(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", "cat")
+    write_voc(tmp_path, "val", "person", "cat", suffix=".png")
+    train, test = open_parts(read_voc(tmp_path, "2012", "train"), read_voc(tmp_path, "2012", "val"), channels=3)
+    assert train.classes == ["background", *VOC_CLASSES]
+    assert len(VOC_CLASSES) == 20
+    image, target = train[0]
+    assert image.shape == (3, 30, 50)
+    assert target["boxes"].tolist() == [[4.5, 5.0, 30.0, 20.0]]
+    assert [test.classes[label] for label in test[0][1]["labels"]] == ["person", "cat"]
+
+
+def test_voc_folder_of_own_classes(tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", "helmet", "cat")
+    write_voc(tmp_path, "val", "$x^$")
+    train, test = open_parts(read_voc(tmp_path, "2012", "train"), read_voc(tmp_path, "2012", "val"), channels=3)
+    assert train.classes == test.classes == ["background", "cat", "helmet", "$x^$"]
+    assert train[0][1]["labels"].tolist() == [2, 1]
+    assert test[0][1]["labels"].tolist() == [3]
+
+
+def box(**changes: object) -> dict[str, list]:
+    return {"annotations": [{"id": 17, "image_id": 1, "category_id": 3, "bbox": [5, 6, 20, 10], **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"categories": []}, "categor"),
+        ({"categories": [{"name": "no id"}]}, "KeyError: 'id'"),
+        ({"images": [], "annotations": []}, "it lists no image"),
+        (box(category_id=99), "annotation 17 has category_id 99, which 'categories' does not list"),
+        (box(image_id=99), "annotation 17 has image_id 99, which 'images' does not list"),
+        (box(bbox=[1, 2, 3]), "no COCO annotations"),
+        (box(bbox=[1, 2, 3, float("nan")]), "annotation 17 has the bbox"),
+        (box(bbox=None), "no COCO annotations"),
+    ],
+)
+def test_bad_coco_is_refused(changes: dict, said: str, tmp_path: Path) -> None:
+    paths = write_coco(tmp_path, **changes)
+    with pytest.raises(ConfigError) as refusal:
+        read_coco(*paths)
+    assert said in str(refusal.value)
+    assert str(paths[1]) in str(refusal.value)
+
+
+def test_missing_coco_files_are_named(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    with pytest.raises(ConfigError, match="no such folder of COCO images"):
+        read_coco(tmp_path / "nowhere", annotations)
+    with pytest.raises(ConfigError, match=r"nowhere\.json: no COCO annotations"):
+        read_coco(images, tmp_path / "nowhere.json")
+    (images / "2.png").unlink()
+    with pytest.raises(ConfigError, match=r"1 of its 2 images are missing, the first: .*2\.png"):
+        read_coco(images, annotations)
+    annotations.write_text("{")
+    with pytest.raises(ConfigError, match="no COCO annotations"):
+        read_coco(images, annotations)
+
+
+@pytest.mark.parametrize("missing", ["VOCdevkit", "Annotations/train.xml", "JPEGImages/train.jpg"])
+def test_missing_voc_files_are_named(missing: str, tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", "cat")
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    if missing == "VOCdevkit":
+        base.rename(tmp_path / "elsewhere")
+    else:
+        (base / missing).unlink()
+    with pytest.raises(ConfigError, match="no VOC2012 'train' there" if missing == "VOCdevkit" else missing):
+        read_voc(tmp_path, "2012", "train")
+
+
+@pytest.mark.parametrize("text", ["<annotation><object></object></annotation>", "<annotation>", ""])
+def test_bad_voc_annotations_are_named(text: str, tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", "cat")
+    (tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "train.xml").write_text(text)
+    with pytest.raises(ConfigError, match=r"train\.xml: no VOC annotation"):
+        read_voc(tmp_path, "2012", "train")
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    part = read_coco(*write_coco(tmp_path))
+    data, _ = open_parts(part, part, 3)
+    (tmp_path / "train2017" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1\.png: unreadable"):
+        data[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "own", "arguments", "expected"),
+    [
+        ("coco", 28, [], (28, 47)),  # 800 pixels would be 28 times the time
+        ("coco", 2000, [], (800, 1333)),
+        ("voc", 375, [], (375, 625)),
+        ("voc", 600, [], (480, 800)),
+        ("coco", 480, ["--min-size", "800"], (800, 1333)),
+    ],
+)
+def test_images_are_not_enlarged_unless_asked_for(data: str, own: int, arguments: list, expected: tuple) -> None:
+    _, options = parse(["detect", "--checkpoint", "x", "--data", data, *arguments])
+    assert image_size(options, own) == expected
+
+
+def test_the_images_own_size_is_their_median_shorter_side(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, (height, width) in zip(paths, [(40, 60), (90, 30), (50, 50), (500, 600), (20, 900)]):
+        write_image(path, height, width)
+    part = Annotations([Annotated(path) for path in paths], ["thing"])
+    assert open_parts(part, part, 3)[0].shorter_side() == 40
+
+
+def test_names_are_no_formulas_in_pictures(tmp_path: Path) -> None:
+    names = ["background", "$x^$", r"\$\frac$", "_plain", "[b]"]
+    boxes = {"boxes": torch.tensor([[1.0, 2, 20, 20]] * 4), "labels": torch.arange(1, 5)}
+    found = [{**boxes, "scores": torch.ones(4)}]
+    image = torch.zeros(1, 30, 30, dtype=torch.uint8)
+    path = pictures.detections(tmp_path / "detect.png", [image], [boxes], {"SimCLR init": found}, names, 0.3)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    labels = torch.arange(5)
+    path = pictures.confusion(tmp_path / "confusion.png", labels, labels, names, "title")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_on_own_classes_at_the_images_own_size(run_folder: Path, tmp_path: Path) -> None:
+    write_voc(tmp_path, "train", "helmet", "$x^$")
+    write_voc(tmp_path, "val", "helmet")
+    arguments = ["--data", "voc", "--data-dir", str(tmp_path), "--steps", "1", "--batch-size", "1", "--seeds", "1"]
+    arguments += ["--init", "random", "--workers", "0", "--threads", "1", "--output", str(tmp_path)]
+    assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 0
+    results = json.loads((tmp_path / "detect.json").read_text())["results"]
+    assert results["image_size"] == [30, 50]
+    assert results["schedule"]["lr"] == 0.02 / 16
