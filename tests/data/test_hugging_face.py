@@ -137,6 +137,19 @@ def test_labels_that_are_none_do_not_stop_training(feature, labels: list, reason
     assert "so that nothing is evaluated" in caplog.text
 
 
+def test_each_split_counts_its_own_unreadable_rows(tmp_path: Path) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": NUMBER})
+    rows = {"image": [{"bytes": png(1)}, {"bytes": b"broken"}] * 2, "label": [0, 1, 1, 1]}
+    tables = {name: datasets.Dataset.from_dict(rows, features) for name in ("train", "test")}
+    datasets.DatasetDict(tables).save_to_disk(str(tmp_path))
+    data = load(tmp_path, max_bad_images=0.5)
+    for source, name in ((data.train, "train"), (data.test, "test")):
+        assert source.bad.allowed == 2
+        source.decoded(1)
+        assert list(source.bad.messages) == [f"split '{name}', row {row} of column 'image'" for row in (1, 3)]
+        assert "Unsupported image file" in next(iter(source.bad.messages.values()))
+
+
 def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, caplog) -> None:
     assert load(saved(tmp_path, NUMBER, train=[0, 1]), label_column="cls").labelled is None
     assert "no column 'cls' among image, label; --label-column names another" in caplog.text
