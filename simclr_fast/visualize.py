@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch.nn.functional as F
 from sklearn.manifold import TSNE
 from torch import Tensor
 
@@ -14,6 +15,7 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 
 DPI = 130
+GRID_SIDE = 288  # pixels of an image in the view grid: twice what is drawn of it, whatever the camera gave
 
 
 def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: Tensor, mean: tuple, std: tuple) -> None:
@@ -23,7 +25,7 @@ def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: T
     """
     undo = lambda view: (view.float().cpu() * _column(std) + _column(mean)).clamp(0, 1)
     rows = [
-        ("image", [image.float().cpu() / 255 for image in images]),
+        ("image", [shrunk(image.cpu()).float() / 255 for image in images]),
         ("view 1", list(undo(view0))),
         ("view 2", list(undo(view1))),
     ]
@@ -37,6 +39,15 @@ def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: T
         line[0].set_ylabel(title)
     figure.suptitle("Training images and their two random views (a column is a positive pair)")
     _save(figure, path)
+
+
+def shrunk(image: Tensor, side: int = GRID_SIDE) -> Tensor:
+    """An image uint8 [C, H, W] on the CPU, averaged down until its longer side is at most `side` pixels."""
+    height, width = image.shape[-2:]
+    if max(height, width) <= side:
+        return image
+    shape = [max(1, round(length * side / max(height, width))) for length in (height, width)]
+    return F.interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
 
 
 def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
