@@ -16,6 +16,27 @@ def demo_config(**model_options: object) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **model_options))
 
 
+def plain_config(**augment_options: object) -> Config:
+    """The demo's options with views that are the whole image, unflipped."""
+    config = demo_config()
+    options = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, **augment_options}
+    return dataclasses.replace(config, augment=dataclasses.replace(config.augment, **options))
+
+
+def recorded_rates(monkeypatch: pytest.MonkeyPatch, optimizer: type[torch.optim.Optimizer]) -> list[float]:
+    """The learning rate of each later step of such an optimizer."""
+    rates: list[float] = []
+    step = optimizer.step
+
+    def recorded(self, *arguments, **options):
+        rates.append(self.param_groups[0]["lr"])
+        assert all(group["lr"] == rates[-1] for group in self.param_groups)
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(optimizer, "step", recorded)
+    return rates
+
+
 def write_run(folder: Path, config: Config, channels: int = 1, seed: int = 5) -> Path:
     """A run whose weights and statistics are random but not those of its initialisation; returns the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,12 @@ from torchvision.io import write_png
 from torchvision.transforms import v2
 
 from simclr_fast.config import DataOptions
-from simclr_fast.data import ImageArrays, load_dataset
+from simclr_fast.data import Dataset, ImageArrays, load_dataset
+from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
+from simclr_fast.evaluation.run import Run
+from simclr_fast.training.monitor import OnlineKnn
+from tests.evaluation.conftest import plain_config, write_run
 
 CPU = torch.device("cpu")
 
@@ -19,6 +23,19 @@ def test_preprocess_normalises_images_of_the_right_size() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     made = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(images)
     torch.testing.assert_close(made[:, 1], (images[:, 1] / 255 - 0.4) / 0.3)
+
+
+def test_preprocess_of_a_run_is_its_recipe(tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,), img_size=24)))
+    images = torch.randint(0, 256, (3, 1, 24, 24), dtype=torch.uint8)
+    torch.testing.assert_close(preprocess_of(run)(images), (images / 255 - 0.3) / 0.6)
+
+
+def test_online_knn_normalises_as_the_recipe_says() -> None:
+    config = plain_config(mean=(0.3,), std=(0.6,), img_size=8)
+    images = ImageArrays(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), torch.arange(40) % 2)
+    made = OnlineKnn(Dataset(images, images), config, CPU).preprocess(images.images)
+    torch.testing.assert_close(made, (images.images / 255 - 0.3) / 0.6)
 
 
 def test_preprocess_resizes_and_cuts_the_centre_as_torchvision() -> None:

@@ -1,6 +1,7 @@
 """Fine-tuning: it learns, from where it is told to, on the images it is told to, alone and over processes."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from simclr_fast.evaluation.features import embed
 from simclr_fast.evaluation.run import Run
 from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.process import Process
+from tests.evaluation.conftest import plain_config, recorded_rates, write_run
 from tests.training.processes import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,24 @@ def test_learns(speed: Speed, run_folder: Path) -> None:
     logits = embed(trained, source, preprocess_of(run), CPU.device)
     assert logits.argmax(dim=1).tolist() == source.labels.tolist()
     assert all(not torch.equal(p, before) for p, before in zip(trained.parameters(), start)), "every layer is trained"
+
+
+def test_the_learning_rate_falls_along_a_cosine(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = recorded_rates(monkeypatch, torch.optim.SGD)
+    batches = LabelledBatches(dark_and_bright(16), 8, Run.open(run_folder), 0, CPU)
+    model = Classifier(Run.open(run_folder).encoder(), 128, 2)
+    train_classifier(model, batches, steps=6, lr=0.08, process=CPU, speed=Speed())
+    assert rates == pytest.approx([0.04 * (1 + math.cos(math.pi * step / 6)) for step in range(6)])
+
+
+def test_batches_are_normalised_as_the_recipe_says(tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,))))
+    source = dark_and_bright(8)
+    (images, labels), *_ = LabelledBatches(source, 8, run, 0, CPU).steps(1)
+    order = labels.argsort(stable=True)
+    expected = (source.images.float() / 255 - 0.3) / 0.6
+    assert images[order].mean() == pytest.approx(expected.mean().item(), abs=1e-3)
+    assert images[order].std() == pytest.approx(expected.std().item(), abs=1e-3)
 
 
 def test_compiled_step_is_the_same(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +108,11 @@ def test_command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     result = content["results"]["0.01"]
     assert result["images"] == 40
     assert result["steps"] == 2
-    for name in ("raw", "scratch", "checkpoint"):
-        assert 0 <= result[name]["mean"] <= 1
     assert result["raw"]["mean"] > 0.3  # 4 labels per class: far above the 10% of chance
+    for name in ("scratch", "checkpoint"):
+        assert 0.05 < result[name]["mean"] < 0.5  # two steps change little of the classifier, which starts at zero
+        assert result[name]["mean"] + 0.1 < result[name]["top5_mean"]
+        assert result[name]["draws"] == [result[name]["mean"]]
     assert "1% (40 images)" in capsys.readouterr().out
 
 

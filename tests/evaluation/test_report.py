@@ -136,11 +136,33 @@ def test_pictures_are_whole(commands_folder: Path) -> None:
         assert data[-8:-4] == b"IEND"
 
 
-def test_text_is_escaped() -> None:
-    text = page.render("<b>", [page.Section("a & b", page.table(["<th>"], [["<script>"]], "'<caption>'"))])
-    assert "<script>" not in text
-    assert "&lt;script&gt;" in text
-    assert "<b>" not in text
+def test_text_is_escaped_wherever_it_may_stand(tmp_path: Path) -> None:
+    """A name of a file, a class or an option is no markup, be it a heading, a link, a note, a cell or an alt text."""
+    hostile = """<script src="x">'&amp;"""
+    png = tmp_path / f"a{hostile.replace('/', '')}.png"
+    png.write_bytes(b"\x89PNG")
+    blocks = [
+        page.table([hostile], [[hostile]], hostile),
+        page.note(hostile),
+        page.picture(png, hostile),
+        page.picture(png, ""),
+        page.options({hostile: {hostile: hostile, "list": [hostile]}}),
+        page.facts({hostile: hostile}).body,
+    ]
+    parsed = Page(page.render(hostile, [page.Section(hostile, "".join(blocks))]))
+    assert not parsed.open
+    assert "script" not in {tag for tag, _ in parsed.tags}
+    # <title>, <h1>, the link, the heading, three parts of the table, two notes, four parts of the options, two facts.
+    assert [text for text in parsed.text if text.strip() and text != "list"].count(hostile) == 15
+    assert [attributes["alt"] for tag, attributes in parsed.tags if tag == "img"] == [hostile, png.stem]
+
+
+def test_a_heading_is_a_safe_anchor() -> None:
+    parsed = Page(page.render("title", [page.Section('a" onclick="x', "")]))
+    assert [attributes for tag, attributes in parsed.tags if tag in ("a", "h2")] == [
+        {"href": "#a--onclick--x"},
+        {"id": "a--onclick--x"},
+    ]
 
 
 def test_table_cells() -> None:
