@@ -1,6 +1,7 @@
 """Batches on the training device: taken from a resident array, or read and decoded ahead by worker processes."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from simclr_fast.data.decode import Chunk, ChunkReader, DeviceDecoder
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import EncodedImages, ImageArrays
 from simclr_fast.data.unreadable import BadImages
+from simclr_fast.data.worker_signals import heed_only_the_parent, held_back
 
 # Images that a worker decodes at a time: a batch is put together from such chunks, so that the memory held by
 # prefetching (workers x 2 chunks) does not grow with the batch.
@@ -74,6 +76,9 @@ class EncodedLoader:
             num_workers=options.workers,
             pin_memory=device.type == "cuda",
             persistent_workers=options.workers > 0,
+            worker_init_fn=heed_only_the_parent,
+            # Not the fork server of newer Pythons: a signal to the group ends it, and torch's workers with it.
+            multiprocessing_context="fork" if options.workers > 0 and sys.platform == "linux" else None,
         )
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -86,7 +91,8 @@ class EncodedLoader:
         """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
         steps = self.sampler.steps(epoch, start)
         self.chunks = [chunk.tolist() for indices in steps for chunk in indices.split(CHUNK)]
-        chunks = iter(self.workers)
+        with held_back():
+            chunks = iter(self.workers)
         ahead: Batch | None = None
         for indices in steps:
             parts = [next(chunks) for _ in indices.split(CHUNK)]

@@ -1,6 +1,8 @@
 """Runs that were killed, stopped or damaged, and go on exactly."""
 
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 
 from simclr_fast.checkpoint import checkpoints
 from simclr_fast.training.metrics import METRICS_FILE, read_metrics
-from tests.training.processes import SMALL, final_state, finish, run, start, wait_for_step
+from tests.data.conftest import write_image
+from tests.training.processes import PATIENCE, SMALL, children, final_state, finish, run, start, wait_for_step
 
 AFTER_EVERY_STEP = ("--checkpoint-minutes", "1e-9")
 
@@ -51,17 +54,46 @@ def test_signal_leaves_a_checkpoint_of_that_step(number: signal.Signals, tmp_pat
     folder, log = tmp_path / "run", tmp_path / "log"
     processes = start((*SMALL, "--epochs", "50", "--output", str(folder)), log)
     wait_for_step(folder, 3, processes)
-    processes[0].terminate() if number == signal.SIGTERM else _interrupt(processes[0])
+    os.kill(processes[0].pid, number)
     assert finish(processes) == [128 + number]
+    assert_stopped_with_a_checkpoint(folder, log)
+
+
+def assert_stopped_with_a_checkpoint(folder: Path, log: Path) -> None:
     assert "with a checkpoint; go on with --resume auto" in log.read_text()
+    assert "Traceback" not in log.read_text()
     last = read_metrics(folder / METRICS_FILE)[-1]["step"]
     assert checkpoints(folder)[-1].name == f"checkpoint-{last:09d}.pt"
 
 
-def _interrupt(process) -> None:
-    import os
-
-    os.kill(process.pid, signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(number: signal.Signals, tmp_path: Path) -> None:
+    """What `timeout`, torchrun and Ctrl-C do. A kill reaches the main process alone: no worker outlives it."""
+    for i in range(8):
+        write_image(tmp_path / "data" / f"{i}.jpg", 16, 16, seed=i)
+    folder, log = tmp_path / "run", tmp_path / "log"
+    files = ("imagenet", "--data-dir", str(tmp_path / "data"), "--workers", "2", "--model", "resnet_mini")
+    small = ("--img-size", "8", "--batch-size", "4", "--epochs", "10000", "--head-hidden", "32", "--log-interval", "1")
+    processes = start((*files, *small, "--threads", "1", "--output", str(folder)), log, group=True)
+    pid = processes[0].pid
+    try:
+        wait_for_step(folder, 3, processes)
+        workers = children(pid)
+        assert len(workers) == 2
+        if number == signal.SIGKILL:
+            os.kill(pid, number)
+            assert finish(processes) == [-number]
+        else:
+            os.killpg(pid, number)
+            assert finish(processes) == [128 + number], log.read_text()
+            assert_stopped_with_a_checkpoint(folder, log)
+        end = time.monotonic() + PATIENCE
+        while any(Path(f"/proc/{worker}").exists() for worker in workers):
+            assert time.monotonic() < end, "a worker outlives the run"
+            time.sleep(0.05)
+    finally:
+        if processes[0].is_alive():
+            os.killpg(pid, signal.SIGKILL)
 
 
 def test_resume_from_a_truncated_checkpoint_takes_the_one_before(tmp_path: Path) -> None:
