@@ -1,0 +1,76 @@
+"""Classes by name: which there are, accuracies over them, and names that are no markup and no formulas."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from simclr_fast import visualize
+from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.evaluation.classes import class_accuracies, class_names, class_table, top5_accuracy
+from simclr_fast.evaluation.comparison import ENCODERS
+from simclr_fast.evaluation.tables import ResultTable
+
+
+def images(labels: list[int] | None, count: int = 0) -> ImageArrays:
+    """Black images."""
+    count = count if labels is None else len(labels)
+    return ImageArrays(torch.zeros(count, 1, 8, 8).byte(), None if labels is None else torch.tensor(labels))
+
+
+def test_names_of_classes() -> None:
+    labelled, test = images([0, 1]), images([0, 4])
+    assert class_names(Dataset(labelled, labelled, test)) == ["0", "1", "2", "3", "4"]
+    assert class_names(Dataset(labelled, labelled, test, ("a", "b"))) == ["a", "b", "2", "3", "4"]
+    assert class_names(Dataset(images(None, 3))) == []
+
+
+def test_accuracies_of_classes() -> None:
+    truth = torch.tensor([0, 0, 1, 3])
+    assert class_accuracies(torch.tensor([0, 1, 1, 0]), truth, 4) == [0.5, 1.0, None, 0.0]
+    scores = torch.arange(8.0).flip(0).expand(4, 8)  # class 0 first, class 7 last
+    assert top5_accuracy(scores, torch.tensor([0, 4, 5, 7])) == 0.5
+
+
+def test_many_classes_show_the_best_and_the_worst() -> None:
+    names = [f"class {label}" for label in range(50)]
+    truth = torch.arange(50).repeat(2)[:98]
+    share = [label / 50 for label in range(50)]
+    table = class_table("Accuracy", names, truth, {"raw": share[::-1], "simclr": share}, ENCODERS)
+    assert table.columns == ["class", "images", "raw pixels", "SimCLR encoder"]
+    assert table.title == "Accuracy; the 10 best and the 10 worst of 50 classes"
+    assert [row[0] for row in table.rows] == names[:-11:-1] + names[9::-1]
+    assert table.rows[0] == ["class 49", "1", "0.0", "98.0"]
+    few = class_table("Accuracy", names[:3], torch.tensor([0, 2]), {"simclr": [0.5, None, 1.0]}, ENCODERS)
+    assert few.rows == [["class 0", "1", "50.0"], ["class 2", "1", "100.0"]]
+
+
+def test_names_are_no_markup_on_the_console() -> None:
+    console = Console(record=True, width=100)
+    console.print(ResultTable("[/]", ["[red]x"], [["[/b]"], ["[c]"]]).rich())
+    printed = console.export_text()
+    for name in ("[/]", "[red]x", "[/b]", "[c]"):
+        assert name in printed
+
+
+def test_names_are_no_formulas_in_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(12) % 4
+    names = ("$x^$", "_hidden", r"\$\frac$", "[d]")
+    texts = []
+    save = visualize._save
+
+    def recorded(figure, path):
+        texts.extend(text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        save(figure, path)
+
+    monkeypatch.setattr(visualize, "_save", recorded)
+    for known in (names, names[:1]):
+        visualize.embedding_map(tmp_path / "map.png", torch.randn(12, 5), labels, "title", known)
+    assert texts == [*names, "$x^$", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_map_of_hardly_any_image(count: int, tmp_path: Path) -> None:
+    visualize.embedding_map(tmp_path / "map.png", torch.randn(count, 5), None, "title")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,191 @@
+"""Detection: what each initialisation, choice and figure is made of; the schedule; flips that take the boxes along."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.evaluation.__main__ import parse
+from simclr_fast.evaluation.commands import detect
+from simclr_fast.evaluation.detection.detector import Scale, build_detector
+from simclr_fast.evaluation.detection.train import Schedule, train_detector
+from simclr_fast.evaluation.run import Run
+from simclr_fast.evaluation.session import Session
+from simclr_fast.models import build_backbone
+from simclr_fast.training.process import Process
+from tests.evaluation.conftest import recorded_rates
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    """Training images 0 to 59 and test images 100 to 119, each of one brightness: its number."""
+    images = lambda numbers: numbers.view(-1, 1, 1, 1).expand(-1, 1, 28, 28).to(torch.uint8)
+    part = lambda numbers: ImageArrays(images(numbers), numbers % 10)
+    return Dataset(part(torch.arange(60)), part(torch.arange(60)), part(torch.arange(100, 120)))
+
+
+class Scenes(list):
+    """Stands for DigitScenes: knows the digits that it would show."""
+
+    def __init__(self, digits: ImageArrays, count: int, seed: int):
+        image, target = torch.zeros(1, 8, 8, dtype=torch.uint8), {"boxes": torch.zeros(0, 4)}
+        super().__init__([(image, target)] * count)
+        self.digits, self.seed = set(digits.images[:, 0, 0, 0].tolist()), seed
+
+
+@pytest.fixture
+def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Runs `detect` on scenes with detectors that find nothing; gives what it did, and the results.
+
+    held_out: mAP on the held-out scenes by learning rate; test mAP is a number of its own for every detector.
+    """
+
+    def run(held_out: dict[float, float], *arguments: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        built: list[dict[str, Any]] = []
+
+        def build(architecture, backbone, **options):
+            detector = nn.Linear(1, 1)
+            weights = {name: value.clone() for name, value in backbone.state_dict().items()}
+            built.append({"detector": detector, "weights": weights, **options})
+            return detector
+
+        def train_it(detector, data, schedule, **options):
+            assert detector is built[-1]["detector"]
+            built[-1].update(options, data=data)
+
+        def evaluate(detector, data, device, workers=0):
+            assert detector is built[-1]["detector"]
+            built[-1]["scored"] = data
+            score = held_out[built[-1]["lr"]] if data.seed == 2 else len(built) / 100
+            return dict.fromkeys(("map", "map_50", "map_75"), score)
+
+        for name, stand_in in (
+            ("load_dataset", lambda _: digits),
+            ("DigitScenes", Scenes),
+            ("InMemory", lambda scenes: scenes),
+            ("build_detector", build),
+            ("train_detector", train_it),
+            ("evaluate_detector", evaluate),
+            ("detect", lambda detector, images, device: [{}] * len(images)),
+        ):
+            monkeypatch.setattr(detect, name, stand_in)
+        monkeypatch.setattr(detect.pictures, "detections", lambda path, *_: path)
+        _, options = parse(["detect", "--checkpoint", str(run_folder), *arguments])
+        process = Process(0, 1, CPU)
+        detect.main(Session("detect", options, Run.open(run_folder), process, tmp_path, Console(quiet=True)))
+        return built, json.loads((tmp_path / "detect.json").read_text())["results"]
+
+    return run
+
+
+RATES = {1e-3: 0.2, 2e-3: 0.1, 4e-3: 0.3}
+
+
+def test_scenes_are_made_of_the_digits_of_their_part(run_detect) -> None:
+    built, _ = run_detect(RATES, "--seeds", "1", "--train-scenes", "3", "--test-scenes", "5")
+    train_digits, held_out = built[0]["data"].digits, built[0]["scored"].digits
+    assert built[-1]["scored"].digits == set(range(100, 120)), "test digits in test scenes"
+    assert (train_digits | held_out) == set(range(60))
+    assert not train_digits & held_out
+    assert len(held_out) == 10, "one of each class"
+    assert len({one.seed for one in (built[0]["data"], built[0]["scored"], built[-1]["scored"])}) == 3
+    assert (len(built[0]["data"]), len(built[-1]["scored"])) == (3, 5)
+
+
+def test_random_initialisation_chooses_the_rate_on_held_out_scenes(run_detect, run_folder: Path) -> None:
+    built, results = run_detect(RATES, "--seeds", "2")
+    choosing, measured = built[:3], built[3:]
+    run = Run.open(run_folder)
+    assert [one["lr"] for one in choosing] == list(RATES)
+    assert all(one["scored"].seed == 2 for one in choosing), "no test scene chooses"
+    assert all(torch.equal(one["weights"]["conv1.weight"], run.random_init(2).conv1.weight) for one in choosing)
+    assert results["held_out_map"] == {str(rate): score for rate, score in RATES.items()}
+    assert results["schedule"]["lr"] == 4e-3
+    assert [one["lr"] for one in measured] == [4e-3] * 4
+    assert all(one["scored"].seed == 1 for one in measured), "test scenes"
+    assert all(one["data"] is choosing[0]["data"] for one in measured), "equal budget"
+
+
+def test_each_initialisation_is_under_its_name(run_detect, run_folder: Path) -> None:
+    built, results = run_detect({}, "--seeds", "2", "--lr", "0.01")
+    run = Run.open(run_folder)
+    starts = [run.random_init(0), run.encoder(), run.random_init(1), run.encoder()]
+    for one, start in zip(built, starts, strict=True):
+        assert torch.equal(one["weights"]["conv1.weight"], start.conv1.weight)
+    assert [one["seed"] for one in built] == [0, 0, 1, 1]
+    assert results["random"]["map"]["seeds"] == [0.01, 0.03]
+    assert results["checkpoint"]["map"]["seeds"] == [0.02, 0.04]
+
+
+def test_images_are_normalised_as_the_recipe_says(run_detect, run_folder: Path) -> None:
+    built, _ = run_detect({}, "--seeds", "1", "--lr", "0.01")
+    augment = Run.open(run_folder).config.augment
+    assert augment.mean != augment.std
+    assert (built[0]["mean"], built[0]["std"]) == (augment.mean, augment.std)
+    scale = Scale(image_size=(32, 32), width=8)
+    detector = build_detector(
+        "retinanet", build_backbone("resnet_mini")[0], channels=3, classes=2, mean=(0.3,), std=(0.6,), scale=scale
+    )
+    assert detector.transform.image_mean == [0.3] * 3
+    assert detector.transform.image_std == [0.6] * 3
+    assert (detector.transform.min_size, detector.transform.max_size) == ((32,), 32)
+
+
+class Recorder(nn.Module):
+    """A detector of one weight that keeps the batches it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.batches: list[tuple[list, list]] = []
+
+    def forward(self, images: list, targets: list) -> dict[str, torch.Tensor]:
+        self.batches.append((images, targets))
+        return {"loss": self.layer(images[0].mean().view(1, 1)).square().sum()}
+
+
+def marked_images(count: int) -> list[tuple[torch.Tensor, dict]]:
+    """Black images with a bright rectangle, and its box, off the centre."""
+    items = []
+    for i in range(count):
+        image = torch.zeros(1, 10, 20, dtype=torch.uint8)
+        left, top = 1 + i % 3, 2 + i % 4
+        image[:, top : top + 3, left : left + 5] = 255
+        box = torch.tensor([[left, top, left + 5, top + 3]], dtype=torch.float32)
+        items.append((image, {"boxes": box, "labels": torch.tensor([1 + i % 2])}))
+    return items
+
+
+def test_flips_take_the_boxes_along() -> None:
+    detector, items = Recorder(), marked_images(12)
+    train_detector(detector, items, Schedule(12, 2, 0, hflip=0.5), lr=1e-3, seed=0, device=CPU)
+    flipped = 0
+    for images, targets in detector.batches:
+        for image, target in zip(images, targets):
+            (left, top, right, bottom) = target["boxes"][0].int().tolist()
+            assert (right - left, bottom - top) == (5, 3)
+            assert image[:, top:bottom, left:right].min() == 1.0, "the box is where the rectangle is"
+            assert image.sum() == 15
+            flipped += left > 10
+    assert 4 <= flipped <= 20, "about half of 24"
+    detector = Recorder()
+    train_detector(detector, items, Schedule(3, 2, 0), lr=1e-3, seed=0, device=CPU)
+    assert all(target["boxes"][0, 0] < 10 for _, targets in detector.batches for target in targets)
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_the_learning_rate_warms_up_and_falls(name: str, optimizer: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = recorded_rates(monkeypatch, optimizer)
+    schedule = Schedule(steps=8, batch_size=2, warmup_steps=2, optimizer=name)
+    train_detector(Recorder(), marked_images(4), schedule, lr=0.01, seed=0, device=CPU)
+    cosine = [0.005 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+    assert rates == pytest.approx([0.005, 0.01, *cosine])

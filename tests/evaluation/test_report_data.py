@@ -1,0 +1,166 @@
+"""The page on data as users have it: without labels, without a test part, with classes that one part lacks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from simclr_fast import visualize
+from simclr_fast.config import ConfigError
+from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.evaluation import comparison, pictures, representation, session
+from simclr_fast.evaluation.__main__ import main, parse
+from simclr_fast.evaluation.classes import class_names
+from simclr_fast.evaluation.commands import few_label, report
+from simclr_fast.evaluation.comparison import ENCODERS
+from simclr_fast.evaluation.encoders import preprocess_of
+from simclr_fast.evaluation.model_card import write_model_card
+from simclr_fast.evaluation.results import read_results
+from simclr_fast.evaluation.run import Run
+from simclr_fast.evaluation.session import Session
+from simclr_fast.training.process import Process
+from tests.evaluation.conftest import demo_config, write_run
+
+CPU = Process(0, 1, torch.device("cpu"))
+NAMES = ("ant", "$b^$", "[c]", "<d>")
+
+
+def images(labels: list[int] | None, count: int = 0) -> ImageArrays:
+    """Grey images, brighter by class."""
+    level = torch.zeros(count) if labels is None else torch.tensor(labels)
+    noise = torch.randint(0, 40, (len(level), 1, 28, 28))
+    return ImageArrays((50 * level.view(-1, 1, 1, 1) + noise).byte(), None if labels is None else level)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run of its own, with a training curve."""
+    write_run(tmp_path / "run", demo_config())
+    line = {"step": 3, "loss": 5.0, "contrastive_accuracy": 0.1, "knn": 0.5, "lr": 1e-3}
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
+    """A session of a command on a data set."""
+    # Points stand in for t-SNE, which takes seconds.
+    monkeypatch.setattr(visualize.TSNE, "fit_transform", lambda self, features: features[:, :2])
+
+    def session_of(data: Dataset, *arguments: str) -> Session:
+        monkeypatch.setattr(session, "load_dataset", lambda _: data)
+        command, options = parse(arguments)
+        return Session(command, options, Run.open(folder), CPU, tmp_path, Console(quiet=True))
+
+    return session_of
+
+
+def test_an_unlabelled_run_has_a_page(folder: Path, tmp_path: Path, start) -> None:
+    report.main(start(Dataset(images(None, 30)), "report", str(folder)))
+    content = json.loads((tmp_path / "report.json").read_text())["results"]["sections"]
+    assert content == ["The run", "Learning curves", "Map of the embeddings", "Nearest neighbours", "Options"]
+    text = (tmp_path / "report.html").read_text()
+    assert "no accuracy can be measured" in text
+    assert "same class" not in text
+
+
+@pytest.mark.parametrize("test", ["none", "unlabelled"])
+def test_a_run_without_labelled_test_images_has_a_page(test: str, folder: Path, tmp_path: Path, start) -> None:
+    train = images([0, 1] * 10)
+    data = Dataset(train, train, None if test == "none" else images(None, 5), ("ant", "bee"))
+    report.main(start(data, "report", str(folder)))
+    text = (tmp_path / "report.html").read_text()
+    assert "no accuracy can be measured" in text
+    assert "same class" in text, "the training images have labels"
+
+
+def test_other_commands_say_that_labels_are_missing(folder: Path, start) -> None:
+    with pytest.raises(ConfigError, match="no labelled training and test images.*`report`"):
+        few_label.main(start(Dataset(images(None, 30)), "few-label", "--checkpoint", str(folder)))
+
+
+def test_a_class_that_one_part_lacks(folder: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class 3 is in the test images alone, and class 2 in the training images alone: both have their own rows."""
+    data = Dataset(images([0, 1, 2] * 8), images([0, 1, 2] * 8), images([0, 1, 3] * 4), NAMES)
+    seen = []
+    confusion = pictures.confusion
+    monkeypatch.setattr(pictures, "confusion", lambda *given: seen.append(given) or confusion(*given))
+    report.main(start(data, "report", str(folder)))
+    _, predicted, truth, names, title = seen[0]
+    assert names == list(NAMES)
+    assert predicted.max() <= 2
+    assert truth.tolist() == data.test.labels.tolist()
+    assert "of 12 test images right" in title
+    few_label.main(start(data, "few-label", "--checkpoint", str(folder), "--per-class", "20", "--draws", "1"))
+    table = json.loads((tmp_path / "few-label.json").read_text())["tables"][0]
+    assert [row[0] for row in table["rows"]] == [
+        "linear, 20 (8 in the rarest class)",
+        "1-NN, 20 (8 in the rarest class)",
+    ]
+
+
+def compared(folder: Path, data: Dataset, **options: int) -> dict:
+    run = Run.open(folder)
+    results = comparison.compare(
+        run.random_init(),
+        run.encoder(),
+        data.labelled,
+        data.test,
+        preprocess_of(run),
+        CPU.device,
+        names=class_names(data),
+        **options,
+    )
+    (folder / "results.json").write_text(json.dumps(results))
+    return results
+
+
+def test_page_and_card_say_what_was_measured(folder: Path, tmp_path: Path, start) -> None:
+    data = Dataset(images([0, 1, 2, 3] * 8), images([0, 1, 2, 3] * 8), images([0, 1, 2, 3] * 4), NAMES)
+    results = compared(folder, data, labels_per_class=4, draws=2)
+    report.main(start(data, "report", str(folder)))
+    page = (tmp_path / "report.html").read_text()
+    card = write_model_card(Run.open(folder), tmp_path).read_text()
+    for text in (page, card):
+        assert "4 labels/class" in text
+        assert "10 labels/class" not in text
+        assert "mean of 2 draws" in text
+        assert "its k" in text
+    assert [f"| its k | {' | '.join(str(results['knn_k'][name]) for name in ENCODERS)} |"] == [
+        line for line in card.splitlines() if "its k" in line
+    ]
+    k = results["knn_k"]["simclr"]
+    assert f"Weighted kNN with {k} neighbour(s)" in page, "the two figures of kNN agree"
+    assert "&lt;d&gt;" in page, "accuracy by class, with names"
+    assert "[c]" in page
+
+
+def test_a_rare_class_that_the_compared_part_has_less_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "LARGEST", (20, 10))
+    rare = Dataset(images([0, 1] * 5), images([0] * 90 + [1] * 10), images([0, 1] * 20), ("often", "rare"))
+    results = compared(folder, rare, labels_per_class=10, draws=1)
+    assert (results["train_images"], results["test_images"]) == (20, 10)
+    assert 1 <= results["rarest_class"] < 10
+    assert comparison.few_labels(results) == f"10 labels/class ({results['rarest_class']} in the rarest)"
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    assert read_results(tmp_path / "none.json") is None
+    for damage in ("{", "[]", "\x00"):
+        (tmp_path / "knn.json").write_text(damage)
+        with pytest.raises(ConfigError, match=r"knn\.json: damaged"):
+            read_results(tmp_path / "knn.json")
+
+
+def test_sample_queries_are_right_ones_then_wrong_ones() -> None:
+    predicted, truth = torch.tensor([0, 1, 2, 0, 0]), torch.tensor([0, 1, 2, 1, 2])
+    assert representation._samples(predicted, truth).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_report_of_a_damaged_file_is_one_line(folder: Path, capsys) -> None:
+    (folder / "results.json").write_text("{")
+    assert main(["report", str(folder), "--threads", "1"]) == 2
+    assert f"{folder / 'results.json'}: damaged" in capsys.readouterr().err
