@@ -26,8 +26,7 @@ def encoders(run: Run) -> dict[str, nn.Module]:
 
 def preprocess_of(run: Run) -> Preprocess:
     """The test-time view that belongs to the run's recipe."""
-    augment = run.config.augment
-    return Preprocess(augment.img_size, augment.mean, augment.std)
+    return Preprocess.of(run.config.augment)
 
 
 def all_features(run: Run, data: Dataset, device: torch.device) -> Iterator[tuple[str, Features]]:

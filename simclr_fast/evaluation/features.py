@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simclr_fast.config import AugmentOptions
 from simclr_fast.data import EncodedImages, ImageArrays
 
 DECODE_THREADS = 16
@@ -21,6 +22,11 @@ class Preprocess:
         self.size = size
         self.mean = torch.tensor(mean).view(1, -1, 1, 1)
         self.std = torch.tensor(std).view(1, -1, 1, 1)
+
+    @staticmethod
+    def of(augment: AugmentOptions) -> "Preprocess":
+        """The test-time view that belongs to a recipe."""
+        return Preprocess(augment.img_size, mean=augment.mean, std=augment.std)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images uint8 [B, C, H, W] to float32 [B, C, size, size] on the same device."""

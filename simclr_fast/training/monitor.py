@@ -19,7 +19,7 @@ class OnlineKnn:
     def __init__(self, dataset: Dataset, config: Config, device: torch.device):
         self.source = dataset.labelled
         self.device = device
-        self.preprocess = Preprocess(config.augment.img_size, config.augment.mean, config.augment.std)
+        self.preprocess = Preprocess.of(config.augment)
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:LARGEST_BANK]
         queries = max(1, int(QUERY_SHARE * len(order)))
         self.queries, self.bank = order[:queries], order[queries:]

@@ -56,7 +56,7 @@ def draw_pictures(
     visualize.learning_curves(paths[1], read_metrics(folder / METRICS_FILE), chance)
     if dataset.test is not None and dataset.test.labels is not None:
         paths.append(folder / "embeddings.png")
-        preprocess = Preprocess(config.augment.img_size, config.augment.mean, config.augment.std)
+        preprocess = Preprocess.of(config.augment)
         chosen = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))[:1000]
         features = embed(state.evaluated, dataset.test, preprocess, device, chosen)
         title = f"Encoder features of {len(chosen)} test images"
@@ -71,7 +71,7 @@ def evaluate(config: Config, dataset: Dataset, state: TrainState, device: torch.
     if labelled is not None and test is not None and test.labels is not None:
         torch.manual_seed(config.run.seed)
         random_init = build_model(config.model, dataset.train.channels).backbone.to(device)
-        preprocess = Preprocess(config.augment.img_size, config.augment.mean, config.augment.std)
+        preprocess = Preprocess.of(config.augment)
         names = class_names(dataset)
         scores = compare(random_init, state.evaluated, labelled, test, preprocess, device, names=names)
         console.print(comparison_table(scores).rich())
