@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,17 @@ class Session:
 
     @staticmethod
     def start(command: str, options: Any, run: Run, process: Process) -> "Session":
-        """Make the results' folder."""
+        """Make the results' folder. Raises ConfigError where nothing can be written."""
         folder = options.output or run.folder / (EXPORT_FOLDER if command == "export" else RESULTS_FOLDER)
         if process.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):  # now rather than after hours of work
+                    pass
+            except OSError as error:
+                raise ConfigError(
+                    f"--output {folder}: nothing can be written there ({error.strerror}); pass another folder"
+                ) from error
         return Session(command, options, run, process, folder, Console(quiet=not process.is_main))
 
     @property

@@ -1,5 +1,6 @@
 """Exports: torchvision alone computes the same features from them, and every format agrees with the model."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from simclr_fast.checkpoint import CheckpointError
 from simclr_fast.config import ConfigError
 from simclr_fast.evaluation import exported
 from simclr_fast.evaluation.__main__ import main
-from simclr_fast.evaluation.model_card import loading_code
+from simclr_fast.evaluation.model_card import loading_code, write_model_card
 from simclr_fast.evaluation.run import Run
 from tests.evaluation.conftest import demo_config, write_run
 
@@ -81,6 +82,13 @@ def test_command_writes_and_compares_every_format(export_folder: Path) -> None:
     card = (export_folder / "README.md").read_text()
     assert "resnet_mini" in card
     assert "| temperature | 0.2 |" in card
+
+
+def test_card_survives_what_options_may_hold(tmp_path: Path) -> None:
+    config = demo_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_column="a|b\nc"))
+    run = Run.open(write_run(tmp_path, config))
+    assert "| image_column | a\\|b c |\n" in write_model_card(run, tmp_path).read_text()
 
 
 def test_program_runs_without_this_package_at_any_batch_size(run_folder: Path, export_folder: Path) -> None:

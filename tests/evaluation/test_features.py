@@ -38,6 +38,20 @@ def test_online_knn_normalises_as_the_recipe_says() -> None:
     torch.testing.assert_close(made, (images.images / 255 - 0.3) / 0.6)
 
 
+def test_online_knn_is_not_the_share_of_the_largest_class() -> None:
+    """Of 100 images, 200 neighbours are all of them; features that tell the classes apart must be told from none."""
+    labels = (torch.arange(100) % 4 == 0).long()
+    images = (60 + 120 * labels.view(-1, 1, 1, 1) + torch.randint(0, 20, (100, 1, 8, 8))).byte()
+    level = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    with torch.no_grad():
+        level(torch.zeros(1, 1, 8, 8))
+        level[1].weight.copy_(torch.tensor([[0.0], [0.5]]).expand(2, 64) / 64)
+        level[1].bias.copy_(torch.tensor([1.0, 0.5]))
+    source = ImageArrays(images, labels)
+    config = plain_config(mean=(0.5,), std=(0.5,), img_size=8)
+    assert OnlineKnn(Dataset(source, source), config, CPU).accuracy(level) == 1.0
+
+
 def test_preprocess_resizes_and_cuts_the_centre_as_torchvision() -> None:
     images = torch.randint(0, 256, (2, 3, 80, 120), dtype=torch.uint8)
     theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize(64, antialias=True), v2.CenterCrop(56)])

@@ -150,6 +150,12 @@ def test_every_command_exits_with_2_and_one_line(
     assert shown.err.count("\n") == 1
 
 
+def test_an_output_that_is_no_folder_is_refused_at_once(run_folder: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert main(["knn", "--checkpoint", str(run_folder), "--output", str(tmp_path / "file"), "--threads", "1"]) == 2
+    assert f"--output {tmp_path / 'file'}: nothing can be written there" in capsys.readouterr().err
+
+
 def test_package_imports_without_the_evaluation_extras() -> None:
     # load_backbone is a public name of a package that needs only torch: tyro and torchvision come with its first call.
     code = (
