@@ -75,9 +75,10 @@ def test_hugging_face_folder(hugging_face_root: Path) -> None:
 
 def test_hugging_face_row_without_an_image_is_a_bad_image() -> None:
     column = TableColumn([{"image": None}, {"image": {"bytes": None, "path": None}}], "image")
-    source = EncodedImages(1, column.read, column.name)
-    with pytest.raises(BadImageError, match="row 0 of column 'image': the row has no image"):
-        source.decode(0)
+    source = EncodedImages(2, column.read, column.name)
+    for row in range(2):
+        with pytest.raises(BadImageError, match=f"row {row} of column 'image': the row has no image"):
+            source.decode(row)
 
 
 NUMBER, NAME = datasets.Value("int64"), datasets.Value("string")
@@ -193,16 +194,20 @@ def test_web_dataset_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-@pytest.mark.parametrize("kind", ["saved", "parquet"])
+@pytest.mark.parametrize("kind", ["saved", "parquet", "columns"])
 def test_damaged_data_is_told_in_one_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "set"
     if kind == "saved":
         saved(root, NUMBER, train=[0, 1])
         next(root.glob("train/*.arrow")).write_bytes(b"broken")
-    else:
+    elif kind == "parquet":
         root.mkdir()
         (root / "train-00000-of-00001.parquet").write_bytes(b"broken")
+    else:
+        root.mkdir()
+        for part, column in enumerate(("label", "other")):
+            datasets.Dataset.from_dict({column: [1]}).to_parquet(root / f"train-0000{part}-of-00002.parquet")
     with pytest.raises(ConfigError, match=f"^--data-dir {root}: not a Hugging Face data set") as raised:
         load(root)
     assert "\n" not in str(raised.value)
