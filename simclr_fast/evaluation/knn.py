@@ -10,7 +10,7 @@ from simclr_fast.evaluation.splits import fixed_part
 # Rows of queries and of the bank whose similarities are held at a time: 256 MiB of float32, whatever their number.
 QUERY_ROWS = 1024
 BANK_ROWS = 65536
-KNN_K = (1, 2, 5, 10, 20, 50, 100, 200)  # numbers of neighbours between which the training images choose
+KNN_K = (1, 5, 10, 20, 50, 100, 200)  # numbers of neighbours between which the training images choose
 KNN_T = 0.1
 CHOICE_ROWS = 10_000  # training images that choose; of a larger set a fixed random part does
 

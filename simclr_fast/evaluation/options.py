@@ -46,8 +46,8 @@ class DataOptions(ComputeOptions):
 class KnnOptions(DataOptions):
     """Weighted nearest-neighbour classification of test and, leaving one out, training images."""
 
-    knn_k: tuple[int, ...] = (1, 10, 20, 200)
-    """Neighbours that vote (counts)."""
+    knn_k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
+    """Neighbours that vote (counts); the training images choose one, leaving one out."""
     knn_t: float = 0.1
     """Temperature of their weights exp(similarity / t) (no unit, > 0)."""
 

@@ -37,10 +37,11 @@ def images(labels: list[int] | None, count: int = 0) -> ImageArrays:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run of its own, with a training curve."""
+    """A run of its own, with views and a training curve."""
     write_run(tmp_path / "run", demo_config())
     line = {"step": 3, "loss": 5.0, "contrastive_accuracy": 0.1, "knn": 0.5, "lr": 1e-3}
     (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "run" / "views.png").write_bytes(b"\x89PNG")
     return tmp_path / "run"
 
 
@@ -61,7 +62,7 @@ def start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
 def test_an_unlabelled_run_has_a_page(folder: Path, tmp_path: Path, start) -> None:
     report.main(start(Dataset(images(None, 30)), "report", str(folder)))
     content = json.loads((tmp_path / "report.json").read_text())["results"]["sections"]
-    assert content == ["The run", "Learning curves", "Map of the embeddings", "Nearest neighbours", "Options"]
+    assert content == ["The run", "Views", "Learning curves", "Map of the embeddings", "Nearest neighbours", "Options"]
     text = (tmp_path / "report.html").read_text()
     assert "no accuracy can be measured" in text
     assert "same class" not in text

@@ -9,7 +9,7 @@ from simclr_fast.evaluation.knn import choose_k, nearest, vote
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.tables import ResultTable, percent
 
-SPLITS = {"test": "test", "train": "train (one out)"}
+SPLITS = {"test": "test", "train": "train"}
 CHOSEN = "chosen"  # the row of the number of neighbours that the training images choose
 
 
@@ -33,7 +33,9 @@ def main(session: Session) -> None:
                 results[split].setdefault(CHOSEN, {})[encoder] = accuracy(votes[k], classes)
                 results["per_class"][encoder] = class_accuracies(votes[k].argmax(dim=1), classes, len(names))
         del features, queries, similarity, index, votes  # the next encoder's need the room
-    table = ResultTable.of(f"Weighted kNN, t = {options.knn_t}: accuracy (%)", "images", ENCODERS, _rows(results))
+    table = ResultTable.of(
+        f"Weighted kNN, t = {options.knn_t}: accuracy (%); train: leaving one out", "images", ENCODERS, _rows(results)
+    )
     by_class = class_table(
         "Accuracy by class (%), test images, k chosen on the training images",
         names,
@@ -55,4 +57,4 @@ def _rows(results: dict[str, Any]) -> dict[str, dict[str, str]]:
         encoder: f"{percent(score)} (k = {results['chosen_k'][encoder]})"
         for encoder, score in results["test"][CHOSEN].items()
     }
-    return {"test, k chosen on train": chosen, **rows}
+    return {"test, chosen k": chosen, **rows}
