@@ -27,6 +27,8 @@ from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.training.bundle import save_bundle
 from simclr_fast.training.finite import NonFiniteLossError
+from simclr_fast.training.folder import RunFolder
+from simclr_fast.training.identity import data_identity
 from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib
 from simclr_fast.training.monitor import OnlineKnn
 from simclr_fast.training.process import Process, start_process
@@ -34,14 +36,14 @@ from simclr_fast.training.profile import StepProfiler
 from simclr_fast.training.program import exit_status
 from simclr_fast.training.saver import CheckpointSaver
 from simclr_fast.training.signals import StopSignals
-from simclr_fast.training.start import autocast_dtype, prepare_folder, start_from
+from simclr_fast.training.start import autocast_dtype, start_from
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.summary import chance_level, draw_pictures, evaluate, print_summary
 from simclr_fast.training.views import Views, check_channels
 
 
-def train(config: Config, process: Process, console: Console) -> int:
+def train(config: Config, process: Process, console: Console, folder: RunFolder) -> int:
     """Run the training that the options describe; returns the exit status."""
     device, options, run = process.device, config.optimization, config.run
     dataset = load_dataset(config.data)
@@ -57,8 +59,8 @@ def train(config: Config, process: Process, console: Console) -> int:
     autocast = autocast_dtype(config.speed.amp_dtype, device)
     several = process.world_size > 1
     state = TrainState.create(config, dataset.train.channels, device, autocast=autocast, several=several)
-    prepare_folder(config, process)
-    start_from(state, config)
+    state.data = data_identity(dataset.train)
+    folder.prepare(start_from(state, config), state.step)
     views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
     step = build_step(state, views, config, process, autocast)
     knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
@@ -69,8 +71,9 @@ def train(config: Config, process: Process, console: Console) -> int:
         f"{len(dataset.train)} images, {total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
         f"Chance level of the loss: ln(2N - 1) = {chance:.3f}"
     )
-    log = MetricsLog(config, enabled=process.is_main, step=state.step, total_steps=total_steps)
-    saver = CheckpointSaver(config, state, enabled=process.is_main)
+    records = process.is_main and profiler is None  # a profile leaves the run in the folder as it is
+    log = MetricsLog(config, enabled=records, step=state.step, total_steps=total_steps)
+    saver = CheckpointSaver(config, state, enabled=records)
     clock = StepClock()
 
     with StopSignals() as signals, log:
@@ -115,7 +118,7 @@ def train(config: Config, process: Process, console: Console) -> int:
                 # Several processes must agree on the step, and they meet on the host at log steps only.
                 if (at_log_step or process.world_size == 1) and process.any(signals.received is not None):
                     saver.save()
-                    say(f"stopped after step {state.step} with a checkpoint; go on with --resume auto")
+                    say(f"stopped after step {state.step}" + " with a checkpoint; go on with --resume auto" * records)
                     return 128 + (signals.received or signal.SIGTERM)
                 saver.save_if_due()
             saver.save()
@@ -126,6 +129,7 @@ def train(config: Config, process: Process, console: Console) -> int:
         evaluate(config, dataset, state, device, console)
         pictures = draw_pictures(config, dataset, state, views, device)
         say(f"Written to {run.output}: {', '.join(p.name for p in pictures)}, results.json, metrics.jsonl, checkpoints")
+        say(f"Next: python -m simclr_fast.evaluation report {run.output}    (one page with everything measured so far)")
     process.barrier()
     return 0
 
@@ -175,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         process = start_process(config.speed.device, config.speed.threads)
         check(config, process.world_size)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.speed.tf32
-        return train(config, process, Console())
+        with RunFolder(config, process) as folder:
+            return train(config, process, Console(), folder)
 
     return exit_status("train.py", work)
 

@@ -89,7 +89,8 @@ class ModelOptions:
     sync_bn: bool = True
     """Batch statistics over all processes (only matters under torchrun)."""
     initial_checkpoint: Path | None = None
-    """Checkpoint whose model weights to start from."""
+    """Weights to start from: a checkpoint, or a state dict of the backbone (torchvision's, an exported backbone.pth).
+    With --resume auto, only where there is nothing to go on from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,8 @@ class RunOptions:
     seed: int = 0
     """Seed of the weights, the order of the images and every draw (integer >= 0)."""
     resume: str | None = None
-    """Checkpoint to go on from; auto takes the newest whole one in --output, if any."""
+    """Checkpoint to go on from; auto takes the newest whole one in --output, if any. A larger --epochs than before
+    makes the run longer."""
     checkpoint_minutes: float = 15.0
     """Longest time between checkpoints (minutes); one is also written at each epoch's end."""
     checkpoint_hist: int = 2
@@ -238,8 +240,9 @@ def check(config: Config, world_size: int = 1) -> None:
     """Raise ConfigError for a value that cannot work; what only the data or the device can tell is checked there."""
     o, a, r = config.optimization, config.augment, config.run
     _require(o.temperature > 0 and math.isfinite(o.temperature), "temperature", o.temperature, "pass a number > 0")
-    for name in ("epochs", "batch_size", "lr_base_size"):
+    for name in ("epochs", "lr_base_size"):
         _require(getattr(o, name) >= 1, name, getattr(o, name), "pass an integer >= 1")
+    _require(o.batch_size >= 2, "batch_size", o.batch_size, "pass 2 or more; one image has no others to differ from")
     _require(o.micro_batch_size >= 0, "micro_batch_size", o.micro_batch_size, "pass an integer >= 0")
     _require(
         o.batch_size % world_size == 0,

@@ -1,6 +1,7 @@
 """What a run shows and records: progress bar, JSON lines, TensorBoard, optionally Weights & Biases."""
 
 import json
+import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from simclr_fast.config import Config, as_dict
 from simclr_fast.training.phases import phase
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 METRICS_FILE = "metrics.jsonl"
@@ -40,8 +43,7 @@ class MetricsLog:
             return
         folder = config.run.output
         path = folder / METRICS_FILE
-        kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        _drop_lines_after(path, step)
         self.file = path.open("a")
         self.tensorboard = SummaryWriter(folder, purge_step=step + 1 if step else None)
         self.bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
@@ -140,6 +142,30 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file; a last line that a killed process left unfinished is skipped."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a metrics file, with a warning for lines that a power failure spoilt.
+
+    A last line that a killed process left unfinished is skipped.
+    """
+    lines, spoilt = [], 0
+    for text in path.read_text(errors="replace").splitlines(keepends=True):
+        if not text.endswith("\n"):
+            continue
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            line = None
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+        else:
+            spoilt += 1
+    if spoilt:
+        log.warning("%s: skipping %d lines that are no metrics", path, spoilt)
+    return lines
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keep the whole lines up to a step, in one move: a crash in between loses none."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
+    temporary = path.with_suffix(".partial")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)

@@ -1,14 +1,13 @@
-"""How a run begins: its number format, its folder, and the weights or the state it starts from."""
+"""How a run begins: its number format, and the weights or the state it starts from."""
 
 import logging
 from pathlib import Path
 
 import torch
 
-from simclr_fast.checkpoint import checkpoints, load, load_newest, load_weights
+from simclr_fast.checkpoint import load, load_newest
 from simclr_fast.config import Config, ConfigError
-from simclr_fast.training.metrics import METRICS_FILE
-from simclr_fast.training.process import Process
+from simclr_fast.training.initial import load_initial_weights
 from simclr_fast.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -23,36 +22,27 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return None if name == "float32" else getattr(torch, name)
 
 
-def prepare_folder(config: Config, process: Process) -> None:
-    """Make the run's folder. One that holds another run is renamed first, unless this run resumes: nothing is lost."""
-    folder = config.run.output
-    if process.is_main:
-        used = (folder / METRICS_FILE).exists() or bool(checkpoints(folder))
-        if used and config.run.resume is None and config.run.profile == 0:
-            number = 1
-            while (kept := folder.with_name(f"{folder.name}.old-{number}")).exists():
-                number += 1
-            folder.rename(kept)
-            log.warning("%s held another run; it is now %s (--resume auto would have gone on with it)", folder, kept)
-        folder.mkdir(parents=True, exist_ok=True)
-    process.barrier()
+def start_from(state: TrainState, config: Config) -> Path | None:
+    """Put the state where --resume or --initial-checkpoint says; returns the checkpoint that the run goes on from.
 
-
-def start_from(state: TrainState, config: Config) -> None:
-    """Put the state where --resume or --initial-checkpoint says."""
-    if config.run.resume is not None and config.model.initial_checkpoint is not None:
+    Both together are the command line of a job that may be started again: --resume auto goes on from a checkpoint in
+    the folder if there is one, and begins with the initial weights if there is none.
+    """
+    resume, initial = config.run.resume, config.model.initial_checkpoint
+    if resume not in (None, "auto") and initial is not None:
         raise ConfigError("--initial-checkpoint and --resume: pass one of them")
-    if config.model.initial_checkpoint is not None:
-        path = config.model.initial_checkpoint
-        load_weights(state.model, load(path)["model"], str(path))
+    found = None
+    if resume == "auto":
+        found = load_newest(config.run.output)
+    elif resume is not None:
+        found = Path(resume), load(Path(resume))
+    if found is not None:
+        path, content = found
+        state.restore(content, config, str(path))
+        log.info("going on from %s", path)
+        return path
+    if initial is not None:
+        load_initial_weights(state.model, initial)
         if state.ema is not None:
             state.ema.module.load_state_dict(state.model.state_dict())
-    elif config.run.resume == "auto":
-        found = load_newest(config.run.output)
-        if found is not None:
-            path, content = found
-            state.restore(content, config, str(path))
-            log.info("going on from %s", path)
-    elif config.run.resume is not None:
-        path = Path(config.run.resume)
-        state.restore(load(path), config, str(path))
+    return None

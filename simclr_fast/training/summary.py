@@ -27,12 +27,16 @@ def chance_level(batch_size: int) -> float:
 
 
 def print_summary(config: Config, state: TrainState, console: Console) -> None:
-    """The run in a few lines, by the last of its recorded metrics."""
+    """The run in a few lines, by the last of its recorded metrics, if its file of them is still there."""
     images = state.step * config.optimization.batch_size
-    last = [line for line in read_metrics(config.run.output / METRICS_FILE) if "loss" in line][-1]
+    trained = f"Trained {state.step} steps in {state.seconds:.0f} s ({images / state.seconds:.0f} images/s)."
+    lines = [line for line in read_metrics(config.run.output / METRICS_FILE) if "loss" in line]
+    if not lines:
+        console.print(f"{trained} {METRICS_FILE} holds no metrics of them")
+        return
+    last = lines[-1]
     console.print(
-        f"Trained {state.step} steps in {state.seconds:.0f} s ({images / state.seconds:.0f} images/s). "
-        f"Loss {last['loss']:.3f} (chance {last['chance']:.3f}), contrastive accuracy "
+        f"{trained} Loss {last['loss']:.3f} (chance {last['chance']:.3f}), contrastive accuracy "
         f"{last['contrastive_accuracy']:.1%}, peak memory {last['peak_memory_mib']:.0f} MiB"
     )
 

@@ -1,16 +1,23 @@
 """What a run records: contrastive accuracy, waiting time, metric files."""
 
+import dataclasses
+import io
 import json
+import os
 import sys
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 import torch
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simclr_fast.config import RECIPES, Config, RunOptions
 from simclr_fast.training.metrics import METRICS_FILE, MetricsLog, StepClock, contrastive_accuracy, read_metrics
+from simclr_fast.training.state import TrainState
+from simclr_fast.training.summary import print_summary
+from simclr_fast.visualize import learning_curves
 
 
 def test_contrastive_accuracy_of_aligned_and_of_random_pairs() -> None:
@@ -82,6 +89,43 @@ def test_resumed_run_drops_the_lines_it_does_again(tmp_path: Path) -> None:
     with MetricsLog(options(tmp_path), enabled=True, step=2, total_steps=9) as log:
         log.write(3, {"loss": 1.0})
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / METRICS_FILE)] == [(1, 0), (2, 0), (3, 1)]
+
+
+def test_lines_that_a_power_failure_spoilt_are_skipped_with_a_warning(tmp_path: Path, caplog) -> None:
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(
+        b'{"step": 1, "loss": 2.0}\n' + bytes(20) + b'\n[3]\n{"loss": 1.0}\n{"step": 2, "loss": 1.0}\n{"st'
+    )
+    assert [line["step"] for line in read_metrics(path)] == [1, 2]
+    assert f"{path}: skipping 3 lines that are no metrics" in caplog.text
+
+
+def test_dropping_lines_replaces_the_file_in_one_move(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / METRICS_FILE
+    before = "".join(json.dumps({"step": k, "loss": 0.0}) + "\n" for k in (1, 2, 3))
+    path.write_text(before)
+
+    def crash(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, crash)
+        monkeypatch.setattr(os, name, crash)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(options(tmp_path), enabled=True, step=2, total_steps=9)
+    assert path.read_text() == before
+
+
+def test_summary_of_a_run_whose_metrics_were_removed(tmp_path: Path) -> None:
+    state = TrainState.create(RECIPES["demo"], 1, torch.device("cpu"), autocast=None)
+    state.step, state.seconds = 10, 2.0
+    (tmp_path / METRICS_FILE).write_text("")
+    said = io.StringIO()
+    config = dataclasses.replace(RECIPES["demo"], run=RunOptions(output=tmp_path))
+    print_summary(config, state, Console(file=said, width=200))
+    assert said.getvalue() == "Trained 10 steps in 2 s (640 images/s). metrics.jsonl holds no metrics of them\n"
+    learning_curves(tmp_path / "curves.png", [], chance=5.0)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:

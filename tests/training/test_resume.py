@@ -1,5 +1,6 @@
 """Runs that were killed, stopped or damaged, and go on exactly."""
 
+import math
 import os
 import signal
 import time
@@ -111,18 +112,35 @@ def test_resume_from_a_truncated_checkpoint_takes_the_one_before(tmp_path: Path)
 def test_other_options_or_another_model_are_told(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     run((*SMALL, "--epochs", "1", "--output", str(folder)), log)
-    resume = (*SMALL, "--output", str(folder), "--resume", "auto", "--epochs")
-    assert finish(start((*resume, "2"), log)) == [2]
-    assert "--epochs: now 2, in the checkpoint 1" in log.read_text()
-    assert finish(start((*resume, "1", "--head-dim", "64"), log)) == [2]
+    resume = (*SMALL, "--output", str(folder), "--resume", "auto", "--epochs", "1")
+    assert finish(start((*resume, "--temperature", "0.3"), log)) == [2]
+    assert "--temperature: now 0.3, in the checkpoint 0.2" in log.read_text()
+    assert finish(start((*resume, "--head-dim", "64"), log)) == [2]
     assert "another shape: head.3.weight is [64, 32], in the checkpoint [128, 32]" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
-def test_a_fresh_run_keeps_the_one_before(tmp_path: Path) -> None:
+def test_more_epochs_follow_the_schedule_of_the_longer_run(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    arguments = (*SMALL, "--epochs", "1", "--output", str(folder))
-    run(arguments, log)
-    run(arguments, log)
-    assert len(checkpoints(folder)) == len(checkpoints(tmp_path / "run.old-1")) == 1
-    assert_same(final_state(folder), final_state(tmp_path / "run.old-1"))
+    arguments = (*SMALL, "--lr", "0.5", "--output", str(folder), "--epochs")
+    run((*arguments, "1"), log)
+    run((*arguments, "2", "--resume", "auto"), log)
+    assert "2 epochs instead of 1: from here on, the learning rate is that of the longer run" in log.read_text()
+    warm_up = [0.5 * step / 8 for step in range(1, 9)]  # one epoch of 8 steps, whatever follows
+    cosine = [0.25 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    lines = read_metrics(folder / METRICS_FILE)
+    assert [line["step"] for line in lines] == list(range(1, 17))
+    assert [line["lr"] for line in lines] == pytest.approx(warm_up + cosine)
+    assert finish(start((*arguments, "1", "--resume", "auto"), log)) == [2]
+    assert "--epochs: now 1, in the checkpoint 2; pass as many or more" in log.read_text()
+
+
+def test_initial_checkpoint_inside_the_folder_that_is_renamed(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    run((*SMALL, "--epochs", "1", "--output", str(folder)), log)
+    expected = final_state(folder)
+    again = ("--initial-checkpoint", str(checkpoints(folder)[-1]), "--lr", "1e-12", "--norm", "frozen")
+    run((*SMALL, "--epochs", "1", "--output", str(folder), *again), log)
+    assert_same(final_state(tmp_path / "run.old-1"), expected)
+    weight = "model.backbone.conv1.weight"
+    torch.testing.assert_close(final_state(folder)[weight], expected[weight], rtol=1e-5, atol=1e-7)

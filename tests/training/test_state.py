@@ -1,9 +1,16 @@
-"""The state of a run: the average of its weights, and the scaler of float16."""
+"""The state of a run: the average of its weights, the scaler of float16, and what a checkpoint brings back of it."""
 
 import dataclasses
+from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor
 
+from simclr_fast.checkpoint import CheckpointError
+from simclr_fast.config import Config
+from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.training.identity import SAMPLE, data_identity
 from simclr_fast.training.state import TrainState
 from tests.training.exactness import config
 
@@ -34,3 +41,111 @@ def test_only_float16_scales_the_loss() -> None:
     for autocast in (None, torch.bfloat16, torch.float16):
         state = TrainState.create(config("group"), 1, CPU, autocast=autocast)
         assert state.scaler.is_enabled() == (autocast == torch.float16)
+
+
+def made(options: Config | None = None, autocast: torch.dtype | None = None) -> TrainState:
+    return TrainState.create(options or config("batch"), 1, CPU, autocast=autocast)
+
+
+def test_the_scaler_goes_on_where_it_was() -> None:
+    state = made(autocast=torch.float16)
+    state.scaler.scale(torch.ones(()))  # makes the scaler's tensors
+    state.scaler.update(512.0)
+    stored = state.checkpoint(config("batch"))
+    again = made(autocast=torch.float16)
+    again.restore(stored, config("batch"), "x")
+    assert again.scaler.get_scale() == 512.0
+    with pytest.raises(
+        CheckpointError, match=r"x: the state of its optimizer, scaler \(--amp-dtype\) or average does not"
+    ):
+        made(autocast=torch.float16).restore(made().checkpoint(config("batch")), config("batch"), "x")
+
+
+@pytest.mark.parametrize("key", ["step", "seconds", "model", "optimizer", "scaler", "random", "config"])
+@pytest.mark.parametrize("value", [None, "text", [1]])
+def test_a_checkpoint_without_a_part_of_the_state_is_refused(key: str, value: object) -> None:
+    content = made().checkpoint(config("batch"))
+    with pytest.raises(CheckpointError, match=rf"x: not a checkpoint of train.py \(no '{key}' in it\)"):
+        made().restore(content | {key: value}, config("batch"), "x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": {}},
+        {"optimizer": {"state": {}, "param_groups": []}},
+        {"scaler": {"scale": "x"}},
+        {"random": {}},
+        {"random": {"cpu": torch.zeros(3), "cuda": None}},
+        {"config": {}},
+        {"config": {"augment": 3, "model": {}, "optimization": {}, "run": {}}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_parts_that_do_not_fit_are_one_kind_of_error(change: dict) -> None:
+    options = config("batch")
+    content = made(autocast=torch.float16).checkpoint(options)
+    with pytest.raises(CheckpointError, match="x: "):
+        made(autocast=torch.float16).restore(content | change, options, "x")
+
+
+def digits(seed: int, count: int = 100) -> ImageArrays:
+    generator = torch.Generator().manual_seed(seed)
+    return ImageArrays(torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=generator))
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (digits(1), "digest of the training images: now"),
+        (digits(0, count=101), "training images: now 101, in the checkpoint 100"),
+        (ImageArrays(digits(0).images.flip(0)), "digest of the training images: now"),
+        (ImageArrays(digits(0).images.expand(-1, 3, -1, -1)), "channels: now 3, in the checkpoint 1"),
+    ],
+    ids=["other images", "more images", "another order", "colour"],
+)
+def test_a_run_does_not_go_on_with_other_images(other: ImageArrays, said: str) -> None:
+    state = made()
+    state.data = data_identity(digits(0))
+    content = state.checkpoint(config("batch"))
+    state.data = data_identity(ImageArrays(digits(0).images.clone()))
+    state.restore(content, config("batch"), "x")
+    state.data = data_identity(other)
+    with pytest.raises(CheckpointError, match="cannot go on exactly") as refusal:
+        state.restore(content, config("batch"), "x")
+    assert said in str(refusal.value)
+
+
+def test_files_are_told_apart_by_their_bytes_and_not_by_their_place(tmp_path: Path) -> None:
+    def source(name: str, *changed: int) -> EncodedImages:
+        def read(index: int) -> bytes:
+            if index == 2:
+                raise OSError("broken disk")
+            return bytes([index % 256, index in changed])
+
+        return EncodedImages(1000, read=read, name=lambda index: f"{name}/{index}")
+
+    first = data_identity(source("a"))
+    assert data_identity(source("b")) == first
+    for changed in (0, 999):  # the ends are always looked at, and as many between as the sample has
+        assert data_identity(source("a", changed)) != first
+    assert sum(data_identity(source("a", k)) != first for k in range(1000)) == SAMPLE
+
+
+def test_one_image_is_a_data_set_too() -> None:
+    one = data_identity(digits(0, count=1))
+    assert one["images"] == 1
+    assert one != data_identity(digits(1, count=1))
+
+
+def test_the_average_covers_the_buffers() -> None:
+    options = config("batch")
+    options = dataclasses.replace(
+        options, optimization=dataclasses.replace(options.optimization, model_ema=True, model_ema_decay=0.9)
+    )
+    state = made(options)
+    mean: Tensor = state.model.backbone.bn1.running_mean
+    for value in (1.0, 2.0):
+        mean.fill_(value)
+        state.ema.update_parameters(state.model)
+    torch.testing.assert_close(state.evaluated.bn1.running_mean, torch.full_like(mean, 1.1))

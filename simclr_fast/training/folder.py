@@ -1,0 +1,110 @@
+"""The folder of a run: written by one run at a time, and never over what another run left there."""
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+from pathlib import Path
+
+from simclr_fast.checkpoint import checkpoints, set_later_aside
+from simclr_fast.config import Config, ConfigError
+from simclr_fast.training.metrics import METRICS_FILE
+from simclr_fast.training.process import Process
+
+LOCK_FILE = ".lock"
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Context in which no other run may write to --output; the main process holds it, the others wait in `prepare`.
+
+    The lock ends with the process, however that ends. Raises ConfigError where another run holds it, and where the
+    folder cannot be made or written.
+    """
+
+    def __init__(self, config: Config, process: Process):
+        self.run = config.run
+        self.process = process
+        self.path = config.run.output
+        self._lock: int | None = None
+
+    def __enter__(self) -> "RunFolder":
+        if self.process.is_main and self.path.is_dir():
+            self._written(self._claim)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def prepare(self, resumed: Path | None, step: int) -> None:
+        """Make the folder ready for a run that goes on from the checkpoint `resumed`, of `step`, or that begins (None).
+
+        Every process calls it once it has read what it starts from. A folder that holds another run is renamed, and
+        so are checkpoints of later steps, which this run does again: nothing is lost.
+        """
+        self.process.barrier()
+        if self.process.is_main:
+            self._written(lambda: self._prepare(resumed, step))
+        self.process.barrier()
+
+    def _prepare(self, resumed: Path | None, step: int) -> None:
+        goes_on_here = resumed is not None and resumed.resolve().parent == self.path.resolve()
+        # Without any checkpoint, --resume auto begins again what was stopped before its first one.
+        begun = (self.path / METRICS_FILE).exists() and self.run.resume != "auto"
+        if (begun or checkpoints(self.path)) and not goes_on_here and self.run.profile == 0:
+            self._set_aside()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._claim()
+        for torn in self.path.glob("*.partial"):  # of a process that was killed while it wrote
+            torn.unlink()
+        if goes_on_here and self.run.profile == 0:
+            for kept in set_later_aside(self.path, step):
+                log.warning("going on from step %d: a later checkpoint is now %s", step, kept)
+
+    def _set_aside(self) -> None:
+        folder = self.path if self.path.name not in ("", "..") else self.path.resolve()
+        if Path.cwd().is_relative_to(folder.resolve()) or os.path.ismount(folder):
+            where = "a mount point" if os.path.ismount(folder) else "or holds the current folder"
+            raise ConfigError(
+                f"--output {self.path}: it holds another run and cannot be renamed, since it is {where}; pass "
+                f"--resume auto to go on with that run, or another folder such as {self.path / 'run-2'}"
+            )
+        number = 1
+        while (kept := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        folder.rename(kept)
+        self._release()
+        log.warning("%s held another run; it is now %s (--resume auto goes on with what is there)", self.path, kept)
+
+    def _claim(self) -> None:
+        if self._lock is not None:
+            return
+        self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # Such a lock belongs to this process alone: workers forked from it do not keep it.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(self._lock, 200).decode(errors="replace").strip()
+                raise ConfigError(
+                    f"--output {self.path}: another run is writing there ({holder}); wait for its end, or pass "
+                    "another folder"
+                ) from error
+            log.warning("%s cannot be locked (%s): let no other run write there", self.path, error.strerror)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _written(self, work) -> None:
+        try:
+            work()
+        except OSError as error:
+            raise ConfigError(
+                f"--output {self.path}: {error.strerror} ({error.filename}); pass a folder that can be written"
+            ) from error
