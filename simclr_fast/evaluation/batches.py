@@ -1,8 +1,6 @@
 """Augmented batches of labelled images, as supervised training on a pretrained encoder sees them: crop and flip."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -54,27 +52,3 @@ class LabelledBatches:
                     return
                 images = self.augment(batch.images, seed=step_seed_of(self.seed, step), indices=batch.indices)
                 yield images, self.labels[batch.indices]
-
-
-def subset(source: Source, indices: Tensor) -> Source:
-    """Some of the images with their labels."""
-    if isinstance(source, ImageArrays):
-        return source.subset(indices)
-    return dataclasses.replace(
-        source,
-        size=len(indices),
-        read=_Chosen(source.read, indices.tolist()),
-        name=_Chosen(source.name, indices.tolist()),
-        labels=source.labels[indices],
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-    """Renumbers images for a function of their number; pickles, for worker processes."""
-
-    function: Callable[[int], Any]
-    indices: list[int]
-
-    def __call__(self, index: int) -> Any:
-        return self.function(self.indices[index])

@@ -187,3 +187,13 @@ def test_encoded_source_pickles_for_workers(folder_root: Path) -> None:
     source, _ = folder_loader(folder_root, 16)
     copy: EncodedImages = pickle.loads(pickle.dumps(source))
     assert torch.equal(copy.decoded(2), source.decode(2))
+
+
+def test_subset_of_encoded_images_renumbers() -> None:
+    files = [f"image {i}".encode() for i in range(5)]
+    source = EncodedImages(5, files.__getitem__, "name {}".format, labels=torch.arange(5))
+    part = source.subset(torch.tensor([4, 1]))
+    assert (len(part), part.read(0), part.read(1), part.name(1)) == (2, files[4], files[1], "name 1")
+    assert part.labels.tolist() == [4, 1]
+    again = part.subset(torch.tensor([1]))
+    assert (len(again), again.read(0), again.labels.tolist()) == (1, files[1], [1])

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.data import ImageArrays
 from simclr_fast.evaluation.__main__ import main
-from simclr_fast.evaluation.batches import LabelledBatches, subset
+from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.evaluation.classify import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.features import embed
@@ -89,14 +89,6 @@ def test_a_loss_that_is_not_finite_stops(run_folder: Path) -> None:
     batches = LabelledBatches(dark_and_bright(16), 16, run, 0, CPU)
     with pytest.raises(NonFiniteLossError, match="step 0"):
         train_classifier(model, batches, steps=2, lr=0.1, process=CPU, speed=Speed())
-
-
-def test_subset_of_encoded_images_renumbers() -> None:
-    files = [f"image {i}".encode() for i in range(5)]
-    source = EncodedImages(5, files.__getitem__, "name {}".format, labels=torch.arange(5))
-    part = subset(source, torch.tensor([4, 1]))
-    assert (len(part), part.read(0), part.read(1), part.name(1)) == (2, files[4], files[1], "name 1")
-    assert part.labels.tolist() == [4, 1]
 
 
 SMALL = ["--fractions", "0.01", "--draws", "1", "--epochs", "1", "--min-steps", "2", "--threads", "1"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.config import ConfigError
-from simclr_fast.evaluation.batches import LabelledBatches, subset
+from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.evaluation.classes import TOP, accuracy, class_names, top5_accuracy
 from simclr_fast.evaluation.classify import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.encoders import preprocess_of
@@ -58,7 +58,7 @@ def main(session: Session) -> None:
             logits["raw"].append(raw.logits(raw_test))
             for init in inits:
                 seed = options.seed * options.draws + draw
-                batches = LabelledBatches(subset(data.labelled, chosen), batch_size, run, seed, session.process)
+                batches = LabelledBatches(data.labelled.subset(chosen), batch_size, run, seed, session.process)
                 steps = max(min_steps, epochs_of_it * batches.steps_per_epoch)
                 model = train_classifier(
                     _classifier(session, init, seed, classes),

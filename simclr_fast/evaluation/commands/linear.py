@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from simclr_fast.data import Dataset
-from simclr_fast.evaluation.batches import LabelledBatches, subset
+from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.evaluation.classes import (
     TOP,
     accuracy,
@@ -65,7 +65,7 @@ def _by_sgd(
     options, run, labels = session.options, session.run, data.labelled.labels
     kept, held_out = hold_out(labels, options.held_out, options.seed)
     epochs = options.epochs or (DEMO_EPOCHS if run.config.recipe == "demo" else PUBLISHED_EPOCHS)
-    batches = LabelledBatches(subset(data.labelled, kept), options.batch_size, run, options.seed, session.process)
+    batches = LabelledBatches(data.labelled.subset(kept), options.batch_size, run, options.seed, session.process)
     scale = Standardize(train[kept])
     probes = train_probes(
         nn.Sequential(encoders(run)[name], scale).to(session.device),
