@@ -3,7 +3,16 @@
 from simclr_fast.augmentation import SimCLRAugment, SimCLREval
 from simclr_fast.backbone import load_backbone
 from simclr_fast.losses import NTXentLoss, ntxent_loss
+from simclr_fast.temperature import LearnedTemperature
 
 __version__ = "0.1.0"
 
-__all__ = ["NTXentLoss", "SimCLRAugment", "SimCLREval", "__version__", "load_backbone", "ntxent_loss"]
+__all__ = [
+    "LearnedTemperature",
+    "NTXentLoss",
+    "SimCLRAugment",
+    "SimCLREval",
+    "__version__",
+    "load_backbone",
+    "ntxent_loss",
+]

@@ -84,6 +84,12 @@ def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype | No
     return None
 
 
+def check_backend(backend: str) -> None:
+    """Raises ValueError for a name that is neither "auto" nor one of BACKENDS."""
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend={backend!r} is unknown; choose one of 'auto', {', '.join(map(repr, BACKENDS))}")
+
+
 # Resolved while tracing: a graph is specialised on devices, so the answer is a constant of the graph.
 @torch.compiler.assume_constant_result
 def resolve_backend(
@@ -101,9 +107,10 @@ def resolve_backend(
 
 @cache
 def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | None, large: bool) -> str:
+    check_backend(backend)
+    if device.type == "meta":  # shapes alone, which the ops' fakes know without any kernel
+        return "cpp" if backend == "auto" else backend
     if backend != "auto":
-        if backend not in BACKENDS:
-            raise ValueError(f"backend={backend!r} is unknown; choose one of 'auto', {', '.join(map(repr, BACKENDS))}")
         if reason := why_not(backend, op, device, dtype):
             raise RuntimeError(f"backend={backend!r} cannot serve {op} on {device}: {reason}; or choose backend='auto'")
         return backend

@@ -1,5 +1,8 @@
 """What the losses need of torch.distributed: the size of a group, gathers of equal shards, a check that they are."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,22 +34,38 @@ def all_gather_shards(shard: Tensor, group: "dist.ProcessGroup") -> Tensor:
     return gathered
 
 
-def check_same_on_all_ranks(
-    numbers: tuple[int, ...], what: str, device: torch.device, group: "dist.ProcessGroup"
-) -> None:
-    """Raises on every rank if `numbers` differ between ranks; `what` names them in the message.
+class Shared(NamedTuple):
+    """A number that all ranks must have alike."""
 
-    A collective of unequal sizes hangs or mixes up memory, so this gather of a few integers goes before it. On the CPU
-    the values are compared here (ValueError). On CUDA nothing waits: an assertion in stream order stops the device.
+    name: str
+    value: float | Tensor  # an index where there are `choices`; a tensor has one element, on any rank's device
+    remedy: str
+    choices: tuple = ()
+
+
+def check_same_on_all_ranks(shared: Sequence[Shared], device: torch.device, group: "dist.ProcessGroup") -> None:
+    """Raises on every rank if one of these numbers differs between ranks.
+
+    A collective of unequal sizes hangs or mixes up memory, and unequal settings drift apart in silence, so this gather
+    of a few numbers goes before. On the CPU the values are compared here, and a ValueError names the first that
+    differs. On CUDA nothing waits: an assertion in stream order stops the device.
     """
-    own = torch.tensor([numbers], dtype=torch.int64, device=device)
-    gathered = all_gather_shards(own, group)  # [W, len(numbers)]
-    message = f"{what} must be the same on all ranks of the group; use a sampler that drops the last, smaller batch"
+    tensors = {s.name: s.value for s in shared if isinstance(s.value, Tensor)}
+    numbers = [0.0 if s.name in tensors else s.value for s in shared]
+    own = torch.tensor(numbers, dtype=torch.float64, device=device)
+    for column, s in enumerate(shared):
+        if s.name in tensors:
+            own[column] = tensors[s.name].detach()
+    gathered = all_gather_shards(own[None], group)  # [W, len(shared)]
+    equal = (gathered.view(torch.int64) == own.view(torch.int64)).all(dim=0)  # bits: NaN is NaN
     if device.type == "cpu" and not torch.compiler.is_compiling():
-        if any(row != list(numbers) for row in gathered.tolist()):
-            raise ValueError(f"{message}; by rank: {gathered.tolist()}")
+        for same, column, s in zip(equal.tolist(), gathered.T.tolist(), shared):
+            if not same:
+                values = [s.choices[int(value)] if s.choices else value for value in column]
+                raise ValueError(f"{s.name} must be the same on all ranks of the group; by rank: {values}; {s.remedy}")
     else:
-        torch._assert_async((gathered == own).all(), message)
+        names = ", ".join(s.name for s in shared)
+        torch._assert_async(equal.all(), f"all ranks of the group must have the same {names}")
 
 
 class _AllGatherWithGradient(torch.autograd.Function):

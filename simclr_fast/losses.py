@@ -1,14 +1,16 @@
 """The public NT-Xent loss: `ntxent_loss` and the module `NTXentLoss`."""
 
-import math
+import numbers
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from simclr_fast import distributed
-from simclr_fast.backends import resolve_backend
+from simclr_fast.backends import check_backend, resolve_backend
 from simclr_fast.ops.ntxent.ops import ntxent
+from simclr_fast.ops.ntxent.reference import compute_dtype
+from simclr_fast.temperature import check_temperature, is_symbolic
 
 Reduction = Literal["mean", "sum", "none"]
 Precision = Literal["ieee", "tf32"]
@@ -34,13 +36,15 @@ def ntxent_loss(
     -log(exp(s_ip) / sum_{j != i} exp(s_ij)), p being its positive. Chance level is log(2N - 1).
 
     Args:
-        z0, z1: [N, D], N >= 1, D >= 1; float16, bfloat16, float32 or float64, any strides.
+        z0, z1: [N, D], N >= 1, D >= 1; float16, bfloat16, float32 or float64, any strides. Under autocast the two may
+            differ in dtype, and the narrower is widened.
         temperature: a positive float, or a 0-dim tensor on the views' device, which may require grad. A tensor on CUDA
             is never read by the host, hence its value is not checked: a temperature <= 0 gives a meaningless loss.
+            torch.compile makes a graph for the first float it meets, and one for all floats after it.
         reduction: "mean" or "sum" over the 2N rows, or "none" for the row losses [2N], view 0 before view 1.
-        group: processes whose rows are also negatives; all of them must call with equal N and D. "mean" and "sum" then
-            return the loss of the whole batch on every rank, and the mean of the ranks' gradients, which
-            DistributedDataParallel takes, is that loss's gradient. "none" returns this rank's rows.
+        group: processes whose rows are also negatives; all of them must call with equal N, D, temperature, reduction
+            and eps. "mean" and "sum" then return the loss of the whole batch on every rank, and the mean of the ranks'
+            gradients, which DistributedDataParallel takes, is that loss's gradient. "none" returns this rank's rows.
         eps: rows shorter than this are divided by it (> 0).
         precision: for float32 on CUDA, "ieee" multiplies with float32 accuracy, "tf32" rounds factors to 10 bits. None
             follows torch.get_float32_matmul_precision(). The CPU always multiplies float32 as float32.
@@ -55,20 +59,18 @@ def ntxent_loss(
         RuntimeError: the named backend cannot serve the views.
     """
     _check_views(z0, z1)
-    _check_temperature(temperature, z0)
-    _check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
-    if not eps > 0:
-        raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
-    if precision is None:
-        precision = _default_precision()
-    _check_choice("precision", precision, ("ieee", "tf32"))
+    temperature = check_temperature(temperature, z0)
+    _check_options(reduction, eps, precision)
+    z0, z1 = _common_dtype(z0, z1)
+    if is_symbolic(temperature):
+        # An operator's float argument is a constant of the graph: every value would be compiled anew.
+        temperature = z0.new_ones((), dtype=compute_dtype(z0.dtype)) * temperature
     if isinstance(temperature, Tensor):
-        temperature = temperature.to(torch.float64 if z0.dtype == torch.float64 else torch.float32)
+        temperature = _for_backward(temperature).to(compute_dtype(z0.dtype))
+    precision = _default_precision() if precision is None else precision
     return ntxent(
-        z0,
-        z1,
+        _for_backward(z0),
+        _for_backward(z1),
         temperature,
         reduction=reduction,
         eps=float(eps),
@@ -82,12 +84,13 @@ class NTXentLoss(nn.Module):
     """`ntxent_loss` as a module, call-compatible with lightly's: `loss = NTXentLoss(temperature=0.5)(z0, z1)`.
 
     `gather_distributed=True` compares with the rows of all processes (of the default group; alone without one). A
-    tensor as `temperature` moves with the module; an nn.Parameter is learned with it.
+    tensor as `temperature` moves with the module; an nn.Parameter is learned with it; a module is called for it, as
+    `LearnedTemperature` is meant to be. The other options are those of `ntxent_loss`, and checked here.
     """
 
     def __init__(
         self,
-        temperature: float | Tensor = 0.5,
+        temperature: float | Tensor | nn.Module = 0.5,
         memory_bank_size: int = 0,
         gather_distributed: bool = False,
         *,
@@ -103,7 +106,10 @@ class NTXentLoss(nn.Module):
             )
         if gather_distributed:
             distributed.default_group()  # raises where torch.distributed is missing
-        _check_temperature(temperature)
+        _check_options(reduction, eps, precision)
+        check_backend(backend)
+        if not isinstance(temperature, nn.Module):
+            temperature = check_temperature(temperature)
         if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
             self.register_buffer("temperature", temperature)
         else:
@@ -114,12 +120,12 @@ class NTXentLoss(nn.Module):
         self.precision = precision
         self.backend = backend
 
-    def forward(self, z0: Tensor, z1: Tensor) -> Tensor:
-        """The loss of the views z0, z1 [N, D]; see `ntxent_loss`."""
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of the views out0, out1 [N, D], which are z0, z1 of `ntxent_loss` under lightly's names."""
         return ntxent_loss(
-            z0,
-            z1,
-            self.temperature,
+            out0,
+            out1,
+            self.temperature() if isinstance(self.temperature, nn.Module) else self.temperature,
             reduction=self.reduction,
             group=distributed.default_group() if self.gather_distributed else None,
             eps=self.eps,
@@ -147,12 +153,39 @@ def _default_precision() -> str:
 _LARGE = 2**33
 
 
+def _for_backward(x: Tensor) -> Tensor:
+    """x, or a copy where autograd could not save x: a tensor made under inference_mode, as a frozen teacher's view."""
+    if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
+        return x
+    return x.clone()
+
+
+def _common_dtype(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    """The views in the wider of their dtypes: autocast may leave one branch of a model in float32."""
+    if z0.dtype == z1.dtype:
+        return z0, z1
+    wider = torch.promote_types(z0.dtype, z1.dtype)
+    return z0.to(wider), z1.to(wider)
+
+
 def _is_large(z: Tensor, precision: str, group: "torch.distributed.ProcessGroup | None") -> bool:
+    if z.device.type != "cuda" or torch.compiler.is_exporting():
+        return False  # nothing to choose, and no condition on the sizes in a graph that is to serve all of them
     if precision == "ieee" and z.dtype not in (torch.float16, torch.bfloat16):
         return False  # the compiled kernels are ten times as exact in full float32, and about as fast
     rows, world = 2 * z.shape[0], distributed.rank_and_size(group)[1]
     # torch.compile makes a constant of a condition on sizes, but not of bool() of one.
     return True if rows * rows * world * z.shape[1] >= _LARGE else False  # noqa: SIM210
+
+
+def _check_options(reduction: str, eps: float, precision: str | None) -> None:
+    _check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
+        raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
+    if not eps > 0:
+        raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
+    if precision is not None:
+        _check_choice("precision", precision, ("ieee", "tf32"))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -176,26 +209,7 @@ def _check_views(z0: Tensor, z1: Tensor) -> None:
             raise ValueError(f"{name} has shape {tuple(z.shape)}: it is empty; pass at least one row and one column")
     if z0.shape != z1.shape:
         raise ValueError(f"z0 {tuple(z0.shape)} and z1 {tuple(z1.shape)} differ in shape: row i of both is one sample")
-    if z0.dtype != z1.dtype:
-        raise TypeError(f"z0 is {z0.dtype} and z1 is {z1.dtype}: convert one of them")
     if z0.device != z1.device:
         raise ValueError(f"z0 is on {z0.device} and z1 is on {z1.device}: move one of them")
-
-
-def _check_temperature(temperature: float | Tensor, z: Tensor | None = None) -> None:
-    """Checks what can be checked without waiting for a device."""
-    if isinstance(temperature, Tensor):
-        if temperature.ndim != 0 or not temperature.is_floating_point():
-            raise ValueError(
-                f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}: "
-                "pass a float or a 0-dim float tensor"
-            )
-        if z is not None and temperature.device != z.device:
-            raise ValueError(f"temperature is on {temperature.device} and z0 is on {z.device}: move one of them")
-        if temperature.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        temperature = temperature.item()
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature is a {type(temperature).__name__}: pass a float or a 0-dim tensor")
-    if not 0 < temperature < math.inf:  # two comparisons, which torch.compile can make guards of
-        raise ValueError(f"temperature={temperature}: pass a positive, finite number (0.1 to 0.5 is usual)")
+    if z0.dtype != z1.dtype and (z0.device.type == "meta" or not torch.is_autocast_enabled(z0.device.type)):
+        raise TypeError(f"z0 is {z0.dtype} and z1 is {z1.dtype}: convert one of them")

@@ -102,17 +102,37 @@ def warnings_of(reduction: str) -> list[str]:
 
 
 def refusals(rank: int) -> list[str]:
-    """What this rank is told where the ranks' embeddings differ in rows, columns or dtype."""
-    shapes = [(4 + (rank == 0), 5), (4, 5 + (rank == 1)), (4, 5)]
-    dtypes = [torch.float32, torch.float32, torch.float64 if rank == 0 else torch.float32]
+    """What this rank is told where the ranks' calls differ in one thing: see EXPECTED_REFUSALS."""
+    first = rank == 0
+    settings = [
+        {"shape": (4 + first, 5)},
+        {"shape": (4, 5 + (rank == 1))},
+        {"dtype": torch.float64 if first else torch.float32},
+        {"reduction": "sum" if first else "none"},
+        {"eps": 1e-6 if first else 1e-8},
+        {"temperature": 0.1 if first else 0.2},
+        {"temperature": torch.tensor(0.1 if first else 0.2, requires_grad=True)},
+    ]
     messages = []
-    for shape, dtype in zip(shapes, dtypes):
-        z = torch.randn(shape, dtype=dtype)
+    for options in settings:
+        z = torch.randn(options.pop("shape", (4, 5)), dtype=options.pop("dtype", torch.float32))
         try:
-            ntxent_loss(z, z, group=dist.group.WORLD)
+            ntxent_loss(z, z, group=dist.group.WORLD, **options)
         except ValueError as error:
             messages.append(str(error))
     return messages
+
+
+# Of two ranks, in the order of `refusals`.
+EXPECTED_REFUSALS = (
+    "rows of z0 must be the same on all ranks of the group; by rank: [5.0, 4.0]; use a sampler",
+    "columns of z0 must be the same on all ranks of the group; by rank: [5.0, 6.0]; use the same model",
+    "dtype of z0 must be the same on all ranks of the group; by rank: [torch.float64, torch.float32]; use the same",
+    "reduction must be the same on all ranks of the group; by rank: ['sum', 'none']; pass the same",
+    "eps must be the same on all ranks of the group; by rank: [1e-06, 1e-08]; pass the same",
+    "temperature must be the same on all ranks of the group; by rank: [0.1, 0.2]; pass the same",
+    "temperature must be the same on all ranks of the group; by rank: [0.10000000149011612, 0.20000000298023224]",
+)
 
 
 def compiled_step(rank: int, world: int) -> list[list[Tensor]]:
@@ -176,7 +196,7 @@ def test_rows_with_their_own_weights(ranks: list[dict], backend: str) -> None:
 def test_collectives(ranks: list[dict]) -> None:
     world = len(ranks)
     rows = world * 2 * 4
-    check, embeddings, statistics = ((GATHER, size) for size in (world * 3, rows * 5, rows * 2))
+    check, embeddings, statistics = ((GATHER, size) for size in (world * 6, rows * 5, rows * 2))
     for rank in ranks:
         for reduction, calls in rank["collectives"].items():
             assert calls["forward"] == ([check, embeddings, statistics] if world > 1 else [])
@@ -189,13 +209,11 @@ def test_no_step_warns(ranks: list[dict]) -> None:
         assert rank["warnings"] == [[], [], []]
 
 
-def test_unequal_embeddings_are_refused_on_every_rank(ranks: list[dict]) -> None:
+def test_unequal_calls_are_refused_on_every_rank(ranks: list[dict]) -> None:
     for rank in ranks:
-        assert len(rank["refusals"]) == (3 if len(ranks) > 1 else 0)
-        for message in rank["refusals"]:
-            assert "z0 and z1 (rows, columns, dtype) must be the same on all ranks" in message
-        if len(ranks) == 2:
-            assert "by rank: [[5, 5, 2], [4, 5, 2]]" in rank["refusals"][0]
+        assert len(rank["refusals"]) == (len(EXPECTED_REFUSALS) if len(ranks) > 1 else 0)
+        for message, expected in zip(rank["refusals"], EXPECTED_REFUSALS):
+            assert message.startswith(expected if len(ranks) == 2 else expected.partition(";")[0])
 
 
 def test_compiles_with_its_collectives(ranks: list[dict]) -> None:

@@ -4,10 +4,11 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from simclr_fast import NTXentLoss, ntxent_loss
+from simclr_fast import NTXentLoss, losses, ntxent_loss
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
 from tests.helpers import relative_error
 
@@ -56,6 +57,104 @@ def test_module_refuses_what_it_cannot_do() -> None:
         NTXentLoss(memory_bank_size=4096)
     with pytest.raises(ValueError, match="temperature=0: pass a positive, finite number"):
         NTXentLoss(temperature=0)
+    with pytest.raises(ValueError, match="reduction='avg': choose one of 'mean', 'sum', 'none'"):
+        NTXentLoss(reduction="avg")
+    with pytest.raises(ValueError, match="eps=0: pass a positive number"):
+        NTXentLoss(eps=0)
+    with pytest.raises(ValueError, match="precision='fp16': choose one of 'ieee', 'tf32'"):
+        NTXentLoss(precision="fp16")
+    with pytest.raises(ValueError, match="backend='cuda' is unknown; choose one of 'auto', 'cpp'"):
+        NTXentLoss(backend="cuda")
+
+
+def test_it_is_called_as_lightly_is() -> None:
+    z0, z1 = torch.randn(2, 5, 3)
+    assert torch.equal(NTXentLoss(0.2)(out0=z0, out1=z1), ntxent_loss(z0, z1, 0.2))
+
+
+@pytest.mark.parametrize("number", [np.float32(0.2), np.float64(0.2), np.int64(1)], ids=lambda x: type(x).__name__)
+def test_temperatures_of_numpy(number: np.number) -> None:
+    z0, z1 = torch.randn(2, 5, 3)
+    expected = ntxent_loss(z0, z1, float(number))
+    assert torch.equal(ntxent_loss(z0, z1, number), expected)
+    assert torch.equal(NTXentLoss(number, eps=np.float32(1e-8))(z0, z1), expected)
+    with pytest.raises(ValueError, match="temperature=0.0: pass a positive, finite number"):
+        ntxent_loss(z0, z1, np.float32(0))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_tensors_made_under_inference_mode(backend: str) -> None:
+    """As a frozen teacher's view is."""
+    with torch.inference_mode():
+        z1, temperature = torch.randn(6, 4), torch.tensor(0.2)
+    z0 = torch.randn(6, 4, requires_grad=True)
+    loss = ntxent_loss(z0, z1, temperature, backend=backend)
+    expected = ntxent_loss(z0, z1.clone(), 0.2, backend="reference")
+    assert relative_error(loss, expected) <= 1e-6
+    assert relative_error(*(torch.autograd.grad(value, z0)[0] for value in (loss, expected))) <= 1e-5
+    with torch.inference_mode():
+        assert relative_error(ntxent_loss(z1, z1, temperature, backend=backend), ntxent_loss(z1, z1, 0.2)) <= 1e-6
+
+
+def test_views_of_two_dtypes_under_autocast() -> None:
+    z0 = torch.randn(6, 4, dtype=torch.bfloat16, requires_grad=True)
+    z1 = torch.randn(6, 4, requires_grad=True)
+    with pytest.raises(TypeError, match="z0 is torch.bfloat16 and z1 is torch.float32: convert one"):
+        ntxent_loss(z0, z1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ntxent_loss(z0, z1, 0.2)
+    expected = ntxent_loss(z0.float(), z1, 0.2)
+    assert torch.equal(loss, expected)
+    gradients, wanted = (torch.autograd.grad(value, (z0, z1)) for value in (loss, expected))
+    assert gradients[0].dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["auto", "cpp", "triton", "reference"])
+def test_meta_tensors_have_a_loss_of_their_shape(backend: str) -> None:
+    z0, z1 = (torch.empty(6, 4, device="meta", requires_grad=True) for _ in range(2))
+    loss = ntxent_loss(z0, z1, 0.2, reduction="none", backend=backend)
+    assert (loss.shape, loss.device.type) == ((12,), "meta")
+    assert torch.autograd.grad(loss.sum(), z0)[0].shape == (6, 4)
+
+
+@pytest.mark.parametrize("size", [1e154, 1e200, 1e300])
+def test_float64_rows_whose_squares_overflow(size: float) -> None:
+    z0, z1 = torch.randn(2, 8, 5, dtype=torch.float64)
+    mixed = torch.tensor([size, 1.0], dtype=torch.float64).repeat(4)[:, None]
+    expected = ntxent_loss(z0, z1, 0.1)
+    wide = (z0 * size).requires_grad_()
+    for first, second in ((wide, z1 * size), (z0 * mixed, z1), (z0, z1 * mixed)):
+        assert relative_error(ntxent_loss(first, second, 0.1, backend="cpp"), expected) <= 1e-14
+    gradient = torch.autograd.grad(ntxent_loss(wide, z1, 0.1, backend="cpp"), wide)[0]
+    plain = z0.clone().requires_grad_()
+    assert relative_error(gradient * size, torch.autograd.grad(ntxent_loss(plain, z1, 0.1), plain)[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_nan_reaches_the_loss_and_every_gradient(dtype: torch.dtype) -> None:
+    z0, z1 = torch.randn(2, 6, 12).to(dtype)
+    z1[2, 3] = torch.nan
+    z0.requires_grad_()
+    loss = ntxent_loss(z0, z1, 0.1, backend="cpp")
+    assert loss.isnan()
+    assert torch.autograd.grad(loss, z0)[0].isnan().all()
+
+
+def test_precision_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(losses, "ntxent", lambda *_, precision, **__: seen.append(precision))
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(name)
+            ntxent_loss(GOOD, GOOD)
+            ntxent_loss(GOOD, GOOD, precision="ieee")
+            ntxent_loss(GOOD, GOOD, precision="tf32")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["ieee", "ieee", "tf32", *["tf32", "ieee", "tf32"] * 2]
 
 
 def test_no_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,21 @@ double dot(const A* a, const B* b, int64_t n) {
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
+template <class Z>
+double largest_magnitude(const Z* z, int64_t n) {
+  double largest = 0;
+  for (int64_t k = 0; k < n; ++k) largest = larger_or_nan(std::fabs(double(widen(z[k]))), largest);
+  return largest;
+}
+
+// The sum of the squares of z times `scale`.
+template <class Z>
+double dot_scaled(const Z* z, double scale, int64_t n) {
+  double sum = 0;
+  for (int64_t k = 0; k < n; ++k) sum += (widen(z[k]) * scale) * (widen(z[k]) * scale);
+  return sum;
+}
+
 }  // namespace
 }  // namespace simclr::cpu
 
@@ -56,11 +71,15 @@ void ntxent_normalize(const NtxentNormalize<Z, T>& args, const Parallel& paralle
       const int view = i >= args.n;
       const Z* z = args.z[view] + (i - view * args.n) * args.row_stride[view];
       T* u = args.u + i * args.dim;
-      const double scale = inverse_norm<double>(dot(z, z, args.dim), args.eps);
-      args.inv_norm[i] = static_cast<T>(scale);
+      double first = 1, scale = inverse_norm<double>(dot(z, z, args.dim), args.eps);
+      if (scale == 0) {  // squares of float64 entries overflow from 1e154 on: the largest entry is divided out first
+        first = 1 / largest_magnitude(z, args.dim);
+        scale = 1 / std::sqrt(dot_scaled(z, first, args.dim));
+      }
+      args.inv_norm[i] = static_cast<T>(first * scale);
       // A NaN that the input brings along may hold bits that exp2_in_range would take for an exponent.
       const bool nan = scale != scale;
-      for (int64_t k = 0; k < args.dim; ++k) u[k] = nan ? T(NAN) : static_cast<T>(widen(z[k]) * scale);
+      for (int64_t k = 0; k < args.dim; ++k) u[k] = nan ? T(NAN) : static_cast<T>(widen(z[k]) * first * scale);
     }
   });
 }

@@ -325,6 +325,17 @@ def test_a_weight_that_is_not_finite_shows(kernels: Kernels) -> None:
         assert not got["dz0"].isfinite().any()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.05, 0.026, 0.02])
+@pytest.mark.parametrize("dtype", [HALF, FLOAT, DOUBLE], ids=str)
+def test_one_pair_has_no_negatives_and_no_gradient(kernels: Kernels, dtype: torch.dtype, temperature: float) -> None:
+    case = Case(1, 2, dtype, temperature=temperature)
+    for z1 in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]):
+        views = torch.tensor([[[1.0, 0.0]], [z1]], dtype=dtype)
+        for weights in (torch.ones((), dtype=statistics_dtype(dtype)), weights_of(case)):
+            got = run(kernels, case, Schedule(), views, weights)
+            assert all((got[name] == 0).all() for name in ("loss", "dz0", "dz1", "dt"))
+
+
 def test_zero_weights_give_zero_gradients(kernels: Kernels) -> None:
     case = Case(6, 12, HALF)
     views = embeddings("random", case.n, case.d, HALF)

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from simclr_fast import distributed
 from simclr_fast.backends import has_triton
-from simclr_fast.ops.ntxent.reference import compute_dtype, normalize_rows, row_losses, row_scale, softplus
+from simclr_fast.ops.ntxent.reference import (
+    compute_dtype,
+    normalize_rows,
+    row_losses,
+    row_scale,
+    softplus,
+    without_autocast,
+)
 
 _SCHEMAS = {
     "normalize": "(Tensor z0, Tensor z1, float eps) -> (Tensor u, Tensor inv_norm)",
@@ -189,9 +196,7 @@ def ntxent(
 ) -> Tensor:
     """The loss of valid arguments by a named backend; `simclr_fast.losses.ntxent_loss` documents and checks them."""
     if group is not None and distributed.rank_and_size(group)[1] > 1:
-        dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-        numbers = (*z0.shape, dtypes.index(z0.dtype))
-        distributed.check_same_on_all_ranks(numbers, "z0 and z1 (rows, columns, dtype)", z0.device, group)
+        _check_ranks(z0, temperature, reduction, eps, group)
     if backend == "reference":
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
@@ -206,10 +211,27 @@ def ntxent(
         raise RuntimeError("ntxent_loss has no forward-mode derivative; use backend='reference'") from error
 
 
+def _check_ranks(z: Tensor, temperature: float | Tensor, reduction: str, eps: float, group) -> None:
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    reductions = ("mean", "sum", "none")
+    alike = "pass the same to every rank"
+    shared = (
+        distributed.Shared("rows of z0", z.shape[0], "use a sampler that drops the last, smaller batch"),
+        distributed.Shared("columns of z0", z.shape[1], "use the same model on every rank"),
+        distributed.Shared("dtype of z0", dtypes.index(z.dtype), "use the same model and autocast everywhere", dtypes),
+        distributed.Shared("reduction", reductions.index(reduction), alike, reductions),
+        distributed.Shared("eps", eps, alike),
+        distributed.Shared(
+            "temperature", temperature, f"{alike}; a learned one belongs inside the module that DDP wraps"
+        ),
+    )
+    distributed.check_same_on_all_ranks(shared, z.device, group)
+
+
 def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:
     """row_losses under the same rules for several processes as the fused loss; differentiated by autograd."""
     rank, world = distributed.rank_and_size(group)
-    with torch.autocast(z0.device.type, enabled=False):
+    with without_autocast(z0.device):
         u = normalize_rows(torch.cat([z0, z1]), eps)  # [2n, D]
         u_all = u if world == 1 else distributed.all_gather_with_gradient(u, group)  # [M, D]
         losses = row_losses(u, u_all, temperature, rank * u.shape[0])

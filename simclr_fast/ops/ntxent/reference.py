@@ -10,6 +10,8 @@ the loss (log-sum-exp minus its own largest term) and its gradient (softmax prob
 rounding. Both forms are O(M^2) in memory and differentiable by autograd, as often as one likes.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def _wide_dtype(z: Tensor) -> torch.dtype:
     """What norms and positives are computed in: float64 where the device has it."""
     return torch.float32 if z.device.type == "mps" else torch.float64
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which autocast leaves the dtypes alone; the meta device has no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ def ntxent_reference(
     Returns the mean or sum over the 2N rows, or with reduction "none" the row losses [2N] (view 0, then view 1), in
     float32 (float64 for float64 inputs). N = 1 has no negatives: its loss is 0.
     """
-    with torch.autocast(z0.device.type, enabled=False):
+    with without_autocast(z0.device):
         u = normalize_rows(torch.cat([z0, z1]), eps)  # [2N, D]
         losses = row_losses(u, u, temperature)
     return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()

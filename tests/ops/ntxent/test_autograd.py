@@ -1,5 +1,7 @@
 """NT-Xent as an operator: derivatives, torch.compile, autocast, checkpointing, and what it refuses."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -112,6 +114,19 @@ def test_rows_with_their_own_upstream_gradient() -> None:
     expected = torch.autograd.grad(ntxent_loss(*wide, 0.1, reduction="none", backend="reference"), wide, weights)
     actual = torch.autograd.grad(ntxent_loss(z0, z1, 0.1, reduction="none", backend="cpp"), (z0, z1), weights)
     assert all(relative_error(a, e) <= 1e-5 for a, e in zip(actual, expected))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.05, 0.02, 0.003])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_one_pair_has_no_negatives_and_no_gradient(dtype: torch.dtype, reduction: str, temperature: float) -> None:
+    for angle in (0.0, 1.6, 3.1):
+        z0, z1 = (torch.tensor([[math.cos(a), math.sin(a)]], dtype=dtype, requires_grad=True) for a in (0.0, angle))
+        t = torch.tensor(temperature, requires_grad=True)
+        for given in (temperature, t):
+            loss = ntxent_loss(z0, z1, given, reduction=reduction, backend="cpp").sum()
+            assert loss == 0
+            assert all((g == 0).all() for g in torch.autograd.grad(loss, [z0, z1, t][: 2 + (given is t)]))
 
 
 def test_one_view_may_need_no_gradient() -> None:

@@ -74,6 +74,33 @@ def test_local_rows_against_global_columns(n: int, rank: int, temperature: float
     check(Case(n, 24, temperature, world=3, rank=rank, reduce=reduce), few(2), FLOAT32)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.05, 0.026, 0.02])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_one_pair_has_no_negatives_and_no_gradient(dtype: torch.dtype, reduction: str, temperature: float) -> None:
+    """Its coefficient is 0 times what the smallest probability counts in a weight, 1e30, and exp(1/t - s_pos)."""
+    backend = few(1)
+    for z1 in ([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]):
+        z = [torch.tensor([row], dtype=dtype) for row in ([1.0, 0.0], z1)]
+        u, inv_norm = backend.normalize(*z, EPS)
+        loss, *statistics = backend.fwd(u, 1, 0, temperature, None, reduction, "ieee")
+        arguments = (0, reduction, EPS, temperature, None, "ieee", True)
+        gradients = backend.bwd(torch.ones_like(loss), *z, u, inv_norm, *statistics, *arguments)
+        assert (loss == 0).all()
+        assert all((gradient == 0).all() for gradient in gradients)
+
+
+def test_zero_weights_give_zero_gradients() -> None:
+    z0, z1 = views(Case(9, 8, 0.1))[0]
+    backend = few(1)
+    u, inv_norm = backend.normalize(z0, z1, EPS)
+    for reduction, dloss in (("none", torch.zeros(18)), ("mean", torch.zeros(()))):
+        statistics = backend.fwd(u, 9, 0, 0.1, None, reduction, "ieee")[1:]
+        arguments = (0, reduction, EPS, 0.1, None, "ieee", True)
+        gradients = backend.bwd(dloss, z0, z1, u, inv_norm, *statistics, *arguments)
+        assert all((gradient == 0).all() for gradient in gradients)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.01])
 def test_temperature_on_the_device(temperature: float) -> None:
     check(Case(20, 20, temperature, temperature_on_device=True), few(2), FLOAT32)

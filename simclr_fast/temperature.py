@@ -1,0 +1,83 @@
+"""The temperature of a contrastive loss: what it may be, and one to learn."""
+
+import math
+import numbers
+
+import torch
+from torch import Tensor, nn
+
+
+class LearnedTemperature(nn.Module):
+    """A temperature t that is learned: NTXentLoss(temperature=LearnedTemperature(0.1)).
+
+    Its one parameter is log t, so that a step changes t by a factor and never makes it negative. Before every use log t
+    is put back between the logarithms of `low` and `high`, as CLIP bounds its scale: a smaller t is always possible
+    where the pairs are already aligned, and raises the gradients by 1/t.
+
+    Several processes: put the loss (or this module) inside the module that DistributedDataParallel wraps. It then
+    starts from rank 0's value, and the mean of the ranks' gradients, which DDP takes, is that of the whole batch's
+    loss. Keep weight decay off it.
+
+    Args:
+        initial: the first value, in [low, high].
+        low, high: bounds, 0 < low < high.
+
+    Raises:
+        TypeError, ValueError: a number is not as above.
+    """
+
+    def __init__(self, initial: float = 0.1, *, low: float = 0.01, high: float = 1.0):
+        super().__init__()
+        self.low, self.high = (check_temperature(value, name=name) for name, value in (("low", low), ("high", high)))
+        initial = check_temperature(initial, name="initial")
+        if not self.low <= initial <= self.high or self.low == self.high:
+            raise ValueError(f"initial={initial}, low={low}, high={high}: pass low <= initial <= high with low < high")
+        self.log = nn.Parameter(torch.tensor(math.log(initial)))
+
+    def forward(self) -> Tensor:
+        """The temperature, a 0-dim tensor that requires grad."""
+        with torch.no_grad():
+            self.log.clamp_(math.log(self.low), math.log(self.high))
+        return self.log.exp()
+
+    def extra_repr(self) -> str:
+        """The bounds, for print(module)."""
+        return f"low={self.low}, high={self.high}"
+
+
+def check_temperature(temperature: object, z: Tensor | None = None, name: str = "temperature") -> float | Tensor:
+    """A positive, finite number as a float, or a 0-dim float tensor as it is; else TypeError or ValueError.
+
+    A tensor's value is checked only where that does not wait for a device. z: the views, whose device it must be on.
+    """
+    if isinstance(temperature, Tensor):
+        if temperature.ndim != 0 or not temperature.is_floating_point():
+            raise ValueError(
+                f"{name} has shape {tuple(temperature.shape)} and dtype {temperature.dtype}: "
+                "pass a float or a 0-dim float tensor"
+            )
+        if z is not None and temperature.device != z.device:
+            raise ValueError(f"{name} is on {temperature.device} and z0 is on {z.device}: move one of them")
+        if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_value(temperature.item(), name)
+        return temperature
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float, numbers.Real)):
+        raise TypeError(f"{name} is a {type(temperature).__name__}: pass a float or a 0-dim tensor")
+    if not isinstance(temperature, (int, float)):
+        temperature = float(temperature)  # of NumPy
+    _check_value(temperature, name)
+    return temperature
+
+
+def _check_value(value: float, name: str) -> None:
+    if not 0 < value < math.inf:  # two comparisons, of which torch.compile can make guards
+        raise ValueError(f"{name}={value}: pass a positive, finite number (0.1 to 0.5 is usual)")
+
+
+def is_symbolic(temperature: float | Tensor) -> bool:
+    """Whether torch.compile traces this float as a variable, as it does from a float's second value on."""
+    if isinstance(temperature, Tensor) or not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # a second of imports, needed only here
+
+    return not has_static_value(temperature)
