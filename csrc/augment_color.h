@@ -39,9 +39,13 @@ HOST_DEVICE F all_lanes(float x) {
   return F{} + x;
 }
 
+// x in [0, 1]. NaN stays NaN, as no comparison with it holds; of lower and higher it would become a bound. An adjusted
+// hue, whose weights are clamped, is then NaN in all channels if one is.
 template <class F>
 HOST_DEVICE F clamp01(F x) {
-  return higher(lower(x, all_lanes<F>(1.0f)), all_lanes<F>(0.0f));
+  const F zero = all_lanes<F>(0.0f), one = all_lanes<F>(1.0f);
+  const F at_most_one = one < x ? one : x;
+  return zero > at_most_one ? zero : at_most_one;
 }
 
 // torchvision's luma; the weights sum to 0.9999.

@@ -1,11 +1,13 @@
 """The public augmentation: `SimCLRAugment` for training views, `SimCLREval` for the test-time transform."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from simclr_fast.backends import check_backend
 from simclr_fast.ops.augment import AugmentParams, AugmentRecipe, ImageBatch, augment, sample
 from simclr_fast.ops.augment.params import PACKED_WORDS, pack_window
 
@@ -43,22 +45,26 @@ class _FusedTransform(nn.Module):
             raise ValueError(
                 f"memory_format={memory_format} is not served; pass torch.channels_last or torch.contiguous_format"
             )
-        self.memory_format = memory_format
+        check_backend(backend)
+        self.channels_last = memory_format == torch.channels_last
         self.backend = backend
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the output; no attribute, because pickle's protocols before the fourth take no torch.memory_format."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def _run(self, images: ImageBatch, packed: Tensor, blur_kernel: int) -> Tensor:
         mean, std = (
             self._fit(values, name, images.channels) for name, values in (("mean", self.mean), ("std", self.std))
         )
-        channels_last = self.memory_format == torch.channels_last
-        return augment(images, packed, self.size, mean, std, blur_kernel, self.dtype, channels_last, self.backend)
+        return augment(images, packed, self.size, mean, std, blur_kernel, self.dtype, self.channels_last, self.backend)
 
     @staticmethod
     def _fit(values: tuple[float, ...], name: str, channels: int) -> list[float]:
         if len(values) not in (1, channels):
-            raise ValueError(
-                f"{name} has {len(values)} values, the images have {channels} channel(s); pass {channels} or 1"
-            )
+            wanted = "1" if channels == 1 else f"{channels} or 1"
+            raise ValueError(f"{name} has {len(values)} values, the images have {channels} channel(s); pass {wanted}")
         return list(values) * (channels // len(values))
 
     def extra_repr(self) -> str:
@@ -83,7 +89,8 @@ class SimCLRAugment(_FusedTransform):
             [-x, x] turns. None is (0.8, 0.8, 0.8, 0.2), as in the paper. Both are multiplied by `strength`.
         jitter_p, gray_p, blur_p, solarize_p: probabilities.
         blur_sigma: range of the blur's sigma, in output pixels.
-        blur_kernel: odd number of taps; None is a tenth of the output's height, made odd (1 means no blur).
+        blur_kernel: odd number of taps; None is a tenth of the output's height, made odd, or the most that the output's
+            reflection holds (1 means no blur).
         solarize_threshold: values at or above it are inverted, in [0, 1].
         mean, std: per channel, or one number for all; the defaults are ImageNet's.
         views: views per image, 1..8.
@@ -121,9 +128,9 @@ class SimCLRAugment(_FusedTransform):
         backend: str = "auto",
     ):
         super().__init__(size, mean, std, dtype, memory_format, backend)
-        if not isinstance(views, int) or not 1 <= views <= MAX_VIEWS:
+        self.views = _integer(views)
+        if self.views is None or not 1 <= self.views <= MAX_VIEWS:
             raise ValueError(f"views={views!r} must be an integer in 1..{MAX_VIEWS}")
-        self.views = views
         self.blur_kernel = _blur_kernel(blur_kernel, self.size)
         strengths = _strengths(jitter, strength)
         probabilities = {
@@ -169,7 +176,8 @@ class SimCLRAugment(_FusedTransform):
             generator: draws the seed, on its device; None is torch's default generator.
             indices: int64 [B], the number of each sample in its data set; None is 0..B-1. With a `seed` of one's own, a
                 sample gets the same views whichever batch it comes in.
-            seed: an integer or an int64 tensor [1], instead of a drawn one.
+            seed: an integer or an int64 tensor [1], instead of a drawn one. Equal seeds give equal draws: where several
+                processes number their samples alike, each needs a seed, or a `generator`, of its own.
 
         Raises:
             TypeError, ValueError: images, indices or seed are not as above.
@@ -215,12 +223,28 @@ class SimCLRAugment(_FusedTransform):
         self, batch: ImageBatch, generator: torch.Generator | None, indices: Tensor | None, seed: int | Tensor | None
     ) -> Tensor:
         device = batch.data.device
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator is a {type(generator).__name__}; pass a torch.Generator or None. Labels do not go through "
+                "SimCLRAugment, which takes images alone"
+            )
+        if seed is not None and not isinstance(seed, Tensor):
+            value = _integer(seed)
+            if value is None or not -(2**63) <= value < 2**63:
+                raise TypeError(f"seed={seed!r} must be an integer of 64 bits, or an int64 tensor of one element")
+            seed = value
         if seed is None:
             seed = torch.randint(2**63 - 1, (1,), generator=generator, dtype=torch.int64, device=device)
         elif isinstance(seed, int):
             seed = torch.full((1,), seed, dtype=torch.int64, device=device)
-        elif not isinstance(seed, Tensor) or seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
-            raise TypeError(f"seed={seed!r} must be an integer or an int64 tensor of one element on {device}")
+        elif seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
+            raise TypeError(
+                f"seed is {seed.dtype} {tuple(seed.shape)} on {seed.device}; pass an integer, or int64 [1] on {device}"
+            )
+        if indices is not None and not isinstance(indices, Tensor):
+            raise TypeError(
+                f"indices is a {type(indices).__name__}; pass torch.as_tensor(indices, device={str(device)!r})"
+            )
         if indices is not None and (
             indices.dtype != torch.int64 or indices.shape != (batch.batch_size,) or indices.device != device
         ):
@@ -258,8 +282,8 @@ class SimCLREval(_FusedTransform):
         backend: str = "auto",
     ):
         super().__init__(size, mean, std, dtype, memory_format, backend)
-        self.resize = max(self.size) if resize is None else resize
-        if not isinstance(self.resize, int) or self.resize < max(self.size):
+        self.resize = max(self.size) if resize is None else _integer(resize)
+        if self.resize is None or self.resize < max(self.size):
             raise ValueError(
                 f"resize={resize!r} must be an integer of at least {max(self.size)} (the size of the crop)"
             )
@@ -285,18 +309,25 @@ class SimCLREval(_FusedTransform):
         return pack_window(height, width, resized, shift)
 
 
+def _integer(value: object) -> int | None:
+    """value, which may be NumPy's, as an int; None for what is no integer."""
+    if isinstance(value, bool) or not isinstance(value, int | numbers.Integral):
+        return None
+    return value if isinstance(value, int) else int(value)
+
+
 def _size(size: int | tuple[int, int], name: str) -> tuple[int, int]:
-    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side >= 1 for side in pair):
+    pair = tuple(_integer(side) for side in size) if isinstance(size, Sequence) else (_integer(size),) * 2
+    if len(pair) != 2 or not all(side is not None and side >= 1 for side in pair):
         raise ValueError(f"{name}={size!r} must be an integer >= 1, or (height, width)")
     return pair
 
 
 def _per_channel(values: float | Sequence[float], name: str) -> tuple[float, ...]:
-    numbers = (float(values),) if isinstance(values, int | float) else tuple(float(value) for value in values)
-    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+    channels = (float(values),) if isinstance(values, numbers.Real) else tuple(float(value) for value in values)
+    if len(channels) not in (1, 3) or not all(map(math.isfinite, channels)):
         raise ValueError(f"{name}={values!r} must be one finite number or three")
-    return numbers
+    return channels
 
 
 def _range(bounds: tuple[float, float], name: str, rule: str, holds) -> tuple[float, float]:
@@ -307,13 +338,12 @@ def _range(bounds: tuple[float, float], name: str, rule: str, holds) -> tuple[fl
 
 
 def _blur_kernel(blur_kernel: int | None, size: tuple[int, int]) -> int:
-    kernel = int(0.1 * size[0]) | 1 if blur_kernel is None else blur_kernel
-    if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+    most = 2 * min(size) - 1  # taps for which the output's reflection at its edges is enough
+    kernel = min(int(0.1 * size[0]) | 1, most) if blur_kernel is None else _integer(blur_kernel)
+    if kernel is None or kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"blur_kernel={blur_kernel!r} must be an odd integer >= 1")
-    if kernel // 2 >= min(size):
-        raise ValueError(
-            f"blur_kernel={kernel} reaches beyond the reflection of a {size} output; at most {2 * min(size) - 1} taps"
-        )
+    if kernel > most:
+        raise ValueError(f"blur_kernel={kernel} reaches beyond the reflection of a {size} output; at most {most} taps")
     return kernel
 
 

@@ -201,6 +201,12 @@ MUTANTS = (
         *("_filter.cuh", "if (keep && view.contrast_at > 0)", "if (keep && view.contrast_at > 4)"),
         "test_every_order_of_the_jitter",
     ),
+    Mutant(
+        "augment: a NaN pixel clamped to a number",
+        "csrc/augment_color.h",
+        *("one < x ? one : x", "x < one ? x : one"),
+        ("tests/simt/test_augment.py::test_nan_pixels_stay_nan",),
+    ),
     _augment("the blur repeats the edge", *("_filter.cuh", "reflected(x, width)", "x"), "test_each_operation_alone"),
     _augment(
         "rows are blurred in place before all lanes have read them",

@@ -11,6 +11,7 @@ from torch import Tensor
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import ORDERS, AugmentParams, ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
+from tests.ops.augment.compare import NAN_OPERATIONS, nan_views
 from tests.simt import augment as simt
 from tests.simt.library import SCHEDULES, Kernels, Schedule, SimtError, unwritten
 
@@ -137,6 +138,17 @@ def test_each_operation_alone(kernels: Kernels, flag: str, channels: int, size: 
     factors = {"brightness": 1.4, "contrast": 0.3, "saturation": 1.7, "hue": -0.2, "sigma": torch.tensor([0.4, 1.9])}
     params = uniform_params(2, 45, 38, **({flag: True} | factors))
     assert_matches(kernels, images, params, size, 9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("operation", NAN_OPERATIONS)
+def test_nan_pixels_stay_nan(kernels: Kernels, operation: str, channels: int) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        images, transform, params = nan_views(operation, channels, dtype)
+        lost = transform("reference").apply(images, params).isnan()
+        out = simt.augment(kernels, ImageBatch.of(images), params.pack(), (12, 12), 3, dtype, True, simt.IN_ORDER)
+        assert out.isnan()[lost].all()
+        assert operation == "contrast" or not out.isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32], ids=str)

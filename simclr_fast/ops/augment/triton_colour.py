@@ -15,7 +15,9 @@ OWN_MEAN, GIVEN_MEAN, BEFORE_CONTRAST = tl.constexpr(0), tl.constexpr(1), tl.con
 
 @triton.jit
 def _clamp01(x):
-    return tl.maximum(tl.minimum(x, 1.0), 0.0)
+    """x in [0, 1]; NaN stays NaN."""
+    at_most_one = tl.minimum(x, 1.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(at_most_one, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

@@ -46,3 +46,21 @@ def errors(place: Place, images, size, params: AugmentParams, **settings) -> Ten
     assert actual.dtype == truth.dtype
     assert actual.stride() == truth.stride()
     return (actual.cpu().double() - truth.double()).abs().flatten(1).amax(1)
+
+
+# Operations by the name of the draw that they leave at its neutral value, and those that have a switch.
+NAN_OPERATIONS = ("none", "brightness", "contrast", "saturation", "hue", "gray", "blur", "solarize")
+
+
+def nan_views(operation: str, channels: int, dtype: torch.dtype):
+    """Images [2, channels, 12, 12] with one NaN pixel each, a transform of a backend, and draws of one operation."""
+    images = noise(2, channels, 12, 12).float() / 255
+    images[0, 0, 5, 6] = images[1, -1, 3, 2] = torch.nan
+    of_backend = lambda backend: transform(12, views=1, backend=backend, dtype=dtype, blur_kernel=3)
+    params = of_backend("reference").sample(images, seed=1)
+    box = {"top": 0, "left": 0, "height": 12, "width": 12, "order": 0, "sigma": 1.0, "solarize_threshold": 0.5}
+    box |= {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+    if operation in ("brightness", "contrast", "saturation", "hue"):
+        box[operation] = 0.3
+    params = replace(params, **{name: torch.full_like(getattr(params, name), value) for name, value in box.items()})
+    return images, of_backend, only(params, "jitter", operation)

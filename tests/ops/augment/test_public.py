@@ -81,9 +81,9 @@ def test_other_arguments_that_are_refused() -> None:
     images, aug = noise(2, 3, 8, 8), SimCLRAugment(8)
     with pytest.raises(ValueError, match=r"mean has 3 values, the images have 1 channel\(s\); pass 1"):
         aug(images[:, :1])
-    with pytest.raises(TypeError, match=r"seed=1.5 must be an integer or an int64 tensor of one element on cpu"):
+    with pytest.raises(TypeError, match=r"seed=1.5 must be an integer of 64 bits, or an int64 tensor of one element"):
         aug(images, seed=1.5)
-    with pytest.raises(TypeError, match=r"must be an integer or an int64 tensor of one element"):
+    with pytest.raises(TypeError, match=r"seed is torch.int64 \(2,\) on cpu; pass an integer, or int64 \[1\] on cpu"):
         aug(images, seed=torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"indices is torch.int64 \(3,\) on cpu; pass int64 \[2\] on cpu"):
         aug(images, indices=torch.arange(3))
@@ -93,8 +93,6 @@ def test_other_arguments_that_are_refused() -> None:
         RuntimeError, match=r"backend='triton' cannot serve augment\S* on cpu: Triton kernels run on CUDA"
     ):
         SimCLRAugment(8, backend="triton")(images)
-    with pytest.raises(ValueError, match=r"backend='fast' is unknown; choose one of 'auto'"):
-        SimCLRAugment(8, backend="fast")(images)
     with pytest.raises(ValueError, match=r"resize=7 must be an integer of at least 8"):
         SimCLREval(8, resize=7)
 
