@@ -116,11 +116,22 @@ def build_model(options: ModelOptions, channels: int) -> SimCLR:
     """Backbone and head as the options say, for images of 1 or 3 channels, in float32 on the CPU."""
     backbone, features = build_backbone(options.model, options.stem, channels)
     model = SimCLR(backbone, features, options.head_hidden, options.head_dim)
-    if options.norm == "group":
-        replace_batch_norm(model, _group_norm)
-    elif options.norm == "frozen":
-        replace_batch_norm(model, _frozen_batch_norm)
+    _normalise_by(model, options.norm)
     return model
+
+
+def build_encoder(options: ModelOptions, channels: int) -> nn.Module:
+    """The backbone of `build_model` without its head: equal weights at an equal seed."""
+    backbone, _ = build_backbone(options.model, options.stem, channels)
+    _normalise_by(backbone, options.norm)
+    return backbone
+
+
+def _normalise_by(module: nn.Module, norm: str) -> None:
+    if norm == "group":
+        replace_batch_norm(module, _group_norm)
+    elif norm == "frozen":
+        replace_batch_norm(module, _frozen_batch_norm)
 
 
 def replace_batch_norm(module: nn.Module, make) -> None:

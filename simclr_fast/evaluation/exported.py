@@ -10,10 +10,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from simclr_fast.checkpoint import CheckpointError, describe_differences
+from simclr_fast.checkpoint import CheckpointError, describe_differences, require_finite
 from simclr_fast.config import ConfigError, ModelOptions
 from simclr_fast.evaluation.run import Run
-from simclr_fast.models import build_model
+from simclr_fast.models import build_encoder
 
 STATE_DICT_FILE = "backbone.pth"
 WEIGHTS_FILE = "backbone.safetensors"
@@ -82,13 +82,14 @@ def read_exported(path: Path) -> nn.Module:
             described = json.loads((file.metadata() or {}).get(_KEY, "null"))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
         options = ModelOptions(model=described["model"], stem=described["stem"], norm=described["norm"])
-        backbone = build_model(options, described["channels"]).backbone.eval()
+        backbone = build_encoder(options, {1: 1, 3: 3}[described["channels"]]).eval()
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, ConfigError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({reason})") from error
     different = describe_differences(backbone.state_dict(), weights)
     if different:
         raise CheckpointError(f"{path}: its weights do not fit {described['model']}; first difference:{different[0]}")
+    require_finite(weights, str(path))
     backbone.load_state_dict(weights)
     return backbone
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simclr_fast.checkpoint import CheckpointError, checkpoints, describe_differences, load
-from simclr_fast.config import Config
-from simclr_fast.models import build_model
+from simclr_fast.checkpoint import CheckpointError, checkpoints, describe_differences, load, require_finite
+from simclr_fast.config import Config, ConfigError
+from simclr_fast.models import build_encoder
 
 BACKBONE = "backbone."  # prefix of the backbone's weights in a checkpoint
 _REQUIRED = {"model": dict, "config": dict, "step": int}
@@ -53,16 +53,23 @@ class Run:
         config = config_of(content["config"], path)
         average = content.get("ema")
         source, prefix = (average, f"module.{BACKBONE}") if average else (content["model"], BACKBONE)
-        weights = {key.removeprefix(prefix): value for key, value in source.items() if key.startswith(prefix)}
+        named = source.items() if isinstance(source, dict) else ()
+        weights = {str(key).removeprefix(prefix): value for key, value in named if str(key).startswith(prefix)}
         first = weights.get("conv1.weight")
-        if not isinstance(first, Tensor) or first.ndim != 4:
+        if not isinstance(first, Tensor) or first.ndim != 4 or first.shape[1] not in (1, 3):
             raise CheckpointError(f"{path}: not a checkpoint of train.py (no {BACKBONE}conv1.weight in its model)")
         run = Run(path.parent, path, content["step"], config, first.shape[1], weights)
-        different = describe_differences(run.random_init().state_dict(), weights)
+        try:
+            with torch.device("meta"):  # nothing is allocated by what a file says before its weights agree with it
+                wanted = build_encoder(config.model, run.channels).state_dict()
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        different = describe_differences(wanted, weights)
         if different:
             raise CheckpointError(
                 f"{path}: its weights are not those of --model {config.model.model}; first difference:{different[0]}"
             )
+        require_finite(weights, str(path))
         return run
 
     def encoder(self) -> nn.Module:
@@ -75,7 +82,7 @@ class Run:
         """The backbone as it was before training (or as another seed makes it), in eval mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.run.seed if seed is None else seed)
-            return build_model(self.config.model, self.channels).backbone.eval()
+            return build_encoder(self.config.model, self.channels).eval()
 
 
 def config_of(options: dict[str, Any], source: Path) -> Config:
@@ -91,7 +98,21 @@ def config_of(options: dict[str, Any], source: Path) -> Config:
 
 
 def _typed(group: object, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of one group with its paths as Path and its sequences as tuples."""
+    """The values of one group with its paths as Path and its sequences as tuples. TypeError for other kinds."""
+    defaults = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    for name, value in values.items():
+        if not _is_like(defaults.get(name), value):
+            raise TypeError(f"{name} is {str(value)[:50]!r}")
     paths = {field.name for field in dataclasses.fields(group) if field.type in (Path, Path | None)}
     convert = lambda name, value: tuple(value) if isinstance(value, list) else Path(value) if name in paths else value
     return {name: value if value is None else convert(name, value) for name, value in values.items()}
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether a stored value is of the kind that an option with this default has; an option without one is anything."""
+    if default is None:
+        return value is None or isinstance(value, int | float | str)
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(isinstance(entry, int | float) for entry in value)
+    kinds = {bool: bool, int: int, float: int | float}
+    return isinstance(value, kinds.get(type(default), str))

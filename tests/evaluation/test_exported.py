@@ -116,7 +116,9 @@ def test_hub_entry(run_folder: Path) -> None:
     assert torch.equal(backbone(images), Run.open(run_folder).encoder()(images))
 
 
-@pytest.mark.parametrize("kind", ["missing", "truncated", "foreign", "other shape"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "truncated", "foreign", "other shape", "not finite", "channels that no memory holds"]
+)
 def test_bad_exports_are_refused(kind: str, export_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "backbone.safetensors"
     whole = (export_folder / "backbone.safetensors").read_bytes()
@@ -124,6 +126,12 @@ def test_bad_exports_are_refused(kind: str, export_folder: Path, tmp_path: Path)
         path.write_bytes(whole[:1000])
     elif kind == "foreign":
         safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
+    elif kind in ("not finite", "channels that no memory holds"):
+        channels = 1 if kind == "not finite" else 10**10
+        described = {"model": "resnet_mini", "stem": "imagenet", "norm": "batch", "channels": channels}
+        weights = safetensors.torch.load(whole)
+        weights["bn1.weight"][0] = torch.inf
+        safetensors.torch.save_file(weights, path, metadata={"simclr_fast": json.dumps(described)})
     elif kind == "other shape":
         described = {"model": "resnet_mini", "stem": "imagenet", "norm": "batch", "channels": 1}
         weights = safetensors.torch.load(whole) | {"conv1.weight": torch.zeros(1)}

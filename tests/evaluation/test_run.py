@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,12 +90,38 @@ def _bad_checkpoint(kind: str, whole: Path, folder: Path) -> Path:
         torch.save(content, path)
     elif kind == "no model":
         torch.save({"version": 1, "step": 3, "config": content["config"]}, path)
+    elif kind == "weights that are not finite":
+        content["model"]["backbone.bn1.weight"][0] = torch.nan
+        torch.save(content, path)
+    elif kind in CRAFTED:
+        CRAFTED[kind](content)
+        torch.save(content, path)
     else:
         assert kind in ("missing", "empty folder")
     return folder if kind == "empty folder" else path
 
 
+def _channels(content: dict[str, Any]) -> None:
+    content["model"]["backbone.conv1.weight"] = torch.zeros(1).expand(16, 10**10, 3, 3)
+
+
+CRAFTED = {
+    "a head that no memory holds": lambda content: content["config"]["model"].update(
+        head_hidden=10**13, model="resnet18"
+    ),
+    "channels that no memory holds": _channels,
+    "a backbone of no name": lambda content: content["config"]["model"].update(model="resnet"),
+    "a name that is a number": lambda content: content["config"]["model"].update(model=3),
+    "a size that is text": lambda content: content["config"]["augment"].update(img_size="28"),
+    "means that are text": lambda content: content["config"]["augment"].update(mean="0"),
+    "an average that is a list": lambda content: content.update(ema=[1, 2]),
+    "weights by number": lambda content: content.update(model=dict(enumerate(content["model"].values()))),
+    "a weight that is a number": lambda content: content["model"].update({"backbone.bn1.weight": 3.0}),
+}
+
 BAD = [
+    "weights that are not finite",
+    *CRAFTED,
     "missing",
     "empty folder",
     "truncated",
