@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from simclr_fast.augmentation import SimCLRAugment
+from simclr_fast.config import ConfigError
 from simclr_fast.data import EncodedImages, ImageArrays, build_loader
 from simclr_fast.evaluation.run import Run
 from simclr_fast.training.process import Process
@@ -18,12 +19,14 @@ class LabelledBatches:
 
     Random resized crop and, where the recipe flips, a horizontal flip (Chen et al. 2020, B.5 and B.6); no colour. The
     images of a step and their crops depend on (seed, step) alone. batch_size is global; one larger than the data set
-    is cut to it.
+    is cut to it. Raises ConfigError for fewer images than processes.
     """
 
     def __init__(self, source: Source, batch_size: int, run: Run, seed: int, process: Process):
         augment = run.config.augment
         batch_size = min(batch_size, len(source) // process.world_size * process.world_size)
+        if batch_size == 0:
+            raise ConfigError(f"{len(source)} labelled images cannot be shared by {process.world_size} processes")
         self.labels = source.labels.to(process.device)
         self.seed = seed
         self.loader = build_loader(
