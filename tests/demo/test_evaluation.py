@@ -30,6 +30,12 @@ def test_a_few_labels_are_worth_more_than_on_raw_pixels_and_at_random_init(demo:
         assert means["simclr"] > max(means["raw"], means["random_init"]) + 0.05, f"{per_class} labels per class"
 
 
+def test_nearest_neighbours_tell_more_than_at_random_init(demo: Path) -> None:
+    found = results(demo, "knn")["test"]["chosen"]
+    assert found["simclr"] > found["random_init"] + 0.2
+    assert found["simclr"] > found["raw"] - 0.01, "with all labels, raw pixels of digits do well, too"
+
+
 def test_fine_tuning_beats_training_from_scratch_and_raw_pixels(demo: Path) -> None:
     found = results(demo, "finetune")
     for fraction in ("0.01", "0.1"):

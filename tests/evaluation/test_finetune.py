@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from simclr_fast.config import ConfigError
 from simclr_fast.data import ImageArrays
 from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.batches import LabelledBatches
@@ -80,6 +81,11 @@ def test_compiled_step_is_the_same(run_folder: Path, monkeypatch: pytest.MonkeyP
         weights.append(trained.state_dict())
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value)
+
+
+def test_fewer_images_than_processes_are_refused(run_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="2 labelled images cannot be shared by 4 processes"):
+        LabelledBatches(dark_and_bright(2), 16, Run.open(run_folder), 0, Process(0, 4, CPU.device))
 
 
 def test_a_loss_that_is_not_finite_stops(run_folder: Path) -> None:
