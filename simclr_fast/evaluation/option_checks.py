@@ -55,6 +55,10 @@ def check(options: Any) -> None:
                 raise ConfigError(f"--{_flag(field.name)} {one}: pass {remedy}")
         if several and len(set(value)) < len(value) and field.name != "epochs":
             raise ConfigError(f"--{_flag(field.name)} {' '.join(map(str, value))}: pass every value once")
+    for name in ("train_set", "test_set"):
+        value = getattr(options, name, "")
+        if value and options.data == "voc" and not all(value.partition("-")):
+            raise ConfigError(f"--{_flag(name)} {value}: pass the year and the image set of VOC, as in 2012-train")
     fractions, epochs = getattr(options, "fractions", None), getattr(options, "epochs", None)
     if fractions is not None and epochs is not None and len(epochs) != len(fractions):
         raise ConfigError(
