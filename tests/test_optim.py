@@ -78,21 +78,67 @@ def test_biases_and_norms_are_neither_decayed_nor_adapted() -> None:
     assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
 
 
-@pytest.mark.parametrize(("opt", "kind"), [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_each_optimizer_reduces_a_loss(opt: str, kind: type) -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(4, 1)
-    x, y = torch.randn(64, 4), torch.randn(64, 1)
-    optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
-    assert type(optimizer) is kind
-    losses = []
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss = (model(x) - y).square().mean()
-        loss.backward()
+def test_lars_groups_have_their_own_learning_rates() -> None:
+    rng = np.random.default_rng(0)
+    starts, grads = rng.normal(size=(3, 2, 4)), rng.normal(size=(5, 3, 2, 4))
+    lrs = rng.uniform(0.1, 2.0, size=(5, 3))
+    options = [{"weight_decay": 0.1}, {"weight_decay": 0.0, "adapt": False}, {"momentum": 0.5, "eta": 0.1}]
+    params = [nn.Parameter(torch.tensor(w)) for w in starts]
+    groups = [{"params": [p], **option} for p, option in zip(params, options)]
+    optimizer = LARS(groups, lr=1.0, momentum=0.9, weight_decay=0.01, eta=0.02)
+    for step_lrs, step_grads in zip(lrs, grads):
+        for group, lr, p, g in zip(optimizer.param_groups, step_lrs, params, step_grads):
+            group["lr"] = lr
+            p.grad = torch.tensor(g)
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    for k, (p, option) in enumerate(zip(params, options)):
+        settings = {"momentum": 0.9, "weight_decay": 0.01, "eta": 0.02, "adapt": True} | option
+        expected = lars_in_numpy(starts[k], grads[:, k], lrs[:, k], **settings)
+        np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-12)
+
+
+def sgd_in_numpy(w, grads, lr, momentum, weight_decay):
+    """Classic momentum as torch.optim documents it, the learning rate outside the buffer; one tensor."""
+    v = np.zeros(w.shape)
+    for g in grads:
+        v = momentum * v + g + weight_decay * w
+        w = w - lr * v
+    return w
+
+
+def adamw_in_numpy(w, grads, lr, weight_decay, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2, one tensor."""
+    m, v = np.zeros(w.shape), np.zeros(w.shape)
+    for t, g in enumerate(grads, start=1):
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        w = w - lr * weight_decay * w
+        w = w - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+    return w
+
+
+@pytest.mark.parametrize(("opt", "kind"), [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_each_optimizer_makes_its_published_update(opt: str, kind: type) -> None:
+    rng = np.random.default_rng(1)
+    model = nn.Linear(4, 3).double()
+    options = OptimizationOptions(opt=opt, lr=0.05, momentum=0.8, weight_decay=0.1)
+    optimizer = build_optimizer(model, options)
+    assert type(optimizer) is kind
+    starts = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    grads = {name: rng.normal(size=(6, *w.shape)) for name, w in starts.items()}
+    for k in range(6):
+        for name, p in model.named_parameters():
+            p.grad = torch.tensor(grads[name][k])
+        optimizer.step()
+    for name, p in model.named_parameters():
+        weight_decay = 0.1 if name == "weight" else 0.0
+        if opt == "lars":
+            adapt = name == "weight"
+            expected = lars_in_numpy(starts[name], grads[name], [0.05] * 6, 0.8, weight_decay, 0.001, adapt)
+        elif opt == "sgd":
+            expected = sgd_in_numpy(starts[name], grads[name], 0.05, 0.8, weight_decay)
+        else:
+            expected = adamw_in_numpy(starts[name], grads[name], 0.05, weight_decay)
+        np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,9 @@ def test_compiled_step_gives_the_eager_weights(micro_batch_size: int) -> None:
     assert distance(compiled, eager) < 1e-5
 
 
+@pytest.mark.parametrize("micro_batch_size", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_keeps_the_gradient(dtype: torch.dtype) -> None:
+def test_autocast_keeps_the_gradient(dtype: torch.dtype, micro_batch_size: int) -> None:
     def gradient(autocast: torch.dtype | None) -> Tensor:
         torch.manual_seed(0)
         model = build_model(config("group").model, channels=1)
@@ -126,6 +127,7 @@ def test_autocast_keeps_the_gradient(dtype: torch.dtype) -> None:
             torch.optim.SGD(model.parameters(), lr=0.1),
             scaler=torch.amp.GradScaler("cpu", init_scale=64.0, enabled=autocast == torch.float16),
             autocast=autocast,
+            micro_batch_size=micro_batch_size,
         )
         result = step(images(), views.draw(torch.arange(BATCH), 0, batch_size=BATCH), lr=0.1)
         assert result.z.dtype == (autocast or torch.float32)
@@ -185,13 +187,20 @@ def test_channels_last_reaches_the_backbone() -> None:
         step._require_layout(made)
 
 
-def test_gradients_are_clipped_and_their_norm_before_is_told() -> None:
+@pytest.mark.parametrize("scale", [None, 1024.0], ids=["unscaled", "scaled"])
+def test_gradients_are_clipped_and_their_norm_before_is_told(scale: float | None) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16))
     views = Views(config("group").augment, seed=0)
     draw = views.draw(torch.arange(BATCH), 0, batch_size=BATCH)
     before = model[1].weight.detach().clone()
-    step = TrainStep(model, views, NTXentLoss(0.1), torch.optim.SGD(model.parameters(), lr=1.0), clip_grad=1e-3)
+    z = model(views.apply(images(), draw))
+    gradients = torch.autograd.grad(NTXentLoss(0.1)(*z.chunk(2)), list(model.parameters()))
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = TrainStep(model, views, NTXentLoss(0.1), optimizer, scaler=scaler, clip_grad=1e-3)
     result = step(images(), draw, lr=1.0)
-    assert result.grad_norm > 1e-2
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    assert norm > 1e-2
+    torch.testing.assert_close(result.grad_norm, norm, rtol=1e-5, atol=0)
     moved = torch.sqrt((model[1].weight.detach() - before).square().sum() + model[1].bias.grad.square().sum())
     torch.testing.assert_close(moved, torch.tensor(1e-3), rtol=1e-3, atol=0)

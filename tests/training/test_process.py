@@ -1,0 +1,41 @@
+"""What training processes tell each other, over gloo."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from simclr_fast.training.process import start_process, stop_process
+from tests.training.processes import CONTEXT, finish, free_port
+
+WORLD = 3
+
+
+def ask(rank: int, port: int, output: Path) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    process = start_process("cpu", threads=1)
+    answers = [process.any(rank == who) for who in range(WORLD)] + [process.any(False), process.any(True)]
+    torch.save({"is main": process.is_main, "any": answers}, output / f"{rank}.pt")
+    process.barrier()
+    stop_process()
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    output, port = tmp_path_factory.mktemp("answers"), free_port()
+    processes = [CONTEXT.Process(target=ask, args=(rank, port, output), daemon=True) for rank in range(WORLD)]
+    for process in processes:
+        process.start()
+    assert finish(processes) == [0] * WORLD
+    return [torch.load(output / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def test_a_flag_of_one_process_reaches_all(answers: list[dict]) -> None:
+    for answer in answers:
+        assert answer["any"] == [True] * WORLD + [False, True]
+
+
+def test_the_first_process_alone_is_the_main_one(answers: list[dict]) -> None:
+    assert [answer["is main"] for answer in answers] == [True, False, False]
