@@ -60,6 +60,15 @@ def test_signal_leaves_a_checkpoint_of_that_step(number: signal.Signals, tmp_pat
     assert_stopped_with_a_checkpoint(folder, log)
 
 
+def test_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    processes = start((*SMALL, "--epochs", "50", "--output", str(folder)), log, world_size=2)
+    wait_for_step(folder, 2, processes)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert finish(processes) == [128 + signal.SIGTERM] * 2
+    assert_stopped_with_a_checkpoint(folder, log)
+
+
 def assert_stopped_with_a_checkpoint(folder: Path, log: Path) -> None:
     assert "with a checkpoint; go on with --resume auto" in log.read_text()
     assert "Traceback" not in log.read_text()
