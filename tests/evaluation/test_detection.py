@@ -139,6 +139,16 @@ def test_metric(digits: ImageArrays) -> None:
     assert evaluate_detector(_Oracle(targets, 50.0), scenes, CPU)["map_50"] < 0.05
 
 
+def test_what_is_found_in_a_crowd_is_no_mistake() -> None:
+    box, crowd, inside = [10.0, 10, 30, 30], [40.0, 40, 90, 90], [45.0, 45, 60, 60]
+    target = {"boxes": torch.tensor([box, crowd]), "labels": torch.tensor([1, 1]), "iscrowd": torch.tensor([0, 1])}
+    found = {"boxes": torch.tensor([inside, box]), "labels": torch.tensor([1, 1])}
+    images = [(torch.zeros(1, 96, 96, dtype=torch.uint8), target)]
+    assert evaluate_detector(_Oracle([found], 0.0), images, CPU)["map"] == pytest.approx(1.0)
+    images[0][1]["iscrowd"] = torch.tensor([0, 0])
+    assert evaluate_detector(_Oracle([found], 0.0), images, CPU)["map"] < 0.6
+
+
 def test_command(run_folder: Path, tmp_path: Path) -> None:
     options = ["--steps", "2", "--batch-size", "2", "--seeds", "1", "--train-scenes", "4", "--test-scenes", "6"]
     arguments = ["detect", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--threads", "1", *options]

@@ -182,6 +182,20 @@ def test_flips_take_the_boxes_along() -> None:
     assert all(target["boxes"][0, 0] < 10 for _, targets in detector.batches for target in targets)
 
 
+def test_crowds_do_not_train() -> None:
+    image, target = marked_images(1)[0]
+    crowd = {
+        "boxes": torch.cat([torch.tensor([[0.0, 0, 20, 10]]), target["boxes"]]),
+        "labels": torch.tensor([7, 1]),
+        "iscrowd": torch.tensor([1, 0]),
+    }
+    detector = Recorder()
+    train_detector(detector, [(image, crowd)], Schedule(1, 1, 0), lr=1e-3, seed=0, device=CPU)
+    (_, (seen,)) = detector.batches[0]
+    assert seen["labels"].tolist() == [1]
+    assert torch.equal(seen["boxes"], target["boxes"])
+
+
 @pytest.mark.parametrize(("name", "optimizer"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_the_learning_rate_warms_up_and_falls(name: str, optimizer: type, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = recorded_rates(monkeypatch, optimizer)

@@ -70,7 +70,16 @@ def test_coco_folder(channels: int, tmp_path: Path) -> None:
     assert target["boxes"].tolist() == [[5.0, 6.0, 25.0, 16.0]]  # the box without area is dropped
     assert [data.classes[label] for label in target["labels"]] == ["cat"]
     _, empty = data[1]
-    assert (empty["boxes"].shape, empty["labels"].shape) == ((0, 4), (0,))
+    assert (empty["boxes"].shape, empty["labels"].shape, empty["iscrowd"].shape) == ((0, 4), (0,), (0,))
+
+
+def test_crowds_and_difficult_objects_are_marked(tmp_path: Path) -> None:
+    boxes = [{"id": n, "image_id": 1, "category_id": 3, "bbox": [5, 6, 20, 10], "iscrowd": n} for n in (0, 1)]
+    part = read_coco(*write_coco(tmp_path, annotations=boxes))
+    assert open_parts(part, part, 3)[0][0][1]["iscrowd"].tolist() == [0, 1]
+    write_voc(tmp_path, "train", "cat</name><difficult>1</difficult><name>cat", "dog")
+    part = read_voc(tmp_path, "2012", "train")
+    assert open_parts(part, part, 3)[0][0][1]["iscrowd"].tolist() == [1, 0]
 
 
 def test_category_ids_may_start_anywhere(tmp_path: Path) -> None:

@@ -28,7 +28,16 @@ VOC_SUFFIXES = (".jpg", ".jpeg", ".png")
 SIZE_SAMPLES = 200  # images whose size tells how large the images of a data set are
 
 
-class Target(TypedDict):
+class Crowds(TypedDict, total=False):
+    """iscrowd: int64 [n], 1 for what neither trains nor counts, found or not: COCO's crowds, VOC's difficult objects.
+
+    Without it, all objects count.
+    """
+
+    iscrowd: Tensor
+
+
+class Target(Crowds):
     """The objects of an image: boxes float32 [n, 4] (left, top, right, bottom; pixels), labels int64 [n] from 1 on."""
 
     boxes: Tensor
@@ -37,11 +46,13 @@ class Target(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """An image file, and its objects: boxes (left, top, right, bottom; pixels) and the name of each one's class."""
+    """An image file, and its objects: boxes (left, top, right, bottom; pixels), the name of each one's class, and
+    whether it is a crowd (COCO) or difficult (VOC)."""
 
     path: Path
     boxes: list[tuple[float, float, float, float]] = dataclasses.field(default_factory=list)
     names: list[str] = dataclasses.field(default_factory=list)
+    crowds: list[bool] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +85,9 @@ class DetectionFolder(Dataset):
             raise DataError(f"{annotated.path}: unreadable ({' '.join(str(error).split())})") from error
         boxes = torch.tensor(annotated.boxes, dtype=torch.float32).reshape(-1, 4)
         labels = torch.tensor([self.labels[name] for name in annotated.names], dtype=torch.int64)
+        crowds = torch.tensor(annotated.crowds, dtype=torch.int64)
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # COCO holds a few boxes without area
-        return image, {"boxes": boxes[solid], "labels": labels[solid]}
+        return image, {"boxes": boxes[solid], "labels": labels[solid], "iscrowd": crowds[solid]}
 
     def shorter_side(self) -> int:
         """Median of the images' shorter sides (pixels), of a sample spread over the data set."""
@@ -133,6 +145,7 @@ def _add_coco(entry: dict[str, Any], images: dict[int, Annotated], names: dict[i
     annotated = images[entry["image_id"]]
     annotated.boxes.append((left, top, left + width, top + height))
     annotated.names.append(names[entry["category_id"]])
+    annotated.crowds.append(bool(entry.get("iscrowd", 0)))
 
 
 def read_voc(root: Path, year: str, image_set: str) -> Annotations:
@@ -159,6 +172,7 @@ def _read_voc_image(base: Path, stem: str) -> Annotated:
             box = thing.find("bndbox")
             annotated.boxes.append(tuple(float(box.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")))
             annotated.names.append(thing.find("name").text.strip())
+            annotated.crowds.append(thing.findtext("difficult", "0").strip() == "1")
     except (OSError, ElementTree.ParseError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{file}: no VOC annotation ({type(error).__name__}: {error})") from error
     return annotated
