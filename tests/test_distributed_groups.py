@@ -1,0 +1,110 @@
+"""The loss over process groups that are not the world, and whose ranks are not those in the world."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from simclr_fast import ntxent_loss
+from tests.helpers import relative_error
+
+WORLD, SAMPLES, FEATURES = 3, 4, 5
+GROUPS = ((0, 2), (1, 2))
+BACKENDS = ("cpp", "reference")
+
+
+def shard(rank: int) -> Tensor:
+    """Both views of a rank's samples, [2, SAMPLES, FEATURES]."""
+    return torch.randn(2, SAMPLES, FEATURES, generator=torch.Generator().manual_seed(rank))
+
+
+def weights(rank: int) -> Tensor:
+    return torch.randn(2, SAMPLES, generator=torch.Generator().manual_seed(10 + rank))
+
+
+def rows(rank: int, group: dist.ProcessGroup, backend: str) -> list[Tensor]:
+    """This rank's losses, and the gradient of all members' weighted sums by its embeddings."""
+    z = shard(rank).requires_grad_()
+    losses = ntxent_loss(z[0], z[1], 0.2, reduction="none", group=group, backend=backend)
+    losses.backward(weights(rank).flatten())
+    return [losses.detach().view(2, -1), z.grad]
+
+
+def mean(rank: int, group: dist.ProcessGroup, backend: str) -> list[Tensor]:
+    z = shard(rank).requires_grad_()
+    loss = ntxent_loss(z[0], z[1], 0.2, group=group, backend=backend)
+    loss.backward()
+    return [loss.detach(), z.grad]
+
+
+def refusal(group: dist.ProcessGroup) -> str:
+    try:
+        ntxent_loss(*shard(0), group=group)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
+    try:
+        results = {}
+        for members in GROUPS:
+            group = dist.new_group(list(members))  # every rank of the world takes part in making it
+            if rank in members:
+                results[members] = {
+                    backend: {"rows": rows(rank, group, backend), "mean": mean(rank, group, backend)}
+                    for backend in BACKENDS
+                }
+            else:
+                results[members] = refusal(group)
+        torch.save(results, folder / f"rank{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("groups")
+    mp.spawn(worker, (folder,), nprocs=WORLD)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def joined(members: tuple[int, ...], of) -> Tensor:
+    return torch.cat([of(rank) for rank in members], dim=1).double()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("members", GROUPS, ids=str)
+def test_rows_are_those_of_one_process_with_the_members_samples(ranks: list[dict], members, backend: str) -> None:
+    z = joined(members, shard).requires_grad_()
+    losses = ntxent_loss(z[0], z[1], 0.2, reduction="none", backend="reference").view(2, -1)
+    losses.backward(joined(members, weights))
+    for index, truth in enumerate((losses, z.grad)):
+        actual = torch.cat([ranks[rank][members][backend]["rows"][index] for rank in members], dim=1)
+        assert relative_error(actual, truth) <= 1e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("members", GROUPS, ids=str)
+def test_mean_is_that_of_one_process_with_the_members_samples(ranks: list[dict], members, backend: str) -> None:
+    z = joined(members, shard).requires_grad_()
+    loss = ntxent_loss(z[0], z[1], 0.2, backend="reference")
+    loss.backward()
+    for rank in members:
+        assert relative_error(ranks[rank][members][backend]["mean"][0], loss) <= 1e-6
+    # Averaging the members' gradients, as DistributedDataParallel over the group does, gives that of one process.
+    actual = torch.cat([ranks[rank][members][backend]["mean"][1] for rank in members], dim=1) / len(members)
+    assert relative_error(actual, z.grad) <= 1e-6
+
+
+def test_a_rank_outside_the_group_is_told(ranks: list[dict]) -> None:
+    for members, outside in zip(GROUPS, (1, 0)):
+        assert "group: this process does not belong to it" in ranks[outside][members]
