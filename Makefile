@@ -13,11 +13,13 @@ help:  ## list the commands
 
 # The environment with the pinned dependencies, and the package built into the checkout (editable install).
 $(VENV)/dependencies.stamp: requirements.txt
+	@echo "Once: installing the packages of $< into $(VENV) (6 GB); this takes minutes, mostly of downloading"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
 $(VENV)/package.stamp: $(VENV)/dependencies.stamp setup.py pyproject.toml $(KERNELS)
+	@echo "Once, and after changes in csrc: compiling the package's kernels; this takes about 4 minutes on 2 cores"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
