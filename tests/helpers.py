@@ -1,9 +1,19 @@
-"""What tests compare with: errors relative to a float64 truth, NaN-aware."""
+"""What tests compare with: errors relative to a float64 truth, NaN-aware; and which CPU kernels can run here."""
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
+
+_ISAS = {"portable": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}  # by their names and torch's, least first
+_CAPABILITY = torch.backends.cpu.get_cpu_capability()
+_RUNNABLE = list(_ISAS.values()).index(_CAPABILITY) if _CAPABILITY in _ISAS.values() else 0
+# Of the CPU kernels; what this processor lacks is skipped in sight (proofs run its source with all widths of vectors).
+INSTRUCTION_SETS = [
+    pytest.param(isa, marks=pytest.mark.skipif(k > _RUNNABLE, reason=f"this processor has no {isa}"))
+    for k, isa in enumerate(_ISAS)
+]
 
 # Told of every (what, error, bound) that `within` compares; tools/gpu_check.py collects the margins of a run by it.
 on_margin: Callable[[str, float, float], None] | None = None

@@ -15,7 +15,7 @@ struct Simd<float> {
   using Scalar = float;
   static constexpr int kLanes = kVectorBytes / sizeof(float);
   typedef float V __attribute__((vector_size(kVectorBytes), may_alias));
-  typedef int32_t I __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes), may_alias));
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
   static constexpr int kMantissaBits = 23;
   static constexpr float kMinExponent = -126.0f;
@@ -36,7 +36,7 @@ struct Simd<double> {
   using Scalar = double;
   static constexpr int kLanes = kVectorBytes / sizeof(double);
   typedef double V __attribute__((vector_size(kVectorBytes), may_alias));
-  typedef int64_t I __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef uint64_t Bits __attribute__((vector_size(kVectorBytes), may_alias));
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int kMantissaBits = 52;
   static constexpr double kMinExponent = -1022.0;
@@ -61,13 +61,14 @@ struct Simd<double> {
   }
 };
 
-// 2^x for x in [-126, 127] (double: [-1022, 1023]). A NaN whose low payload bits are zero stays NaN.
+// 2^x for x in [-126, 127] (double: [-1022, 1023]); some number outside, for pairs that are masked afterwards. A NaN
+// whose low payload bits are zero stays NaN.
 template <class T>
 inline typename Simd<T>::V exp2_in_range(typename Simd<T>::V x) {
   using S = Simd<T>;
   const typename S::V rounded = x + S::kRound;
   const typename S::V p = S::exp2_fraction(x - (rounded - S::kRound));
-  return (typename S::V)((typename S::I)p + ((typename S::I)rounded << S::kMantissaBits));
+  return (typename S::V)((typename S::Bits)p + ((typename S::Bits)rounded << S::kMantissaBits));
 }
 
 // 2^x for any x <= 127 (double: 1023), -inf included: 0 where the result would be denormal.

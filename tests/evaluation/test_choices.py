@@ -24,10 +24,11 @@ from simclr_fast.evaluation.commands import linear as linear_command
 from simclr_fast.evaluation.encoders import all_features, preprocess_of
 from simclr_fast.evaluation.features import Pixels
 from simclr_fast.evaluation.knn import knn_accuracy
+from simclr_fast.evaluation.linear import linear_accuracy, standardize
 from simclr_fast.evaluation.probe import Standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
-from simclr_fast.evaluation.splits import balanced_fraction, hold_out
+from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, hold_out
 from simclr_fast.training.process import Process
 
 CPU = Process(0, 1, torch.device("cpu"))
@@ -187,6 +188,37 @@ def test_the_probe_is_chosen_on_what_no_probe_was_trained_on(
         assert torch.equal(truth, labels[held_out])
         torch.testing.assert_close(chosen_by, Standardize(one.train[kept])(one.train[held_out]))
     assert {one["lr_base"] for one in results["sgd"].values()} <= {0.01, 0.3}
+
+
+def test_few_label_figures_are_those_of_test_images(data: Dataset, run_folder: Path, run_command) -> None:
+    """Computed plainly: trained on what the draws choose, counted on test images; the comparison says the same."""
+    run = Run.open(run_folder)
+    results = run_command("few-label", few_label.main, data, "--per-class", "5", "--draws", "2")
+    compared = comparison.compare(
+        *(run.random_init(), run.encoder(), data.labelled, data.test, preprocess_of(run), CPU.device),
+        names=list(NAMES),
+        labels_per_class=5,
+        draws=2,
+    )
+    labels, truth = data.labelled.labels, data.test.labels
+    draws = few_label_draws(labels, 5, 2)
+    for name, one in all_features(run, data, CPU.device):
+        train, test = standardize(one.train, one.test)
+        linear_draws = [linear_accuracy(train[few], labels[few], test, truth) for few in draws]
+        nearest = [knn_accuracy(one.train[few], labels[few], one.test, truth, knn_k=1) for few in draws]
+        for probe, expected in (("linear", linear_draws), ("1nn", nearest)):
+            assert results[probe]["5"][name]["mean"] == pytest.approx(sum(expected) / 2)
+            assert compared[f"few_label_{probe}"][name] == pytest.approx(sum(expected) / 2, abs=1e-4)
+
+
+def test_linear_figures_are_those_of_test_images(data: Dataset, run_folder: Path, run_command) -> None:
+    results = run_command("linear", linear_command.main, data, "--method", "lbfgs", "--penalty-c", "0.01", "1.0")
+    labels, truth = data.labelled.labels, data.test.labels
+    for name, one in all_features(Run.open(run_folder), data, CPU.device):
+        train, test = standardize(one.train, one.test)
+        found = results["lbfgs"][name]
+        assert found["accuracy"] == pytest.approx(linear_accuracy(train, labels, test, truth, found["penalty_c"]))
+        assert sum(found["per_class"]) / CLASSES == pytest.approx(found["accuracy"])
 
 
 def test_knn_takes_the_temperature_asked_for(data: Dataset, run_folder: Path, run_command) -> None:

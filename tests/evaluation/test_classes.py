@@ -8,6 +8,7 @@ from rich.console import Console
 
 from simclr_fast import visualize
 from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.classes import class_accuracies, class_names, class_table, top5_accuracy
 from simclr_fast.evaluation.comparison import ENCODERS
 from simclr_fast.evaluation.tables import ResultTable
@@ -74,3 +75,42 @@ def test_names_are_no_formulas_in_the_map(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_map_of_hardly_any_image(count: int, tmp_path: Path) -> None:
     visualize.embedding_map(tmp_path / "map.png", torch.randn(count, 5), None, "title")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The figures that would be saved."""
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure) or path)
+    return figures
+
+
+def test_rows_of_confusions_are_true_classes(drawn: list, tmp_path: Path) -> None:
+    predicted, truth = torch.tensor([1, 1, 0, 2]), torch.tensor([0, 1, 0, 1])
+    pictures.confusion(tmp_path / "x.png", predicted, truth, ["a", "b", "c"], "title")
+    share = drawn[0].axes[0].images[0].get_array().tolist()
+    assert share == [[50.0, 50.0, 0.0], [0.0, 50.0, 50.0], [0.0, 0.0, 0.0]]
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_detections_above_the_score_are_drawn_with_names(drawn: list, tmp_path: Path) -> None:
+    true = {"boxes": torch.tensor([[1.0, 2, 11, 22]]), "labels": torch.tensor([1])}
+    found = {
+        "boxes": torch.tensor([[3.0, 4, 13, 24], [0.0, 0, 5, 5]]),
+        "labels": torch.tensor([2, 1]),
+        "scores": torch.tensor([0.3, 0.29]),
+    }
+    image = torch.zeros(1, 30, 30, dtype=torch.uint8)
+    pictures.detections(tmp_path / "x.png", [image], [true], {"init": [found]}, ["background", "ant", "bee"], 0.3)
+    shown = [
+        [(patch.get_bbox().bounds, text.get_text()) for patch, text in zip(axis.patches, axis.texts, strict=True)]
+        for axis in drawn[0].axes
+    ]
+    assert shown == [[((1.0, 2.0, 10.0, 20.0), "ant")], [((3.0, 4.0, 10.0, 20.0), "bee")]]
+
+
+def test_accuracy_over_labels_is_drawn_in_percent(drawn: list, tmp_path: Path) -> None:
+    results = {"linear": {"1": {"raw": {"mean": 0.5, "std": 0.1}}, "5": {"raw": {"mean": 0.75, "std": None}}}}
+    pictures.accuracy_over_labels(tmp_path / "x.png", results, {"linear": "linear"}, {"raw": "raw pixels"})
+    line = drawn[0].axes[0].lines[0]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 5], [50.0, 75.0])

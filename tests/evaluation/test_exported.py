@@ -18,7 +18,7 @@ from simclr_fast.evaluation import exported
 from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.model_card import loading_code, write_model_card
 from simclr_fast.evaluation.run import Run
-from tests.evaluation.conftest import demo_config, write_run
+from tests.evaluation.conftest import demo_config, plain_config, write_run
 
 # Loads what the working directory holds as somebody would who has never heard of this package.
 FOREIGN_PROCESS = """
@@ -82,6 +82,13 @@ def test_command_writes_and_compares_every_format(export_folder: Path) -> None:
     card = (export_folder / "README.md").read_text()
     assert "resnet_mini" in card
     assert "| temperature | 0.2 |" in card
+
+
+def test_card_and_export_say_how_images_are_normalised(tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,))))
+    described = exported.describe(run)
+    assert (described["mean"], described["std"], described["image_size"]) == ([0.3], [0.6], 28)
+    assert "mean [0.3] and standard deviation [0.6]" in write_model_card(run, tmp_path).read_text()
 
 
 def test_card_survives_what_options_may_hold(tmp_path: Path) -> None:

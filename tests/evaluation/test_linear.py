@@ -120,6 +120,13 @@ def test_batches_depend_on_the_seed_alone(run_folder) -> None:
     assert not torch.equal(first[0][1], other[0][1])
     epoch = torch.cat([labels for _, labels in first[:2]])
     assert len(epoch.unique()) == 16  # no image twice within an epoch
+    crops: dict[int, list[torch.Tensor]] = {}
+    for images, labels in first:
+        for image, label in zip(images, labels.tolist()):
+            crops.setdefault(label, []).append(image)
+    repeated = [views for views in crops.values() if len(views) > 1]
+    assert repeated
+    assert not any(torch.equal(*views[:2]) for views in repeated), "every epoch has its own crops"
 
 
 def test_standardized_features_stay_linear() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 
 from simclr_fast import visualize
@@ -154,6 +155,23 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
         (tmp_path / "knn.json").write_text(damage)
         with pytest.raises(ConfigError, match=r"knn\.json: damaged"):
             read_results(tmp_path / "knn.json")
+
+
+def test_neighbours_shown_are_training_images(tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Dataset(images([0, 1] * 10), images([0, 1] * 10), images([0, 1] * 4), ("ant", "bee"))
+    seen = []
+    monkeypatch.setattr(pictures, "neighbours", lambda *given: seen.append(given) or tmp_path / "curves.png")
+    (tmp_path / "curves.png").touch()
+    features = lambda source, indices: source.images[indices].flatten(1).float()
+    start(data, "report", str(tmp_path))
+    representation.labelled_sections(data, features, tmp_path, 28, CPU.device)
+    _, queries, found, correct = seen[0]
+    rows = F.normalize(data.labelled.images.flatten(1).float(), dim=1)
+    nearest = (F.normalize(queries.flatten(1).float(), dim=1) @ rows.T).topk(8, dim=1).indices
+    assert torch.equal(found, data.labelled.images[nearest])
+    is_test = (queries[:, None] == data.test.images[None]).flatten(2).all(dim=2)  # [queries, test images]
+    assert is_test.any(dim=1).all()
+    assert torch.equal(correct, data.labelled.labels[nearest] == data.test.labels[is_test.int().argmax(dim=1)][:, None])
 
 
 def test_sample_queries_are_right_ones_then_wrong_ones() -> None:

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from simclr_fast import SimCLREval
 from simclr_fast.ops.augment import ORDERS, ImageBatch, augment
 from simclr_fast.ops.augment.params import pack_window
 from simclr_fast.ops.augment.reference import augment_one
-from tests.helpers import within
+from tests.helpers import INSTRUCTION_SETS, within
 from tests.ops.augment.compare import TOLERANCE, errors, move, noise, only, transform
 
 FULL = {"hflip": 0.5, "jitter_p": 0.8, "gray_p": 0.3, "blur_p": 0.5, "solarize_p": 0.3}
@@ -302,12 +301,9 @@ for shape, size in (((3, 61, 47), 33), ((1, 30, 200), 20), ((3, 20, 300), 40)):
 """
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2"])
-def test_lesser_instruction_sets(isa: str) -> None:
-    """This process runs the best one that the machine has; the others run in a process of their own."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if isa == "avx2" and cpuinfo.exists() and "avx2" not in cpuinfo.read_text():
-        pytest.skip("this processor has no AVX2")
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_every_instruction_set(isa: str) -> None:
+    """This process runs the best one that the machine has; each runs in a process of its own."""
     script = _ONE_ISA.format(isa=isa, tolerance=TOLERANCE)
     environment = os.environ | {"SIMCLR_FAST_ISA": isa}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)

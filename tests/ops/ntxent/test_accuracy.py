@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from simclr_fast import ntxent_loss
-from tests.helpers import non_contiguous, within
+from tests.helpers import INSTRUCTION_SETS, non_contiguous, within
 from tests.ops.ntxent.views import KINDS, TEMPERATURES, gradient_error, half_error, half_scale, truth, views
 
 SHAPES = [(1, 4), (2, 1), (7, 1), (5, 3), (33, 123), (150, 70), (300, 16)]
 # The instruction sets this processor can run.
-ISAS = ["portable", "avx2", "avx512"][: {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}[torch.backends.cpu.get_cpu_capability()]]
 
 
 def bounds(dtype: torch.dtype) -> tuple[float, float]:
@@ -106,7 +105,7 @@ def test_odd_shapes(backend: str, shape: tuple[int, int], dtype: torch.dtype, ki
     check(backend, kind, shape, dtype, temperature)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa: str) -> None:
     program = (
         "import torch; from simclr_fast._extension import build_info;"

@@ -1,0 +1,65 @@
+"""Builds a program that drives CPU kernels with random arguments, under AddressSanitizer and UBSan, and runs it."""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["-std=c++17", "-O1", "-g", "-fno-math-errno", "-Wno-psabi", "-fsanitize=address,undefined"]
+FLAGS += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+_X86 = "#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))"
+_VECTOR_BYTES = "namespace simclr::cpu::portable {\nconstexpr int kVectorBytes = {bytes};"
+
+
+@dataclass(frozen=True)
+class Fuzzer:
+    """driver: a .cpp with a main that takes a number of cases; kernels: files of csrc/cpu that it is linked with."""
+
+    driver: Path
+    kernels: tuple[str, ...]
+    cases: int
+
+    def build(self, folder: Path, break_kernel: tuple[str, str] | None = None, portable: int | None = None) -> Path:
+        """The program; with break_kernel, one line of the kernels' sources is replaced first.
+
+        portable: only the portable code, with vectors of so many bytes. With 64 it is the source of the AVX-512 kernels
+        that runs, compiled to what any processor has.
+        """
+        sources = folder / "csrc"
+        shutil.copytree(ROOT / "csrc", sources)
+        changes = [break_kernel] if break_kernel else []
+        if portable:
+            changes.append((_X86, "#if 0"))
+            changes.append(tuple(_VECTOR_BYTES.replace("{bytes}", str(width)) for width in (16, portable)))
+        for old, new in changes:
+            touched = 0
+            for path in (*sources.rglob("*.h"), *sources.rglob("*.cpp")):
+                text = path.read_text()
+                touched += text.count(old)
+                path.write_text(text.replace(old, new))
+            assert touched == 1, f"{old!r} stands in the sources {touched} times"
+        program = folder / "fuzz"
+        inputs = [self.driver, *(sources / "cpu" / kernel for kernel in (*self.kernels, "isa.cpp"))]
+        command = [os.environ.get("CXX", "g++"), *FLAGS, f"-I{sources}", *map(str, inputs), "-o", str(program)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return program
+
+    def run(self, program: Path, isa: str | None = None) -> subprocess.CompletedProcess[str]:
+        """The program's end, with the best instruction set of this processor or a named one."""
+        environment = os.environ | ({"SIMCLR_FAST_ISA": isa} if isa else {})
+        return subprocess.run([str(program), str(self.cases)], env=environment, capture_output=True, text=True)
+
+    def assert_clean(self, program: Path, isa: str | None = None) -> None:
+        """All cases ran and nothing was reported."""
+        done = self.run(program, isa)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout == f"{self.cases} cases\n"
+
+    def assert_seen(self, program: Path, isa: str | None = None) -> None:
+        """A sanitizer, or the driver itself, reported something."""
+        done = self.run(program, isa)
+        assert done.returncode != 0
+        assert any(report in done.stderr for report in ("AddressSanitizer", "runtime error", "wrong"))

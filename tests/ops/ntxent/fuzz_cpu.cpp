@@ -1,0 +1,152 @@
+// Drives the CPU NT-Xent with random sizes, strides, types and rows, good and garbage, for a build under sanitizers.
+// Every operand and every result has its own allocation of exactly its size: what is read or written beside it is
+// reported. Where the rows are ordinary numbers the loss is compared with the formula, written out in double.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <type_traits>
+#include <vector>
+
+#include "cpu/ntxent.h"
+#include "half.h"
+
+namespace {
+
+using namespace simclr;
+
+std::mt19937 generator(1);
+
+int64_t below(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n)); }
+double unit() { return generator() * 0x1p-32 * 2 - 1; }
+
+const Parallel kSerial([](int64_t begin, int64_t end, int64_t, Parallel::Body body,
+                          void* context) { body(begin, end, context); },
+                       1);
+
+// An array of its own, so that the sanitizer knows both its ends.
+template <class T>
+class Array {
+ public:
+  explicit Array(int64_t size) : data_(static_cast<T*>(std::malloc(size * sizeof(T)))) {
+    std::memset(data_, 0xff, size * sizeof(T));
+  }
+  ~Array() { std::free(data_); }
+  Array(const Array&) = delete;
+  T* data() { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+
+ private:
+  T* data_;
+};
+
+double any_number(bool garbage) {
+  const double odd[] = {0.0, -0.0, 1e30, -1e-30, 1e-45, INFINITY, -INFINITY, NAN};
+  return garbage && below(6) == 0 ? odd[below(8)] : unit();
+}
+
+// Row losses of the process whose rows start at `row_offset`, in double, from the rows u [columns, dim].
+template <class T>
+double loss_of(T* u, int64_t n, int64_t columns, int64_t row_offset, int64_t dim, double temperature) {
+  double total = 0;
+  for (int64_t i = 0; i < 2 * n; ++i) {
+    const int64_t own = row_offset + i, positive = row_offset + (i + n) % (2 * n);
+    double sum = 0, s_pos = 0;
+    for (int64_t j = 0; j < columns; ++j) {
+      double s = 0;
+      for (int64_t k = 0; k < dim; ++k) s += static_cast<double>(u[own * dim + k]) * u[j * dim + k];
+      if (j == positive) s_pos = s / temperature;
+      if (j != own) sum += std::exp(s / temperature);
+    }
+    total += std::log(sum) - s_pos;
+  }
+  return total;
+}
+
+template <class Z, class T>
+void one_case() {
+  const bool garbage = below(3) == 0;
+  const int64_t n = 1 + below(below(2) ? 5 : 150), dim = 1 + below(below(2) ? 20 : 140), world = 1 + below(3);
+  const int64_t rank = below(world), columns = 2 * n * world, row_offset = 2 * n * rank;
+  const double temperature = below(2) ? 0.5 : 0.01, eps = 1e-8;
+
+  Array<T> u(columns * dim), lse_neg(columns), s_pos(columns), inv_norm(2 * n);
+  for (int64_t process = world - 1; process >= 0; --process) {
+    const int64_t stride[2] = {dim + below(3), dim + below(3)};
+    Array<Z> z0((n - 1) * stride[0] + dim), z1((n - 1) * stride[1] + dim);
+    for (int view = 0; view < 2; ++view) {
+      Z* z = view ? z1.data() : z0.data();
+      for (int64_t k = 0; k < (n - 1) * stride[view] + dim; ++k) narrow(static_cast<T>(any_number(garbage)), z[k]);
+    }
+    cpu::ntxent_normalize(cpu::NtxentNormalize<Z, T>{{z0.data(), z1.data()},
+                                                     {stride[0], stride[1]},
+                                                     u.data() + 2 * n * process * dim,
+                                                     inv_norm.data(),
+                                                     n,
+                                                     dim,
+                                                     eps},
+                          kSerial);
+  }
+
+  Array<T> row_losses(2 * n), total(1);
+  for (int64_t process = 0; process < world; ++process) {
+    const int64_t first = 2 * n * process;
+    for (int reduce = 0; reduce < (process == rank ? 2 : 1); ++reduce) {
+      cpu::ntxent_forward(
+          cpu::NtxentForward<T>{u.data(), reduce ? total.data() : row_losses.data(), lse_neg.data() + first,
+                                s_pos.data() + first, n, columns, first, dim, temperature, 1.0, reduce == 1},
+          kSerial);
+    }
+  }
+  const double expected = loss_of(u.data(), n, columns, row_offset, dim, temperature);
+  if (!garbage && !(std::fabs(total[0] - expected) <= 1e-4 * (1 + std::fabs(expected)))) {
+    std::fprintf(stderr, "wrong loss %g for %g\n", static_cast<double>(total[0]), expected);
+    std::exit(1);
+  }
+
+  for (int reduce = 0; reduce < 2; ++reduce) {
+    Array<T> dloss(reduce ? 1 : columns), dt(1);
+    for (int64_t k = 0; k < (reduce ? 1 : columns); ++k) dloss[k] = static_cast<T>(any_number(garbage));
+    Array<Z> dz0(n * dim), dz1(n * dim);
+    cpu::ntxent_backward(cpu::NtxentBackward<Z, T>{dloss.data(),
+                                                   u.data(),
+                                                   inv_norm.data(),
+                                                   lse_neg.data(),
+                                                   s_pos.data(),
+                                                   {dz0.data(), dz1.data()},
+                                                   dt.data(),
+                                                   n,
+                                                   columns,
+                                                   row_offset,
+                                                   dim,
+                                                   temperature,
+                                                   1.0,
+                                                   eps,
+                                                   reduce == 1},
+                         kSerial);
+  }
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  const int cases = std::atoi(argv[1]);
+  for (int k = 0; k < cases; ++k) {
+    switch (k % 4) {
+      case 0:
+        one_case<float, float>();
+        break;
+      case 1:
+        one_case<double, double>();
+        break;
+      case 2:
+        one_case<Half, float>();
+        break;
+      default:
+        one_case<BFloat16, float>();
+    }
+  }
+  std::printf("%d cases\n", cases);
+}
