@@ -1,7 +1,9 @@
 """Classes by name: which there are, accuracies over them, and names that are no markup and no formulas."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from rich.console import Console
@@ -78,11 +80,13 @@ def test_a_map_of_hardly_any_image(count: int, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """The figures that would be saved."""
     figures = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure) or path)
-    return figures
+    yield figures
+    for figure in figures:
+        plt.close(figure)
 
 
 def test_rows_of_confusions_are_true_classes(drawn: list, tmp_path: Path) -> None:
@@ -111,6 +115,7 @@ def test_detections_above_the_score_are_drawn_with_names(drawn: list, tmp_path: 
 
 def test_accuracy_over_labels_is_drawn_in_percent(drawn: list, tmp_path: Path) -> None:
     results = {"linear": {"1": {"raw": {"mean": 0.5, "std": 0.1}}, "5": {"raw": {"mean": 0.75, "std": None}}}}
-    pictures.accuracy_over_labels(tmp_path / "x.png", results, {"linear": "linear"}, {"raw": "raw pixels"})
+    results["1nn"] = results["linear"]
+    pictures.accuracy_over_labels(tmp_path / "x.png", results, dict.fromkeys(results, "probe"), {"raw": "raw pixels"})
     line = drawn[0].axes[0].lines[0]
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 5], [50.0, 75.0])
