@@ -41,7 +41,7 @@ class Session:
         if process.is_main:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=folder):  # now rather than after hours of work
+                with tempfile.TemporaryFile(dir=folder):  # before hours of work rather than after them
                     pass
             except OSError as error:
                 raise ConfigError(
