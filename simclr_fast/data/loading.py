@@ -68,10 +68,10 @@ class EncodedLoader:
         self.device = device
         self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
         self.bad = source.bad
-        self.chunks: list[list[int]] = []
+        self.wanted = _Wanted()
         self.workers = torch.utils.data.DataLoader(
             ChunkReader(source, decode=self.decoder is None, workers=options.workers),
-            batch_sampler=_Live(self),
+            batch_sampler=self.wanted,
             collate_fn=_same,
             num_workers=options.workers,
             pin_memory=device.type == "cuda",
@@ -90,7 +90,7 @@ class EncodedLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
         steps = self.sampler.steps(epoch, start)
-        self.chunks = [chunk.tolist() for indices in steps for chunk in indices.split(CHUNK)]
+        self.wanted.chunks = [chunk.tolist() for indices in steps for chunk in indices.split(CHUNK)]
         with held_back():
             chunks = iter(self.workers)
         ahead: Batch | None = None
@@ -131,17 +131,21 @@ class EncodedLoader:
         return batch
 
 
-class _Live:
-    """The chunks that the loader wants now, so that persistent workers serve every epoch."""
+class _Wanted:
+    """The chunks that the loader wants now, so that persistent workers serve every epoch.
 
-    def __init__(self, loader: EncodedLoader):
-        self.loader = loader
+    It knows nothing of the loader: in a circle of references the queues to the workers would be closed before the
+    loader can tell them to end, and it would wait five seconds for each of them.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: list[list[int]] = []
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.loader.chunks)
+        return iter(self.chunks)
 
     def __len__(self) -> int:
-        return len(self.loader.chunks)
+        return len(self.chunks)
 
 
 def _same(chunk: Chunk) -> Chunk:

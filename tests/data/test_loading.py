@@ -197,3 +197,12 @@ def test_subset_of_encoded_images_renumbers() -> None:
     assert part.labels.tolist() == [4, 1]
     again = part.subset(torch.tensor([1]))
     assert (len(again), again.read(0), again.labels.tolist()) == (1, files[1], [1])
+
+
+def test_workers_end_with_the_loader_and_without_a_signal(folder_root: Path) -> None:
+    """In a circle of references, they would have to be waited for in vain, and killed."""
+    _, loader = folder_loader(folder_root, 8, workers=2)
+    list(loader.epoch(0))
+    workers = loader.workers._iterator._workers
+    del loader
+    assert [worker.exitcode for worker in workers] == [0, 0]
