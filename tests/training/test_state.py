@@ -1,5 +1,6 @@
 """The state of a run: the average of its weights, the scaler of float16, and what a checkpoint brings back of it."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -59,6 +60,31 @@ def test_the_scaler_goes_on_where_it_was() -> None:
         CheckpointError, match=r"x: the state of its optimizer, scaler \(--amp-dtype\) or average does not"
     ):
         made(autocast=torch.float16).restore(made().checkpoint(config("batch")), config("batch"), "x")
+
+
+def test_a_restored_state_is_the_stored_one() -> None:
+    options = config("batch")
+    options = dataclasses.replace(options, optimization=dataclasses.replace(options.optimization, model_ema=True))
+    state = made(options)
+    for p in state.model.parameters():
+        p.grad = torch.randn_like(p)
+    state.optimizer.step()
+    state.ema.update_parameters(state.model)
+    state.step, state.seconds = 7, 12.5
+    stored = copy.deepcopy(state.checkpoint(options))
+    upcoming = torch.rand(4)
+
+    again = made(options)
+    again.restore(stored, options, "x")
+    assert torch.equal(torch.rand(4), upcoming), "the random generator goes on where it was"
+    assert (again.step, again.seconds) == (7, 12.5)
+    found = again.checkpoint(options)
+    for part in ("model", "ema"):
+        assert all(torch.equal(found[part][name], value) for name, value in stored[part].items())
+        assert found[part].keys() == stored[part].keys()
+    momenta = [[entry["momentum_buffer"] for entry in c["optimizer"]["state"].values()] for c in (found, stored)]
+    assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
+    assert len(momenta[0]) == len(list(state.model.parameters()))
 
 
 @pytest.mark.parametrize("key", ["step", "seconds", "model", "optimizer", "scaler", "random", "config"])
