@@ -55,6 +55,19 @@ def filled(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, torch.nan, dtype=dtype)
 
 
+class Guarded:
+    """A workspace `data` of so many bytes, full of NaN, and behind it bytes that no kernel may write."""
+
+    def __init__(self, size: int) -> None:
+        self._all = torch.full((size + 256,), 0xA5, dtype=torch.uint8)
+        self.data = self._all[:size].fill_(0xFF)
+        self._guard = self._all[size:]
+
+    def check(self, what: str) -> None:
+        written = (self._guard != 0xA5).nonzero()
+        assert written.numel() == 0, f"{what} wrote {written[0].item()} bytes behind its workspace"
+
+
 class Library(Protocol):
     """What runs launchers: tests.simt.library.Kernels (g++ and fibers) or tests.proof.ptx.Program (nvcc and ptxlab)."""
 
@@ -74,8 +87,10 @@ class NtxentLaunchers:
     options: dict = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
 
-    def _launch(self, step: str, args: ctypes.Structure) -> None:
+    def _launch(self, step: str, args: ctypes.Structure, workspace: Guarded | None = None) -> None:
         self.library.call(f"simclr_ntxent_{step}", ctypes.byref(args), None, **self.options)
+        if workspace is not None:
+            workspace.check(step)
 
     def _pointer(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -83,9 +98,8 @@ class NtxentLaunchers:
         self.tensors.append(tensor)
         return tensor.data_ptr()
 
-    def _workspace(self, kind: str, args: ctypes.Structure) -> Tensor:
-        size = self.library.value(f"simclr_ntxent_{kind}_workspace_bytes", ctypes.byref(args))
-        return torch.full((size,), 0xFF, dtype=torch.uint8)
+    def _workspace(self, kind: str, args: ctypes.Structure) -> Guarded:
+        return Guarded(self.library.value(f"simclr_ntxent_{kind}_workspace_bytes", ctypes.byref(args)))
 
     def normalize(self, z0: Tensor, z1: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
         self.tensors = []
@@ -115,8 +129,9 @@ class NtxentLaunchers:
             row_offset=row_offset, u_columns=u.shape[1], temperature=0.0 if on_device else temperature, scale=scale,
             reduce=reduce, u_dtype=DTYPES[u.dtype], precision=PRECISIONS[precision], device=self.device,
         )  # fmt: skip
-        args.workspace = self._pointer(self._workspace("fwd", args))
-        self._launch("fwd", args)
+        workspace = self._workspace("fwd", args)
+        args.workspace = self._pointer(workspace.data)
+        self._launch("fwd", args, workspace)
         return loss, lse_neg, s_pos
 
     def bwd(self, dloss: Tensor, z0: Tensor, z1: Tensor, u: Tensor, inv_norm: Tensor, lse_neg: Tensor, s_pos: Tensor,
@@ -136,6 +151,7 @@ class NtxentLaunchers:
             u_columns=u.shape[1], temperature=0.0 if on_device else temperature, scale=scale, eps=eps,
             reduce=dloss.ndim == 0, z_dtype=DTYPES[z0.dtype], precision=PRECISIONS[precision], device=self.device,
         )  # fmt: skip
-        args.workspace = self._pointer(self._workspace("bwd", args))
-        self._launch("bwd", args)
+        workspace = self._workspace("bwd", args)
+        args.workspace = self._pointer(workspace.data)
+        self._launch("bwd", args, workspace)
         return dz0, dz1, dt

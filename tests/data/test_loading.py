@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -206,3 +207,24 @@ def test_workers_end_with_the_loader_and_without_a_signal(folder_root: Path) -> 
     workers = loader.workers._iterator._workers
     del loader
     assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_errors_of_workers_are_told_in_one_line(folder_root: Path) -> None:
+    _, loader = folder_loader(folder_root, 16, max_bad_images=1.0, workers=1)
+    for path in folder_root.rglob("*.*g"):
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError) as raised:
+        list(loader.epoch(0))
+    assert "Traceback" in str(raised.value), "as torch passes it on"
+    said = str(decode.data_error(raised.value))
+    assert re.fullmatch(r"10 unreadable images in a row, the last: .*/\d\..*g: Unsupported image file.*", said)
+
+
+def test_which_errors_are_those_of_the_data() -> None:
+    assert decode.data_error(RuntimeError("CUDA error: out of luck")) is None
+    killed = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+    said = (
+        "a process of --workers ended while it read: between two images (DataLoader worker (pid 1) is killed by signal"
+    )
+    assert str(decode.data_error(killed)).startswith(said)
+    assert str(decode.data_error(DataError("3 unreadable images"))) == "3 unreadable images"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.ops.augment import ImageBatch
+from tests.ntxent_launchers import Guarded
 from tests.simt.library import Kernels, Schedule, unwritten
 
 SOURCES = ("csrc/cuda/augment.cu", "csrc/cuda/augment_sample.cu", "tests/simt/kernels/augment_entry.cpp")
@@ -111,6 +112,7 @@ def augment(
     shape = (params.shape[0] * params.shape[1], images.channels, *out_size)
     out = unwritten_views(shape, dtype, channels_last)
     args = augment_args(images, params, out, blur_kernel)
-    scratch = unwritten(kernels.value("augment_scratch_doubles", ctypes.byref(args)), dtype=torch.float64)
-    kernels.call("augment", ctypes.byref(args), scratch, schedule=schedule)
+    scratch = Guarded(8 * kernels.value("augment_scratch_doubles", ctypes.byref(args)))
+    kernels.call("augment", ctypes.byref(args), scratch.data, schedule=schedule)
+    scratch.check("augment")
     return out

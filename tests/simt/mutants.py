@@ -201,6 +201,22 @@ MUTANTS = (
         *("_filter.cuh", "if (keep && view.contrast_at > 0)", "if (keep && view.contrast_at > 4)"),
         "test_every_order_of_the_jitter",
     ),
+    _ntxent(
+        *("plan.h", "the forward's workspace 16 bytes short"),
+        *(
+            "sizeof(double), 16);\n  plan.bytes = plan.finished_at + 16;",
+            "sizeof(double), 16);\n  plan.bytes = plan.finished_at;",
+        ),
+        "test_zero_weights_give_zero_gradients",
+    ),
+    _ntxent(
+        *("plan.h", "the backward's workspace 16 bytes short"),
+        *(
+            "statistic, 16);\n  plan.bytes = plan.finished_at + 16;",
+            "statistic, 16);\n  plan.bytes = plan.finished_at;",
+        ),
+        "test_zero_weights_give_zero_gradients",
+    ),
     Mutant(
         "augment: a NaN pixel clamped to a number",
         "csrc/augment_color.h",

@@ -1,0 +1,162 @@
+"""Elements further apart than 2^31: strides of views and images, and the last program of a launch on huge tensors.
+
+Memory that nothing touches costs nothing: the tensors are mappings of many gigabytes of which a few pages are used.
+"""
+
+import mmap
+
+import pytest
+import torch
+from torch import Tensor
+
+from simclr_fast import SimCLRAugment, ntxent_loss
+from simclr_fast.ops.augment.triton_backend import TritonAugment
+from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
+from simclr_fast.ops.ntxent.triton_backward import ntxent_bwd_kernel, ntxent_bwd_reduce_kernel
+from simclr_fast.ops.ntxent.triton_tiles import Target
+from simclr_fast.triton_launch import Launch, launch_on_device
+from tests.helpers import relative_error
+from tests.ops.augment.compare import noise
+from tests.ops.augment.triton_cases import drawn, views_of
+
+_MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
+# Of images [2, 3, 20, 24]: between images, channels, rows and pixels.
+IMAGE_STRIDES = (
+    (2**32 + 16, 480, 24, 1),
+    (2**34, 2**31 + 16, 24, 1),
+    (60 * 2**28, 20 * 2**28, 2**28, 1),
+    (24 * 2**28, 1, 3, 2**28),
+)
+VIEW_STRIDES = ((2**31 + 16, 1), (2**28, 1), (1, 2**30))  # of views [20, 9]
+
+
+def sparse(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros that take no memory until they are written."""
+    elements = torch.Size(shape).numel()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags=flags), dtype=dtype).reshape(shape)
+
+
+def spread(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """x at these strides."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, strides))
+    return sparse(last + 1, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)
+
+
+@pytest.mark.parametrize("strides", IMAGE_STRIDES, ids=str)
+def test_images_of_large_strides(strides: tuple[int, ...]) -> None:
+    images, aug = noise(2, 3, 20, 24), SimCLRAugment(12, backend="cpp")
+    assert torch.equal(aug(spread(images, strides), seed=1), aug(images, seed=1))
+
+
+@pytest.mark.parametrize("strides", VIEW_STRIDES, ids=str)
+def test_views_of_large_strides(strides: tuple[int, ...]) -> None:
+    z0, z1 = torch.randn(2, 20, 9)
+    results = []
+    for first in (z0, spread(z0, strides)):
+        first.requires_grad_()
+        loss = ntxent_loss(first, z1, 0.1, backend="cpp")
+        results.append((loss, torch.autograd.grad(loss, first)[0]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("strides", IMAGE_STRIDES, ids=str)
+def test_images_of_large_strides_in_triton(strides: tuple[int, ...]) -> None:
+    images, triton = noise(2, 3, 20, 24), TritonAugment()
+    params = drawn(images, 12)
+    assert torch.equal(views_of(triton, spread(images, strides), 12, params), views_of(triton, images, 12, params))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("strides", VIEW_STRIDES, ids=str)
+def test_views_of_large_strides_in_triton(strides: tuple[int, ...]) -> None:
+    triton = TritonNtxent(target=lambda device: Target(80, 2))
+    z0, z1 = torch.randn(2, 20, 9)
+    results = []
+    for first in (z0, spread(z0, strides)):
+        u, inv_norm = triton.normalize(first, z1, 1e-8)
+        loss, lse_neg, s_pos = triton.fwd(u, 20, 0, 0.1, None, "mean", "ieee")
+        arguments = (u, inv_norm, lse_neg, s_pos, 0, "mean", 1e-8, 0.1, None, "ieee", False)
+        results.append((u, loss, *triton.bwd(torch.ones(()), first, z1, *arguments)[:2]))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def last_program(launch: Launch) -> None:
+    """Triton's interpreter runs the last program alone of a launch of very many, along every axis."""
+    from triton.runtime import interpreter
+
+    def from_the_last(*bounds: int) -> range:
+        is_an_axis = len(bounds) == 1 and bounds[0] in launch.grid and bounds[0] > 64
+        return range(bounds[0] - 1, bounds[0]) if is_an_axis else range(*bounds)
+
+    interpreter.range = from_the_last  # in place of the built-in, for the loops over the grid
+    try:
+        launch_on_device(launch)
+    finally:
+        del interpreter.range
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("size", [60, 66], ids=["whole", "tiles"])  # one program a view, and several
+def test_the_last_of_very_many_views(size: int, channels_last: bool) -> None:
+    image = noise(1, 3, 70, 75)
+    params = drawn(image, size, views=1, blur_kernel=1, jitter_p=0.0, gray_p=0.0).pack()
+    batch = 2**31 // (3 * size * size) + 2
+    packed = sparse(1, batch, 16, dtype=torch.int32)
+    packed[0, -1] = params[0, 0]
+    views = views_of(
+        TritonAugment(last_program), image.expand(batch, -1, -1, -1), size, packed, 1, torch.float16, channels_last
+    )
+    expected = views_of(TritonAugment(), image, size, params, 1, torch.float16, channels_last)
+    own = slice(-1, None) if size == 66 else slice(None)  # of tiles, the last program has the last corner alone
+    assert torch.equal(views[-1, :, own, own], expected[0, :, own, own])
+
+
+@pytest.mark.interpret
+def test_the_last_part_of_a_very_large_gradient() -> None:
+    n, dim, splits, rows, columns = (
+        16384,
+        1024,
+        74,
+        16,
+        64,
+    )  # 74 splits of at most 7 tiles of 64 columns: the last has 1
+    generator = torch.Generator().manual_seed(0)
+    u = sparse(2 * n, dim)
+    u[-columns:] = torch.nn.functional.normalize(torch.randn(columns, dim, generator=generator), dim=1)
+    part = sparse(splits, 2 * n, dim)
+    assert part.numel() - dim > 2**31
+    half, weight = torch.full((2 * n,), 0.5), torch.ones(2 * n + 1)
+    shared = {"weight_ptr": weight, "n": n, "columns": 2 * n, "temperature": 0.5, "temperature_ptr": None, "u_ptr": u}
+    shared |= {"part_ptr": part, "dt_part_ptr": weight, "row_offset": 0}
+    constants = {
+        "D": dim,
+        "NEED_DT": False,
+        "ONLINE_MAX": False,
+        "PRECISION": "ieee",
+        "BLOCK_M": rows,
+        "BLOCK_N": columns,
+    }
+    constants |= {"BLOCK_D": 128, "CHUNKS": 8, "HOLD_ROWS": True, "EVEN_D": True, "MASKED_FIRST": True, "SPECIAL": 16}
+    statistics = {"stat_ptr": half, "lse_neg_ptr": half, "s_pos_ptr": half}
+    last_program(Launch(ntxent_bwd_kernel, (2 * n // rows, splits, 1), shared | statistics, constants))
+
+    # Coefficients are exp(s - 1/t) (1/2 + 1/2) for all columns of the split but a row's own.
+    own = u[-rows:].double()
+    s = own @ u[-columns:].double().T
+    coefficients = torch.exp((s - 1) / 0.5)
+    coefficients[torch.arange(rows), columns - rows + torch.arange(rows)] = 0
+    expected = coefficients @ u[-columns:].double()
+    assert relative_error(part[-1, -rows:], expected) <= 1e-5
+
+    dz0, dz1 = sparse(n, dim), sparse(n, dim)
+    arguments = shared | {"positive_ptr": torch.zeros(2 * n), "inv_norm_ptr": torch.ones(2 * n), "z0_ptr": u[:n]}
+    arguments |= {"z1_ptr": u[n:], "stride0": dim // 16, "stride1": dim // 16, "dz0_ptr": dz0, "dz1_ptr": dz1}
+    arguments |= {"dt_ptr": torch.zeros(()), "scale": 0.5, "eps": 1e-8, "splits": splits, "dt_parts": 1}
+    constants = {"D": dim, "UNIT": 16, "NEED_DT": False, "BLOCK_R": rows, "BLOCK_D": dim, "BLOCK_DT": 128}
+    last_program(Launch(ntxent_bwd_reduce_kernel, (2 * n // rows,), arguments, constants))
+    tangent = expected - (expected * own).sum(dim=1, keepdim=True) * own
+    assert relative_error(dz1[-rows:], tangent) <= 1e-5  # scale / t = 1
