@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from simclr_fast.checkpoint import checkpoints, set_later_aside
@@ -101,7 +102,8 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def _written(self, work) -> None:
+    def _written(self, work: Callable[[], None]) -> None:
+        """Do it, with an error of the file system as one of --output."""
         try:
             work()
         except OSError as error:

@@ -62,10 +62,10 @@ def start(arguments: Sequence[str], log: Path, world_size: int = 1, *, group: bo
     return processes
 
 
-def finish(processes: list[BaseProcess]) -> list[int]:
-    """Exit statuses, once all have ended."""
+def finish(processes: list[BaseProcess], patience: float = PATIENCE) -> list[int]:
+    """Exit statuses, once all have ended, which may take `patience` seconds."""
     for process in processes:
-        process.join(PATIENCE)
+        process.join(patience)
         assert process.exitcode is not None, "the run does not end"
     return [process.exitcode for process in processes]
 

@@ -12,7 +12,7 @@ import torch
 from simclr_fast.checkpoint import checkpoints
 from simclr_fast.training.metrics import METRICS_FILE, read_metrics
 from tests.data.conftest import write_image
-from tests.training.processes import PATIENCE, SMALL, children, final_state, finish, run, start, wait_for_step
+from tests.training.processes import SMALL, children, final_state, finish, run, start, wait_for_step
 
 AFTER_EVERY_STEP = ("--checkpoint-minutes", "1e-9")
 
@@ -95,9 +95,9 @@ def test_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(number: sig
             assert finish(processes) == [-number]
         else:
             os.killpg(pid, number)
-            assert finish(processes) == [128 + number], log.read_text()
+            assert finish(processes, patience=100) == [128 + number], log.read_text()
             assert_stopped_with_a_checkpoint(folder, log)
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + 100
         while any(Path(f"/proc/{worker}").exists() for worker in workers):
             assert time.monotonic() < end, "a worker outlives the run"
             time.sleep(0.05)
