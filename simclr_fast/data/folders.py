@@ -13,18 +13,31 @@ from simclr_fast.data.sources import Dataset, EncodedImages, Files
 from simclr_fast.data.unreadable import BadImages
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-HELD_OUT = ("val", "validation", "valid", "test")  # names of held-out parts; the first with labels serves
+TRAIN = ("train", "training")  # names of parts, in any case
+HELD_OUT = ("val", "validation", "valid", "test", "testing")  # the first with labels serves
 
 
 def image_folder(options: DataOptions) -> Dataset:
-    """The data set in --data-dir. Raises ConfigError where there is no image."""
-    root = options.data_dir
-    if not (root / "train").is_dir():
+    """The data set in --data-dir. Raises ConfigError where there is no image, or a folder cannot be read."""
+    try:
+        return _in_parts(options.data_dir, options)
+    except OSError as error:
+        raise ConfigError(f"--data-dir {options.data_dir}: {error}") from error
+
+
+def _in_parts(root: Path, options: DataOptions) -> Dataset:
+    with os.scandir(root) as entries:
+        found = [entry.name for entry in entries if entry.name.lower() in TRAIN + HELD_OUT and entry.is_dir()]
+    parts = {name.lower(): root / name for name in sorted(found)}  # of names that differ in case, the lower one serves
+    train = next((parts[name] for name in TRAIN if name in parts), None)
+    held_out = [parts[name] for name in HELD_OUT if name in parts]
+    if train is None:
+        if held_out:
+            say(f"{root}: no train in it, so that {', '.join(part.name for part in held_out)} are taken for classes")
         return assemble(_split(root, options), [])
-    parts = [root / name for name in HELD_OUT if (root / name).is_dir()]
-    if not parts:
-        say(f"{root}: none of {', '.join(HELD_OUT)} is beside train, so that no test images are evaluated on")
-    return assemble(_split(root / "train", options), (_split(part, options) for part in parts))
+    if not held_out:
+        say(f"{root}: none of {', '.join(HELD_OUT)} is beside {train.name}, so that no test images are evaluated on")
+    return assemble(_split(train, options), (_split(part, options) for part in held_out))
 
 
 def _split(root: Path, options: DataOptions) -> Split:

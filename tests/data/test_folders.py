@@ -157,7 +157,7 @@ def test_the_part_with_labels_is_preferred(tmp_path: Path, caplog) -> None:
 
 def test_no_held_out_images_and_no_labels_are_said(tmp_path: Path, caplog) -> None:
     assert load(tree(tmp_path / "one", *TRAIN)).test is None
-    assert "none of val, validation, valid, test is beside train" in caplog.text
+    assert "none of val, validation, valid, test, testing is beside train" in caplog.text
     data = load(tree(tmp_path / "two", "1.png", "2.png"))
     assert (data.labelled, data.test, data.classes) == (None, None, None)
     assert "no labels (the images lie in no class folders), so that nothing is evaluated" in caplog.text
@@ -174,6 +174,38 @@ def test_messages_come_from_the_first_process_only(tmp_path: Path, caplog, monke
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     load(tree(tmp_path, *TRAIN))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("train", "held_out"), [("Training", "Testing"), ("TRAIN", "Val"), ("training", "test")])
+def test_parts_have_their_names_in_any_case(train: str, held_out: str, tmp_path: Path) -> None:
+    data = load(tree(tmp_path, f"{train}/a/1.png", f"{train}/b/1.png", f"{held_out}/b/1.png"))
+    assert by_name(data.train) == {"a/1.png": 0, "b/1.png": 1}
+    assert by_name(data.test) == {"b/1.png": 1}
+
+
+def test_of_names_that_differ_in_case_the_lower_one_serves(tmp_path: Path) -> None:
+    data = load(tree(tmp_path, "Train/a/1.png", "train/b/1.png", "Val/a/1.png", "val/b/1.png"))
+    assert by_name(data.train) == by_name(data.test) == {"b/1.png": 0}
+
+
+def test_held_out_parts_without_a_train_are_told_as_classes(tmp_path: Path, caplog) -> None:
+    data = load(tree(tmp_path, "val/a/1.png", "test/a/1.png"))
+    assert data.classes == ("test", "val")
+    assert f"{tmp_path}: no train in it, so that val, test are taken for classes" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, *TRAIN)
+    scan = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("train/b"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigError, match=rf"^--data-dir {tmp_path}: .*Permission denied: '{tmp_path}/train/b'$"):
+        load(tmp_path)
 
 
 def test_only_what_cannot_be_read_is_no_data_set(tmp_path: Path) -> None:
