@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 from pathlib import Path
 from unittest.mock import Mock
@@ -228,3 +229,15 @@ def test_which_errors_are_those_of_the_data() -> None:
     )
     assert str(decode.data_error(killed)).startswith(said)
     assert str(decode.data_error(DataError("3 unreadable images"))) == "3 unreadable images"
+
+
+def test_a_worker_that_waits_is_at_no_image(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that none is blamed where the worker is killed then."""
+    source, _ = folder_loader(folder_root, 16)
+    reader = ChunkReader(source, decode=True, workers=2)
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: Mock(id=1))
+    load, at = reader.load, []
+    reader.load = lambda index: at.append(reader.at.tolist()) or load(index)
+    reader.__getitems__([5, 3])
+    assert at == [[[-1, -1], [os.getpid(), 5]], [[-1, -1], [os.getpid(), 3]]]
+    assert reader.at.tolist() == [[-1, -1], [os.getpid(), -1]]
