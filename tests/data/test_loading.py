@@ -241,3 +241,12 @@ def test_a_worker_that_waits_is_at_no_image(folder_root: Path, monkeypatch: pyte
     reader.__getitems__([5, 3])
     assert at == [[[-1, -1], [os.getpid(), 5]], [[-1, -1], [os.getpid(), 3]]]
     assert reader.at.tolist() == [[-1, -1], [os.getpid(), -1]]
+
+
+def test_only_the_image_of_the_worker_that_ended_is_named(folder_root: Path) -> None:
+    source, _ = folder_loader(folder_root, 16)
+    reader = ChunkReader(source, decode=True, workers=2)
+    reader.at.copy_(torch.tensor([[111_111, 5], [222_222, 3]]))
+    said = str(decode.data_error(RuntimeError("DataLoader worker (pid(s) 222222) exited unexpectedly")))
+    where = f"ended while it read: {source.name(3)} (DataLoader worker (pid(s) 222222) exited unexpectedly)"
+    assert said == f"a process of --workers {where}"
