@@ -234,7 +234,7 @@ def test_same_draws_as_the_reference(recipe: str, numbers: int | None, seed: int
     one_size, single_pixels = noise(1, 1, 31, 57).expand(60, -1, -1, -1), noise(7, 3, 1, 1)
     ragged = [noise(3, 5 + k, 40 - k) for k in range(9)]
     for batch in map(ImageBatch.of, (one_size, single_pixels, ragged)):
-        indices = None if numbers is None else torch.arange(2 * batch.batch_size)[::2] * 3 + numbers
+        indices = None if numbers is None else (torch.arange(2 * batch.batch_size) * 3 + numbers)[::2]
         args = (torch.tensor([seed]), indices, batch.table, *batch.size, batch.batch_size, 3, aug.recipe.numbers())
         assert torch.equal(TRITON.augment_sample(*args), torch.ops.simclr_fast.augment_sample_reference(*args))
 
