@@ -21,9 +21,9 @@ from simclr_fast.training.views import Views
 from tests.training.processes import SMALL, run
 
 BATCH, STEPS_PER_EPOCH = 500, 8
-# Of the way that the run moved: rounding comes to 0.003 of it; the average of the weights lies 0.1 of it behind them.
-TOLERANCE = 0.02
-OPTIONS = (*SMALL, "--epochs", "2", "--opt", "sgd", "--lr", "0.05", "--weight-decay", "0.01", "--clip-grad", "0.05")
+# Of the way that the run moved: rounding comes to 0.01 of it; the average of the weights lies 0.1 of it behind them.
+TOLERANCE = 0.04
+OPTIONS = (*SMALL, "--epochs", "2", "--opt", "sgd", "--lr", "1e-4", "--weight-decay", "0.1", "--clip-grad", "8")
 OPTIONS += ("--momentum", "0.8", "--model-ema", "--model-ema-decay", "0.7", "--seed", "3")
 
 

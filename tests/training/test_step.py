@@ -187,6 +187,20 @@ def test_channels_last_reaches_the_backbone() -> None:
         step._require_layout(made)
 
 
+@pytest.mark.parametrize("micro_batch_size", [0, 4])
+def test_every_step_has_a_gradient_of_its_own(micro_batch_size: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16))
+    views = Views(config("group").augment, seed=0)
+    draw = views.draw(torch.arange(BATCH), 0, batch_size=BATCH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = TrainStep(model, views, NTXentLoss(0.1), optimizer, micro_batch_size=micro_batch_size)
+    step(images(), draw, lr=0.0)
+    first = model[1].weight.grad.clone()
+    step(images(), draw, lr=0.0)
+    assert torch.equal(model[1].weight.grad, first)
+    assert first.norm() > 0
+
+
 @pytest.mark.parametrize("scale", [None, 1024.0], ids=["unscaled", "scaled"])
 def test_gradients_are_clipped_and_their_norm_before_is_told(scale: float | None) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16))
