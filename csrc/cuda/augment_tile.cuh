@@ -15,6 +15,19 @@
 #include "../augment_resample.h"
 #include "augment_plan.h"
 #include "launch.cuh"
+#include "ptx.cuh"
+
+namespace simclr {
+
+#if defined(__CUDA_ARCH__) || !defined(__CUDACC__)
+// On the device two instructions, instead of two comparisons and two selections.
+template <>
+HOST_DEVICE float clamp01(float x) {
+  return ptx::max_or_nan(ptx::min_or_nan(x, 1.0f), 0.0f);
+}
+#endif
+
+}  // namespace simclr
 
 namespace simclr::cuda {
 

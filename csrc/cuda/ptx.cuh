@@ -129,6 +129,21 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
+// The smaller and the larger number; NaN where one is NaN, unlike fminf and fmaxf. Functions of both sides may call
+// them where nvcc compiles for the device.
+#ifdef __CUDA_ARCH__
+__host__ __device__ __forceinline__ float min_or_nan(float a, float b) {
+  float y;
+  asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+__host__ __device__ __forceinline__ float max_or_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+#endif
+
 // Barrier `id` (1-15; 0 is __syncthreads') among `threads` threads, a multiple of 32. arrive counts without waiting.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
@@ -149,6 +164,8 @@ using ::simt::ptx::ldmatrix_x2;
 using ::simt::ptx::ldmatrix_x2_trans;
 using ::simt::ptx::ldmatrix_x4;
 using ::simt::ptx::ldmatrix_x4_trans;
+using ::simt::ptx::max_or_nan;
+using ::simt::ptx::min_or_nan;
 using ::simt::ptx::mma_m16n8k16_bf16;
 using ::simt::ptx::mma_m16n8k16_f16;
 using ::simt::ptx::mma_m16n8k8_tf32;

@@ -219,8 +219,8 @@ MUTANTS = (
     ),
     Mutant(
         "augment: a NaN pixel clamped to a number",
-        "csrc/augment_color.h",
-        *("one < x ? one : x", "x < one ? x : one"),
+        "csrc/cuda/augment_tile.cuh",
+        *("ptx::min_or_nan(x, 1.0f)", "fminf(x, 1.0f)"),
         ("tests/simt/test_augment.py::test_nan_pixels_stay_nan",),
     ),
     _augment("the blur repeats the edge", *("_filter.cuh", "reflected(x, width)", "x"), "test_each_operation_alone"),

@@ -50,6 +50,10 @@ inline float exp2_approx(float x) {
   return y < kSmallestNormal ? 0.0f : y;
 }
 
+// min.NaN.f32 and max.NaN.f32.
+inline float min_or_nan(float a, float b) { return a < b || std::isnan(a) ? a : b; }
+inline float max_or_nan(float a, float b) { return a > b || std::isnan(a) ? a : b; }
+
 inline void named_barrier_sync(int id, int threads, SIMT_SITE) { barrier_sync(id, threads, 0, "bar.sync", site); }
 inline void named_barrier_arrive(int id, int threads, SIMT_SITE) { barrier_arrive(id, threads, site); }
 
