@@ -70,10 +70,19 @@ def test_an_unlabelled_run_has_a_page(folder: Path, tmp_path: Path, start) -> No
 
 
 @pytest.mark.parametrize("test", ["none", "unlabelled"])
-def test_a_run_without_labelled_test_images_has_a_page(test: str, folder: Path, tmp_path: Path, start) -> None:
+def test_a_run_without_labelled_test_images_has_a_page(
+    test: str, folder: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = images([0, 1] * 10)
     data = Dataset(train, train, None if test == "none" else images(None, 5), ("ant", "bee"))
+    seen = []
+    drawn = pictures.neighbours
+    monkeypatch.setattr(pictures, "neighbours", lambda *given: seen.append(given) or drawn(*given))
     report.main(start(data, "report", str(folder)))
+    _, queries, found, correct = seen[0]
+    brightness = lambda pixels: pixels.flatten(-3).float().mean(dim=-1) > 45  # 20 and 70 are the means of the classes
+    assert torch.equal(correct, brightness(queries)[:, None] == brightness(found))
+    assert not (queries[:, None] == found).flatten(2).all(dim=2).any(), "no image is its own neighbour"
     text = (tmp_path / "report.html").read_text()
     assert "no accuracy can be measured" in text
     assert "same class" in text, "the training images have labels"
