@@ -10,8 +10,6 @@ the loss (log-sum-exp minus its own largest term) and its gradient (softmax prob
 rounding. Both forms are O(M^2) in memory and differentiable by autograd, as often as one likes.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,9 +25,9 @@ def _wide_dtype(z: Tensor) -> torch.dtype:
     return torch.float32 if z.device.type == "mps" else torch.float64
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which autocast leaves the dtypes alone; the meta device has no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context in which autocast leaves the dtypes alone; the meta device has no autocast of its own."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def softplus(x: Tensor) -> Tensor:
