@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -q
+# One worker a core: most tests keep one busy. A worker that is idle takes over tests from the others.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
@@ -27,7 +28,7 @@ demo: $(VENV)/package.stamp  ## train SimCLR on the embedded digits and show wha
 	$(BIN)/python train.py demo
 
 demo-check: $(VENV)/package.stamp  ## train the demo by its variants, fine-tune and detect with it, and judge the results (half an hour)
-	$(PYTEST) -m demo
+	$(BIN)/python -m pytest -q -m demo
 
 test: $(VENV)/package.stamp  ## run the test suite
 	$(PYTEST)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 # Idle OpenMP threads sleep instead of spinning: tests share few cores. Read when torch is loaded, hence first.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# A pytest that a test starts is no worker of this one.
+for _name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    del os.environ[_name]
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from simclr_fast import _extension, backends, losses
 from simclr_fast.ops.l2_normalize import l2_normalize
@@ -127,7 +128,10 @@ def test_auto_takes_triton_where_it_is_faster(capability: tuple[int, int], large
     ],
 )
 def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: str, large: bool) -> None:
-    assert losses._is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None) is large
+    with FakeTensorMode():
+        z = torch.empty(n, d, dtype=dtype, device="cuda")
+    assert losses._is_large(z, precision, None) is large
+    assert not losses._is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None)
 
 
 def test_devices_too_old_for_the_triton_loss_get_the_reference(

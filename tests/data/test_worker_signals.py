@@ -1,8 +1,8 @@
 """Workers leave signals to the process that they serve, which alone can end them."""
 
-import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ def test_a_signal_that_is_held_back_arrives_afterwards(number: signal.Signals) -
     before = signal.signal(number, lambda got, _: received.append(got))
     try:
         with held_back():
-            os.kill(os.getpid(), number)
+            signal.pthread_kill(threading.get_ident(), number)
             assert received == []
         assert received == [number]
     finally:
