@@ -1,5 +1,6 @@
 """What tests compare with: errors relative to a float64 truth, NaN-aware; and which CPU kernels can run here."""
 
+import mmap
 from collections.abc import Callable
 
 import pytest
@@ -50,3 +51,19 @@ def moved(x: Tensor, device: str | torch.device) -> Tensor:
     """x on the device at the same strides; Tensor.to would close the gaps between elements that are not dense."""
     elements = x.untyped_storage().nbytes() // x.element_size()
     return x.as_strided((elements,), (1,), 0).to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+_MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
+
+
+def sparse(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros that take no memory until they are written."""
+    elements = torch.Size(shape).numel()
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    return torch.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags=flags), dtype=dtype).reshape(shape)
+
+
+def spread(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """x at these strides."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, strides))
+    return sparse(last + 1, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)

@@ -3,11 +3,8 @@
 Memory that nothing touches costs nothing: the tensors are mappings of many gigabytes of which a few pages are used.
 """
 
-import mmap
-
 import pytest
 import torch
-from torch import Tensor
 
 from simclr_fast import SimCLRAugment, ntxent_loss
 from simclr_fast.ops.augment.triton_backend import TritonAugment
@@ -15,11 +12,10 @@ from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_backward import ntxent_bwd_kernel, ntxent_bwd_reduce_kernel
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch, launch_on_device
-from tests.helpers import relative_error
+from tests.helpers import relative_error, sparse, spread
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import drawn, views_of
 
-_MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 # Of images [2, 3, 20, 24]: between images, channels, rows and pixels.
 IMAGE_STRIDES = (
     (2**32 + 16, 480, 24, 1),
@@ -28,19 +24,6 @@ IMAGE_STRIDES = (
     (24 * 2**28, 1, 3, 2**28),
 )
 VIEW_STRIDES = ((2**31 + 16, 1), (2**28, 1), (1, 2**30))  # of views [20, 9]
-
-
-def sparse(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Zeros that take no memory until they are written."""
-    elements = torch.Size(shape).numel()
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    return torch.frombuffer(mmap.mmap(-1, elements * dtype.itemsize, flags=flags), dtype=dtype).reshape(shape)
-
-
-def spread(x: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """x at these strides."""
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, strides))
-    return sparse(last + 1, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)
 
 
 @pytest.mark.parametrize("strides", IMAGE_STRIDES, ids=str)

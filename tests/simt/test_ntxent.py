@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import relative_error
+from tests.helpers import relative_error, spread
 from tests.ntxent_launchers import Device, NtxentLaunchers, statistics_dtype
 from tests.ntxent_truth import embeddings, shards_of, truth
 from tests.ops.ntxent import views as inputs
@@ -314,6 +314,18 @@ def test_nan_rows_show(kernels: Kernels, dtype: torch.dtype) -> None:
     assert got["loss"].isnan().all()
     assert got["dz0"].isnan().all()
     assert got["dt"].isnan()
+
+
+@pytest.mark.parametrize("strides", [(2**31 + 16, 1), (2**28, 1)], ids=str)
+def test_views_of_large_strides(kernels: Kernels, strides: tuple[int, int]) -> None:
+    case = Case(20, 9, FLOAT)
+    z0, z1 = embeddings("random", case.n, case.d, FLOAT)
+    ops, results = NtxentLaunchers(kernels, SMALL), []
+    for first in (z0, spread(z0, strides)):
+        u, inv_norm = ops.normalize(first, z1, EPS)
+        _, *statistics = ops.fwd(u, case.n, 0, case.temperature)
+        results.append((u, *ops.bwd(torch.ones(()), first, z1, u, inv_norm, *statistics, eps=EPS, temperature=0.1)))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
 def test_a_weight_that_is_not_finite_shows(kernels: Kernels) -> None:
