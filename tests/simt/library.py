@@ -28,7 +28,8 @@ class Schedule:
     threads in every round. eager: cp.async lands when it is issued, instead of when it is waited for. host_threads:
     blocks run on so many host threads (one under a sanitizer). shared_bytes: the device's shared memory per block; the
     default is the least among sm_80 and newer. multiprocessors: what the launcher is told. truncating: mma adds as the
-    tensor cores do (runtime/fused_sum.h), instead of rounding every sum to nearest.
+    tensor cores do (runtime/fused_sum.h), instead of rounding every sum to nearest. last_block_only: of every launch,
+    for launches that a test could not wait for.
     """
 
     seed: int = 0
@@ -37,6 +38,7 @@ class Schedule:
     shared_bytes: int = 99 * 1024
     multiprocessors: int = 4
     truncating: bool = False
+    last_block_only: bool = False
 
     def __str__(self) -> str:
         return f"seed{self.seed}-{'eager' if self.eager else 'lazy'}{'-truncating' if self.truncating else ''}"
@@ -59,6 +61,7 @@ class _Options(ctypes.Structure):
         ("shared_bytes_optin", ctypes.c_int32),
         ("multiprocessors", ctypes.c_int32),
         ("truncating_tensor_cores", ctypes.c_int32),
+        ("last_block_only", ctypes.c_int32),
     )
 
 
@@ -99,6 +102,7 @@ class Kernels:
             schedule.shared_bytes,
             schedule.multiprocessors,
             schedule.truncating,
+            schedule.last_block_only,
         )
         self._library.simt_configure(ctypes.byref(options))
         code = getattr(self._library, launcher)(*map(_argument, args))

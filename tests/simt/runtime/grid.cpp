@@ -64,6 +64,7 @@ uint3 block_index(size_t i, dim3 grid) {
 
 // The blocks in the order they start: 0, 1, 2, ... for seed 0, else shuffled, for nothing may depend on it.
 std::vector<int> block_order(size_t blocks, uint64_t seed) {
+  if (current_options.last_block_only) return {static_cast<int>(blocks - 1)};
   std::vector<int> order(blocks);
   for (size_t i = 0; i < blocks; ++i) order[i] = static_cast<int>(i);
   if (seed != 0) Random(seed).shuffle(order);

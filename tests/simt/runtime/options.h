@@ -11,6 +11,7 @@ struct SimtOptions {
   int32_t shared_bytes_optin;  // the device's limit per block; 99 KiB is the least among sm_80 and newer
   int32_t multiprocessors;     // what cudaDeviceGetAttribute tells a launcher
   int32_t truncating_tensor_cores;  // mma adds as the hardware does (1), or rounds to nearest (0)
+  int32_t last_block_only;          // of every launch only the last block runs (1): for grids too large to run
 };
 
 extern "C" {
