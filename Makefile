@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One worker a core: most tests keep one busy. A worker that is idle takes over tests from the others.
-PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/python -m pytest -q
+# One worker a core: most tests keep one busy. An idle one takes over tests of the others. Not for the proofs, which
+# start processes of their own and share what they built.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
@@ -28,11 +30,11 @@ demo: $(VENV)/package.stamp  ## train SimCLR on the embedded digits and show wha
 	$(BIN)/python train.py demo
 
 demo-check: $(VENV)/package.stamp  ## train the demo by its variants, fine-tune and detect with it, and judge the results (half an hour)
-	$(BIN)/python -m pytest -q -m demo
+	$(PYTEST) -m demo
 
 test: $(VENV)/package.stamp  ## run the test suite
-	$(PYTEST)
-	$(PYTEST) -m interpret
+	$(PYTEST) $(PARALLEL)
+	$(PYTEST) $(PARALLEL) -m interpret
 
 compat compat-oldest:  ## build and run fast tests with other versions of torch and Python (7 GB each; -oldest: the first)
 	$(PYTHON) -m tools.compat $(if $(filter %-oldest,$@),--oldest)
