@@ -123,6 +123,17 @@ def refusals(rank: int) -> list[str]:
     return messages
 
 
+def compiled_refusal(rank: int) -> str:
+    """What a compiled loss says where the ranks' temperatures differ."""
+    z = torch.randn(4, 5)
+    compiled = torch.compile(ntxent_loss, fullgraph=True, backend="aot_eager")
+    try:
+        compiled(z, z, torch.tensor(0.1 + 0.1 * rank), group=dist.group.WORLD)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 # Of two ranks, in the order of `refusals`.
 EXPECTED_REFUSALS = (
     "rows of z0 must be the same on all ranks of the group; by rank: [5.0, 4.0]; use a sampler",
@@ -157,6 +168,7 @@ def worker(rank: int, world: int, folder: Path) -> None:
             "warnings": [warnings_of(reduction) for reduction in ("mean", "sum", "none")],
             "refusals": refusals(rank) if world > 1 else [],
             "compiled": compiled_step(rank, world),
+            "compiled refusal": compiled_refusal(rank),
         }
         torch.save(results, folder / f"rank{rank}.pt")
     finally:
@@ -214,6 +226,11 @@ def test_unequal_calls_are_refused_on_every_rank(ranks: list[dict]) -> None:
         assert len(rank["refusals"]) == (len(EXPECTED_REFUSALS) if len(ranks) > 1 else 0)
         for message, expected in zip(rank["refusals"], EXPECTED_REFUSALS):
             assert message.startswith(expected if len(ranks) == 2 else expected.partition(";")[0])
+
+
+def test_unequal_calls_are_refused_by_a_compiled_loss(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert ("all ranks of the group must have the same rows of z0" in rank["compiled refusal"]) == (len(ranks) > 1)
 
 
 def test_compiles_with_its_collectives(ranks: list[dict]) -> None:
