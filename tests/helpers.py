@@ -54,6 +54,14 @@ def moved(x: Tensor, device: str | torch.device) -> Tensor:
 
 
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
+# Of images [2, 3, 20, 24]: between images, channels, rows and pixels.
+IMAGE_STRIDES = (
+    (2**32 + 16, 480, 24, 1),
+    (2**34, 2**31 + 16, 24, 1),
+    (60 * 2**28, 20 * 2**28, 2**28, 1),
+    (24 * 2**28, 1, 3, 2**28),
+)
+VIEW_STRIDES = ((2**31 + 16, 1), (2**28, 1), (1, 2**30))  # of views [20, 9]
 
 
 def sparse(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,18 +12,9 @@ from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_backward import ntxent_bwd_kernel, ntxent_bwd_reduce_kernel
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch, launch_on_device
-from tests.helpers import relative_error, sparse, spread
+from tests.helpers import IMAGE_STRIDES, VIEW_STRIDES, relative_error, sparse, spread
 from tests.ops.augment.compare import noise
-from tests.ops.augment.triton_cases import drawn, views_of
-
-# Of images [2, 3, 20, 24]: between images, channels, rows and pixels.
-IMAGE_STRIDES = (
-    (2**32 + 16, 480, 24, 1),
-    (2**34, 2**31 + 16, 24, 1),
-    (60 * 2**28, 20 * 2**28, 2**28, 1),
-    (24 * 2**28, 1, 3, 2**28),
-)
-VIEW_STRIDES = ((2**31 + 16, 1), (2**28, 1), (1, 2**30))  # of views [20, 9]
+from tests.ops.augment.triton_cases import drawn, last_of_very_many, views_of
 
 
 @pytest.mark.parametrize("strides", IMAGE_STRIDES, ids=str)
@@ -86,12 +77,7 @@ def last_program(launch: Launch) -> None:
 @pytest.mark.parametrize("size", [60, 66], ids=["whole", "tiles"])  # one program a view, and several
 def test_the_last_of_very_many_views(size: int, channels_last: bool) -> None:
     image = noise(1, 3, 70, 75)
-    params = drawn(image, size, views=1, blur_kernel=1, jitter_p=0.0, gray_p=0.0).pack()
-    batch = 2**31 // (3 * size * size) + 2
-    packed = sparse(1, batch, 16, dtype=torch.int32)
-    packed[0, -1] = params[0, 0]
-    images = sparse(batch, *image.shape[1:], dtype=torch.uint8)
-    images[-1] = image[0]
+    images, packed, params = last_of_very_many(image, size)
     views = views_of(TritonAugment(last_program), images, size, packed, 1, torch.float16, channels_last)
     expected = views_of(TritonAugment(), image, size, params, 1, torch.float16, channels_last)
     own = slice(-1, None) if size == 66 else slice(None)  # of tiles, the last program has the last corner alone

@@ -11,7 +11,7 @@ from torch import Tensor
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import ORDERS, AugmentParams, ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
-from tests.helpers import spread
+from tests.helpers import IMAGE_STRIDES, spread
 from tests.ops.augment.compare import NAN_OPERATIONS, nan_views
 from tests.simt import augment as simt
 from tests.simt.library import SCHEDULES, Kernels, Schedule, SimtError, unwritten
@@ -141,16 +141,7 @@ def test_each_operation_alone(kernels: Kernels, flag: str, channels: int, size: 
     assert_matches(kernels, images, params, size, 9)
 
 
-@pytest.mark.parametrize(
-    "strides",
-    [
-        (2**32 + 16, 480, 24, 1),
-        (2**34, 2**31 + 16, 24, 1),
-        (60 * 2**28, 20 * 2**28, 2**28, 1),
-        (24 * 2**28, 1, 3, 2**28),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("strides", IMAGE_STRIDES, ids=str)
 def test_images_of_large_strides(kernels: Kernels, strides: tuple[int, ...]) -> None:
     images = images_of(2, 3, 20, 24)
     assert_matches(kernels, spread(images, strides), drawn(images, 12, 3), (12, 12), 3)

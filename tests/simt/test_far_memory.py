@@ -13,7 +13,7 @@ from tests import ntxent_launchers
 from tests.helpers import relative_error, sparse
 from tests.ntxent_launchers import NtxentLaunchers
 from tests.ops.augment.compare import noise
-from tests.ops.augment.triton_cases import drawn
+from tests.ops.augment.triton_cases import last_of_very_many
 from tests.simt import augment as simt
 from tests.simt.library import Kernels, Schedule
 from tests.simt.ntxent_accuracy import SOURCES
@@ -38,12 +38,8 @@ def test_the_last_rows_of_a_very_large_batch(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("size", [60, 100], ids=["whole", "tiles"])
 def test_the_last_of_very_many_views(size: int, channels_last: bool) -> None:
     kernels, image = Kernels(simt.SOURCES), noise(1, 3, 70, 75)
-    params = drawn(image, size, views=1, blur_kernel=1, jitter_p=0.0, gray_p=0.0).pack()
-    batch = 2**31 // (3 * size * size) + 2
-    packed = sparse(1, batch, 16, dtype=torch.int32)
-    packed[0, -1] = params[0, 0]
-    images = sparse(batch, *image.shape[1:], dtype=torch.uint8)
-    images[-1] = image[0]
+    images, packed, params = last_of_very_many(image, size)
+    batch = len(images)
     out = sparse(batch, size, size, 3, dtype=torch.float16).permute(0, 3, 1, 2)
     out = out if channels_last else out.permute(0, 2, 3, 1).reshape(batch, 3, size, size)
     args = simt.augment_args(ImageBatch.of(images), packed, out, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from simclr_fast.ops.augment import AugmentParams, ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
 from simclr_fast.ops.augment.triton_backend import TritonAugment
+from tests.helpers import sparse
 from tests.ops.augment.compare import TOLERANCE, only, transform
 
 FULL = {"hflip": 0.5, "jitter_p": 0.8, "gray_p": 0.3, "blur_p": 0.5, "solarize_p": 0.3}
@@ -24,6 +25,18 @@ def alone(params: AugmentParams, operation: str) -> AugmentParams:
 
 def drawn(images, size, views: int = 2, seed: int = 1, **settings) -> AugmentParams:
     return transform(size, views=views, backend="reference", **settings).sample(images, seed=seed)
+
+
+def last_of_very_many(image: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images uint8 [B, ...] of which only the last, `image` [1, ...], is not black, so many that their views of this
+    size have more than 2^31 elements; their parameters [1, B, 16]; and the last image's own [1, 1, 16]."""
+    params = drawn(image, size, views=1, blur_kernel=1, jitter_p=0.0, gray_p=0.0).pack()
+    batch = 2**31 // (3 * size * size) + 2
+    packed = sparse(1, batch, 16, dtype=torch.int32)
+    packed[0, -1] = params[0, 0]
+    images = sparse(batch, *image.shape[1:], dtype=torch.uint8)
+    images[-1] = image[0]
+    return images, packed, params
 
 
 def views_of(

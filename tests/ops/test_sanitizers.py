@@ -1,0 +1,48 @@
+"""The CPU kernels under AddressSanitizer and UBSan, on random sizes, layouts and values: never out of bounds."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.ops.cpu_fuzzer import Fuzzer
+
+FOLDER = Path(__file__).parent
+FUZZERS = {
+    "augment": Fuzzer(FOLDER / "augment/fuzz_cpu.cpp", ("augment.cpp",), cases=4000),
+    "ntxent": Fuzzer(FOLDER / "ntxent/fuzz_cpu.cpp", ("ntxent.cpp",), cases=160),
+}
+# (op, what is wrong, the line of its sources, what stands there instead)
+MUTANTS = (
+    ("augment", "box outside the image", "p.left = clamp_int(p.left, 0, image_width - p.width);", ""),
+    ("augment", "taps past the crop", "return end < axis.in ? end : axis.in;", "return end;"),
+    ("augment", "vector past the row",
+     "i = i + kLanes <= n ? i : n - kLanes;  // the last vector overlaps the one before", ""),
+    ("augment", "vector past the output",
+     "store(out + c * plane + pixel + x, v, width - x < kLanes ? width - x : kLanes);",
+     "store(out + c * plane + pixel + x, v, kLanes);"),
+    ("ntxent", "factors of a ragged block", "weight(columns_padded + kPanel<T>), lse(columns_padded + kPanel<T>)",
+     "weight(columns_padded), lse(columns_padded)"),
+    ("ntxent", "padding read from u",
+     "const int64_t filled = row < rows ? width : 0;", "const int64_t filled = width;"),
+    ("ntxent", "rows of the second view", "(i - view * args.n) * args.row_stride[view]", "i * args.row_stride[view]"),
+    ("ntxent", "padding not masked", "row + kRows > rows ||\n           column", "column"),
+)  # fmt: skip
+
+pytestmark = pytest.mark.proof
+
+
+@pytest.mark.parametrize("op", FUZZERS)
+def test_no_access_out_of_bounds(tmp_path: Path, op: str) -> None:
+    program = FUZZERS[op].build(tmp_path)
+    for isa in (None, "portable"):
+        FUZZERS[op].assert_clean(program, isa)
+
+
+@pytest.mark.parametrize("op", FUZZERS)
+def test_no_access_out_of_bounds_with_the_widest_vectors(tmp_path: Path, op: str) -> None:
+    FUZZERS[op].assert_clean(FUZZERS[op].build(tmp_path, portable=64))
+
+
+@pytest.mark.parametrize(("op", "what", "line", "defect"), MUTANTS, ids=[f"{op}: {what}" for op, what, *_ in MUTANTS])
+def test_the_fuzzer_sees_a_broken_kernel(tmp_path: Path, op: str, what: str, line: str, defect: str) -> None:
+    FUZZERS[op].assert_seen(FUZZERS[op].build(tmp_path, break_kernel=(line, defect), portable=16))
