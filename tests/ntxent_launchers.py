@@ -69,7 +69,7 @@ class Guarded:
 
 
 class Library(Protocol):
-    """What runs launchers: tests.simt.library.Kernels (g++ and fibers) or tests.proof.ptx.Program (nvcc and ptxlab)."""
+    """Runs launchers: Kernels of proof.simt.library (g++, fibers), Program of proof.generated.ptx (nvcc, ptxlab)."""
 
     def call(self, launcher: str, *args: object, **options: object) -> None: ...
     def value(self, function: str, *args: object) -> int: ...
@@ -79,7 +79,7 @@ class Library(Protocol):
 class NtxentLaunchers:
     """The three steps of the loss; `tensors` is everything the last call's pointers reach.
 
-    `options` go to every call of the library: tests.simt's schedule.
+    `options` go to every call of the library: proof.simt's schedule.
     """
 
     library: Library

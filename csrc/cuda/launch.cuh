@@ -1,6 +1,6 @@
-// How every CUDA kernel of the project is launched: by nvcc's <<<>>>, or by the host runtime of tests/simt.
+// How every CUDA kernel of the project is launched: by nvcc's <<<>>>, or by the host runtime of proof/simt.
 //
-// A kernel file includes this header (and ptx.cuh) and is otherwise plain CUDA. Built by g++ with tests/simt/runtime on
+// A kernel file includes this header (and ptx.cuh) and is otherwise plain CUDA. Built by g++ with proof/simt/runtime on
 // the include path, the same file runs on the CPU, one fiber per CUDA thread.
 #pragma once
 

@@ -1,5 +1,5 @@
 // The PTX instructions that CUDA C++ has no function for. The only code with two branches: inline assembly here, and
-// functions of the same names and arguments in tests/simt/runtime/simt/ptx.h for the CPU.
+// functions of the same names and arguments in proof/simt/runtime/simt/ptx.h for the CPU.
 //
 // Register layouts are the PTX manual's ("Matrix fragments for mma.m16n8k16", "... mma.m16n8k8", "ldmatrix"). With
 // lane = 4 * group + quad:

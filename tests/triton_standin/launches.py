@@ -11,13 +11,13 @@ import torch
 import triton
 from torch import Tensor
 
+from proof.generated.triton_augment_tables import VARIANTS, Variant, pass_through
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.ops.l2_normalize import triton_kernels as l2_normalize
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from tests.ops.augment.compare import noise
 from tests.ops.ntxent.triton_cases import EPS, Case, upstream, views
-from tests.proof.triton_augment_tables import VARIANTS, Variant, pass_through
 from tests.triton_standin.device import Launched, StandInDevice
 
 ARCHS = (80, 90, 100)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = (
-    *("simclr_fast", "csrc", "tests", "benchmarks", "tools", "docs/tables"),
+    *("simclr_fast", "csrc", "tests", "proof", "benchmarks", "tools", "docs/tables"),
     *("setup.py", "pyproject.toml", "README.md", "LICENSE", "train.py", "hubconf.py", "Makefile"),
 )
 BUILT_OF = ("csrc", "setup.py")

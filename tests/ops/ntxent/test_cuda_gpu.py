@@ -1,4 +1,4 @@
-"""The CUDA C++ NT-Xent on a device. The same kernels run on the CPU in tests/simt/test_ntxent.py."""
+"""The CUDA C++ NT-Xent on a device. The same kernels run on the CPU in proof/simt/test_ntxent.py."""
 
 import pytest
 import torch

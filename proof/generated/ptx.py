@@ -1,0 +1,132 @@
+"""Runs the project's CUDA launchers on a CPU by simulating the PTX that nvcc made of the kernels.
+
+`build` compiles .cu files with nvcc for compute_80 and links them with recording_cudart.cpp; `simulate` then calls a
+launcher and executes every kernel it launches in ptxlab, an external PTX simulator found through the environment
+variable PTXLAB or at ../shared/ptxlab beside the repository.
+"""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+NVCC_FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
+
+
+def cuda_home() -> Path | None:
+    """The CUDA toolkit's root, or None."""
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    return Path(home) if Path(home, "bin/nvcc").exists() else None
+
+
+def binary_tool(name: str) -> Path | None:
+    """cuobjdump or nvdisasm: the toolkit's, else the Triton package's."""
+    import triton
+
+    shipped = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    home = cuda_home()
+    candidates = [home / "bin" / name] if home else []
+    return next((path for path in [*candidates, shipped] if path.exists()), None)
+
+
+def load_ptxlab():
+    """The ptxlab module, or None where it is not installed."""
+    folder = Path(os.environ.get("PTXLAB") or ROOT.parent / "shared/ptxlab")
+    if not (folder / "ptxlab.py").exists():
+        return None
+    sys.path.insert(0, str(folder))
+    os.environ.setdefault("CUDA_HOME", str(cuda_home()))
+    import ptxlab
+
+    return ptxlab
+
+
+def run(command: Iterable[object]) -> str:
+    """The command's output; raises with its error output."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+class Program:
+    """Launchers as a ctypes library, and the kernels they launch as ptxlab modules.
+
+    Args:
+        sources: .cu files, compiled by nvcc for compute_80, and .cpp files with plain C entry points.
+        folder: where to build.
+    """
+
+    def __init__(self, sources: Iterable[Path], folder: Path):
+        ptxlab = load_ptxlab()
+        include = [f"-I{ROOT}/csrc", f"-I{cuda_home()}/include"]
+        cxx = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", *include]
+        nvcc = [cuda_home() / "bin/nvcc", *NVCC_FLAGS, "-gencode", "arch=compute_80,code=compute_80"]
+        objects, self.modules = [], []
+        for source in sources:
+            made = folder / f"{source.stem}.o"
+            objects.append(made)
+            if source.suffix == ".cpp":
+                run([*cxx, "-c", source, "-o", made])
+                continue
+            run([*nvcc, "-Xcompiler", "-fPIC", "-c", source, "-o", made])
+            text = run([binary_tool("cuobjdump"), "-ptx", made])
+            if ".version" in text:
+                self.modules.append(ptxlab.Module(text[text.index(".version") :]))
+        shared = folder / "launchers.so"
+        # -Bsymbolic: the launchers call this runtime, not the libcudart that torch has loaded.
+        run([*cxx, "-shared", "-Wl,-Bsymbolic", "-o", shared, *objects, ROOT / "proof/generated/recording_cudart.cpp"])
+        self.library = ctypes.CDLL(str(shared))
+
+    def call(self, launcher: str, *args: object) -> None:
+        """Calls an extern "C" launcher that returns a cudaError_t, while `simulated` is open."""
+        if status := getattr(self.library, launcher)(*map(_argument, args)):
+            raise RuntimeError(f"{launcher} returned cudaError {status}")
+
+    def value(self, function: str, *args: object) -> int:
+        """Calls an extern "C" function that launches nothing and returns an int64."""
+        f = getattr(self.library, function)
+        f.restype = ctypes.c_int64
+        return f(*map(_argument, args))
+
+    @contextmanager
+    def simulated(self, tensors: Callable[[], list[torch.Tensor]], **options: object) -> Iterator[list]:
+        """While open, launches run in ptxlab; yields the list that their reports are appended to.
+
+        `tensors` returns every tensor that the launcher's pointers reach; `options` go to ptxlab's launch.
+        """
+        reports, errors = [], []
+
+        def launched(name: bytes, grid, block, shared_bytes: int, arguments) -> int:
+            kernel = name.decode()
+            try:
+                module = next(module for module in self.modules if kernel in module.kernels)
+                sizes = [parameter["size"] for parameter in module.kernels[kernel]["params"]]
+                values = [ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes)]
+                launch = {"shared": shared_bytes, "extra_buffers": tensors(), **options}
+                reports.append(module.launch(kernel, tuple(grid[:3]), tuple(block[:3]), values, **launch))
+            except Exception as error:  # ctypes would print it and go on
+                errors.append(error)
+            return 0
+
+        unsigned = ctypes.POINTER(ctypes.c_uint)
+        arguments = ctypes.POINTER(ctypes.c_void_p)
+        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, unsigned, unsigned, ctypes.c_size_t, arguments)(
+            launched
+        )
+        self.library.simclr_set_launched(callback)
+        yield reports
+        if errors:
+            raise errors[0]
+
+
+def _argument(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_int64(value) if isinstance(value, int) else value

@@ -1,0 +1,68 @@
+"""The Triton NT-Xent kernels compiled ahead of time: no spills, tensor cores in use, the committed table is true."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import triton
+
+from proof.generated import triton_tables
+from proof.generated.triton_code import ROOT, TABLES, compare_with_committed
+from proof.generated.triton_tables import aot_keys, aot_markdown, aot_table, committed, launches
+
+# What a program may use: 99 KiB on sm_86, sm_89 and sm_120, which the entries for sm_80 serve too.
+SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+# Of fp16 and tf32; full float32 on the tensor cores (tf32x3) may keep to mma.sync for want of registers.
+TENSOR_CORE_OP = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
+
+
+def check(table: dict[str, Any]) -> None:
+    for name, row in table["kernels"].items():
+        arch = name.rsplit(", ", 1)[1]
+        assert row["stack"] == row["local"] == 0, name
+        assert "STL" not in row, name
+        assert "LDL" not in row, name
+        assert row["registers"] <= 255, name
+        assert row["shared"] <= SHARED_LIMIT[arch], name
+        if name.split(", ")[0] in triton_tables.TILE_KERNELS:
+            accepted = {TENSOR_CORE_OP[arch], "HMMA"} if ", tf32x3, " in name else {TENSOR_CORE_OP[arch]}
+            assert accepted & set(row), name
+    expected = committed("aot")
+    for name, row in table["kernels"].items():
+        compare_with_committed(row, expected["kernels"][name], expected)
+
+
+def test_tile_kernels_at_128() -> None:
+    assert not triton.knobs.runtime.interpret, "compilation needs a process without TRITON_INTERPRET"
+    check(aot_table(aot_keys(small=True)))
+
+
+def test_tables_are_of_the_pinned_release() -> None:
+    """With which the tests above compare them in full."""
+    (pinned,) = re.findall(r"^triton==(.+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    for name in ("aot_triton", "counts_triton", "aot_triton_augment", "counts_triton_augment"):
+        assert json.loads((TABLES / f"{name}.json").read_text())["triton"] == pinned, name
+
+
+@pytest.mark.parametrize("operand", triton_tables.OPERANDS)
+@pytest.mark.parametrize("arch", triton_tables.ARCHS)
+def test_no_column_past_the_last(arch: int, operand: str) -> None:
+    """Where the backward's programs promise that all their columns are inside, they add up to D."""
+    for dim in (*range(8, 1100, 24), 384, 512, 640, 768, 1024):
+        for variant in triton_tables.VARIANTS:
+            for launch in launches((arch, operand, dim, variant), columns=64):
+                if launch.kernel.__name__ == "ntxent_bwd_kernel" and launch.constants["EVEN_D"]:
+                    owned = launch.constants["CHUNKS"] * launch.constants["BLOCK_D"]
+                    assert launch.grid[2] * owned == dim
+
+
+def test_rendered_table() -> None:
+    assert (TABLES / "aot_triton.md").read_text() == aot_markdown(committed("aot"))
+
+
+@pytest.mark.proof
+def test_every_variant() -> None:
+    table = aot_table(aot_keys())
+    check(table)
+    assert set(table["kernels"]) == set(committed("aot")["kernels"])

@@ -1,0 +1,91 @@
+"""The PTX that nvcc emits for the CUDA augmentation, executed: right, free of races, close to the floor of traffic."""
+
+import ctypes
+import json
+
+import pytest
+import torch
+
+from proof.generated import aot, ptxlab_augment
+from proof.generated.augment_counts import WORKLOADS, Workload, by_call, ratios
+from proof.generated.ptx import Program, cuda_home, load_ptxlab
+from proof.generated.ptxlab_augment import SOURCES, TABLE
+from proof.simt.augment import AugmentSampleArgs
+from simclr_fast.augmentation import SimCLRAugment
+
+needs_simulator = [
+    pytest.mark.proof,
+    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
+    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
+]
+# Over the floor: bytes of device memory; bytes asked of L1 and L2, where tiles read their halos and seams again.
+MAX_UNIQUE, MAX_SECTORS = 1.5, 1.5
+MAX_BANK_CONFLICTS = 1.1
+MIN_COALESCING = 0.9
+SMALL = (
+    Workload("33 -> 35", 2, 33, 35, torch.float32, (("blur_kernel", 5), ("solarize_p", 0.5))),
+    Workload("50 -> 100", 1, 50, 100, torch.float16, (("blur_p", 1.0), ("jitter_p", 1.0))),
+)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return Program(SOURCES, tmp_path_factory.mktemp("ptx"))
+
+
+class TestGeneratedCode:
+    pytestmark = needs_simulator
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    @pytest.mark.parametrize("workload", [*SMALL, *WORKLOADS], ids=str)
+    def test_is_right_and_free_of_issues(self, program: Program, workload: Workload, seed: int) -> None:
+        torch.manual_seed(seed)
+        approx = "perturb" if seed == 2 else "accurate"
+        outcome = ptxlab_augment.execute(program, workload, seed=seed, approx=approx, threads=2)
+        assert len(outcome.reports) == (1 if workload.size <= 96 else 2)
+        assert outcome.error <= 1
+        for report in outcome.reports:
+            assert report.ok, report.issues
+            assert report.spill_bytes == 0
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_sampling(self, program: Program, seed: int) -> None:
+        images, key = torch.zeros(100, 3, 40, 56, dtype=torch.uint8), torch.tensor([2**62 + seed])
+        aug = SimCLRAugment(32, solarize_p=0.3, backend="reference")
+        params = torch.full((2, 100, 16), -1, dtype=torch.int32)
+        recipe = (ctypes.c_double * 22)(*aug.recipe.numbers())
+        args = AugmentSampleArgs(recipe, key.data_ptr(), None, None, 40, 56, 2, 100, params.data_ptr())
+        with program.simulated(lambda: [key, params], seed=seed) as reports:
+            program.call("augment_sample", ctypes.byref(args))
+        assert torch.equal(params, aug.sample(images, seed=key).pack())
+        assert len(reports) == 1
+        assert reports[0].ok
+        assert reports[0].coalescing_store >= MIN_COALESCING
+        assert reports[0].bank_conflict_ratio <= MAX_BANK_CONFLICTS
+
+    @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
+    def test_does_what_the_table_says(self, program: Program, workload: Workload) -> None:
+        table = json.loads(TABLE.read_text())
+        if aot.toolkit() != table["nvcc"]:
+            pytest.skip(f"the table was made with nvcc {table['nvcc']}")
+        committed = by_call(table)[workload.name]
+        assert ptxlab_augment.count(program, workload) == committed, "python -m proof.generated.ptxlab_augment"
+
+
+def test_committed_counts_are_within_bounds() -> None:
+    """The gate on the committed table; the tests above hold the table to the code."""
+    table = json.loads(TABLE.read_text())
+    assert TABLE.with_suffix(".md").read_text() == ptxlab_augment.render(table)
+    calls = by_call(table)
+    assert list(calls) == [workload.name for workload in WORKLOADS]
+    for name, rows in calls.items():
+        unique, sectors = ratios(rows)
+        assert unique <= MAX_UNIQUE, name
+        assert sectors <= MAX_SECTORS, name
+        for row in rows:
+            where = f"{row['kernel']} in {name}"
+            assert row["spill_bytes"] == 0, where
+            assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
+            assert row["coalescing_load"] >= MIN_COALESCING, where
+            if not row["kernel"].startswith("augment_mean_kernel"):  # which writes one number per block
+                assert row["coalescing_store"] >= MIN_COALESCING, where

@@ -1,0 +1,155 @@
+"""The machine code of a Triton launch: compiled ahead of time for any architecture, and run by ptxlab on the CPU.
+
+ptxlab is a PTX simulator outside the repository: found at ../shared/ptxlab, or through the environment variable PTXLAB.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from simclr_fast.triton_launch import Launch
+
+ROOT = Path(__file__).parents[2]
+TABLES = ROOT / "docs" / "tables"
+SASS_OPS = ("HMMA", "HGMMA", "UTCHMMA", "LDSM", "LDGSTS", "STL", "LDL")
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def specialise(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list]]:
+    """(signature, constants, attributes) as Triton's launcher would derive them from the arguments."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(launch.kernel.params):
+        name = parameter.name
+        if name in launch.constants or launch.arguments[name] is None:
+            signature[name] = "constexpr"
+            constants[name] = launch.constants.get(name)
+            continue
+        value = launch.arguments[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = _TYPES[value.dtype]
+            divisible = value.data_ptr() % 16 == 0 and not parameter.do_not_specialize_on_alignment
+        elif isinstance(value, float):
+            signature[name], divisible = "fp32", False
+        else:
+            signature[name], divisible = "i32", value % 16 == 0 and not parameter.do_not_specialize
+        if divisible:
+            attributes[index,] = [["tt.divisibility", 16]]
+    return signature, constants, attributes
+
+
+_compiled: dict[str, Any] = {}
+
+
+def compile_launch(launch: Launch, arch: int):
+    """The compiled kernel for sm_{arch}; needs no GPU."""
+    signature, constants, attributes = specialise(launch)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **getattr(launch, "options", {})}
+    key = repr((launch.kernel.__name__, arch, signature, constants, attributes, options))
+    if key not in _compiled:
+        source = ASTSource(launch.kernel, signature, constants, attributes)
+        _compiled[key] = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return _compiled[key]
+
+
+def resources(compiled) -> dict[str, int]:
+    """Registers a thread, shared bytes a program, bytes of stack and local memory, counts of key SASS instructions."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        command = [triton.knobs.nvidia.nvdisasm.path, "-c", file.name]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", usage).groups())
+    counts = {op: len(re.findall(rf"\b{op}\b", sass)) for op in SASS_OPS}
+    return {"registers": registers, "shared": compiled.metadata.shared, "stack": stack, "local": local} | {
+        op: count for op, count in counts.items() if count
+    }
+
+
+def compile_in_processes(rows_of: Callable[[Any], dict[str, Any]], keys: list[Any]) -> dict[str, Any]:
+    """The table of all that `rows_of` says of the keys, compiled in two processes of their own."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = {name: row for part in pool.map(rows_of, keys) for name, row in part.items()}
+    return {"triton": triton.__version__, "kernels": rows}
+
+
+def committed_table(name: str) -> dict[str, Any]:
+    """docs/tables/NAME.json."""
+    return json.loads((TABLES / f"{name}.json").read_text())
+
+
+def is_of_this_release(table: dict[str, Any]) -> bool:
+    """Whether a committed table is of the Triton that is installed."""
+    return table["triton"] == triton.__version__
+
+
+def compare_with_committed(rows: Any, expected: Any, table: dict[str, Any]) -> None:
+    """Asserts that the rows are those of a committed table, if the installed Triton is the one that the table is of.
+
+    Other releases emit other code: of theirs, the callers' bounds say what is right.
+    """
+    if is_of_this_release(table):
+        assert rows == expected, "rewrite docs/tables (python -m proof.generated.triton_tables, triton_augment_tables)"
+
+
+def write_table(name: str, table: dict[str, Any], markdown: str) -> None:
+    """Writes docs/tables/NAME.json and, for people, NAME.md."""
+    (TABLES / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
+    (TABLES / f"{name}.md").write_text(markdown)
+
+
+@cache
+def ptxlab() -> ModuleType | None:
+    """The simulator, or None where it is not installed."""
+    folder = Path(os.environ.get("PTXLAB", ROOT.parent / "shared" / "ptxlab"))
+    if not (folder / "ptxlab.py").exists():
+        return None
+    sys.path.insert(0, str(folder))
+    try:
+        import ptxlab
+    finally:
+        sys.path.remove(str(folder))
+    return ptxlab
+
+
+_modules: dict[int, Any] = {}
+
+
+def simulate(launch: Launch, grid: tuple[int, ...] | None = None, **options):
+    """Run the sm_80 code of a launch in ptxlab, on the launch's own CPU tensors; its report.
+
+    grid: a part of the launch's grid, to count what some of its programs do.
+    """
+    compiled = compile_launch(launch, 80)
+    if id(compiled) not in _modules:
+        _modules[id(compiled)] = ptxlab().Module(compiled.asm["ptx"])
+    module = _modules[id(compiled)]
+    name = module.find(compiled.metadata.name)
+    values = [launch.arguments.get(parameter.name) for parameter in launch.kernel.params]
+    arguments = [value for value in values if value is not None]
+    arguments += [None] * (len(module.kernels[name]["params"]) - len(arguments))  # Triton's scratch pointers: unused
+    options.setdefault("shared", compiled.metadata.shared)
+    return module.launch(name, grid or launch.grid, 32 * launch.num_warps, arguments, threads=2, **options)

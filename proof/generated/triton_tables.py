@@ -1,0 +1,255 @@
+"""The tables on the Triton NT-Xent kernels: what ahead-of-time compilation gives, and what ptxlab counts.
+
+python -m proof.generated.triton_tables [aot] [counts]      writes docs/tables/{aot,counts}_triton.{json,md}
+"""
+
+import itertools
+import math
+import sys
+from typing import Any
+
+import torch
+import triton
+
+from proof.generated.triton_code import (
+    committed_table,
+    compile_in_processes,
+    compile_launch,
+    ptxlab,
+    resources,
+    simulate,
+    write_table,
+)
+from simclr_fast.ops.l2_normalize import triton_kernels as l2_normalize
+from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
+from simclr_fast.ops.ntxent.triton_tiles import Target
+from simclr_fast.triton_launch import Launch
+
+ARCHS = (80, 90, 100)
+OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "tf32x3": (torch.float32, "ieee")}
+DIMS = (64, 128, 200, 256, 384, 512, 1024)  # 200 and 384: columns are masked
+# The least and the most that the tile kernels are compiled for: whether the temperature allows the constant maximum,
+# and whether its gradient is wanted.
+VARIANTS = {"constant max": (0.1, False), "online max, dt": (0.01, True)}
+H100_MULTIPROCESSORS = 132
+TILE_KERNELS = ("ntxent_fwd_kernel", "ntxent_bwd_kernel")
+Key = tuple[int, str, int, str]  # arch, operand, D, variant
+
+
+def launches(key: Key, columns: int = 4096) -> list[Launch]:
+    """Every launch of forward and backward for one variant, as the backend would make them; nothing runs."""
+    arch, operand, dim, variant = key
+    dtype, precision = OPERANDS[operand]
+    temperature, need_dt = VARIANTS[variant]
+    recorded: list[Launch] = []
+    backend = TritonNtxent(recorded.append, lambda device: Target(arch, H100_MULTIPROCESSORS))
+    _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt)
+    return recorded
+
+
+def _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt) -> None:
+    n = columns // 2
+    generator = torch.Generator().manual_seed(0)
+    z0, z1 = (torch.randn(n, dim, generator=generator).to(dtype) for _ in range(2))
+    u, inv_norm = backend.normalize(z0, z1, 1e-8)
+    _, lse_neg, s_pos = backend.fwd(u, n, 0, temperature, None, "mean", precision)
+    numbers = (0, "mean", 1e-8, temperature, None, precision, need_dt)
+    backend.bwd(torch.tensor(1.0), z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
+
+
+def aot_keys(small: bool = False) -> list[Key]:
+    """Every architecture, operand, D and variant."""
+    if small:
+        return [(arch, "fp16", 128, "constant max") for arch in ARCHS]
+    return list(itertools.product(ARCHS, OPERANDS, DIMS, VARIANTS))
+
+
+def aot_rows(key: Key) -> dict[str, dict[str, int]]:
+    """Resources of the tile kernels of one variant; of every kernel at D = 128 with fp16 operands."""
+    arch, operand, dim, variant = key
+    rows = {}
+    for launch in launches(key):
+        name = launch.kernel.__name__
+        label = variant.removesuffix(", dt") if name == "ntxent_fwd_kernel" else variant
+        if name in TILE_KERNELS or (operand, dim, variant) == ("fp16", 128, "constant max"):
+            rows[f"{name}, {operand}, D={dim}, {label}, sm_{arch}"] = resources(compile_launch(launch, arch))
+    return rows
+
+
+def aot_table(keys: list[Key]) -> dict[str, Any]:
+    return compile_in_processes(aot_rows, keys)
+
+
+def aot_markdown(table: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = [
+        "# Triton kernels compiled ahead of time",
+        "",
+        f"Triton {table['triton']}; written by `python -m proof.generated.triton_tables aot`. No spills anywhere.",
+        "Tensor-core instructions (HMMA on sm_80, HGMMA on sm_90, UTCHMMA on sm_100) are counted in the code.",
+        "",
+        "| kernel | operands | D | variant | arch | registers | shared memory, bytes | tensor-core instructions |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in table["kernels"].items():
+        kernel, operand, dim, *variant, arch = name.split(", ")
+        tensor = ", ".join(f"{row[op]} {op}" for op in ("HMMA", "HGMMA", "UTCHMMA") if op in row)
+        cells = [kernel, operand, dim.removeprefix("D="), ", ".join(variant), arch]
+        cells += [str(row["registers"]), str(row["shared"]), tensor]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+COUNTED = {"columns": 8192, "D": 128, "operand": "fp16", "temperature": 0.1}
+# The other operands, whose simulation takes longer, at a smaller size.
+ALSO_COUNTED = tuple(COUNTED | {"columns": 1024, "operand": operand} for operand in ("tf32", "tf32x3"))
+_COUNTED_ROW_GROUPS = 4  # of the forward kernel: all their strips
+
+
+def count_rows(size: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the sm_80 code of one forward and backward pass does at this size, and the modelled time on an H100.
+
+    Of the two tile kernels only some programs are run, and the counts scaled by the number of tiles. What the others
+    would have written is filled with ones: on garbage, replicated warps may store different NaNs, which is no race.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+
+    def run(launch: Launch) -> None:
+        name = launch.kernel.__name__
+        grid, factor = launch.grid, 1.0
+        if name == "ntxent_fwd_kernel":
+            tiles = launch.arguments["columns"] // launch.constants["BLOCK"]
+            grid = (_COUNTED_ROW_GROUPS, launch.grid[1])
+            assert launch.arguments["group_m"] == 1
+            factor = tiles * (tiles + 1) / 2 / sum(tiles - i for i in range(_COUNTED_ROW_GROUPS))
+            launch.arguments["sum_ptr"].fill_(1)
+        elif name == "ntxent_bwd_kernel":
+            grid = (1, *launch.grid[1:])
+            factor = float(launch.grid[0])
+            launch.arguments["part_ptr"].fill_(1)
+        report = simulate(launch, grid, strict=True)
+        rows[name] = _scaled(report, launch, factor)
+
+    backend = TritonNtxent(run, lambda device: Target(80, H100_MULTIPROCESSORS))
+    dtype, precision = OPERANDS[size["operand"]]
+    _pass_through(backend, size["columns"], size["D"], dtype, precision, size["temperature"], False)
+    return rows
+
+
+def l2_normalize_rows() -> dict[str, dict[str, Any]]:
+    """The same of row normalisation by itself, forward and backward, of 1024 rows of 128 float32."""
+    x, du = torch.randn(2, 1024, 128, generator=torch.Generator().manual_seed(0))
+    u, dx, inv_norm = torch.empty_like(x), torch.empty_like(x), x.new_empty(1024)
+    sizes = {"N": 1024, "D": 128}
+    constants = {name: value for name, value in l2_normalize.BLOCKS.items() if name != "num_warps"} | {"eps": 1e-8}
+    grid = (1024 // constants["BLOCK_M"],)
+    rows = {}
+    for kernel, tensors in (
+        (l2_normalize.l2_normalize_fwd_kernel, {"x": x, "u": u, "inv_norm": inv_norm}),
+        (l2_normalize.l2_normalize_bwd_kernel, {"du": du, "u": u, "inv_norm": inv_norm, "dx": dx}),
+    ):
+        # As the op launches it: Triton's default is three stages.
+        launch = Launch(kernel, grid, tensors | sizes, constants, l2_normalize.BLOCKS["num_warps"], num_stages=3)
+        rows[kernel.__name__] = _scaled(simulate(launch, strict=True), launch, 1.0)
+    return rows
+
+
+def _scaled(report, launch: Launch, factor: float) -> dict[str, Any]:
+    gpu = ptxlab().GPUS["H100-SXM"]
+    registers = resources(compile_launch(launch, 80))["registers"]
+    estimate = report.estimate("H100-SXM", regs_per_thread=registers)
+    programs = math.prod(launch.grid)
+    # Work of the busiest multiprocessor over the mean.
+    uneven = math.ceil(programs / gpu["sms"]) * gpu["sms"] / programs
+    bounds = {}
+    for bound, seconds in estimate["bounds"].items():
+        if bound == "L2 bandwidth":
+            bounds[bound] = seconds * factor
+        elif bound != "DRAM bandwidth":  # a part of the grid reads all of u, but writes only its part
+            bounds[bound] = seconds * factor / estimate["quantisation"] * uneven
+    unique = report.unique_read_bytes + factor * report.unique_write_bytes
+    bounds["DRAM bandwidth"] = unique / gpu["dram_bw"]
+    sectors = report.global_load_sectors + report.global_store_sectors + report.cp_async_sectors
+    loaded = report.global_load_useful_bytes + report.cp_async_useful_bytes
+    slowest = max(bounds, key=bounds.get)
+    return {
+        "programs": programs,
+        "registers": registers,
+        "tensor-core FLOPs": round(report.mma_flops * factor),
+        "sectors": round(sectors * factor),
+        "unique bytes": round(unique),
+        "shared wavefronts": round(report.shared_wavefronts * factor),
+        "bank-conflict ratio": round(report.bank_conflict_ratio, 3),
+        "coalescing of loads": round(loaded / (32 * (report.global_load_sectors + report.cp_async_sectors)), 2),
+        "coalescing of stores": round(report.coalescing_store, 2),
+        "spill bytes": report.spill_bytes,
+        "modelled microseconds": round(bounds[slowest] * 1e6, 2),
+        "bound": slowest,
+    }
+
+
+def tensor_core_microseconds() -> float:
+    """Tensor-core time of an H100 for 2.5 M^2 D multiply-adds at COUNTED's size."""
+    return 2.5 * COUNTED["columns"] ** 2 * COUNTED["D"] * 2 / ptxlab().GPUS["H100-SXM"]["mma"]["f16"] * 1e6
+
+
+def counts_table() -> dict[str, Any]:
+    rows = count_rows(COUNTED)
+    others = {f"{name}, {size['operand']}": row for size in ALSO_COUNTED for name, row in count_rows(size).items()}
+    total = sum(row["modelled microseconds"] for row in rows.values())
+    return {
+        "triton": triton.__version__,
+        "size": COUNTED,
+        "kernels": rows,
+        "other operands": others | {f"{name}, float32": row for name, row in l2_normalize_rows().items()},
+        "modelled microseconds": round(total, 1),
+        "tensor-core microseconds": round(tensor_core_microseconds(), 1),
+    }
+
+
+def _markdown_rows(kernels: dict[str, dict[str, Any]]) -> list[str]:
+    columns = list(next(iter(kernels.values())))
+    lines = ["| kernel | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for name, row in kernels.items():
+        lines.append(f"| {name} | " + " | ".join(f"{row[column]}" for column in columns) + " |")
+    return lines
+
+
+def counts_markdown(table: dict[str, Any]) -> str:
+    """The table for people."""
+    size, kernels = table["size"], table["kernels"]
+    ratio = table["modelled microseconds"] / table["tensor-core microseconds"]
+    lines = [
+        "# Triton kernels: counts and a model, not measurements",
+        "",
+        f"One forward and backward pass at M={size['columns']}, D={size['D']}, {size['operand']} operands: the sm_80",
+        f"code that Triton {table['triton']} emits, run by ptxlab and counted (of the tile kernels some programs,",
+        "scaled by tiles).",
+        "The microseconds are ptxlab's roofline model of an H100: no latency, no launch overhead, perfect overlap.",
+        "Written by `python -m proof.generated.triton_tables counts`.",
+        "",
+        *_markdown_rows(kernels),
+        "",
+        f"Modelled in all: {table['modelled microseconds']} us; 2.5 M^2 D multiply-adds at the tensor cores' peak: "
+        f"{table['tensor-core microseconds']} us; ratio {ratio:.2f}.",
+        "",
+        f"Other operands, M={ALSO_COUNTED[0]['columns']}, D={size['D']}:",
+        "",
+        *_markdown_rows(table["other operands"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def committed(name: str) -> dict[str, Any]:
+    """The table "aot" or "counts" as it stands in docs/tables."""
+    return committed_table(f"{name}_triton")
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["aot", "counts"]
+    if "aot" in wanted:
+        aot = aot_table(aot_keys())
+        write_table("aot_triton", aot, aot_markdown(aot))
+    if "counts" in wanted:
+        counts = counts_table()
+        write_table("counts_triton", counts, counts_markdown(counts))

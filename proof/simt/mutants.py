@@ -1,0 +1,242 @@
+"""Defects put into the real kernels, each of which must make a test fail. proof/simt/test_mutants.py runs them."""
+
+from dataclasses import dataclass
+
+from proof.simt.build import ROOT
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One defect.
+
+    name: what is wrong. file: the kernel file. old: its text, which must occur exactly once. new: what stands there
+    instead. judges: the tests that are run, as pytest takes them; at least one must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    judges: tuple[str, ...]
+
+    def text(self) -> str:
+        """The file with the defect in it; ValueError where `old` does not occur exactly once."""
+        original = (ROOT / self.file).read_text()
+        count = original.count(self.old)
+        if count != 1:
+            raise ValueError(f"mutant {self.name!r}: its text occurs {count} times in {self.file}, it must occur once")
+        return original.replace(self.old, self.new)
+
+
+def replaced_by(name: str) -> dict[str, str]:
+    """The file texts that the mutant of that name replaces, as build() takes them."""
+    mutant = next(m for m in MUTANTS if m.name == name)
+    return {mutant.file: mutant.text()}
+
+
+def _l2(name: str, old: str, new: str) -> Mutant:
+    judge = "proof/simt/test_l2_normalize.py::test_matches_float64"
+    return Mutant(f"l2_normalize: {name}", "csrc/cuda/l2_normalize.cu", old, new, (judge,))
+
+
+def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64") -> Mutant:
+    judges = (f"proof/simt/test_ntxent.py::{judge}",)
+    return Mutant(f"ntxent {file.partition('.')[0]}: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges)
+
+
+_SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
+_FLOAT32 = "test_full_float32_is_as_exact_as_on_the_cpu"
+_ONCE = "test_rows_and_positives_of_float32_are_rounded_once"
+
+
+def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
+    path = f"csrc/cuda/augment{file}"
+    return Mutant(f"augment: {name}", path, old, new, (f"proof/simt/test_augment.py::{judge}",))
+
+
+MUTANTS = (
+    _l2("warp sum without its last step", "offset > 0; offset /= 2", "offset > 1; offset /= 2"),
+    _l2("Jacobian term missing", "r * (du[k] - u[k] * along)", "r * du[k]"),
+    _l2("clamped rows keep the Jacobian", "norm_was_clamped(r, args.eps) ? T(0) : ", ""),
+    _ntxent(
+        *("fwd.cu", "no barrier before a stage is refilled"),
+        *("    __syncthreads();  // every warp is done with the stage\n", "", _SCHEDULES),
+    ),
+    _ntxent("fwd.cu", "wait off by one", "wait_group<kStages - 1>", "wait_group<kStages>", _SCHEDULES),
+    _ntxent(
+        *("fwd.cu", "no barrier after the wait"),
+        *("wait_group<kStages - 1>();\n    __syncthreads();", "wait_group<kStages - 1>();", _SCHEDULES),
+    ),
+    _ntxent(
+        *("fwd.cu", "no barrier before the warps' partials are read"),
+        *("kTile + warp_column);\n    __syncthreads();", "kTile + warp_column);", _SCHEDULES),
+    ),
+    _ntxent("fwd.cu", "diagonal unmasked", "!inside || column == own || column", "!inside || column"),
+    _ntxent("fwd.cu", "ragged edge unmasked", "if (!inside || column == own", "if (column == own"),
+    _ntxent("fwd.cu", "positive counted as a negative", "|| column == positive) acc", ") acc"),
+    _ntxent(
+        *("fwd.cu", "diagonal tiles counted twice"),
+        *("tile.row_tile != tile.column_tile && c <", "c <", "test_a_cta_adds_up_the_tiles_of_a_band"),
+    ),
+    _ntxent("fwd.cuh", "positives of one view only", "task.s_pos[row] =", "if (view == 0) task.s_pos[row] ="),
+    _ntxent("fwd.cuh", "a pair's product over half of its lanes", "lanes > 0; lanes /= 2", "lanes > 1; lanes /= 2"),
+    _ntxent(
+        *("fwd.cuh", "no barrier before the pairs' logits are read"),
+        *("product * inverse_temperature;\n  __syncthreads();", "product * inverse_temperature;", _SCHEDULES),
+    ),
+    _ntxent("fwd.cu", "a band's first tile is added to nothing", "            first_of_row);", "            false);"),
+    _ntxent("tiles.cuh", "swizzle missing where tiles are written", "(chunk ^ (row & 7)) * k", "chunk * k"),
+    _ntxent("tiles.cuh", "swizzle adds where it should exclude", "(base_ ^ ((chunk & 7)", "(base_ + ((chunk & 7)"),
+    _ntxent(
+        "tiles.cuh", "B operand read as an A operand", "lane % 8 + lane / 16 * 8, lane / 8 % 2", "lane % 16, lane / 16"
+    ),
+    _ntxent("tiles.cuh", "fp32 with two products", "    ptx::mma_m16n8k8_tf32(part, a.big, b.small);\n", ""),
+    _ntxent(
+        *("tiles.cuh", "logits of full fp32 added by the tensor cores"),
+        "add_small_products(part, a, b);\n      ptx::mma_m16n8k8_tf32(part, a.big, b.big);\n      promote(d, part);",
+        "add_small_products(d, a, b);\n      ptx::mma_m16n8k8_tf32(d, a.big, b.big);",
+        _FLOAT32,
+    ),
+    _ntxent(
+        *("fwd.cuh", "the scale's rounding left in the log-sum-exps"),
+        *("inverse_temperature / static_cast<W>(task.temperature.base_2_scale())", "log(W(2))"),
+        "test_rounding_of_the_scale_to_base_2_does_not_show",
+    ),
+    _ntxent("fwd.cuh", "pairs' logits in float32", "using type = double;", "using type = float;", _ONCE),
+    _ntxent("normalize.cu", "norms in float32", "<float, float, float, double>", "<float, float, float, float>", _ONCE),
+    _ntxent(
+        "tiles.cuh",
+        "rows of a tf32 step in their own order",
+        "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[2])",
+        "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[1])",
+    ),
+    _ntxent(
+        "statistics.cuh",
+        "lanes send what they keep",
+        "upper ? v[i] : v[kCount / 2 + i]",
+        "upper ? v[kCount / 2 + i] : v[i]",
+    ),
+    _ntxent(
+        *("statistics.cuh", "column maximum of some lanes"),
+        *("lanes = 4; lanes <= 16", "lanes = 4; lanes < 16", _SCHEDULES),
+    ),
+    _ntxent("statistics.cuh", "infinity less infinity", "max == -INFINITY ? 0.0f : max", "max"),
+    _ntxent(
+        *("bwd.cu", "no barrier before a stage is refilled"),
+        *("    __syncthreads();  // every warp is done with the stage\n", "", _SCHEDULES),
+    ),
+    _ntxent("bwd.cu", "wait off by one", "cp_async_wait_group<1>", "cp_async_wait_group<2>", _SCHEDULES),
+    _ntxent(
+        *("bwd.cu", "no barrier after slices are added up"),
+        *("ptx::named_barrier_sync(1 + row_group, 32 * slices);  // and", "// and", _SCHEDULES),
+    ),
+    _ntxent(
+        "bwd.cu", "last slice left out", "for (int k = 0; k < slices; ++k)", "for (int k = 0; k + 1 < slices; ++k)"
+    ),
+    _ntxent("bwd.cu", "diagonal unmasked", " && column != pairing.column_of(row) &&", " &&"),
+    _ntxent("bwd.cu", "columns' weights missing", "(own_row.weight + column_weight)", "own_row.weight"),
+    _ntxent(
+        *("bwd.cu", "fp16 coefficients scaled by the largest weight alone"),
+        *("fmaxf(ceilf(log2f(most)), kLeastSigmoidLog2) : 0.0f", "0.0f : 0.0f", "test_half_gradients"),
+    ),
+    _ntxent(
+        *("bwd_finish.cu", "the pull of the row itself"),
+        *("*x_positive = task.row_of(partner)", "*x_positive = task.row_of(row)"),
+    ),
+    _ntxent(
+        "bwd.cu",
+        "second half of the columns left out",
+        "if (slice_columns > kBwdSlice / 2) multiply_rows",
+        "if (false) multiply_rows",
+    ),
+    _ntxent("bwd_finish.cu", "Jacobian term missing", "(du[k] - static_cast<S>(x[k]) * unit * along)", "du[k]"),
+    _ntxent("bwd_finish.cu", "clamped rows keep the Jacobian", "r >= task.clamped_inv_norm ? S(0) : ", ""),
+    _ntxent(
+        "bwd_finish.cu",
+        "pull of one side only",
+        "own_coefficient + task.positive_coefficient(positive)",
+        "own_coefficient",
+    ),
+    _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_coefficient * task.s_pos[own];", ""),
+    _ntxent("bwd_finish.cu", "last split left out", "split < task.splits; ++split, part", "split < 1; ++split, part"),
+    _ntxent("math.cuh", "positive of the second view", "row < n ? row + n : row - n", "row + n"),
+    _ntxent("math.cuh", "tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
+    _ntxent("normalize.cu", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
+    _augment(
+        "no barrier between staging and resizing",
+        *("_resize.cuh", "stage(block, s, chunk);\n      __syncthreads();", "stage(block, s, chunk);"),
+        "test_one_block_per_view",
+    ),
+    _augment(
+        "no barrier between the two directions of the resize",
+        *("_resize.cuh", "      __syncthreads();\n    }\n    resize_vertically", "    }\n    resize_vertically"),
+        "test_one_block_per_view",
+    ),
+    _augment(
+        "a row's sum starts anew in every chunk",
+        *(
+            "_resize.cuh",
+            "sum[s][c] = starts || !inside(s) ? 0.0f : out[s * kWarp + c * block.plane()]",
+            "sum[s][c] = 0.0f",
+        ),
+        "test_tiles",
+    ),
+    _augment(
+        "staged bytes keep the wrong alignment",
+        *("_resize.cuh", "address % kSectorBytes", "address % 16"),
+        "test_source_types_and_layouts",
+    ),
+    _augment(
+        "parameters are read before all lanes have stored them",
+        *("_tile.cuh", "  __syncwarp();\n  if (lane_index() != 0) return;", "  if (lane_index() != 0) return;"),
+        "test_one_block_per_view",
+    ),
+    _augment(
+        "the test-time window starts at column 0",
+        *("_resize.cuh", "(flip ? mirror - x : x) + p.shift_x", "flip ? mirror - x : x"),
+        "test_the_test_time_transform",
+    ),
+    _augment(
+        "operations before contrast are lost",
+        *("_filter.cuh", "if (keep && view.contrast_at > 0)", "if (keep && view.contrast_at > 4)"),
+        "test_every_order_of_the_jitter",
+    ),
+    _ntxent(
+        *("plan.h", "the forward's workspace 16 bytes short"),
+        *(
+            "sizeof(double), 16);\n  plan.bytes = plan.finished_at + 16;",
+            "sizeof(double), 16);\n  plan.bytes = plan.finished_at;",
+        ),
+        "test_zero_weights_give_zero_gradients",
+    ),
+    _ntxent(
+        *("plan.h", "the backward's workspace 16 bytes short"),
+        *(
+            "statistic, 16);\n  plan.bytes = plan.finished_at + 16;",
+            "statistic, 16);\n  plan.bytes = plan.finished_at;",
+        ),
+        "test_zero_weights_give_zero_gradients",
+    ),
+    Mutant(
+        "augment: a NaN pixel clamped to a number",
+        "csrc/cuda/augment_tile.cuh",
+        *("ptx::min_or_nan(x, 1.0f)", "fminf(x, 1.0f)"),
+        ("proof/simt/test_augment.py::test_nan_pixels_stay_nan",),
+    ),
+    _augment("the blur repeats the edge", *("_filter.cuh", "reflected(x, width)", "x"), "test_each_operation_alone"),
+    _augment(
+        "rows are blurred in place before all lanes have read them",
+        *("_filter.cuh", "    __syncwarp();\n    if (active) {\n      *", "    if (active) {\n      *"),
+        "test_each_operation_alone",
+    ),
+    _augment(
+        "contrast's mean is that of the first tile",
+        *(".cu", "k < sums_per_view", "k < 1"),
+        "test_every_order_of_the_jitter",
+    ),
+    _augment(
+        "parameters are read without the swizzle they were written with",
+        *("_sample.cu", "quads[quad_slot(k / kQuads, k % kQuads)]", "quads[k]"),
+        "test_sampling_draws_what_the_reference_draws",
+    ),
+)

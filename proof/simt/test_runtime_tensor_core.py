@@ -1,0 +1,170 @@
+"""The runtime's ldmatrix, mma.sync, tf32 rounding, ex2.approx and half arithmetic, against plain loops."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from proof.simt.library import Kernels, Schedule, SimtError, unwritten
+
+SOURCES = ("proof/simt/kernels/tensor_core.cu",)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return Kernels(SOURCES)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ldmatrix(kernels: Kernels, seed: int) -> None:
+    x = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)
+    out = unwritten(6, 32, 4, dtype=torch.int32)
+    kernels.call("ldmatrix", torch.from_numpy(x.view(np.int16)), out, schedule=Schedule(seed))
+    got = out.numpy().view(np.uint16).reshape(6, 32, 4, 2)
+    for variant, (count, transposed) in enumerate(
+        [(1, False), (1, True), (2, False), (2, True), (4, False), (4, True)]
+    ):
+        for lane in range(32):
+            for i in range(count):
+                matrix = x[i].T if transposed else x[i]
+                assert got[variant, lane, i].tolist() == matrix[lane // 4, lane % 4 * 2 :][:2].tolist()
+
+
+def test_matrix_instructions_used_wrongly_are_reported(kernels: Kernels) -> None:
+    with pytest.raises(SimtError, match=r"a row is not aligned to 16 bytes .*thread \(\d+,0,0\)"):
+        kernels.call("ldmatrix_misaligned", unwritten(32, dtype=torch.int32))
+    with pytest.raises(SimtError, match=r"mma.m16n8k16 f16: needs all 32 lanes, .*thread \(32,0,0\)"):
+        kernels.call("mma_half_warp", unwritten(48, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_mma_16_bit(kernels: Kernels, name: str, dtype: torch.dtype) -> None:
+    a, b, c = torch.randn(16, 16).to(dtype), torch.randn(16, 8).to(dtype), torch.randn(16, 8)
+    a[0, :3] = torch.tensor([6e-8, 3e-5, 0.0]).to(dtype)  # subnormal in fp16
+    d = unwritten(16, 8, dtype=torch.float32)
+    kernels.call(f"mma_{name}", a, b, c, d)
+    torch.testing.assert_close(d.double(), c.double() + a.double() @ b.double(), rtol=0, atol=1e-5)
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """Nearest multiple of 2^(exponent - 10), ties away from zero, by arithmetic on float64."""
+    fraction, exponent = torch.frexp(x.double())  # fraction in [0.5, 1)
+    steps = (fraction.abs() * 2048 + 0.5).floor() / 2048
+    return torch.ldexp(steps, exponent).copysign(x.double()).float()
+
+
+def test_tf32_rounding(kernels: Kernels) -> None:
+    x = torch.randn(4000) * 10.0 ** torch.randint(-20, 20, (4000,))
+    x[:3] = torch.tensor([1 + 2.0**-11, -(1 + 2.0**-11), 1 + 2.0**-11 - 2.0**-23])  # ties go away from zero
+    y = unwritten(4000, dtype=torch.float32)
+    kernels.call("round_to_tf32", x, y, 4000)
+    assert torch.equal(y, to_tf32(x))
+    assert y[:3].tolist() == [1 + 2.0**-10, -(1 + 2.0**-10), 1.0]
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_mma_tf32(kernels: Kernels, rounded: bool) -> None:
+    a, b, c = torch.randn(16, 8), torch.randn(8, 8), torch.zeros(16, 8)
+    d = unwritten(16, 8, dtype=torch.float32)
+    kernels.call("mma_tf32" if rounded else "mma_tf32_unrounded", a, b, c, d)
+
+    def operand(x: Tensor) -> Tensor:  # an operand that was not rounded loses its low 13 bits
+        return to_tf32(x) if rounded else (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+    torch.testing.assert_close(d.double(), operand(a).double() @ operand(b).double(), rtol=0, atol=2e-6)
+    assert (d.double() - a.double() @ b.double()).abs().max() > 1e-4  # it is tf32, not fp32
+
+
+TRUNCATING = Schedule(truncating=True)
+# Exponents of the smallest normal numbers, which subnormal ones share.
+LEAST_EXPONENT = {"float16": -14, "bfloat16": -126, "tf32": -126}
+
+
+def cut(x: Fraction, unit: Fraction) -> Fraction:
+    return math.trunc(x / unit) * unit
+
+
+def hardware_sum(c: float, a: list[float], b: list[float], least: int) -> float:
+    """c + a . b with exact products, halves of k in turn: terms cut off 24 bits below the largest, the sum to fp32."""
+
+    def exponent(x: float, least: int) -> int:
+        return max(math.frexp(x)[1] - 1, least)
+
+    total, half = Fraction(c), len(a) // 2
+    for begin in (0, half):
+        pairs = [(x, y) for x, y in zip(a[begin : begin + half], b[begin : begin + half]) if x * y != 0]
+        terms = [(Fraction(x) * Fraction(y), exponent(x, least) + exponent(y, least)) for x, y in pairs]
+        terms += [(total, exponent(float(total), -126))] if total else []
+        if not terms:
+            continue
+        unit = Fraction(2) ** (max(of_term for _, of_term in terms) - 24)
+        total = sum(cut(term, unit) for term, _ in terms)
+        if total:
+            total = cut(total, Fraction(2) ** (exponent(float(total), -126) - 23))
+    return float(total)
+
+
+def random_operand(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Numbers of many sizes, some of them zero, one subnormal where the type is half."""
+    x = torch.randn(*shape) * 2.0 ** torch.randint(-9, 3, shape)
+    x[0, :3] = torch.tensor([0.0, 6e-6 if dtype == torch.float16 else 1e-3, 1.0])
+    return x.to(dtype)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "tf32"])
+def test_truncating_mma_adds_as_the_hardware_does(kernels: Kernels, name: str) -> None:
+    dtype, depth = (torch.float32, 8) if name == "tf32" else (getattr(torch, name), 16)
+    for scale in (0.0, 2.0**-12, 1.0, 2.0**12):
+        a, b = random_operand(16, depth, dtype=dtype), random_operand(depth, 8, dtype=dtype)
+        a, b = (to_tf32(a), to_tf32(b)) if name == "tf32" else (a, b)
+        c = scale * torch.randn(16, 8)
+        d, nearest = unwritten(16, 8, dtype=torch.float32), unwritten(16, 8, dtype=torch.float32)
+        kernels.call(f"mma_{name}", a, b, c, d, schedule=TRUNCATING)
+        kernels.call(f"mma_{name}", a, b, c, nearest)
+        for i in range(16):
+            for j in range(8):
+                want = hardware_sum(c[i, j].item(), a[i].tolist(), b[:, j].tolist(), LEAST_EXPONENT[name])
+                assert d[i, j].item() == want, (i, j)
+        assert not torch.equal(d, nearest)
+
+
+def test_what_truncation_loses(kernels: Kernels) -> None:
+    """Known answers: 1 plus k small terms, to which rounding to nearest would add up."""
+    a, b, c = torch.zeros(16, 8), torch.ones(8, 8), torch.ones(16, 8)
+    a[0] = 2.0**-25  # each below the last bit that is kept beside 1
+    a[1, 0] = 1.5 * 2.0**-23  # rounds to 2 units in the last place, and is cut to 1
+    a[2, 0] = -(2.0**-25)
+    a[3, :4] = 2.0**-24  # four of the 24th bit make two units: their sum is exact
+    c[4], a[4, 0], a[4, 4] = 0, 1, -1
+    a[4, 1] = 2.0**-25  # lost beside the 1 of its own half,
+    a[4, 5] = 2.0**-24  # and kept
+    d = unwritten(16, 8, dtype=torch.float32)
+    kernels.call("mma_tf32", a, b, c, d, schedule=TRUNCATING)
+    assert d[:6, 0].tolist() == [1, 1 + 2.0**-23, 1, 1 + 2.0**-22, 2.0**-24, 1]
+    a[5, 1], a[6, 1], a[7, 1] = torch.inf, -torch.inf, torch.nan
+    kernels.call("mma_tf32", a, b, c, d, schedule=TRUNCATING)
+    assert d[5:7, 0].tolist() == [torch.inf, -torch.inf]
+    assert d[7].isnan().all()
+
+
+def test_exp2_flushes_what_is_subnormal(kernels: Kernels) -> None:
+    x = torch.tensor([0.0, 1.5, -125.5, -126.5, -200.0, 127.5, 129.0, 1e-40, float("-inf"), float("nan")])
+    y = unwritten(len(x), dtype=torch.float32)
+    kernels.call("exp2_of", x, y, len(x))
+    expected = torch.exp2(x)
+    expected[3] = 0.0
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("half", torch.float16), ("bfloat", torch.bfloat16)])
+def test_half_arithmetic(kernels: Kernels, name: str, dtype: torch.dtype) -> None:
+    a, b = torch.randn(500).to(dtype), torch.randn(500).to(dtype)
+    y = unwritten(6, 500, dtype=dtype)
+    kernels.call(f"{name}_arithmetic", a, b, y, 500)
+    wide_a, wide_b = a.double(), b.double()
+    fma = (wide_a * wide_b + wide_a).to(dtype)
+    for got, wanted in zip(y, [a + b, a * b, a - b, a / b, fma, fma]):
+        assert torch.equal(got, wanted)
