@@ -2,8 +2,8 @@
 //
 // A micro-tile is kRows rows by kPanel columns of S = (log2 e / t) U U^T; its accumulators stay in registers. Operands
 // are packed so that the inner loop reads kPanel contiguous values of one factor and broadcasts kRows of the other:
-//   across  [rows / kPanel][dim][kPanel]     panels of rows, transposed: both factors of S (each holds sqrt(log2 e /
-//   t)) along   [dim / kPanel][rows][kPanel]     panels of columns: right factor of G U and G^T U, and the layout of dU
+//   across  [rows / kPanel][dim][kPanel]     panels of rows, transposed: both factors of S (each has sqrt(log2 e / t))
+//   along   [dim / kPanel][rows][kPanel]     panels of columns: right factor of G U and G^T U, and the layout of dU
 //   tile    [columns / kPanel][rows][kPanel] S or G on a pair of blocks: left factor of both products
 
 #include "simd_body.h"

@@ -4,8 +4,8 @@
 //
 //   lse_neg_i = log sum_{j not in {i, p}} exp(s_ij)      L_i = softplus(lse_neg_i - s_ip)
 //   lse_i     = log(exp(lse_neg_i) + exp(s_ip))          sg_i = sigmoid(lse_neg_i - s_ip)
-//   du_i = 1/t [ sum_{j not in {i, p}} (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j - (w_i sg_i + w_p sg_p) u_p
-//   ] dt   = -1/t sum_i w_i [ sum_{j not in {i, p}} exp(s_ij - lse_i) s_ij - sg_i s_ip ]
+//   du_i =  1/t [ sum_{j not in {i, p}} (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j - (w_i sg_i + w_p sg_p) u_p ]
+//   dt   = -1/t sum_i w_i [ sum_{j not in {i, p}} exp(s_ij - lse_i) s_ij - sg_i s_ip ]
 //
 // The first sum is symmetric in i and j but for the weights, so a CTA that owns rows needs only the statistics of the
 // columns it meets, never their other products. Exponentials are taken in base 2 with log2(e)/t folded into one
