@@ -22,21 +22,19 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr_fast import NTXentLoss
-from simclr_fast.config import RECIPES, Config, ConfigError, check
+from simclr_fast.config import RECIPES, Config, check
 from simclr_fast.data import build_loader, load_dataset
+from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.optim import lr_at, peak_lr
+from simclr_fast.process import Process, StopSignals, autocast_dtype, exit_status, start_process
 from simclr_fast.training.bundle import save_bundle
-from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.identity import data_identity
 from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib
 from simclr_fast.training.monitor import OnlineKnn
-from simclr_fast.training.process import Process, start_process
 from simclr_fast.training.profile import StepProfiler
-from simclr_fast.training.program import exit_status
 from simclr_fast.training.saver import CheckpointSaver
-from simclr_fast.training.signals import StopSignals
-from simclr_fast.training.start import autocast_dtype, start_from
+from simclr_fast.training.start import start_from
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.summary import chance_level, draw_pictures, evaluate, print_summary

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from simclr_fast.tensor_file import CheckpointError, read, write_atomically
+from simclr_fast.errors import CheckpointError
+from simclr_fast.tensor_file import read, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from simclr_fast.errors import ConfigError
+
 if importlib.util.find_spec("tyro"):
     from tyro.conf import Positional
 else:  # Options that come from no command line need no parser: models and training steps can be built without it.
     Positional = Annotated[TypeVar("T"), "positional"]
-
-
-class ConfigError(ValueError):
-    """An option has a value that cannot work; the message names the option and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from simclr_fast.config import ConfigError, ModelOptions
+from simclr_fast.config import ModelOptions
+from simclr_fast.errors import ConfigError
 
 NORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
 

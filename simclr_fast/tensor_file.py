@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 
+from simclr_fast.errors import CheckpointError
+
 _SEAL = b"simclr_fast sha256 "
 _SEAL_BYTES = len(_SEAL) + 64 + 1
 _BLOCK = 1 << 20
 _ZIP_BEGIN, _ZIP_END, _ZIP_END_BYTES = b"PK\x03\x04", b"PK\x05\x06", 22
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message says why."""
 
 
 class _Sealing:

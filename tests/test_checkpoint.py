@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from simclr_fast.checkpoint import (
-    CheckpointError,
     checkpoints,
     describe_differences,
     load,
@@ -23,6 +22,7 @@ from simclr_fast.checkpoint import (
     save,
     set_later_aside,
 )
+from simclr_fast.errors import CheckpointError
 from simclr_fast.tensor_file import write_atomically
 
 

@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from simclr_fast.config import ConfigError, ModelOptions
+from simclr_fast.config import ModelOptions
+from simclr_fast.errors import ConfigError
 from simclr_fast.models import SimCLR, build_backbone, build_model
 
 

@@ -16,14 +16,15 @@ from PIL import Image
 import train
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import checkpoints, load
-from simclr_fast.config import RECIPES, Config, ConfigError, check
+from simclr_fast.config import RECIPES, Config, check
 from simclr_fast.data import load_dataset
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.knn import knn_accuracy
 from simclr_fast.models import build_model
+from simclr_fast.process import exit_status
 from simclr_fast.training.metrics import METRICS_FILE, read_metrics
 from simclr_fast.training.monitor import OnlineKnn
-from simclr_fast.training.program import exit_status
 from simclr_fast.training.views import Draw, Views
 
 SMALL = ["demo", "--batch-size", "500", "--img-size", "8", "--epochs", "1", "--head-hidden", "32", "--threads", "1"]

@@ -9,10 +9,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data.folders import image_folder
 from simclr_fast.data.hugging_face import hugging_face
 from simclr_fast.data.sources import Dataset, ImageArrays
+from simclr_fast.errors import ConfigError
 
 # torchvision's readers, and the folder below --data-dir where each keeps its files.
 KINDS = {

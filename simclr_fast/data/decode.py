@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from simclr_fast.config import ConfigError
 from simclr_fast.data.pixels import is_jpeg
 from simclr_fast.data.sources import EncodedImages, one_line
-from simclr_fast.data.unreadable import DataError, load_or_replace
+from simclr_fast.data.unreadable import load_or_replace
+from simclr_fast.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data.classes import Split, assemble, say
 from simclr_fast.data.sources import Dataset, EncodedImages, Files
 from simclr_fast.data.unreadable import BadImages
+from simclr_fast.errors import ConfigError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 TRAIN = ("train", "training")  # names of parts, in any case

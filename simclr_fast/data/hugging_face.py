@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data.classes import Split, assemble, say
 from simclr_fast.data.sources import Dataset, EncodedImages, TableColumn
 from simclr_fast.data.unreadable import BadImages
+from simclr_fast.errors import ConfigError
 
 HELD_OUT = ("test", "validation", "valid", "val")  # names of held-out splits; the first with labels serves
 

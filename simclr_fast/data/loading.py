@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data.decode import Chunk, ChunkReader, DeviceDecoder
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import EncodedImages, ImageArrays
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.data.worker_signals import heed_only_the_parent, held_back
+from simclr_fast.errors import ConfigError
 
 # Images that a worker decodes at a time: a batch is put together from such chunks, so that the memory held by
 # prefetching (workers x 2 chunks) does not grow with the batch.

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from simclr_fast.errors import DataError
+
 REPLACEMENT_TRIES = 10
 # Prime steps of the walk to a replacement: neighbours often share one broken archive. A step that divides the number of
 # images would lead in a circle past few of them, which is what the other step is for.
@@ -17,10 +19,6 @@ log = logging.getLogger(__name__)
 
 class BadImageError(RuntimeError):
     """An image cannot be read or decoded; the message holds its name and the reason."""
-
-
-class DataError(RuntimeError):
-    """The data cannot be trained on or evaluated with; the message says why."""
 
 
 @dataclasses.dataclass

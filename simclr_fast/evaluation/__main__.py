@@ -20,13 +20,12 @@ from collections.abc import Sequence
 
 import tyro
 
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import options
 from simclr_fast.evaluation.option_checks import check
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
-from simclr_fast.training.process import start_process
-from simclr_fast.training.program import exit_status
+from simclr_fast.process import exit_status, start_process
 
 COMMANDS = {
     "knn": options.KnnOptions,

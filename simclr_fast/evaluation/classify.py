@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.optim import lr_at
-from simclr_fast.training.finite import NonFiniteLossError
-from simclr_fast.training.process import Process
+from simclr_fast.process import Process
 from simclr_fast.training.sync_bn import synchronize_batch_norm
 
 

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from simclr_fast.checkpoint import CheckpointError, describe_differences, require_finite
-from simclr_fast.config import ConfigError, ModelOptions
+from simclr_fast.checkpoint import describe_differences, require_finite
+from simclr_fast.config import ModelOptions
+from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.evaluation.run import Run
 from simclr_fast.models import build_encoder
 

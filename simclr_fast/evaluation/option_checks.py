@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import ConfigError
 
 Rule = tuple[Callable[[Any], bool], str]  # what a value must fulfil, and what to pass instead
 

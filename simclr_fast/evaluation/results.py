@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import ConfigError
 from simclr_fast.training.summary import RESULTS_FILE
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simclr_fast.checkpoint import CheckpointError, checkpoints, describe_differences, load, require_finite
-from simclr_fast.config import Config, ConfigError
+from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_finite
+from simclr_fast.config import Config
+from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import build_encoder
 
 BACKBONE = "backbone."  # prefix of the backbone's weights in a checkpoint

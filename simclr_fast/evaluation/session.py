@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from simclr_fast.config import ConfigError
 from simclr_fast.data import Dataset, load_dataset
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import DataOptions
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.tables import ResultTable
-from simclr_fast.training.process import Process
+from simclr_fast.process import Process
 
 RESULTS_FOLDER = "evaluation"
 EXPORT_FOLDER = "export"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import ConfigError
 
 
 def few_label_draws(labels: Tensor, per_class: int, draws: int, seed: int = 0) -> list[Tensor]:

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is infinite or not a number."""
+from simclr_fast.errors import NonFiniteLossError
 
 
 class LossWatch:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simclr_fast.checkpoint import checkpoints, set_later_aside
-from simclr_fast.config import Config, ConfigError
+from simclr_fast.config import Config
+from simclr_fast.errors import ConfigError
+from simclr_fast.process import Process
 from simclr_fast.training.metrics import METRICS_FILE
-from simclr_fast.training.process import Process
 
 LOCK_FILE = ".lock"
 

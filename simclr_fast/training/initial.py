@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from simclr_fast.checkpoint import CheckpointError, load_weights
+from simclr_fast.checkpoint import load_weights
+from simclr_fast.errors import CheckpointError
 from simclr_fast.models import SimCLR
 from simclr_fast.tensor_file import read
 

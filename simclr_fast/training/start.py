@@ -1,25 +1,15 @@
-"""How a run begins: its number format, and the weights or the state it starts from."""
+"""How a run begins: the weights or the state it starts from."""
 
 import logging
 from pathlib import Path
 
-import torch
-
 from simclr_fast.checkpoint import load, load_newest
-from simclr_fast.config import Config, ConfigError
+from simclr_fast.config import Config
+from simclr_fast.errors import ConfigError
 from simclr_fast.training.initial import load_initial_weights
 from simclr_fast.training.state import TrainState
 
 log = logging.getLogger(__name__)
-
-
-def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type for --amp-dtype, None for no autocast. Raises ConfigError where the GPU has no bfloat16."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    if name == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("--amp-dtype bfloat16: this GPU has none; pass float16")
-    return None if name == "float32" else getattr(torch, name)
 
 
 def start_from(state: TrainState, config: Config) -> Path | None:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from simclr_fast.checkpoint import CheckpointError, load_weights
+from simclr_fast.checkpoint import load_weights
 from simclr_fast.config import Config, as_dict
+from simclr_fast.errors import CheckpointError
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.optim import build_optimizer
 from simclr_fast.training.step import random_state, set_random_state

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_fast import SimCLRAugment
-from simclr_fast.config import AugmentOptions, ConfigError
+from simclr_fast.config import AugmentOptions
+from simclr_fast.errors import ConfigError
 
 Images = Tensor | list[Tensor]
 VIEWS = 2

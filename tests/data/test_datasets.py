@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data import datasets, load_dataset
+from simclr_fast.errors import ConfigError
 from tests.data.conftest import pixels, write_image
 
 

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, load_dataset
 from simclr_fast.data.sources import Files
+from simclr_fast.errors import ConfigError
 from tests.data.conftest import write_image
 
 

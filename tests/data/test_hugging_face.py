@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data import EncodedImages, load_dataset
 from simclr_fast.data.sources import TableColumn
 from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.errors import ConfigError
 from tests.data.conftest import write_image
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torchvision.io import ImageReadMode, decode_image
 
-from simclr_fast.config import ConfigError, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data import Batch, EncodedImages, ImageArrays, build_loader, decode, load_dataset
 from simclr_fast.data.decode import ChunkReader, DeviceDecoder
 from simclr_fast.data.loading import CHUNK, EncodedLoader
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.unreadable import BadImageError, DataError, load_or_replace
+from simclr_fast.data.unreadable import BadImageError, load_or_replace
+from simclr_fast.errors import ConfigError, DataError
 from tests.data.conftest import write_image
 
 CPU = torch.device("cpu")

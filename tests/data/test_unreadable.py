@@ -10,7 +10,8 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import EncodedImages, load_dataset
 from simclr_fast.data.loading import EncodedLoader
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.unreadable import BadImageError, BadImages, DataError, load_or_replace, walk
+from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace, walk
+from simclr_fast.errors import DataError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 
 CPU = torch.device("cpu")

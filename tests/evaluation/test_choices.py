@@ -29,7 +29,7 @@ from simclr_fast.evaluation.probe import Standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, hold_out
-from simclr_fast.training.process import Process
+from simclr_fast.process import Process
 
 CPU = Process(0, 1, torch.device("cpu"))
 CLASSES = 6

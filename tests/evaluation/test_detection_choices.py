@@ -19,7 +19,7 @@ from simclr_fast.evaluation.detection.train import Schedule, train_detector
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.models import build_backbone
-from simclr_fast.training.process import Process
+from simclr_fast.process import Process
 from tests.evaluation.conftest import recorded_rates
 
 CPU = torch.device("cpu")

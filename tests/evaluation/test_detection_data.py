@@ -7,8 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from simclr_fast.config import ConfigError
-from simclr_fast.data.decode import DataError
+from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.__main__ import main, parse
 from simclr_fast.evaluation.commands.detect import image_size

@@ -12,8 +12,7 @@ import torch
 import torchvision
 
 from simclr_fast import load_backbone
-from simclr_fast.checkpoint import CheckpointError
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.evaluation import exported
 from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.model_card import loading_code, write_model_card

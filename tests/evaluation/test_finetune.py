@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from simclr_fast.config import ConfigError
 from simclr_fast.data import ImageArrays
+from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.evaluation.classify import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.features import embed
 from simclr_fast.evaluation.run import Run
-from simclr_fast.training.finite import NonFiniteLossError
-from simclr_fast.training.process import Process
+from simclr_fast.process import Process
 from tests.evaluation.conftest import plain_config, recorded_rates, write_run
 from tests.training.processes import free_port
 

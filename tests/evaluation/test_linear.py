@@ -14,7 +14,7 @@ from simclr_fast.evaluation.linear import LinearClassifier, fit_linear, linear_a
 from simclr_fast.evaluation.probe import Probe, Standardize, best_probe, train_probes
 from simclr_fast.evaluation.run import Run
 from simclr_fast.optim import lr_at
-from simclr_fast.training.process import Process
+from simclr_fast.process import Process
 
 CPU = Process(0, 1, torch.device("cpu"))
 

@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.__main__ import COMMANDS, main, parse
 from simclr_fast.evaluation.option_checks import RULES, check
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from simclr_fast import visualize
-from simclr_fast.config import ConfigError
 from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import comparison, pictures, representation, session
 from simclr_fast.evaluation.__main__ import main, parse
 from simclr_fast.evaluation.classes import class_names
@@ -22,7 +22,7 @@ from simclr_fast.evaluation.model_card import write_model_card
 from simclr_fast.evaluation.results import read_results
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
-from simclr_fast.training.process import Process
+from simclr_fast.process import Process
 from tests.evaluation.conftest import demo_config, write_run
 
 CPU = Process(0, 1, torch.device("cpu"))

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from simclr_fast import load_backbone
-from simclr_fast.checkpoint import CheckpointError, load
+from simclr_fast.checkpoint import load
+from simclr_fast.errors import CheckpointError
 from simclr_fast.evaluation.__main__ import COMMANDS, main
 from simclr_fast.evaluation.run import Run
 from simclr_fast.models import build_model

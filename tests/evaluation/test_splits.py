@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, fixed_part, hold_out, rarest_class
 
 LABELS = torch.tensor([0] * 200 + [1] * 100 + [2] * 40)[torch.randperm(340, generator=torch.Generator().manual_seed(0))]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.config import RECIPES, Config
-from simclr_fast.training.process import start_process, stop_process
+from simclr_fast.process import start_process, stop_process
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.views import Views
 

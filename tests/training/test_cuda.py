@@ -11,8 +11,9 @@ from torchvision.io import decode_jpeg, encode_jpeg, write_jpeg
 from simclr_fast import NTXentLoss
 from simclr_fast.config import DataOptions
 from simclr_fast.data import build_loader, load_dataset
+from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.models import build_model
-from simclr_fast.training.finite import LossWatch, NonFiniteLossError
+from simclr_fast.training.finite import LossWatch
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
 from tests.data.conftest import pixels, write_image

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from simclr_fast.checkpoint import checkpoints, save
-from simclr_fast.config import RECIPES, Config, ConfigError
+from simclr_fast.config import RECIPES, Config
+from simclr_fast.errors import ConfigError
+from simclr_fast.process import Process
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.metrics import METRICS_FILE
-from simclr_fast.training.process import Process
 from tests.training.processes import CONTEXT
 
 ALONE = Process(0, 1, torch.device("cpu"))

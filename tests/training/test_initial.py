@@ -8,8 +8,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from simclr_fast.checkpoint import CheckpointError, save
-from simclr_fast.config import ConfigError, ModelOptions
+from simclr_fast.checkpoint import save
+from simclr_fast.config import ModelOptions
+from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.evaluation.exported import STATE_DICT_FILE, export_weights
 from simclr_fast.evaluation.run import Run
 from simclr_fast.models import SimCLR, build_model

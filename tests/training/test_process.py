@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simclr_fast.training.process import start_process, stop_process
+from simclr_fast.process import start_process, stop_process
 from tests.training.processes import CONTEXT, finish, free_port
 
 WORLD = 3

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from simclr_fast.checkpoint import checkpoints, load
+from simclr_fast.process import StopSignals
 from simclr_fast.training.saver import CheckpointSaver
-from simclr_fast.training.signals import StopSignals
 from simclr_fast.training.state import TrainState
 from tests.training.exactness import config
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from simclr_fast.checkpoint import CheckpointError
 from simclr_fast.config import Config
 from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.errors import CheckpointError
 from simclr_fast.training.identity import SAMPLE, data_identity
 from simclr_fast.training.state import TrainState
 from tests.training.exactness import config

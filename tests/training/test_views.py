@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from simclr_fast.config import RECIPES, AugmentOptions, ConfigError
+from simclr_fast.config import RECIPES, AugmentOptions
+from simclr_fast.errors import ConfigError
 from simclr_fast.training.views import Views, check_channels, step_seed_of
 
 DEMO = RECIPES["demo"].augment

@@ -9,9 +9,9 @@ import torch
 
 from simclr_fast import NTXentLoss
 from simclr_fast.config import RECIPES
+from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.models import build_model
 from simclr_fast.optim import build_optimizer
-from simclr_fast.training.finite import NonFiniteLossError
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
 from tools.gpu.bench import Bench

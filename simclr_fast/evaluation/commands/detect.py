@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from simclr_fast.config import ConfigError
 from simclr_fast.data import load_dataset
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.detection.data import BACKGROUND, Annotations, open_parts, read_coco, read_voc
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
@@ -17,7 +17,7 @@ from simclr_fast.evaluation.options import DetectOptions
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
 from simclr_fast.evaluation.tables import ResultTable, percent, spread
-from simclr_fast.training.start import autocast_dtype
+from simclr_fast.process import autocast_dtype
 
 INITS = {"random": "random init", "checkpoint": "SimCLR init"}
 SHOWN_IMAGES = 6

@@ -2,7 +2,7 @@
 
 import torch
 
-from simclr_fast.checkpoint import CheckpointError
+from simclr_fast.errors import CheckpointError
 from simclr_fast.evaluation import exported
 from simclr_fast.evaluation.model_card import CARD_FILE, write_model_card
 from simclr_fast.evaluation.session import Session

@@ -5,7 +5,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from simclr_fast.config import ConfigError
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.evaluation.classes import TOP, accuracy, class_names, top5_accuracy
 from simclr_fast.evaluation.classify import Classifier, Speed, train_classifier
@@ -15,7 +15,7 @@ from simclr_fast.evaluation.linear import fit_linear, standardize
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction
 from simclr_fast.evaluation.tables import ResultTable, percent, spread
-from simclr_fast.training.start import autocast_dtype
+from simclr_fast.process import autocast_dtype
 
 COLUMNS = {"raw": "raw pixels, linear", "scratch": "from scratch", "checkpoint": "from the checkpoint"}
 PUBLISHED_EPOCHS = {0.01: 60, 0.1: 30}  # Chen et al. 2020, B.5

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from simclr_fast.config import ConfigError
-from simclr_fast.data.decode import DataError
+from simclr_fast.errors import ConfigError, DataError
 
 BACKGROUND = "background"
 # In the order of Everingham et al. 2010.

@@ -10,9 +10,9 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
+from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation.detection.data import Target
 from simclr_fast.optim import lr_at, parameter_groups
-from simclr_fast.training.finite import NonFiniteLossError
 
 CLIP_GRAD = 10.0  # norm; only stops the rare step that would blow up a detector trained from scratch
 METRICS = {"map": "mAP", "map_50": "AP50", "map_75": "AP75"}

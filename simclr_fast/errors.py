@@ -1,0 +1,47 @@
+"""Every error that the user of a program can mend, and the exit status with which the program ends on it."""
+
+import errno
+
+
+class ConfigError(ValueError):
+    """An option has a value that cannot work; the message names the option and the remedy."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message says why."""
+
+
+class DataError(RuntimeError):
+    """The data cannot be trained on or evaluated with; the message says why."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is infinite or not a number."""
+
+
+# 2: the command line is to be changed. 1: what the command met on its way. The parser ends with 2 as well (an unknown
+# option, a word for a number), and a run that a signal stopped with 128 + the signal's number.
+EXIT_STATUS: dict[type[Exception], int] = {
+    ConfigError: 2,
+    CheckpointError: 2,
+    DataError: 1,
+    NonFiniteLossError: 1,
+    OSError: 1,  # of a disk alone: see DISK_ERRORS
+}
+# What goes wrong with a disk, not with a program.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+def status_and_message(error: Exception) -> tuple[int, str] | None:
+    """The exit status for an error, and the one line for the user; None for any other error, which is a defect."""
+    if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+        return None
+    for kind, status in EXIT_STATUS.items():
+        if isinstance(error, kind):
+            return status, _disk_message(error) if isinstance(error, OSError) else str(error)
+    return None
+
+
+def _disk_message(error: OSError) -> str:
+    name = "" if error.filename is None else f"{error.filename}: "
+    return f"{name}{error.strerror}; make room, then go on from the files there"
