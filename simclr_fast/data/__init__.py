@@ -2,6 +2,6 @@
 
 from simclr_fast.data.datasets import load_dataset
 from simclr_fast.data.loading import Batch, build_loader
-from simclr_fast.data.sources import Dataset, EncodedImages, ImageArrays
+from simclr_fast.data.sources import Dataset, EncodedImages, ImageArrays, Source
 
-__all__ = ["Batch", "Dataset", "EncodedImages", "ImageArrays", "build_loader", "load_dataset"]
+__all__ = ["Batch", "Dataset", "EncodedImages", "ImageArrays", "Source", "build_loader", "load_dataset"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from simclr_fast.config import DataOptions
 from simclr_fast.data.decode import Chunk, ChunkReader, DeviceDecoder
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.sources import EncodedImages, ImageArrays
+from simclr_fast.data.sources import EncodedImages, ImageArrays, Source
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.data.worker_signals import heed_only_the_parent, held_back
 from simclr_fast.errors import ConfigError
@@ -154,7 +154,7 @@ def _same(chunk: Chunk) -> Chunk:
 
 
 def build_loader(
-    source: ImageArrays | EncodedImages,
+    source: Source,
     batch_size: int,
     seed: int,
     device: torch.device,

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from simclr_fast.data.pixels import decode_rgb
 from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
+
+DECODE_THREADS = 16
+CPU = torch.device("cpu")
 
 
 def one_line(error: Exception) -> str:
@@ -34,7 +38,16 @@ class ImageArrays:
     def channels(self) -> int:
         return self.images.shape[1]
 
+    def read(self, index: int) -> bytes:
+        """The bytes of one image, as its tensor holds them."""
+        return self.images[index].cpu().numpy().tobytes()
+
+    def take(self, indices: Tensor, device: torch.device = CPU) -> Tensor:
+        """The images at indices int64 [n], uint8 [n, C, H, W] on the device."""
+        return self.images[indices].to(device)
+
     def subset(self, indices: Tensor) -> "ImageArrays":
+        """The images at indices int64 [n] with their labels."""
         return ImageArrays(self.images[indices], None if self.labels is None else self.labels[indices])
 
 
@@ -88,8 +101,16 @@ class EncodedImages:
         """Count messages by image number. Raises DataError where there are more than may be."""
         self.bad.note({self.name(index): message for index, message in bad.items()})
 
+    def take(self, indices: Tensor, device: torch.device = CPU) -> list[Tensor]:
+        """The images at indices int64 [n] as `decoded` gives them, each uint8 [3, H, W] on the device.
+
+        All of them lie in memory at once, as large as they are. Raises DataError as `decoded` does.
+        """
+        with ThreadPoolExecutor(DECODE_THREADS) as pool:  # decoding releases the interpreter's lock
+            return [image.to(device) for image in pool.map(self.decoded, indices.tolist())]
+
     def subset(self, indices: Tensor) -> "EncodedImages":
-        """Some of the images with their labels; what is unreadable counts for the whole."""
+        """The images at indices int64 [n] with their labels; what is unreadable counts for the whole."""
         return dataclasses.replace(
             self,
             size=len(indices),

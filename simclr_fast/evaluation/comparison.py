@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.data import Source
 from simclr_fast.evaluation.classes import TOP, accuracy, class_accuracies, class_table, top5_accuracy
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.knn import KNN_K, KNN_T, choose_k, knn_accuracy, nearest, vote
@@ -27,8 +27,8 @@ PROBES = {
 def compare(
     random_init: nn.Module,
     trained: nn.Module,
-    train: ImageArrays | EncodedImages,
-    test: ImageArrays | EncodedImages,
+    train: Source,
+    test: Source,
     preprocess: Preprocess,
     device: torch.device,
     *,

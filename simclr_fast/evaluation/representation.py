@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast import visualize
-from simclr_fast.data import Dataset, EncodedImages, ImageArrays
+from simclr_fast.data import Dataset, Source
 from simclr_fast.evaluation import page, pictures
 from simclr_fast.evaluation.classes import accuracy, class_names
 from simclr_fast.evaluation.comparison import LARGEST
@@ -18,7 +18,6 @@ MAP_IMAGES = 1000
 SAMPLE_QUERIES = 8
 SAMPLE_NEIGHBOURS = 8
 
-Source = ImageArrays | EncodedImages
 Embed = Callable[[Source, Tensor], Tensor]  # (images, indices int64 [N]) -> features [N, D]
 
 
@@ -103,8 +102,6 @@ def _samples(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def _thumbnails(source: Source, indices: Tensor, size: int) -> Tensor:
-    """uint8 [n, C, H, W]."""
-    if isinstance(source, ImageArrays):
-        return source.images[indices]
+    """uint8 [n, C, size, size]."""
     resize = lambda image: torch.nn.functional.interpolate(image[None].float(), (size, size), mode="area")[0].byte()
-    return torch.stack([resize(source.decoded(i)) for i in indices.tolist()])
+    return torch.stack([resize(image) for image in source.take(indices)])

@@ -2,12 +2,12 @@
 
 import hashlib
 
-from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.data import Source
 
 SAMPLE = 32  # images that are compared, evenly spread, so that a data set of millions takes no time
 
 
-def data_identity(source: ImageArrays | EncodedImages) -> dict[str, int | str]:
+def data_identity(source: Source) -> dict[str, int | str]:
     """Number of images, channels, and a digest of some of the images by their places: {"images", "channels", "sha256"}.
 
     Names and folders do not matter, so a data set may be moved; the order of the images does, since draws depend on it.
@@ -21,9 +21,7 @@ def data_identity(source: ImageArrays | EncodedImages) -> dict[str, int | str]:
     return {"images": size, "channels": source.channels, "sha256": digest.hexdigest()[:16]}
 
 
-def _bytes(source: ImageArrays | EncodedImages, index: int) -> bytes:
-    if isinstance(source, ImageArrays):
-        return source.images[index].cpu().numpy().tobytes()
+def _bytes(source: Source, index: int) -> bytes:
     try:
         return source.read(index)
     except OSError:

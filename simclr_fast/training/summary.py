@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from simclr_fast.config import Config
-from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.data import Dataset
 from simclr_fast.evaluation.classes import class_names
 from simclr_fast.evaluation.comparison import compare, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import Preprocess, embed
@@ -49,10 +49,7 @@ def draw_pictures(
 
     folder = config.run.output
     indices = torch.linspace(0, len(dataset.train) - 1, min(PICTURE_COLUMNS, len(dataset.train))).long()
-    if isinstance(dataset.train, ImageArrays):
-        images = dataset.train.images[indices].to(device)
-    else:
-        images = [dataset.train.decoded(i).to(device) for i in indices.tolist()]
+    images = dataset.train.take(indices, device)
     view0, view1 = views.apply(images, views.draw(indices.to(device), step=0)).chunk(2)
     paths = [folder / "views.png", folder / "curves.png"]
     visualize.view_grid(paths[0], images, view0, view1, config.augment.mean, config.augment.std)

@@ -63,6 +63,23 @@ def test_image_folder(folder_root: Path) -> None:
     assert dataset.train.decoded(0).shape == (3, 20, 40), "PNG"
 
 
+@pytest.mark.parametrize("name", ["mnist5k", "imagefolder"])
+def test_both_kinds_of_images_are_taken_alike(name: str, folder_root: Path) -> None:
+    source = load_dataset(options(name, folder_root)).train
+    indices = torch.tensor([9, 0, 9])
+    taken = source.take(indices)
+    part = source.subset(indices)
+    assert len(taken) == len(part) == 3
+    assert torch.equal(part.labels, source.labels[indices])
+    for place, index in enumerate(indices.tolist()):
+        assert taken[place].dtype == torch.uint8
+        for other in (source.take(torch.tensor([index]))[0], part.take(torch.tensor([place]))[0]):
+            assert torch.equal(taken[place], other)
+        assert source.read(index) == part.read(place)
+    assert source.read(0) != source.read(9)
+    assert not torch.equal(taken[0], taken[1])
+
+
 def test_images_alone_have_no_labels(tmp_path: Path) -> None:
     for i in range(3):
         write_image(tmp_path / f"{i}.jpg", 16, 16, seed=i)
