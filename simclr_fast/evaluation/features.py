@@ -1,15 +1,14 @@
 """Features of a frozen encoder, and of its two baselines: the pixels themselves and the encoder as initialised."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simclr_fast.augmentation import SimCLREval
 from simclr_fast.config import AugmentOptions
-from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.data import Source
 
-DECODE_THREADS = 16
+TAKEN = 64  # images held at a time as they are: photographs of many megapixels would fill the memory
 
 
 class Preprocess:
@@ -20,26 +19,23 @@ class Preprocess:
 
     def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         self.size = size
-        self.mean = torch.tensor(mean).view(1, -1, 1, 1)
-        self.std = torch.tensor(std).view(1, -1, 1, 1)
+        self.normalize = SimCLREval(size, mean=mean, std=std)
+        self.resize = SimCLREval(size, resize=round(size * 8 / 7), mean=mean, std=std)
 
     @staticmethod
     def of(augment: AugmentOptions) -> "Preprocess":
         """The test-time view that belongs to a recipe."""
         return Preprocess(augment.img_size, mean=augment.mean, std=augment.std)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images uint8 [B, C, H, W] to float32 [B, C, size, size] on the same device."""
-        x = images.float() / 255
-        height, width = x.shape[-2:]
-        if (height, width) != (self.size, self.size):
-            shorter = round(self.size * 8 / 7)
-            scale = shorter / min(height, width)
-            shape = (max(shorter, round(height * scale)), max(shorter, round(width * scale)))
-            x = F.interpolate(x, shape, mode="bilinear", antialias=True)
-            top, left = (shape[0] - self.size) // 2, (shape[1] - self.size) // 2
-            x = x[..., top : top + self.size, left : left + self.size]
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+    def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
+        """Images uint8 [B, C, H, W], or a list of B images [C, H, W], to float32 [B, C, size, size] on their device."""
+        fits = torch.tensor([image.shape[-2:] == (self.size, self.size) for image in images])
+        if fits.all() or not fits.any():
+            return (self.normalize if fits.all() else self.resize)(images)
+        views = torch.empty(len(images), len(images[0]), self.size, self.size, device=images[0].device)
+        for places, transform in ((fits.nonzero(), self.normalize), ((~fits).nonzero(), self.resize)):
+            views[places.flatten()] = transform([images[place] for place in places.flatten().tolist()])
+        return views
 
 
 class Pixels(nn.Module):
@@ -53,7 +49,7 @@ class Pixels(nn.Module):
 @torch.no_grad()
 def embed(
     encoder: nn.Module,
-    source: ImageArrays | EncodedImages,
+    source: Source,
     preprocess: Preprocess,
     device: torch.device,
     indices: Tensor | None = None,
@@ -65,18 +61,12 @@ def embed(
     indices = torch.arange(len(source)) if indices is None else indices
     features: Tensor | None = None
     done = 0
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:  # decoding releases the interpreter's lock
-        for part in indices.split(batch_size):
-            if isinstance(source, ImageArrays):
-                images = preprocess(source.images[part].to(device))
-            else:
-                decoded = pool.map(source.decoded, part.tolist())
-                images = torch.cat([preprocess(image[None].to(device)) for image in decoded])
-            images = images.to(memory_format=torch.channels_last)
-            found = encoder(images).float().cpu()
-            if features is None:  # one allocation: to gather parts and join them would take twice the memory
-                features = found.new_empty(len(indices), found.shape[1])
-            features[done : done + len(part)] = found
-            done += len(part)
+    for part in indices.split(batch_size):
+        images = torch.cat([preprocess(source.take(few, device)) for few in part.split(TAKEN)])
+        found = encoder(images.to(memory_format=torch.channels_last)).float().cpu()
+        if features is None:  # one allocation: to gather parts and join them would take twice the memory
+            features = found.new_empty(len(indices), found.shape[1])
+        features[done : done + len(part)] = found
+        done += len(part)
     encoder.train(was_training)
     return features

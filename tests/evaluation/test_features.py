@@ -52,10 +52,19 @@ def test_online_knn_is_not_the_share_of_the_largest_class() -> None:
     assert OnlineKnn(Dataset(source, source), config, CPU).accuracy(level) == 1.0
 
 
-def test_preprocess_resizes_and_cuts_the_centre_as_torchvision() -> None:
-    images = torch.randint(0, 256, (2, 3, 80, 120), dtype=torch.uint8)
+@pytest.mark.parametrize("shape", [(80, 120), (67, 100)], ids=["80 x 120", "67 x 100, which does not divide"])
+def test_preprocess_resizes_and_cuts_the_centre_as_torchvision(shape: tuple[int, int]) -> None:
+    images = torch.randint(0, 256, (2, 3, *shape), dtype=torch.uint8)
     theirs = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize(64, antialias=True), v2.CenterCrop(56)])
     torch.testing.assert_close(Preprocess(56, (0.0,), (1.0,))(images), theirs(images), atol=1e-5, rtol=0)
+
+
+def test_preprocess_of_images_of_different_sizes_is_that_of_each() -> None:
+    preprocess = Preprocess(24, (0.3,), (0.6,))
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((24, 24), (40, 31), (24, 24), (7, 24))]
+    together = preprocess(images)
+    assert torch.equal(together, torch.cat([preprocess(image[None]) for image in images]))
+    torch.testing.assert_close(together[2], (images[2] / 255 - 0.3) / 0.6)
 
 
 def test_embed_runs_in_eval_mode_and_restores_training_mode() -> None:
