@@ -25,19 +25,19 @@ from simclr_fast import NTXentLoss
 from simclr_fast.config import RECIPES, Config, check
 from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.errors import ConfigError, NonFiniteLossError
+from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, exit_status, start_process
+from simclr_fast.run_files import chance_level
 from simclr_fast.training.bundle import save_bundle
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.identity import data_identity
-from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib
-from simclr_fast.training.monitor import OnlineKnn
+from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib, print_summary
 from simclr_fast.training.profile import StepProfiler
 from simclr_fast.training.saver import CheckpointSaver
 from simclr_fast.training.start import start_from
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
-from simclr_fast.training.summary import chance_level, draw_pictures, evaluate, print_summary
 from simclr_fast.training.views import Views, check_channels
 
 
@@ -123,9 +123,10 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
             if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
                 log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
     if process.is_main and run.eval:
-        print_summary(config, state, console)
-        evaluate(config, dataset, state, device, console)
-        pictures = draw_pictures(config, dataset, state, views, device)
+        print_summary(config, state.step, state.seconds, console)
+        evaluate(config, dataset, state.evaluated, device, console, steps=state.step, seconds=state.seconds)
+        first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
+        pictures = draw_pictures(config, dataset, state.evaluated, first_views, device)
         say(f"Written to {run.output}: {', '.join(p.name for p in pictures)}, results.json, metrics.jsonl, checkpoints")
         say(f"Next: python -m simclr_fast.evaluation report {run.output}    (one page with everything measured so far)")
     process.barrier()

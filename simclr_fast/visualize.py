@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from simclr_fast.training.monitor import KNN_K
+from simclr_fast.run_files import ONLINE_KNN_K
 
 matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
@@ -61,7 +61,7 @@ def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     accuracy_axis.plot(steps, 100 * accuracy, label="contrastive accuracy")
     steps, knn = _series(metrics, "knn")
     if len(steps):
-        accuracy_axis.plot(steps, 100 * knn, "o-", label=f"online kNN (training images, k = {KNN_K})")
+        accuracy_axis.plot(steps, 100 * knn, "o-", label=f"online kNN (training images, k = {ONLINE_KNN_K})")
     accuracy_axis.set(title="Accuracy", xlabel="step", ylabel="accuracy (%)", ylim=(0, 101))
     accuracy_axis.legend(loc="lower right")
     lr_axis.plot(*_series(metrics, "lr"), color="tab:green")

@@ -20,11 +20,11 @@ from simclr_fast.config import RECIPES, Config, check
 from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
+from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.knn import knn_accuracy
 from simclr_fast.models import build_model
 from simclr_fast.process import exit_status
-from simclr_fast.training.metrics import METRICS_FILE, read_metrics
-from simclr_fast.training.monitor import OnlineKnn
+from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.views import Draw, Views
 
 SMALL = ["demo", "--batch-size", "500", "--img-size", "8", "--epochs", "1", "--head-hidden", "32", "--threads", "1"]

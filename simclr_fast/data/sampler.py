@@ -1,4 +1,4 @@
-"""Which images make up which step: a function of (seed, epoch, step) alone, so that a run can be resumed."""
+"""Which images make up which step, and its seed: functions of (seed, epoch, step) alone, so a run can be resumed."""
 
 import torch
 from torch import Tensor
@@ -9,6 +9,14 @@ def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     # Distinct streams per epoch without correlated seeds: torch mixes the 64-bit seed of its Mersenne twister.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
     return torch.randperm(size, generator=generator)
+
+
+def step_seed_of(seed: int, step: int) -> int:
+    """A seed in [0, 2^63) for a step: neighbouring seeds and steps give unrelated ones (splitmix64's finaliser)."""
+    x = (seed * 0x9E3779B97F4A7C15 + step + 1) * 0x9E3779B97F4A7C15 % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return (x ^ x >> 31) >> 1
 
 
 class EpochSampler:

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.data import Source, build_loader
+from simclr_fast.data.sampler import step_seed_of
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.run import Run
 from simclr_fast.process import Process
-from simclr_fast.training.views import step_seed_of
 
 
 class LabelledBatches:

@@ -12,7 +12,7 @@ from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation.batches import LabelledBatches
 from simclr_fast.optim import lr_at
 from simclr_fast.process import Process
-from simclr_fast.training.sync_bn import synchronize_batch_norm
+from simclr_fast.sync_bn import synchronize_batch_norm
 
 
 class Classifier(nn.Module):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from simclr_fast.errors import ConfigError
-from simclr_fast.training.summary import RESULTS_FILE
+from simclr_fast.run_files import RESULTS_FILE
 
 
 def read_results(path: Path) -> dict[str, Any] | None:

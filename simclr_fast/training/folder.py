@@ -12,7 +12,7 @@ from simclr_fast.checkpoint import checkpoints, set_later_aside
 from simclr_fast.config import Config
 from simclr_fast.errors import ConfigError
 from simclr_fast.process import Process
-from simclr_fast.training.metrics import METRICS_FILE
+from simclr_fast.run_files import METRICS_FILE
 
 LOCK_FILE = ".lock"
 

@@ -1,7 +1,6 @@
 """What a run shows and records: progress bar, JSON lines, TensorBoard, optionally Weights & Biases."""
 
 import json
-import logging
 import resource
 import time
 from collections.abc import Iterable, Iterator
@@ -10,17 +9,16 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from simclr_fast.config import Config, as_dict
+from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.phases import phase
 
-log = logging.getLogger(__name__)
-
 Item = TypeVar("Item")
-METRICS_FILE = "metrics.jsonl"
 # What the progress bar shows: metric -> (short name, format).
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
@@ -141,26 +139,19 @@ def peak_memory_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file, with a warning for lines that a power failure spoilt.
-
-    A last line that a killed process left unfinished is skipped.
-    """
-    lines, spoilt = [], 0
-    for text in path.read_text(errors="replace").splitlines(keepends=True):
-        if not text.endswith("\n"):
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            line = None
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
-        else:
-            spoilt += 1
-    if spoilt:
-        log.warning("%s: skipping %d lines that are no metrics", path, spoilt)
-    return lines
+def print_summary(config: Config, step: int, seconds: float, console: Console) -> None:
+    """A run of so many steps and seconds in a few lines, by the last of its recorded metrics, if they are there."""
+    images = step * config.optimization.batch_size
+    trained = f"Trained {step} steps in {seconds:.0f} s ({images / seconds:.0f} images/s)."
+    lines = [line for line in read_metrics(config.run.output / METRICS_FILE) if "loss" in line]
+    if not lines:
+        console.print(f"{trained} {METRICS_FILE} holds no metrics of them")
+        return
+    last = lines[-1]
+    console.print(
+        f"{trained} Loss {last['loss']:.3f} (chance {last['chance']:.3f}), contrastive accuracy "
+        f"{last['contrastive_accuracy']:.1%}, peak memory {last['peak_memory_mib']:.0f} MiB"
+    )
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -13,8 +13,8 @@ from simclr_fast.config import Config, as_dict
 from simclr_fast.errors import CheckpointError
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.optim import build_optimizer
+from simclr_fast.sync_bn import synchronize_batch_norm
 from simclr_fast.training.step import random_state, set_random_state
-from simclr_fast.training.sync_bn import synchronize_batch_norm
 
 # Options that decide what is computed: a resumed run must agree on them to go on exactly. More epochs may follow, and
 # what a run began with is behind it.

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_fast import SimCLRAugment
+from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.config import AugmentOptions
+from simclr_fast.data.sampler import step_seed_of
 from simclr_fast.errors import ConfigError
 
 Images = Tensor | list[Tensor]
@@ -91,14 +92,6 @@ class Views:
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
         rows = torch.stack([cos, -sin + shear, zero, sin, cos, zero], dim=-1)
         return rows.unflatten(-1, (2, 3))
-
-
-def step_seed_of(seed: int, step: int) -> int:
-    """A seed in [0, 2^63) for a step: neighbouring seeds and steps give unrelated ones (splitmix64's finaliser)."""
-    x = (seed * 0x9E3779B97F4A7C15 + step + 1) * 0x9E3779B97F4A7C15 % 2**64
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
-    return (x ^ x >> 31) >> 1
 
 
 def check_channels(options: AugmentOptions, channels: int) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simclr_fast.data.sampler import EpochSampler, epoch_order
+from simclr_fast.data.sampler import EpochSampler, epoch_order, step_seed_of
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:
@@ -37,3 +37,9 @@ def test_no_image_twice_in_an_epoch() -> None:
 def test_impossible_batches_are_refused(batch_size: int, world_size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
         EpochSampler(50, batch_size, 0, 0, world_size)
+
+
+def test_step_seeds_are_distinct_and_in_range() -> None:
+    seeds = {step_seed_of(seed, step) for seed in range(20) for step in range(500)}
+    assert len(seeds) == 10_000
+    assert all(0 <= seed < 2**63 for seed in seeds)

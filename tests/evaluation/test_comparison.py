@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation import comparison, knn
+from simclr_fast.evaluation import comparison, in_training, knn
 from simclr_fast.evaluation.comparison import (
     ENCODERS,
     PROBES,
@@ -26,7 +26,6 @@ from simclr_fast.evaluation.comparison import (
 from simclr_fast.evaluation.features import Preprocess
 from simclr_fast.evaluation.knn import KNN_K, knn_accuracy, knn_predict
 from simclr_fast.evaluation.linear import linear_accuracy, standardize
-from simclr_fast.training import summary
 from tests.evaluation.conftest import demo_config
 
 CPU = torch.device("cpu")
@@ -151,11 +150,10 @@ def test_each_encoder_is_under_its_name(compared: dict) -> None:
 def test_summary_names_the_trained_encoder_and_writes_what_it_prints(coded: Dataset, tmp_path, monkeypatch) -> None:
     config = demo_config()
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, output=tmp_path))
-    monkeypatch.setattr(summary.Preprocess, "of", lambda augment: Preprocess(SIDE, (0.0,), (1.0,)))
-    monkeypatch.setattr(summary, "build_model", lambda *_: SimpleNamespace(backbone=Coded(False)))
+    monkeypatch.setattr(in_training.Preprocess, "of", lambda augment: Preprocess(SIDE, (0.0,), (1.0,)))
+    monkeypatch.setattr(in_training, "build_model", lambda *_: SimpleNamespace(backbone=Coded(False)))
     console = Console(record=True, width=140)
-    state = SimpleNamespace(seconds=1.0, step=3, evaluated=Coded(True))
-    results = summary.evaluate(config, coded, state, CPU, console)
+    results = in_training.evaluate(config, coded, Coded(True), CPU, console, steps=3, seconds=1.0)
     assert results["knn"]["simclr"] == 1.0
     assert results["knn"]["random_init"] < 0.6
     assert json.loads((tmp_path / "results.json").read_text()) == results

@@ -12,8 +12,8 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, ImageArrays, load_dataset
 from simclr_fast.evaluation.encoders import preprocess_of
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
+from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.run import Run
-from simclr_fast.training.monitor import OnlineKnn
 from tests.evaluation.conftest import plain_config, write_run
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from simclr_fast.checkpoint import load_newest
-from simclr_fast.training.metrics import METRICS_FILE, read_metrics
+from simclr_fast.run_files import METRICS_FILE, read_metrics
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])

@@ -47,7 +47,7 @@ def train_main() -> Callable[[list[str]], int]:
     [[], ["--amp-dtype", "float16"], ["--micro-batch-size", "125"], ["--opt", "lars", "--lr", "10"]],
 )
 def test_training_reduces_the_loss(extra: list[str], train_main: Callable[[list[str]], int], tmp_path: Path) -> None:
-    from simclr_fast.training.metrics import read_metrics
+    from simclr_fast.run_files import read_metrics
 
     assert train_main([*SMALL, *extra, "--output", str(tmp_path / "run")]) == 0
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]

@@ -13,8 +13,8 @@ from simclr_fast.checkpoint import checkpoints, save
 from simclr_fast.config import RECIPES, Config
 from simclr_fast.errors import ConfigError
 from simclr_fast.process import Process
+from simclr_fast.run_files import METRICS_FILE
 from simclr_fast.training.folder import RunFolder
-from simclr_fast.training.metrics import METRICS_FILE
 from tests.training.processes import CONTEXT
 
 ALONE = Process(0, 1, torch.device("cpu"))

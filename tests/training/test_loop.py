@@ -16,7 +16,7 @@ from simclr_fast.config import Config
 from simclr_fast.data import load_dataset
 from simclr_fast.data.sampler import epoch_order
 from simclr_fast.models import build_model
-from simclr_fast.training.metrics import METRICS_FILE, read_metrics
+from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.views import Views
 from tests.training.processes import SMALL, run
 

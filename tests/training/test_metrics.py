@@ -14,9 +14,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simclr_fast.config import RECIPES, Config, RunOptions
-from simclr_fast.training.metrics import METRICS_FILE, MetricsLog, StepClock, contrastive_accuracy, read_metrics
-from simclr_fast.training.state import TrainState
-from simclr_fast.training.summary import print_summary
+from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, print_summary
 from simclr_fast.visualize import learning_curves
 
 
@@ -117,12 +116,10 @@ def test_dropping_lines_replaces_the_file_in_one_move(tmp_path: Path, monkeypatc
 
 
 def test_summary_of_a_run_whose_metrics_were_removed(tmp_path: Path) -> None:
-    state = TrainState.create(RECIPES["demo"], 1, torch.device("cpu"), autocast=None)
-    state.step, state.seconds = 10, 2.0
     (tmp_path / METRICS_FILE).write_text("")
     said = io.StringIO()
     config = dataclasses.replace(RECIPES["demo"], run=RunOptions(output=tmp_path))
-    print_summary(config, state, Console(file=said, width=200))
+    print_summary(config, 10, 2.0, Console(file=said, width=200))
     assert said.getvalue() == "Trained 10 steps in 2 s (640 images/s). metrics.jsonl holds no metrics of them\n"
     learning_curves(tmp_path / "curves.png", [], chance=5.0)
     assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from simclr_fast.checkpoint import checkpoints
-from simclr_fast.training.metrics import METRICS_FILE, read_metrics
+from simclr_fast.run_files import METRICS_FILE, read_metrics
 from tests.data.conftest import write_image
 from tests.training.processes import SMALL, children, final_state, finish, run, start, wait_for_step
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simclr_fast.checkpoint import checkpoints
-from simclr_fast.training.metrics import METRICS_FILE, read_metrics
+from simclr_fast.run_files import METRICS_FILE, read_metrics
 from tests.data.conftest import write_image
 from tests.training.processes import SMALL, free_port
 

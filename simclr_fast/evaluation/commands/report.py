@@ -13,8 +13,7 @@ from simclr_fast.evaluation.results import read_comparison, read_results
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session, measurable
 from simclr_fast.evaluation.tables import ResultTable
-from simclr_fast.training.metrics import METRICS_FILE, read_metrics
-from simclr_fast.training.summary import chance_level
+from simclr_fast.run_files import METRICS_FILE, chance_level, read_metrics
 
 PAGE_FILE = "report.html"
 

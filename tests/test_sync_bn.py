@@ -9,7 +9,7 @@ from torch import nn
 
 from simclr_fast.config import ModelOptions
 from simclr_fast.models import FrozenBatchNorm2d, build_model
-from simclr_fast.training.sync_bn import HostSyncBatchNorm, synchronize_batch_norm
+from simclr_fast.sync_bn import HostSyncBatchNorm, synchronize_batch_norm
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch import nn
 
 from simclr_fast.config import RECIPES
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.training.monitor import OnlineKnn
+from simclr_fast.evaluation.in_training import OnlineKnn
 
 CPU = torch.device("cpu")
 
