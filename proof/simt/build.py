@@ -34,7 +34,8 @@ class Flavour:
 FLAVOURS = {
     f.name: f
     for f in (
-        Flavour("plain", ("-O2",)),
+        # An int that overflows wraps, instead of being made an int64 by an optimiser that takes it for impossible.
+        Flavour("plain", ("-O2", "-fwrapv")),
         Flavour(
             "asan",
             ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"),

@@ -7,23 +7,51 @@ import ctypes
 
 import pytest
 import torch
+from torch import Tensor
 
 from proof.simt import augment as simt
+from proof.simt.build import ROOT
 from proof.simt.library import Kernels, Schedule
 from proof.simt.ntxent_accuracy import SOURCES
 from simclr_fast.ops.augment import ImageBatch
 from tests import ntxent_launchers
 from tests.helpers import relative_error, sparse
-from tests.ntxent_launchers import NtxentLaunchers
+from tests.ntxent_launchers import Device, NtxentLaunchers
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import last_of_very_many
 
 LAST = Schedule(last_block_only=True)
 
 
-def test_the_last_rows_of_a_very_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+PLAN = "csrc/cuda/ntxent_plan.h"
+FORWARD, BACKWARD = "constexpr int kFwdMaxSlots = 64;", "constexpr int kBwdMaxSplits = 8;"
+
+
+@pytest.fixture
+def ntxent(monkeypatch: pytest.MonkeyPatch) -> NtxentLaunchers:
+    """The loss's launchers, whose outputs and workspaces take memory where they are written.
+
+    The launches are cut finer than a GPU's: a strip of columns, of which a block of 64 strips would walk over millions
+    in minutes, is one tile of 128 in the forward, and at most 17 of 64 in the backward.
+    """
+
+    class SparseWorkspace:
+        def __init__(self, size: int) -> None:
+            self.data = sparse(size, dtype=torch.uint8)
+
+        def check(self, what: str) -> None:
+            """Sanitizers and the ordinary workspace see to what is written behind it."""
+
+    text = (ROOT / PLAN).read_text()
+    assert text.count(FORWARD) == text.count(BACKWARD) == 1
+    finer = text.replace(FORWARD, FORWARD.replace("64", "1 << 20")).replace(BACKWARD, BACKWARD.replace("8", "1 << 14"))
     monkeypatch.setattr(ntxent_launchers, "filled", lambda *shape, dtype: sparse(*shape, dtype=dtype))
-    ntxent = NtxentLaunchers(Kernels(SOURCES), options={"schedule": LAST})
+    monkeypatch.setattr(ntxent_launchers, "Guarded", SparseWorkspace)
+    library = Kernels(SOURCES, replaced={PLAN: finer})
+    return NtxentLaunchers(library, device=Device(2**18, 232448), options={"schedule": LAST})
+
+
+def test_the_last_rows_of_a_very_large_batch(ntxent: NtxentLaunchers) -> None:
     n, d, rows = 2**20 + 64, 1024, 8  # eight warps of the last block, a row each
     z0, z1 = (sparse(n, d, dtype=torch.float16) for _ in range(2))
     z1[-rows:] = torch.randn(rows, d).half()
@@ -32,6 +60,66 @@ def test_the_last_rows_of_a_very_large_batch(monkeypatch: pytest.MonkeyPatch) ->
     norms = z1[-rows:].double().norm(dim=1)
     assert relative_error(inv_norm[-rows:], 1 / norms) <= 1e-6
     assert relative_error(u[-rows:].double(), z1[-rows:].double() / norms[:, None]) <= 1e-3
+
+
+def unit_rows(rows: int, d: int, dtype: torch.dtype) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, d)).to(dtype)
+
+
+# The last block's tile holds the diagonal: rows are the columns, 2^21 of 1024; or 16 rows at the end of the columns.
+@pytest.mark.parametrize(("n", "columns", "d"), [(2**20 + 64, 2**21 + 128, 1024), (8, 2**24 + 64, 128)])
+def test_the_last_tile_of_very_many_logits(ntxent: NtxentLaunchers, n: int, columns: int, d: int) -> None:
+    t, tile = 0.2, columns % 128 or 128
+    u = sparse(columns, d, dtype=torch.float16)
+    u[-tile:] = unit_rows(tile, d, u.dtype)
+    _, lse_neg, s_pos = ntxent.fwd(u, n, row_offset=columns - 2 * n, temperature=t, reduce=False)
+    assert u.numel() > 2**31
+    logits = u[-tile:].double() @ u[-tile:].double().T / t
+    own, positive = torch.arange(tile), torch.arange(tile) - n
+    logits[own, own] = -torch.inf
+    logits[own[positive >= 0], positive[positive >= 0]] = -torch.inf
+    finished = min(n, 32)  # samples of the last block of the second step
+    assert relative_error(lse_neg[-finished:], logits.logsumexp(1)[-finished:]) <= 1e-5
+    assert relative_error(s_pos[-finished:], (u[-finished:].double() * u[-finished - n : -n]).sum(1) / t) <= 1e-6
+
+
+# 2^10 pairs at the end of the columns, or columns that are the rows. strip: the columns of the last strip.
+@pytest.mark.parametrize(
+    ("dtype", "n", "multiprocessors", "strip"),
+    [(torch.float16, 2**10, 2**18, 320), (torch.float32, 2**10, 2**18, 608), (torch.float16, 2**23 + 32, 2**27, 1088)],
+)
+def test_the_last_strip_of_very_many_columns_in_the_backward(
+    ntxent: NtxentLaunchers, dtype: torch.dtype, n: int, multiprocessors: int, strip: int
+) -> None:
+    columns, d, t, weight, eps = 2**24 + 64, 128, 0.2, 0.3, 1e-8
+    ntxent.device.multiprocessors = multiprocessors
+    rows = 4  # of the second step's last block
+    positives = slice(-rows - n, -n)
+    z, unit, inv_norm = sparse(2, n, d, dtype=dtype), sparse(2 * n, d, dtype=torch.float64), sparse(2 * n)
+    u, lse_neg, s_pos = sparse(columns, d, dtype=dtype), sparse(columns), sparse(columns)
+    for some in (slice(-strip, None), positives):
+        of_some = torch.randn_like(z.flatten(0, 1)[some])
+        z.flatten(0, 1)[some] = of_some
+        norms = of_some.double().norm(dim=1)
+        unit[some], inv_norm[some] = of_some.double() / norms[:, None], (1 / norms).float()
+        u[some] = unit[some].to(dtype)
+        lse_neg[some], s_pos[some] = torch.rand(len(norms)) + 8, torch.rand(len(norms)) + 1
+    _, dz1, _ = ntxent.bwd(
+        torch.tensor(weight), *z, u, inv_norm, lse_neg, s_pos, row_offset=columns - 2 * n, eps=eps, temperature=t,
+        need_dt=False,
+    )  # fmt: skip
+    assert u.numel() > 2**31
+
+    logits = unit[-rows:] @ unit[-strip:].T / t
+    lse = torch.logaddexp(lse_neg[-strip:], s_pos[-strip:]).double()
+    coefficients = weight * ((logits - lse[-rows:, None]).exp() + (logits - lse).exp())
+    coefficients[torch.arange(rows), torch.arange(strip - rows, strip)] = 0
+    own_pull, positive_pull = (torch.sigmoid(lse_neg[some] - s_pos[some]) for some in (slice(-rows, None), positives))
+    pull = weight * (own_pull + positive_pull).double()
+    du = (coefficients @ unit[-strip:] - pull[:, None] * unit[positives]) / t
+    dz = inv_norm[-rows:, None] * (du - (du * unit[-rows:]).sum(1, keepdim=True) * unit[-rows:])
+    assert relative_error(dz1[-rows:].double(), dz) <= (2e-3 if dtype == torch.float16 else 1e-5)
+    assert dz1[-2 * rows : -rows].count_nonzero() == 0
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -21,11 +21,12 @@ def report(run: subprocess.CompletedProcess[str]) -> str:
     return (run.stdout + run.stderr)[-6000:]
 
 
-# The race detector takes ten times as long, and sees a race in any schedule: small blocks of every kernel will do.
+# The race detector takes ten times as long, and sees a race in any schedule: small blocks of every kernel will do. It
+# has no room for far memory, of which one block runs alone.
 _NTXENT = "proof/simt/test_ntxent.py::test_every_schedule_gives_the_same_and_right_numbers"
 _AUGMENT = "proof/simt/test_augment.py::test_"
 RACE_SUITES = [
-    *(suite for suite in SUITES if not suite.endswith(("test_ntxent.py", "test_augment.py"))),
+    *(suite for suite in SUITES if not suite.endswith(("test_ntxent.py", "test_augment.py", "test_far_memory.py"))),
     f"{_NTXENT}[33x123-float16-t0.1-random-seed2-eager]",
     f"{_NTXENT}[20x200-float16-t0.1-random-seed1-lazy]",
     f"{_NTXENT}[24x40-float32-t0.1-random-seed2-eager]",
