@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from simclr_fast.config import Config, as_dict
 from simclr_fast.run_files import METRICS_FILE, read_metrics
-from simclr_fast.training.phases import phase
+from simclr_fast.training.profile import phase
 
 Item = TypeVar("Item")
 # What the progress bar shows: metric -> (short name, format).

@@ -1,6 +1,8 @@
-"""--profile: where the time of a step goes, as a Chrome trace and a table of the step's phases."""
+"""--profile: where the time of a step goes, as a Chrome trace and a table of the step's named phases."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -8,13 +10,33 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
-from simclr_fast.training.phases import drain_phases
-
 PHASES = ("data", "augment", "forward", "loss", "backward", "optimizer")
 WARMUP_STEPS = 3
 TRACE_FILE, TABLE_FILE = "profile.json", "profile.txt"
 # Backward of the loss runs inside the backward phase; its kernels are told apart by their names.
 LOSS_KERNELS = "simclr_fast::ntxent"
+
+_draining = False
+
+
+def phase(name: str) -> contextlib.AbstractContextManager:
+    """A named range in the profiler's trace; nothing inside a compiled graph."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return _drained(name) if _draining else torch.profiler.record_function(name)
+
+
+def drain_phases(on: bool) -> None:
+    """Whether phases wait for the GPU at their end, so that their times are those of the work they queued."""
+    global _draining
+    _draining = on
+
+
+@contextlib.contextmanager
+def _drained(name: str) -> Iterator[None]:
+    with torch.profiler.record_function(name):
+        yield
+        torch.cuda.synchronize()
 
 
 @dataclasses.dataclass(frozen=True)

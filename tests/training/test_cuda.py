@@ -13,8 +13,7 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.models import build_model
-from simclr_fast.training.finite import LossWatch
-from simclr_fast.training.step import TrainStep
+from simclr_fast.training.step import LossWatch, TrainStep
 from simclr_fast.training.views import Views
 from tests.data.conftest import pixels, write_image
 from tests.streams import captured
