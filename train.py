@@ -29,14 +29,10 @@ from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluat
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, exit_status, start_process
 from simclr_fast.run_files import chance_level
-from simclr_fast.training.bundle import save_bundle
 from simclr_fast.training.folder import RunFolder
-from simclr_fast.training.identity import data_identity
 from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib, print_summary
 from simclr_fast.training.profile import StepProfiler
-from simclr_fast.training.saver import CheckpointSaver
-from simclr_fast.training.start import start_from
-from simclr_fast.training.state import TrainState
+from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, save_bundle, start_from
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views, check_channels
 

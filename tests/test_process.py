@@ -1,12 +1,13 @@
-"""What training processes tell each other, over gloo."""
+"""What processes tell each other, over gloo, and signals as a request that the loop honours."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from simclr_fast.process import start_process, stop_process
+from simclr_fast.process import StopSignals, start_process, stop_process
 from tests.training.processes import CONTEXT, finish, free_port
 
 WORLD = 3
@@ -39,3 +40,22 @@ def test_a_flag_of_one_process_reaches_all(answers: list[dict]) -> None:
 
 def test_the_first_process_alone_is_the_main_one(answers: list[dict]) -> None:
     assert [answer["is main"] for answer in answers] == [True, False, False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_is_noted_and_the_second_acts(number: signal.Signals) -> None:
+    acted: list[int] = []
+    before = signal.signal(number, lambda received, _: acted.append(received))
+    try:
+        with StopSignals() as signals:
+            assert signals.received is None
+            os.kill(os.getpid(), number)
+            assert (signals.received, acted) == (number, [])
+            os.kill(os.getpid(), number)
+            assert acted == [number]
+        with StopSignals() as signals:
+            assert signals.received is None
+        os.kill(os.getpid(), number)
+        assert acted == [number, number], "outside, signals act as before"
+    finally:
+        signal.signal(number, before)

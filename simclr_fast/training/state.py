@@ -1,20 +1,30 @@
-"""Everything that a run needs to go on exactly where it was: weights, optimizer, scaler, average, generators, step."""
+"""Everything that a run needs to go on exactly: what a checkpoint holds, when one is written, how a run starts from it.
+
+Weights, optimizer, scaler, average, generators and step make up a checkpoint. A run goes on from one (--resume), or
+begins with weights alone (--initial-checkpoint), in the formats that people have them in.
+"""
 
 import dataclasses
+import hashlib
 import logging
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from simclr_fast.checkpoint import load_weights
+from simclr_fast.checkpoint import load, load_newest, load_weights, save
 from simclr_fast.config import Config, as_dict
-from simclr_fast.errors import CheckpointError
+from simclr_fast.data import Source
+from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.optim import build_optimizer
 from simclr_fast.sync_bn import synchronize_batch_norm
+from simclr_fast.tensor_file import read, write_atomically
 from simclr_fast.training.step import random_state, set_random_state
+from simclr_fast.training.views import Draw, Images
 
 # Options that decide what is computed: a resumed run must agree on them to go on exactly. More epochs may follow, and
 # what a run began with is behind it.
@@ -22,6 +32,7 @@ EXACT_OPTIONS = ("augment", "model", "optimization")
 FREE_OPTIONS = ("epochs", "initial_checkpoint")
 CONTENT = {"step": int, "seconds": (int, float), "model": dict, "optimizer": dict, "scaler": dict, "random": dict}
 CONTENT |= {"config": dict}
+IDENTITY_SAMPLE = 32  # images that are compared, evenly spread, so that a data set of millions takes no time
 
 log = logging.getLogger(__name__)
 
@@ -136,3 +147,117 @@ class TrainState:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+class CheckpointSaver:
+    """Saves the state to the run's folder, in the main process only; every process keeps the state's time."""
+
+    def __init__(self, config: Config, state: TrainState, *, enabled: bool):
+        self.config = config
+        self.state = state
+        self.enabled = enabled
+        self.begun = time.monotonic() - state.seconds
+        self.saved = time.monotonic()
+
+    def save(self) -> None:
+        """Save now."""
+        self.state.seconds = time.monotonic() - self.begun
+        if self.enabled:
+            run = self.config.run
+            save(run.output, self.state.step, self.state.checkpoint(self.config), run.checkpoint_hist)
+        self.saved = time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Save if the last checkpoint is older than --checkpoint-minutes."""
+        if time.monotonic() - self.saved > 60 * self.config.run.checkpoint_minutes:
+            self.save()
+
+
+def start_from(state: TrainState, config: Config) -> Path | None:
+    """Put the state where --resume or --initial-checkpoint says; returns the checkpoint that the run goes on from.
+
+    Both together are the command line of a job that may be started again: --resume auto goes on from a checkpoint in
+    the folder if there is one, and begins with the initial weights if there is none.
+    """
+    resume, initial = config.run.resume, config.model.initial_checkpoint
+    if resume not in (None, "auto") and initial is not None:
+        raise ConfigError("--initial-checkpoint and --resume: pass one of them")
+    found = None
+    if resume == "auto":
+        found = load_newest(config.run.output)
+    elif resume is not None:
+        found = Path(resume), load(Path(resume))
+    if found is not None:
+        path, content = found
+        state.restore(content, config, str(path))
+        log.info("going on from %s", path)
+        return path
+    if initial is not None:
+        load_initial_weights(state.model, initial)
+        if state.ema is not None:
+            state.ema.module.load_state_dict(state.model.state_dict())
+    return None
+
+
+def load_initial_weights(model: SimCLR, path: Path) -> None:
+    """Load a checkpoint of train.py, or a state dict of the backbone, whose head then starts at random.
+
+    State dicts are those of torchvision's models, with or without their classifier `fc`, of `backbone.pth` that
+    `python -m simclr_fast.evaluation export` wrote, and of torchvision-like programs that keep them under
+    "state_dict" and prefix names by "module.". Raises CheckpointError with what differs.
+    """
+    content = read(path)
+    if isinstance(content, dict) and isinstance(content.get("version"), int):
+        load_weights(model, content.get("model"), str(path))
+        return
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise CheckpointError(f"{path}: neither a checkpoint of train.py nor a state dict of a backbone")
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    if any(key.startswith("backbone.") for key in weights):
+        load_weights(model, weights, str(path))
+        return
+    classifier = [key for key in weights if key.startswith("fc.")]
+    weights = {key: value for key, value in weights.items() if key not in classifier}
+    # Files older than torch 0.4.1 lack these counters, which nothing here reads.
+    for key, value in model.backbone.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            weights.setdefault(key, torch.zeros_like(value))
+    load_weights(model.backbone, weights, str(path))
+    left = " without its classifier fc" if classifier else ""
+    log.info("the backbone starts from %s%s, the projection head at random", path, left)
+
+
+def data_identity(source: Source) -> dict[str, int | str]:
+    """Number of images, channels, and a digest of some of the images by their places: {"images", "channels", "sha256"}.
+
+    Names and folders do not matter, so a data set may be moved; the order of the images does, since draws depend on it.
+    """
+    size = len(source)
+    count = min(size, IDENTITY_SAMPLE)
+    digest = hashlib.sha256()
+    for k in range(count):
+        data = _stored(source, k * (size - 1) // max(1, count - 1))
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return {"images": size, "channels": source.channels, "sha256": digest.hexdigest()[:16]}
+
+
+def _stored(source: Source, index: int) -> bytes:
+    try:
+        return source.read(index)
+    except OSError:
+        return b"unreadable"  # the loader reports it and replaces it; it is the same in a run that goes on
+
+
+def save_bundle(folder: Path, rank: int, state: TrainState, config: Config, images: Images, draw: Draw) -> Path:
+    """Write what it takes to run the failed step again: the checkpoint before it, its images and what was drawn.
+
+    Load it with torch.load(path, weights_only=True): a checkpoint's content plus "images", "indices", "seed", "warp".
+    """
+    path = folder / f"nonfinite-step{state.step}-rank{rank}.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(
+        path,
+        state.checkpoint(config) | {"images": images, "indices": draw.indices, "seed": draw.seed, "warp": draw.warp},
+    )
+    return path

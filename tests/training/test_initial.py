@@ -14,9 +14,7 @@ from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.evaluation.exported import STATE_DICT_FILE, export_weights
 from simclr_fast.evaluation.run import Run
 from simclr_fast.models import SimCLR, build_model
-from simclr_fast.training.initial import load_initial_weights
-from simclr_fast.training.start import start_from
-from simclr_fast.training.state import TrainState
+from simclr_fast.training.state import TrainState, load_initial_weights, start_from
 from tests.evaluation.conftest import demo_config, write_run
 from tests.training.exactness import config
 

@@ -1,17 +1,13 @@
-"""When checkpoints are written and how many are kept, and signals as a request that the loop honours."""
+"""When checkpoints are written, and how many are kept."""
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from simclr_fast.checkpoint import checkpoints, load
-from simclr_fast.process import StopSignals
-from simclr_fast.training.saver import CheckpointSaver
-from simclr_fast.training.state import TrainState
+from simclr_fast.training.state import CheckpointSaver, TrainState
 from tests.training.exactness import config
 
 
@@ -70,22 +66,3 @@ def test_other_processes_write_nothing_and_keep_the_time(tmp_path: Path, clock: 
     made.save_if_due()
     assert made.state.seconds == 10_000
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_is_noted_and_the_second_acts(number: signal.Signals) -> None:
-    acted: list[int] = []
-    before = signal.signal(number, lambda received, _: acted.append(received))
-    try:
-        with StopSignals() as signals:
-            assert signals.received is None
-            os.kill(os.getpid(), number)
-            assert (signals.received, acted) == (number, [])
-            os.kill(os.getpid(), number)
-            assert acted == [number]
-        with StopSignals() as signals:
-            assert signals.received is None
-        os.kill(os.getpid(), number)
-        assert acted == [number, number], "outside, signals act as before"
-    finally:
-        signal.signal(number, before)

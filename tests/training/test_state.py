@@ -11,8 +11,7 @@ from torch import Tensor
 from simclr_fast.config import Config
 from simclr_fast.data import EncodedImages, ImageArrays
 from simclr_fast.errors import CheckpointError
-from simclr_fast.training.identity import SAMPLE, data_identity
-from simclr_fast.training.state import TrainState
+from simclr_fast.training.state import IDENTITY_SAMPLE, TrainState, data_identity
 from tests.training.exactness import config
 
 CPU = torch.device("cpu")
@@ -155,7 +154,7 @@ def test_files_are_told_apart_by_their_bytes_and_not_by_their_place(tmp_path: Pa
     assert data_identity(source("b")) == first
     for changed in (0, 999):  # the ends are always looked at, and as many between as the sample has
         assert data_identity(source("a", changed)) != first
-    assert sum(data_identity(source("a", k)) != first for k in range(1000)) == SAMPLE
+    assert sum(data_identity(source("a", k)) != first for k in range(1000)) == IDENTITY_SAMPLE
 
 
 def test_one_image_is_a_data_set_too() -> None:
