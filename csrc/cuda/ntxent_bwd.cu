@@ -15,9 +15,9 @@
 // The accumulators of the first product are the A operand of the second (HalfOperand::accumulate). The sum over the
 // splits, the positive's term and the Jacobian of the normalisation are in ntxent_bwd_finish.cu.
 #include "ntxent_bwd.cuh"
+#include "ntxent_bwd_terms.cuh"
 #include "ntxent_plan.h"
 #include "ntxent_tiles.cuh"
-#include "reduce.cuh"
 
 namespace simclr::cuda {
 namespace {
@@ -30,67 +30,10 @@ struct BwdTask {
   Pairing pairing;
   Temperature<float> temperature;
   LossWeights<float> weights;
-  const float* lse_neg;  // [columns]
-  const float* s_pos;    // [columns]
+  RowStatistics<float> statistics;
   BwdPartials<float> partials;
   BwdPlan plan;
 };
-
-// What a row or a column contributes to coefficients: exp2(logit - shift) * weight. With the constant maximum the shift
-// is the same for all and weight = w exp(1/t - lse); with the online maximum shift = lse and weight = w. Either way in
-// units of the largest |w|, and times 2^scale_log2.
-struct Term {
-  float weight, shift;
-};
-
-struct TermScale {
-  float constant_max;  // base 2
-  float per_unit;      // 1 / the largest |w|
-  float weight;        // of every row in this unit, where they have one weight
-  float scale_log2;    // a whole number; see ntxent_math.cuh
-  float of_result;     // what brings sums of coefficients to du: the unit, 1/t, 2^-scale_log2
-};
-
-template <bool kOnline>
-__device__ Term term_of(const BwdTask& task, const TermScale& scale, int column) {
-  const float w = task.weights.per_column ? task.weights(column) * scale.per_unit : scale.weight;
-  const float lse = static_cast<float>(kLog2E) * log_add_exp(task.lse_neg[column], task.s_pos[column]);
-  if constexpr (kOnline) return {w, lse - scale.scale_log2};
-  return {w * ptx::exp2_approx(scale.constant_max - lse), scale.constant_max - scale.scale_log2};
-}
-
-// Fills *scale, in shared memory because its numbers are needed rarely and registers are dear. Every CTA reads the
-// statistics of all columns for it, 8 bytes each.
-template <bool kHalf>
-__device__ void find_term_scale(const BwdTask& task, float constant_max, float inverse_temperature, TermScale* scale) {
-  const int columns = task.pairing.columns;
-  const auto argument = [&](int j) { return task.lse_neg[j] - task.s_pos[j]; };
-  float weight = 0, largest = 0, most = 0;  // most: the largest |w| sg over the largest |w|
-  if (task.weights.per_column) {
-    for (int j = threadIdx.x; j < columns; j += blockDim.x) {
-      const float w = fabsf(task.weights(j));
-      largest = fmaxf(largest, w);
-      if constexpr (kHalf) most = fmaxf(most, w * sigmoid(argument(j)));
-    }
-    largest = fmaxf(block_max(largest), FLT_MIN);
-    if constexpr (kHalf) most = block_max(most) / largest;
-  } else {
-    weight = task.weights(0);
-    largest = fmaxf(fabsf(weight), FLT_MIN);
-    if constexpr (kHalf) {
-      float x = -INFINITY;
-      for (int j = threadIdx.x; j < columns; j += blockDim.x) x = fmaxf(x, argument(j));
-      most = sigmoid(block_max(x));
-    }
-  }
-  if (threadIdx.x == 0) {
-    const float range = kHalf ? fmaxf(ceilf(log2f(most)), kLeastSigmoidLog2) : 0.0f;
-    const float scale_log2 = kCoefficientScaleLog2 - range;
-    const float of_result = ldexpf(largest * inverse_temperature, -static_cast<int>(scale_log2));
-    *scale = {constant_max, 1.0f / largest, weight / largest, scale_log2, of_result};
-  }
-  __syncthreads();
-}
 
 template <class Operand>
 struct Shape {
@@ -157,7 +100,8 @@ __device__ void copy_columns(const BwdTask& task, const TermScale& scale, const 
               blockDim.x);
     if (threadIdx.x < plan.tile_columns) {
       const int own = column + threadIdx.x, at = stage * plan.tile_columns + threadIdx.x;
-      const Term term = own < task.pairing.columns ? term_of<kOnline>(task, scale, own) : Term{0, 0};
+      const Term term =
+          own < task.pairing.columns ? term_of<kOnline>(task.weights, task.statistics, scale, own) : Term{0, 0};
       shared.column_weights[at] = term.weight;
       shared.column_shifts[at] = term.shift;
     }
@@ -295,7 +239,8 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 
   const float inverse_temperature = task.temperature.inverse(), scale = task.temperature.base_2_scale();
   __shared__ TermScale term_scale;
-  find_term_scale<sizeof(typename Operand::Element) == sizeof(__half)>(task, scale, inverse_temperature, &term_scale);
+  find_term_scale<sizeof(typename Operand::Element) == sizeof(__half)>(
+      task.weights, task.statistics, task.pairing.columns, scale, inverse_temperature, &term_scale);
 
   typename Shape<Operand>::Rows rows;
   load_rows<Operand>(rows, task, shared.stages, block_row, warp_row, slice);
@@ -305,8 +250,9 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = block_row + warp_row + 16 * m + 8 * h + group;
-      row_terms[m][h] = row < task.pairing.rows ? term_of<kOnline>(task, term_scale, task.pairing.column_of(row))
-                                                : Term{0, term_scale.constant_max};
+      row_terms[m][h] = row < task.pairing.rows
+                            ? term_of<kOnline>(task.weights, task.statistics, term_scale, task.pairing.column_of(row))
+                            : Term{0, term_scale.constant_max};
     }
   }
 
@@ -382,8 +328,7 @@ cudaError_t run(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream
                      pairing,
                      temperature_of<float>(args),
                      weights_of<float>(args),
-                     static_cast<const float*>(args.lse_neg),
-                     static_cast<const float*>(args.s_pos),
+                     statistics_of<float>(args),
                      partials_of<float>(args, plan),
                      plan};
   const dim3 grid(plan.row_blocks, plan.splits);

@@ -6,7 +6,7 @@
 
 namespace simclr::cuda {
 
-// For every split: its part of the first sum of du (ntxent_math.cuh), 1/t and weights included, and of
+// For every split: its part of the first sum of du (csrc/ntxent.h), 1/t and weights included, and of
 // sum_j w_i exp(s_ij - lse_i) s_ij.
 template <class S>
 struct BwdPartials {

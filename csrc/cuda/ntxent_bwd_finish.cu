@@ -1,11 +1,10 @@
 // NT-Xent backward, second step: du -> dz and dt.
 //
-//   du_i = (sum of its partials, in order) - (w_i sg_i + w_p sg_p) / t u_p
-//   dz_i = r_i (du_i - u_i (u_i . du_i)),  r_i = 1 / |z_i|;  where |z_i| <= eps the norm was clamped: dz_i = du_i / eps
-//   dt   = -1/t sum_i [ sum_j w_i exp(s_ij - lse_i) s_ij - w_i sg_i s_ip ]
+//   du_i = (sum of its partials, in order) - (w_i pull_i + w_p pull_p) / t u_p
 //
-// The positive's term is added here, in full precision: between aligned pairs it nearly cancels the other terms. One
-// warp owns a row. Where the operand u is rounded to fp16, u_i and u_p come from the raw z instead.
+// and from it dz_i and dt as in csrc/ntxent.h. The positive's term is added here, in full precision: between aligned
+// pairs it nearly cancels the other terms. One warp owns a row. Where the operand u is rounded to fp16, u_i and u_p
+// come from the raw z instead.
 #include "../ntxent_launch.h"
 #include "ntxent_bwd.cuh"
 #include "reduce.cuh"
@@ -27,9 +26,8 @@ struct BwdFinishTask {
   const T* u;         // [columns, u_columns], not with half types
   T* dz[2];           // [n, d] each
   const S* inv_norm;  // [rows]
-  const S* lse_neg;   // [columns]
-  const S* s_pos;     // [columns]
-  S* dt;              // [] or null
+  RowStatistics<S> statistics;
+  S* dt;  // [] or null
   Pairing pairing;
   Temperature<S> temperature;
   LossWeights<S> weights;
@@ -45,10 +43,7 @@ struct BwdFinishTask {
     return row < pairing.n ? z[0] + row * z_stride[0] : z[1] + (row - pairing.n) * z_stride[1];
   }
   __device__ S scale_of(int row) const { return kRoundsRows<T> ? inv_norm[row] : S(1); }
-
-  __device__ S positive_coefficient(int column) const {
-    return weights(column) * sigmoid(lse_neg[column] - s_pos[column]);
-  }
+  __device__ S pull_of(int column) const { return weights(column) * statistics.pull(column); }
 };
 
 template <class T, class S>
@@ -60,8 +55,8 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
   if (row < rows) {
     const int view = row >= n, partner = view ? row - n : row + n;
     const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
-    const S own_coefficient = task.positive_coefficient(own);
-    const S pull = (own_coefficient + task.positive_coefficient(positive)) * inverse_temperature;
+    const S own_pull = task.pull_of(own);
+    const S pull = (own_pull + task.pull_of(positive)) * inverse_temperature;
     const T *x = task.row_of(row), *x_positive = task.row_of(partner);
     T* dz = (view ? task.dz[1] : task.dz[0]) + (row - view * n) * task.d;
     const S r = task.inv_norm[row], unit = task.scale_of(row), positive_unit = task.scale_of(partner);
@@ -83,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
       for (int split = 0; split < task.splits; ++split) {
         row_logits += task.partials.own_logits[static_cast<int64_t>(split) * rows + row];
       }
-      row_logits -= own_coefficient * task.s_pos[own];
+      row_logits -= own_pull * task.statistics.s_pos[own];
     }
   }
   S total;
@@ -92,26 +87,27 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
 
 template <class T, class S>
 cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
-  const BwdPartials<S> partials = partials_of<S>(args, plan);
   S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
-  const BwdFinishTask<T, S> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
-                                 {args.z_stride[0], args.z_stride[1]},
-                                 kRoundsRows<T> ? nullptr : static_cast<const T*>(args.u),
-                                 {static_cast<T*>(args.dz[0]), static_cast<T*>(args.dz[1])},
-                                 static_cast<const S*>(args.inv_norm),
-                                 static_cast<const S*>(args.lse_neg),
-                                 static_cast<const S*>(args.s_pos),
-                                 static_cast<S*>(args.dt),
-                                 pairing_of(args),
-                                 temperature_of<S>(args),
-                                 weights_of<S>(args),
-                                 partials,
-                                 {block_sums, partials.finished},
-                                 args.d,
-                                 args.u_columns,
-                                 plan.du_columns,
-                                 plan.splits,
-                                 clamped_inv_norm<S>(args)};
+  BwdFinishTask<T, S> task = {};
+  for (int view = 0; view < 2; ++view) {
+    task.z[view] = static_cast<const T*>(args.z[view]);
+    task.z_stride[view] = args.z_stride[view];
+    task.dz[view] = static_cast<T*>(args.dz[view]);
+  }
+  if constexpr (!kRoundsRows<T>) task.u = static_cast<const T*>(args.u);
+  task.inv_norm = static_cast<const S*>(args.inv_norm);
+  task.statistics = statistics_of<S>(args);
+  task.dt = static_cast<S*>(args.dt);
+  task.pairing = pairing_of(args);
+  task.temperature = temperature_of<S>(args);
+  task.weights = weights_of<S>(args);
+  task.partials = partials_of<S>(args, plan);
+  task.sums = {block_sums, task.partials.finished};
+  task.d = args.d;
+  task.u_columns = args.u_columns;
+  task.du_columns = plan.du_columns;
+  task.splits = plan.splits;
+  task.clamped_inv_norm = clamped_inv_norm<S>(args.eps);
   return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S>), plan.finish_blocks, kThreads, 0, stream, task);
 }
 

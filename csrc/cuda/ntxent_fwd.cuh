@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
     const W per_unit = inverse_temperature / static_cast<W>(task.temperature.base_2_scale());
     const W lse_neg = Statistics::log_sum(all, inverse_temperature, per_unit);
     const W s_pos = of_pair[threadIdx.x % kFwdFinishPairs];
-    loss = static_cast<S>(softplus(lse_neg - s_pos));
+    loss = static_cast<S>(row_loss(lse_neg, s_pos));
     task.s_pos[row] = static_cast<S>(s_pos);
     task.lse_neg[row] = static_cast<S>(lse_neg);
     if (!task.reduce) task.loss[row] = loss;
@@ -105,16 +105,17 @@ template <class E, class S, class Statistics>
 cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream) {
   const auto partials = partials_of<typename Statistics::Partial>(args, plan);
   S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
-  const FwdFinishTask<E, S> task{static_cast<const E*>(args.u),
-                                 args.u_columns,
-                                 pairing_of(args),
-                                 temperature_of<S>(args),
-                                 static_cast<S*>(args.s_pos),
-                                 static_cast<S*>(args.lse_neg),
-                                 static_cast<S*>(args.loss),
-                                 static_cast<S>(args.scale),
-                                 args.reduce != 0,
-                                 {block_sums, partials.finished}};
+  FwdFinishTask<E, S> task = {};
+  task.u = static_cast<const E*>(args.u);
+  task.u_columns = args.u_columns;
+  task.pairing = pairing_of(args);
+  task.temperature = temperature_of<S>(args);
+  task.s_pos = static_cast<S*>(args.s_pos);
+  task.lse_neg = static_cast<S*>(args.lse_neg);
+  task.loss = static_cast<S*>(args.loss);
+  task.scale = static_cast<S>(args.scale);
+  task.reduce = args.reduce != 0;
+  task.sums = {block_sums, partials.finished};
   return SIMCLR_LAUNCH((ntxent_fwd_finish_kernel<E, S, Statistics>), plan.finish_blocks, kFwdFinishThreads, 0, stream,
                        task, partials.of_slot, plan.slots);
 }

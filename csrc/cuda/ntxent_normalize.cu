@@ -52,15 +52,18 @@ __global__ void __launch_bounds__(32 * kWarps) ntxent_normalize_kernel(const Nor
 
 template <class T, class U, class S, class W>
 cudaError_t run(const SimclrNtxentNormalizeArgs& args, cudaStream_t stream) {
-  const NormalizeTask<T, U, S, W> task{{static_cast<const T*>(args.z[0]), static_cast<const T*>(args.z[1])},
-                                       {args.z_stride[0], args.z_stride[1]},
-                                       static_cast<U*>(args.u),
-                                       static_cast<S*>(args.inv_norm),
-                                       args.n,
-                                       args.d,
-                                       args.u_columns,
-                                       static_cast<W>(args.eps),
-                                       clamped_inv_norm<S>(args)};
+  NormalizeTask<T, U, S, W> task = {};
+  for (int view = 0; view < 2; ++view) {
+    task.z[view] = static_cast<const T*>(args.z[view]);
+    task.z_stride[view] = args.z_stride[view];
+  }
+  task.u = static_cast<U*>(args.u);
+  task.inv_norm = static_cast<S*>(args.inv_norm);
+  task.n = args.n;
+  task.d = args.d;
+  task.u_columns = args.u_columns;
+  task.eps = static_cast<W>(args.eps);
+  task.clamped_inv_norm = clamped_inv_norm<S>(args.eps);
   return SIMCLR_LAUNCH((ntxent_normalize_kernel<T, U, S, W>), static_cast<unsigned>(ceil_div(2 * args.n, kWarps)),
                        32 * kWarps, 0, stream, task);
 }

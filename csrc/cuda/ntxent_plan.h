@@ -44,15 +44,15 @@ LossWeights<T> weights_of(const SimclrNtxentBwdArgs& args) {
   return {static_cast<const T*>(args.dloss), static_cast<T>(args.scale), args.reduce == 0};
 }
 
-// What 1 / |z| is where the norm was clamped to eps; the backward knows such rows by it.
-template <class S, class Args>
-S clamped_inv_norm(const Args& args) {
-  return static_cast<S>(1 / args.eps);
+template <class T>
+RowStatistics<T> statistics_of(const SimclrNtxentBwdArgs& args) {
+  return {static_cast<const T*>(args.lse_neg), static_cast<const T*>(args.s_pos)};
 }
 
+// A temperature that only the device knows may be any.
 template <class Args>
 bool uses_constant_max(const Args& args) {
-  return args.temperature_ptr == nullptr && 2 / args.temperature <= kLargestConstantMax;
+  return args.temperature_ptr == nullptr && simclr::uses_constant_max(args.temperature);
 }
 
 template <class Args>

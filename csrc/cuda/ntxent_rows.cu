@@ -77,8 +77,7 @@ struct BwdRowsTask {
   Pairing pairing;
   Temperature<S> temperature;
   LossWeights<S> weights;
-  const S* lse_neg;  // [columns]
-  const S* s_pos;    // [columns]
+  RowStatistics<S> statistics;
   BwdPartials<S> partials;
   int du_columns;
 };
@@ -90,7 +89,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
   if (row >= task.pairing.rows) return;
   const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
   const S inverse_temperature = task.temperature.inverse(), weight = task.weights(own);
-  const S lse = log_add_exp(task.lse_neg[own], task.s_pos[own]);
+  const S lse = task.statistics.lse(own);
   S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;
   for (int64_t k = lane; k < task.u.d; k += kLanes) du[k] = 0;
 
@@ -101,8 +100,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
     S coefficient = 0;
     if (lane < count && column != own && column != positive) {
       const S of_row = weight * exp(s - lse);
-      const S column_lse = log_add_exp(task.lse_neg[column], task.s_pos[column]);
-      coefficient = of_row + task.weights(column) * exp(s - column_lse);
+      coefficient = of_row + task.weights(column) * exp(s - task.statistics.lse(column));
       own_logits += of_row * s;
     }
     for (int64_t block = 0; block < task.u.d; block += kLanes) {
@@ -127,8 +125,7 @@ cudaError_t run_bwd(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaSt
                                pairing_of(args),
                                temperature_of<S>(args),
                                weights_of<S>(args),
-                               static_cast<const S*>(args.lse_neg),
-                               static_cast<const S*>(args.s_pos),
+                               statistics_of<S>(args),
                                partials_of<S>(args, plan),
                                plan.du_columns};
   return SIMCLR_LAUNCH((ntxent_bwd_rows_kernel<E, S>), blocks(2 * args.n), kLanes * kWarps, 0, stream, task);

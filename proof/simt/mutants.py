@@ -136,8 +136,8 @@ MUTANTS = (
     _ntxent("bwd.cu", "diagonal unmasked", " && column != pairing.column_of(row) &&", " &&"),
     _ntxent("bwd.cu", "columns' weights missing", "(own_row.weight + column_weight)", "own_row.weight"),
     _ntxent(
-        *("bwd.cu", "fp16 coefficients scaled by the largest weight alone"),
-        *("fmaxf(ceilf(log2f(most)), kLeastSigmoidLog2) : 0.0f", "0.0f : 0.0f", "test_half_gradients"),
+        *("bwd_terms.cuh", "fp16 coefficients scaled by the largest weight alone"),
+        *("fmaxf(ceilf(log2f(most)), kLeastPullLog2) : 0.0f", "0.0f : 0.0f", "test_half_gradients"),
     ),
     _ntxent(
         *("bwd_finish.cu", "the pull of the row itself"),
@@ -154,10 +154,10 @@ MUTANTS = (
     _ntxent(
         "bwd_finish.cu",
         "pull of one side only",
-        "own_coefficient + task.positive_coefficient(positive)",
-        "own_coefficient",
+        "own_pull + task.pull_of(positive)",
+        "own_pull",
     ),
-    _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_coefficient * task.s_pos[own];", ""),
+    _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_pull * task.statistics.s_pos[own];", ""),
     _ntxent("bwd_finish.cu", "last split left out", "split < task.splits; ++split, part", "split < 1; ++split, part"),
     _ntxent("math.cuh", "positive of the second view", "row < n ? row + n : row - n", "row + n"),
     _ntxent("math.cuh", "tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),

@@ -1,0 +1,73 @@
+// What a row or a column contributes to the coefficients of the tensor-core backward, in units that fp16 holds.
+//
+// The coefficient of u_j in du_i is w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j): a term of the row, and one of the
+// column. A row's terms add up to w_i pull_i. For the fp16 tensor cores all are scaled by 2^14 / max |w_i| pull_i,
+// rounded to a power of two: that bounds coefficients by 2^15, and leaves those normal that are at least 4e-9 of the
+// largest row's sum, however well aligned the pairs are.
+#pragma once
+
+#include "ntxent_math.cuh"
+#include "ptx.cuh"
+#include "reduce.cuh"
+
+namespace simclr::cuda {
+
+constexpr float kCoefficientScaleLog2 = 14.0f;  // two terms of 2^14 are 2^15; two of 2^15 overflow fp16's 65504
+constexpr float kLeastPullLog2 = -90.0f;        // what a pull counts at least: sums of 2^14 / pull stay finite in fp32
+
+// exp2(logit - shift) * weight. With the constant maximum the shift is the same for all and weight = w exp(1/t - lse);
+// with the online maximum shift = lse and weight = w. Either way in units of the largest |w|, and times 2^scale_log2.
+struct Term {
+  float weight, shift;
+};
+
+struct TermScale {
+  float constant_max;  // base 2
+  float per_unit;      // 1 / the largest |w|
+  float weight;        // of every row in this unit, where they have one weight
+  float scale_log2;    // a whole number
+  float of_result;     // what brings sums of coefficients to du: the unit, 1/t, 2^-scale_log2
+};
+
+template <bool kOnline>
+__device__ Term term_of(const LossWeights<float>& weights, const RowStatistics<float>& statistics,
+                        const TermScale& scale, int column) {
+  const float w = weights.per_column ? weights(column) * scale.per_unit : scale.weight;
+  const float lse = static_cast<float>(kLog2E) * statistics.lse(column);
+  if constexpr (kOnline) return {w, lse - scale.scale_log2};
+  return {w * ptx::exp2_approx(scale.constant_max - lse), scale.constant_max - scale.scale_log2};
+}
+
+// Fills *scale, in shared memory because its numbers are needed rarely and registers are dear. Every CTA reads the
+// statistics of all columns for it, 8 bytes each.
+template <bool kHalf>
+__device__ void find_term_scale(const LossWeights<float>& weights, const RowStatistics<float>& statistics, int columns,
+                                float constant_max, float inverse_temperature, TermScale* scale) {
+  float weight = 0, largest = 0, most = 0;  // most: the largest |w| pull over the largest |w|
+  if (weights.per_column) {
+    for (int j = threadIdx.x; j < columns; j += blockDim.x) {
+      const float w = fabsf(weights(j));
+      largest = fmaxf(largest, w);
+      if constexpr (kHalf) most = fmaxf(most, w * statistics.pull(j));
+    }
+    largest = fmaxf(block_max(largest), FLT_MIN);
+    if constexpr (kHalf) most = block_max(most) / largest;
+  } else {
+    weight = weights(0);
+    largest = fmaxf(fabsf(weight), FLT_MIN);
+    if constexpr (kHalf) {  // one pull for all: that of the largest difference
+      float x = -INFINITY;
+      for (int j = threadIdx.x; j < columns; j += blockDim.x) x = fmaxf(x, statistics.lse_neg[j] - statistics.s_pos[j]);
+      most = row_pull(block_max(x), 0.0f);
+    }
+  }
+  if (threadIdx.x == 0) {
+    const float range = kHalf ? fmaxf(ceilf(log2f(most)), kLeastPullLog2) : 0.0f;
+    const float scale_log2 = kCoefficientScaleLog2 - range;
+    const float of_result = ldexpf(largest * inverse_temperature, -static_cast<int>(scale_log2));
+    *scale = {constant_max, 1.0f / largest, weight / largest, scale_log2, of_result};
+  }
+  __syncthreads();
+}
+
+}  // namespace simclr::cuda
