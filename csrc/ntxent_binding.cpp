@@ -1,116 +1,219 @@
-// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,bwd} for the CPU.
-#include "ntxent_binding.h"
-
+// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,bwd} for the CPU and, with USE_CUDA, for CUDA.
+//
+// Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <optional>
 #include <string>
 #include <tuple>
-#include <type_traits>
 
-#include "cpu/ntxent.h"
-#include "half.h"
+#include "binding.h"
+#include "ntxent_launch.h"
 
 namespace simclr {
 namespace {
 
-// Calls f(Z{}, T{}): Z the embeddings' element type, T that of rows and statistics.
-template <class F>
-void with_element_types(const Tensor& z, const F& f) {
-  switch (z.scalar_type()) {
-    case ScalarType::Float:
-      return f(float{}, float{});
-    case ScalarType::Double:
-      return f(double{}, double{});
+struct Cpu {
+  static constexpr bool kHalfOperands = false;
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+
+  static int64_t operand_columns(int64_t d, int) { return d; }
+  static void run(SimclrNtxentNormalizeArgs& args, const Tensor&) { cpu::ntxent_normalize(args, torch_threads()); }
+  static void run(SimclrNtxentFwdArgs& args, const Tensor&) { cpu::ntxent_fwd(args, torch_threads()); }
+  static void run(SimclrNtxentBwdArgs& args, const Tensor&) { cpu::ntxent_bwd(args, torch_threads()); }
+};
+
+#ifdef USE_CUDA
+struct Cuda {
+  static constexpr bool kHalfOperands = true;  // fp16, for the tensor cores
+  struct Guard : torch::stable::accelerator::DeviceGuard {
+    explicit Guard(const Tensor& x) : DeviceGuard(x.get_device_index()) {}
+  };
+
+  static int64_t operand_columns(int64_t d, int u_dtype) { return simclr_ntxent_operand_columns(d, u_dtype); }
+  static void run(SimclrNtxentNormalizeArgs& args, const Tensor& u) {
+    check_launch(simclr_ntxent_normalize(&args, current_stream(u)), "ntxent_normalize_kernel");
+  }
+  static void run(SimclrNtxentFwdArgs& args, const Tensor& u) {
+    check_launch(simclr_query_device(&args.device), "ntxent");
+    const Tensor workspace = bytes(u, simclr_ntxent_fwd_workspace_bytes(&args));
+    args.workspace = workspace.mutable_data_ptr();
+    check_launch(simclr_ntxent_fwd(&args, current_stream(u)), "ntxent_fwd_kernel");
+  }
+  static void run(SimclrNtxentBwdArgs& args, const Tensor& u) {
+    check_launch(simclr_query_device(&args.device), "ntxent");
+    const Tensor workspace = bytes(u, simclr_ntxent_bwd_workspace_bytes(&args));
+    args.workspace = workspace.mutable_data_ptr();
+    check_launch(simclr_ntxent_bwd(&args, current_stream(u)), "ntxent_bwd_kernel");
+  }
+
+ private:
+  static Tensor bytes(const Tensor& like, int64_t size) {
+    return torch::stable::new_empty(like, {size}, ScalarType::Byte);
+  }
+};
+#endif
+
+int dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
     case ScalarType::Half:
-      return f(Half{}, float{});
+      return SIMCLR_HALF;
     case ScalarType::BFloat16:
-      return f(BFloat16{}, float{});
+      return SIMCLR_BFLOAT16;
+    case ScalarType::Float:
+      return SIMCLR_FLOAT;
+    case ScalarType::Double:
+      return SIMCLR_DOUBLE;
     default:
       STD_TORCH_CHECK(false, "ntxent: z0 and z1 must be float16, bfloat16, float32 or float64");
   }
 }
 
-double temperature_value(double temperature, const std::optional<Tensor>& tensor) {
-  if (!tensor) return temperature;
-  return tensor->scalar_type() == ScalarType::Double ? *data<double>(*tensor) : *data<float>(*tensor);
+// What statistics, loss, dt and a temperature tensor are: float32, float64 for float64 inputs.
+ScalarType statistics_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-std::tuple<Tensor, Tensor> ntxent_normalize_cpu(const Tensor& z0_any, const Tensor& z1_any, double eps) {
+Tensor with_adjacent_columns(const Tensor& z) {
+  return z.size(1) == 1 || z.stride(1) == 1 ? z : torch::stable::contiguous(z);
+}
+
+// Whether the row losses are added up, and what each is multiplied by in the gradient: row_scale of
+// simclr_fast/ops/ntxent/reference.py, for n samples of each process and the columns of all.
+template <class Args>
+void fill_reduction(Args& args, const std::string& name) {
+  STD_TORCH_CHECK(name == "mean" || name == "sum" || name == "none",
+                  "ntxent: reduction must be 'mean', 'sum' or 'none', got '", name, "'");
+  args.reduce = name != "none";
+  args.scale = name == "none"   ? 1.0
+               : name == "mean" ? 1.0 / static_cast<double>(2 * args.n)
+                                : static_cast<double>(args.columns) / static_cast<double>(2 * args.n);
+}
+
+template <class Args>
+void fill_precision(Args& args, const std::string& name) {
+  STD_TORCH_CHECK(name == "ieee" || name == "tf32", "ntxent: precision must be 'ieee' or 'tf32', got '", name, "'");
+  args.precision = name == "tf32" ? SIMCLR_TF32 : SIMCLR_IEEE;
+}
+
+// A temperature tensor on a GPU is read there, never here.
+template <class Args>
+void fill_temperature(Args& args, double value, const std::optional<Tensor>& tensor, const Tensor& u) {
+  args.temperature = value;
+  if (!tensor) return;
+  STD_TORCH_CHECK(
+      tensor->is_cuda() == u.is_cuda() && tensor->numel() == 1 && tensor->scalar_type() == statistics_type(u),
+      "ntxent: the temperature tensor must have one element, on the views' device, of the loss's dtype "
+      "(float32, or float64 for float64 inputs); convert it with .to(device, dtype)");
+  args.temperature_ptr = tensor->const_data_ptr();
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor> ntxent_normalize(const Tensor& z0_any, const Tensor& z1_any, double eps) {
+  const typename Device::Guard guard(z0_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
-  const int64_t n = z0.size(0), dim = z0.size(1);
-  const ScalarType type = z0.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor u = torch::stable::new_empty(z0, {2 * n, dim}, type);
-  Tensor inv_norm = torch::stable::new_empty(z0, {2 * n}, type);
-  with_element_types(z0, [&](auto z, auto t) {
-    using Z = decltype(z);
-    using T = decltype(t);
-    cpu::ntxent_normalize(
-        cpu::NtxentNormalize<Z, T>{
-            {data<Z>(z0), data<Z>(z1)}, {z0.stride(0), z1.stride(0)}, data<T>(u), data<T>(inv_norm), n, dim, eps},
-        torch_threads());
-  });
+  SimclrNtxentNormalizeArgs args{};
+  args.z[0] = z0.const_data_ptr();
+  args.z[1] = z1.const_data_ptr();
+  args.z_stride[0] = z0.stride(0);
+  args.z_stride[1] = z1.stride(0);
+  args.n = z0.size(0);
+  args.d = z0.size(1);
+  args.eps = eps;
+  args.z_dtype = dtype_of(z0);
+  const bool half = args.z_dtype == SIMCLR_HALF || args.z_dtype == SIMCLR_BFLOAT16;
+  const ScalarType u_type = half && Device::kHalfOperands ? ScalarType::Half : statistics_type(z0);
+  args.u_columns = Device::operand_columns(args.d, half ? SIMCLR_HALF : args.z_dtype);
+  Tensor u = torch::stable::new_empty(z0, {2 * args.n, args.u_columns}, u_type);
+  Tensor inv_norm = torch::stable::new_empty(z0, {2 * args.n}, statistics_type(z0));
+  args.u = u.mutable_data_ptr();
+  args.inv_norm = inv_norm.mutable_data_ptr();
+  Device::run(args, u);
   return {u, inv_norm};
 }
 
-// `precision` is for tensor cores: the CPU multiplies float32 as float32.
-std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_cpu(const Tensor& u_any, int64_t n, int64_t row_offset,
-                                                  double temperature, std::optional<Tensor> temperature_tensor,
-                                                  std::string reduction_name, std::string /*precision*/) {
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> ntxent_fwd(const Tensor& u_any, int64_t n, int64_t row_offset, double temperature,
+                                              std::optional<Tensor> temperature_tensor, std::string reduction,
+                                              std::string precision) {
+  const typename Device::Guard guard(u_any);
   const Tensor u = torch::stable::contiguous(u_any);
-  const Reduction reduction = reduction_of(reduction_name, n, u.size(0));
-  Tensor loss = reduction.reduce ? torch::stable::new_empty(u, {}) : torch::stable::new_empty(u, {2 * n});
-  Tensor lse_neg = torch::stable::new_empty(u, {2 * n});
-  Tensor s_pos = torch::stable::new_empty(u, {2 * n});
-  with_element_types(u, [&](auto, auto t) {
-    using T = decltype(t);
-    cpu::ntxent_forward(cpu::NtxentForward<T>{data<T>(u), data<T>(loss), data<T>(lse_neg), data<T>(s_pos), n, u.size(0),
-                                              row_offset, u.size(1), temperature_value(temperature, temperature_tensor),
-                                              reduction.scale, reduction.reduce},
-                        torch_threads());
-  });
+  SimclrNtxentFwdArgs args{};
+  args.u = u.const_data_ptr();
+  args.u_dtype = dtype_of(u);
+  args.n = n;
+  args.columns = u.size(0);
+  args.row_offset = row_offset;
+  args.u_columns = u.size(1);
+  fill_reduction(args, reduction);
+  fill_precision(args, precision);
+  fill_temperature(args, temperature, temperature_tensor, u);
+  const ScalarType type = statistics_type(u);
+  Tensor loss = args.reduce ? torch::stable::new_empty(u, {}, type) : torch::stable::new_empty(u, {2 * n}, type);
+  Tensor lse_neg = torch::stable::new_empty(u, {2 * n}, type);
+  Tensor s_pos = torch::stable::new_empty(u, {2 * n}, type);
+  args.loss = loss.mutable_data_ptr();
+  args.lse_neg = lse_neg.mutable_data_ptr();
+  args.s_pos = s_pos.mutable_data_ptr();
+  Device::run(args, u);
   return {loss, lse_neg, s_pos};
 }
 
-std::tuple<Tensor, Tensor, Tensor> ntxent_bwd_cpu(const Tensor& dloss_any, const Tensor& z0, const Tensor& z1,
-                                                  const Tensor& u_any, const Tensor& inv_norm, const Tensor& lse_neg,
-                                                  const Tensor& s_pos, int64_t row_offset, std::string reduction_name,
-                                                  double eps, double temperature,
-                                                  std::optional<Tensor> temperature_tensor, std::string /*precision*/,
-                                                  bool /*need_dt*/) {
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Tensor& z0_any, const Tensor& z1_any,
+                                              const Tensor& u_any, const Tensor& inv_norm, const Tensor& lse_neg,
+                                              const Tensor& s_pos, int64_t row_offset, std::string reduction,
+                                              double eps, double temperature, std::optional<Tensor> temperature_tensor,
+                                              std::string precision, bool need_dt) {
+  const typename Device::Guard guard(z0_any);
   const Tensor dloss = torch::stable::contiguous(dloss_any), u = torch::stable::contiguous(u_any);
-  const int64_t n = z0.size(0), dim = z0.size(1);
-  const Reduction reduction = reduction_of(reduction_name, n, u.size(0));
-  check_gradient(dloss, reduction, u.size(0));
-  Tensor dz0 = torch::stable::new_empty(z0, {n, dim});
-  Tensor dz1 = torch::stable::new_empty(z1, {n, dim});
-  Tensor dt = torch::stable::new_empty(u, {});
-  with_element_types(z0, [&](auto z, auto t) {
-    using Z = decltype(z);
-    using T = decltype(t);
-    cpu::ntxent_backward(cpu::NtxentBackward<Z, T>{data<T>(dloss),
-                                                   data<T>(u),
-                                                   data<T>(inv_norm),
-                                                   data<T>(lse_neg),
-                                                   data<T>(s_pos),
-                                                   {data<Z>(dz0), data<Z>(dz1)},
-                                                   data<T>(dt),
-                                                   n,
-                                                   u.size(0),
-                                                   row_offset,
-                                                   dim,
-                                                   temperature_value(temperature, temperature_tensor),
-                                                   reduction.scale,
-                                                   eps,
-                                                   reduction.reduce},
-                         torch_threads());
-  });
+  const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
+  SimclrNtxentBwdArgs args{};
+  args.n = z0.size(0);
+  args.d = z0.size(1);
+  args.columns = u.size(0);
+  args.row_offset = row_offset;
+  args.u_columns = u.size(1);
+  args.eps = eps;
+  args.z_dtype = dtype_of(z0);
+  fill_reduction(args, reduction);
+  fill_precision(args, precision);
+  fill_temperature(args, temperature, temperature_tensor, u);
+  const int64_t expected = args.reduce ? 1 : args.columns;
+  STD_TORCH_CHECK(dloss.numel() == expected, "ntxent: dloss must have ", expected, " elements, it has ", dloss.numel());
+  STD_TORCH_CHECK(dloss.scalar_type() == statistics_type(z0), "ntxent: dloss must have the loss's dtype");
+  Tensor dz0 = torch::stable::new_empty(z0, {args.n, args.d});
+  Tensor dz1 = torch::stable::new_empty(z1, {args.n, args.d});
+  Tensor dt = torch::stable::new_empty(inv_norm, {});
+  args.dloss = dloss.const_data_ptr();
+  args.z[0] = z0.const_data_ptr();
+  args.z[1] = z1.const_data_ptr();
+  args.z_stride[0] = z0.stride(0);
+  args.z_stride[1] = z1.stride(0);
+  args.u = u.const_data_ptr();
+  args.inv_norm = inv_norm.const_data_ptr();
+  args.lse_neg = lse_neg.const_data_ptr();
+  args.s_pos = s_pos.const_data_ptr();
+  args.dz[0] = dz0.mutable_data_ptr();
+  args.dz[1] = dz1.mutable_data_ptr();
+  args.dt = need_dt ? dt.mutable_data_ptr() : nullptr;
+  Device::run(args, u);
   return {dz0, dz1, dt};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
-  m.impl("ntxent_normalize", TORCH_BOX(&ntxent_normalize_cpu));
-  m.impl("ntxent_fwd", TORCH_BOX(&ntxent_fwd_cpu));
-  m.impl("ntxent_bwd", TORCH_BOX(&ntxent_bwd_cpu));
+  m.impl("ntxent_normalize", TORCH_BOX(&ntxent_normalize<Cpu>));
+  m.impl("ntxent_fwd", TORCH_BOX(&ntxent_fwd<Cpu>));
+  m.impl("ntxent_bwd", TORCH_BOX(&ntxent_bwd<Cpu>));
 }
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CUDA, m) {
+  m.impl("ntxent_normalize", TORCH_BOX(&ntxent_normalize<Cuda>));
+  m.impl("ntxent_fwd", TORCH_BOX(&ntxent_fwd<Cuda>));
+  m.impl("ntxent_bwd", TORCH_BOX(&ntxent_bwd<Cuda>));
+}
+#endif
 
 }  // namespace
 }  // namespace simclr

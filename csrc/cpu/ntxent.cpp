@@ -1,11 +1,11 @@
 // NT-Xent on the CPU: the order in which blocks are visited, the rules for single rows, and the choice of instructions.
-#include "ntxent.h"
+#include "../ntxent.h"
 
 #include <cmath>
 #include <cstring>
 
 #include "../half.h"
-#include "../l2_normalize.h"
+#include "../ntxent_launch.h"
 #include "aligned_buffer.h"
 #include "block_schedule.h"
 
@@ -18,14 +18,11 @@ namespace {
 constexpr int64_t kMaxBlock = 128;
 int64_t block_rows(int64_t columns) { return columns >= 1024 ? 128 : columns >= 256 ? 64 : 32; }
 
-// Whether 2^s and sums of it stay within float range for |s| <= log2(e) / t: no maximum need be subtracted then.
-bool is_bounded(double temperature) { return 2 / temperature <= 80; }
-
-double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
-
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
-double log_add_exp(double a, double b) { return b + softplus(a - b); }
+// T: the statistics' type.
+template <class T, class Args>
+double temperature_of(const Args& args) {
+  return args.temperature_ptr != nullptr ? *static_cast<const T*>(args.temperature_ptr) : args.temperature;
+}
 
 double larger_or_nan(double a, double b) { return a > b || a != a ? a : b; }
 
@@ -63,47 +60,60 @@ double dot_scaled(const Z* z, double scale, int64_t n) {
 #include "for_each_isa.h"
 
 namespace simclr::cpu {
+namespace {
 
 template <class Z, class T>
-void ntxent_normalize(const NtxentNormalize<Z, T>& args, const Parallel& parallel) {
-  parallel(2 * args.n, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int view = i >= args.n;
-      const Z* z = args.z[view] + (i - view * args.n) * args.row_stride[view];
-      T* u = args.u + i * args.dim;
-      double first = 1, scale = inverse_norm<double>(dot(z, z, args.dim), args.eps);
-      if (scale == 0) {  // squares of float64 entries overflow from 1e154 on: the largest entry is divided out first
-        first = 1 / largest_magnitude(z, args.dim);
-        scale = 1 / std::sqrt(dot_scaled(z, first, args.dim));
-      }
-      args.inv_norm[i] = static_cast<T>(first * scale);
-      // A NaN that the input brings along may hold bits that exp2_in_range would take for an exponent.
-      const bool nan = scale != scale;
-      for (int64_t k = 0; k < args.dim; ++k) u[k] = nan ? T(NAN) : static_cast<T>(widen(z[k]) * first * scale);
+void normalize_rows(const SimclrNtxentNormalizeArgs& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int view = i >= args.n;
+    const Z* z = static_cast<const Z*>(args.z[view]) + (i - view * args.n) * args.z_stride[view];
+    T* u = static_cast<T*>(args.u) + i * args.u_columns;
+    const double norm = std::sqrt(dot(z, z, args.d));
+    double first = 1, scale = norm <= args.eps ? 1 / args.eps : 1 / norm;  // a NaN norm is not clamped
+    if (scale == 0) {  // squares of float64 entries overflow from 1e154 on: the largest entry is divided out first
+      first = 1 / largest_magnitude(z, args.d);
+      scale = 1 / std::sqrt(dot_scaled(z, first, args.d));
     }
+    static_cast<T*>(args.inv_norm)[i] = static_cast<T>(first * scale);
+    // A NaN that the input brings along may hold bits that exp2_in_range would take for an exponent.
+    const bool nan = scale != scale;
+    for (int64_t k = 0; k < args.d; ++k) u[k] = nan ? T(NAN) : static_cast<T>(widen(z[k]) * first * scale);
+  }
+}
+
+// Calls f(Z{}, T{}): Z the embeddings' element type, T that of rows and statistics.
+template <class F>
+void with_element_types(int z_dtype, const F& f) {
+  switch (z_dtype) {
+    case SIMCLR_HALF:
+      return f(Half{}, float{});
+    case SIMCLR_BFLOAT16:
+      return f(BFloat16{}, float{});
+    case SIMCLR_FLOAT:
+      return f(float{}, float{});
+    default:
+      return f(double{}, double{});
+  }
+}
+
+}  // namespace
+
+void ntxent_normalize(const SimclrNtxentNormalizeArgs& args, const Parallel& parallel) {
+  with_element_types(args.z_dtype, [&](auto z, auto t) {
+    parallel(2 * args.n, 64,
+             [&](int64_t begin, int64_t end) { normalize_rows<decltype(z), decltype(t)>(args, begin, end); });
   });
 }
 
-template <class T>
-void ntxent_forward(const NtxentForward<T>& args, const Parallel& parallel) {
-  SIMCLR_DISPATCH(forward_pass<T>)(args, parallel);
+void ntxent_fwd(const SimclrNtxentFwdArgs& args, const Parallel& parallel) {
+  with_element_types(args.u_dtype, [&](auto, auto t) { SIMCLR_DISPATCH(forward_pass<decltype(t)>)(args, parallel); });
 }
 
-template <class Z, class T>
-void ntxent_backward(const NtxentBackward<Z, T>& args, const Parallel& parallel) {
-  const auto pass = SIMCLR_DISPATCH(backward_pass<Z, T>);
-  pass(args, parallel);
+void ntxent_bwd(const SimclrNtxentBwdArgs& args, const Parallel& parallel) {
+  with_element_types(args.z_dtype, [&](auto z, auto t) {
+    const auto pass = SIMCLR_DISPATCH(backward_pass<decltype(z), decltype(t)>);
+    pass(args, parallel);
+  });
 }
-
-#define SIMCLR_INSTANTIATE(Z, T)                                                 \
-  template void ntxent_normalize(const NtxentNormalize<Z, T>&, const Parallel&); \
-  template void ntxent_backward(const NtxentBackward<Z, T>&, const Parallel&);
-SIMCLR_INSTANTIATE(float, float)
-SIMCLR_INSTANTIATE(double, double)
-SIMCLR_INSTANTIATE(Half, float)
-SIMCLR_INSTANTIATE(BFloat16, float)
-#undef SIMCLR_INSTANTIATE
-template void ntxent_forward(const NtxentForward<float>&, const Parallel&);
-template void ntxent_forward(const NtxentForward<double>&, const Parallel&);
 
 }  // namespace simclr::cpu

@@ -4,8 +4,6 @@
 
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
-
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 // u [rows, dim] -> across [rows_padded / kPanel][dim][kPanel], times `scale`, padded with zero rows. The product is
@@ -83,67 +81,79 @@ void for_each_block_pair(const Blocks& rows, const Blocks& columns, bool symmetr
 }
 
 template <class T>
-void forward_pass(const NtxentForward<T>& args, const Parallel& parallel) {
-  const int64_t rows = 2 * args.n;
-  const bool symmetric = rows == args.columns, bounded = is_bounded(args.temperature);
-  const Across<T> columns(args.u, args.columns, args.dim, args.temperature, parallel);
-  const Across<T> own(args.u + args.row_offset * args.dim, symmetric ? 0 : rows, args.dim, args.temperature, parallel);
-  const int64_t rows_padded = round_up(rows, kPanel<T>);
-  const Matrix<T> matrix = matrix_of(symmetric ? columns.data() : own.data(), columns.data(), args.n, args.columns,
-                                     args.row_offset, args.dim);
+void forward_pass(const SimclrNtxentFwdArgs& args, const Parallel& parallel) {
+  const T* u = static_cast<const T*>(args.u);
+  T* loss = static_cast<T*>(args.loss);
+  const int64_t rows = 2 * args.n, dim = args.u_columns;
+  const double temperature = temperature_of<T>(args);
+  const bool symmetric = rows == args.columns, constant_max = uses_constant_max(temperature);
 
+  // 1. Pack u, scaled so that products are logits in base 2.
+  const Across<T> columns(u, args.columns, dim, temperature, parallel);
+  const Across<T> own(u + args.row_offset * dim, symmetric ? 0 : rows, dim, temperature, parallel);
+  const int64_t rows_padded = round_up(rows, kPanel<T>);
+  const Matrix<T> matrix =
+      matrix_of(symmetric ? columns.data() : own.data(), columns.data(), args.n, args.columns, args.row_offset, dim);
+
+  // 2. Block by block, sum_j 2^(s_ij - max_i) over the negatives of every row.
   AlignedBuffer<T> max(rows_padded);
   AlignedBuffer<double> sum(rows_padded);
   for (int64_t i = 0; i < rows_padded; ++i) {
-    max[i] = bounded ? 0 : -Simd<T>::kLargest;
+    max[i] = constant_max ? 0 : -Simd<T>::kLargest;
     sum[i] = 0;
   }
   const RowSums<T> sums{max.data(), sum.data()};
   const int64_t block = block_rows(args.columns);
   for_each_block_pair(Blocks(rows_padded, block), Blocks(columns.padded(), block), symmetric, parallel,
                       [&](Block i, Block j, bool both) {
-                        if (bounded) {
-                          add_bounded_sums(matrix, i, j, both, sums.sum, sums.sum);
+                        if (constant_max) {
+                          add_sums_constant_max(matrix, i, j, both, sums.sum, sums.sum);
                         } else {
-                          add_sums(matrix, i, j, both, sums, sums);
+                          add_sums_online_max(matrix, i, j, both, sums, sums);
                         }
                       });
 
+  // 3. Row by row: lse_neg_i = ln 2 (log2 sum_i + max_i), the positive's logit in double, and L_i.
   AlignedBuffer<double> losses(rows);
   parallel(rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* u = args.u + (args.row_offset + i) * args.dim;
-      const double s_pos = dot(u, args.u + matrix.positive(i) * args.dim, args.dim) / args.temperature;
+      const T* row = u + (args.row_offset + i) * dim;
+      const double s_pos = dot(row, u + matrix.positive(i) * dim, dim) / temperature;
       const double lse_neg = std::log(sum[i]) + max[i] * kLn2;
-      args.s_pos[i] = static_cast<T>(s_pos);
-      args.lse_neg[i] = static_cast<T>(lse_neg);
-      losses[i] = softplus(lse_neg - s_pos);
-      if (!args.reduce) args.loss[i] = static_cast<T>(losses[i]);
+      static_cast<T*>(args.s_pos)[i] = static_cast<T>(s_pos);
+      static_cast<T*>(args.lse_neg)[i] = static_cast<T>(lse_neg);
+      losses[i] = row_loss(lse_neg, s_pos);
+      if (!args.reduce) loss[i] = static_cast<T>(losses[i]);
     }
   });
   if (args.reduce) {
     double total = 0;
     for (int64_t i = 0; i < rows; ++i) total += losses[i];
-    args.loss[0] = static_cast<T>(args.scale * total);
+    *loss = static_cast<T>(args.scale * total);
   }
 }
 
 template <class Z, class T>
-void backward_pass(const NtxentBackward<Z, T>& args, const Parallel& parallel) {
-  const int64_t rows = 2 * args.n, dim = args.dim, dim_padded = round_up(dim, kPanel<T>);
-  const bool symmetric = rows == args.columns, bounded = is_bounded(args.temperature);
-  const Across<T> columns(args.u, args.columns, dim, args.temperature, parallel);
-  const Across<T> own(args.u + args.row_offset * dim, symmetric ? 0 : rows, dim, args.temperature, parallel);
+void backward_pass(const SimclrNtxentBwdArgs& args, const Parallel& parallel) {
+  const T *dloss = static_cast<const T*>(args.dloss), *u = static_cast<const T*>(args.u);
+  const RowStatistics<T, double> statistics{static_cast<const T*>(args.lse_neg), static_cast<const T*>(args.s_pos)};
+  const int64_t rows = 2 * args.n, dim = args.d, dim_padded = round_up(dim, kPanel<T>);
+  const double temperature = temperature_of<T>(args);
+  const bool symmetric = rows == args.columns, constant_max = uses_constant_max(temperature);
+
+  // 1. Pack u in both layouts: for the logits, and for the products of coefficients and rows.
+  const Across<T> columns(u, args.columns, dim, temperature, parallel);
+  const Across<T> own(u + args.row_offset * dim, symmetric ? 0 : rows, dim, temperature, parallel);
   const int64_t rows_padded = round_up(rows, kPanel<T>), columns_padded = columns.padded();
   const Matrix<T> matrix =
       matrix_of(symmetric ? columns.data() : own.data(), columns.data(), args.n, args.columns, args.row_offset, dim);
   AlignedBuffer<T> along(dim_padded * columns_padded);
   parallel(columns_padded, 64, [&](int64_t begin, int64_t end) {
-    pack_along(args.u, args.columns, dim, columns_padded, along.data(), begin, end);
+    pack_along(u, args.columns, dim, columns_padded, along.data(), begin, end);
   });
 
-  // Weights are divided by the largest, so that w 2^-l cannot overflow.
-  const auto upstream = [&](int64_t j) { return args.scale * args.dloss[args.reduce ? 0 : j]; };
+  // 2. What each column contributes to coefficients. Weights are divided by the largest: w 2^-l cannot overflow.
+  const auto upstream = [&](int64_t j) { return args.scale * dloss[args.reduce ? 0 : j]; };
   double largest = 0;
   for (int64_t j = 0; j < (args.reduce ? 1 : args.columns); ++j)
     largest = larger_or_nan(largest, std::fabs(upstream(j)));
@@ -154,12 +164,13 @@ void backward_pass(const NtxentBackward<Z, T>& args, const Parallel& parallel) {
       weight[j] = lse[j] = 0;
       if (j >= args.columns) continue;
       const double w = largest == 0 ? 0 : upstream(j) / largest;
-      const double l = kLog2E * log_add_exp(args.lse_neg[j], args.s_pos[j]);
-      weight[j] = static_cast<T>(bounded ? w * std::exp2(-l) : w);
+      const double l = kLog2E * statistics.lse(j);
+      weight[j] = static_cast<T>(constant_max ? w * std::exp2(-l) : w);
       lse[j] = static_cast<T>(l);
     }
   });
 
+  // 3. Block by block, the coefficients G of the negatives, and dU_I += G U_J (by symmetry dU_J += G^T U_I).
   AlignedBuffer<T> du(dim_padded * rows_padded);
   parallel(dim_padded * rows_padded, 65536,
            [&](int64_t begin, int64_t end) { std::memset(du.data() + begin, 0, (end - begin) * sizeof(T)); });
@@ -169,7 +180,7 @@ void backward_pass(const NtxentBackward<Z, T>& args, const Parallel& parallel) {
   for_each_block_pair(Blocks(rows_padded, block), Blocks(columns_padded, block), symmetric, parallel,
                       [&](Block i, Block j, bool both) {
                         alignas(kCacheLine) T tile[kMaxBlock * kMaxBlock];
-                        if (bounded) {
+                        if (constant_max) {
                           store_coefficients<true>(matrix, i, j, of_row, of_column, tile);
                         } else {
                           store_coefficients<false>(matrix, i, j, of_row, of_column, tile);
@@ -179,33 +190,35 @@ void backward_pass(const NtxentBackward<Z, T>& args, const Parallel& parallel) {
                           add_transposed_product(tile, i, j, along.data(), columns_padded, du.data(), dim_padded);
                       });
 
+  // 4. Row by row: du_i = (largest dU_i - (w_i pull_i + w_p pull_p) u_p) / t, then the normalisation's Jacobian.
   AlignedBuffer<double> radial(rows);  // u_i . du_i
   parallel(rows, 64, [&](int64_t begin, int64_t end) {
     AlignedBuffer<T> row(dim);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t own_column = args.row_offset + i, positive = matrix.positive(i);
-      const T* u = args.u + own_column * dim;
-      const T* u_positive = args.u + positive * dim;
-      const auto pull = [&](int64_t j) { return upstream(j) * sigmoid(double(args.lse_neg[j]) - args.s_pos[j]); };
-      const T of_positive = static_cast<T>((pull(own_column) + pull(positive)) / args.temperature);
-      const T of_negatives = static_cast<T>(largest / args.temperature);
+      const T *own_u = u + own_column * dim, *positive_u = u + positive * dim;
+      const auto pull = [&](int64_t j) { return upstream(j) * statistics.pull(j); };
+      const T of_positive = static_cast<T>((pull(own_column) + pull(positive)) / temperature);
+      const T of_negatives = static_cast<T>(largest / temperature);
       for (int64_t d = 0; d < dim; d += kPanel<T>) {
         const T* from = du.data() + d * rows_padded + i * kPanel<T>;
         for (int64_t k = d; k < dim && k < d + kPanel<T>; ++k) {
-          row[k] = of_negatives * from[k - d] - of_positive * u_positive[k];
+          row[k] = of_negatives * from[k - d] - of_positive * positive_u[k];
         }
       }
-      radial[i] = dot(u, row.data(), dim);
-      const T inv_norm = args.inv_norm[i];
-      const T along_u = norm_was_clamped(inv_norm, args.eps) ? T(0) : static_cast<T>(radial[i]);
-      Z* dz = args.dz[i >= args.n] + (i % args.n) * dim;
-      for (int64_t k = 0; k < dim; ++k) narrow(inv_norm * (row[k] - u[k] * along_u), dz[k]);
+      radial[i] = dot(own_u, row.data(), dim);
+      const T inv_norm = static_cast<const T*>(args.inv_norm)[i];
+      const T along_u = inv_norm >= clamped_inv_norm<T>(args.eps) ? T(0) : static_cast<T>(radial[i]);
+      Z* dz = static_cast<Z*>(args.dz[i >= args.n]) + (i % args.n) * dim;
+      for (int64_t k = 0; k < dim; ++k) narrow(inv_norm * (row[k] - own_u[k] * along_u), dz[k]);
     }
   });
-  // Every pair of rows meets twice in the sum of u_i . du_i, once in t dL/dt.
+
+  // 5. dt = -1/(2t) sum_i u_i . du_i: every pair of rows meets twice in the sum, once in t dL/dt.
+  if (args.dt == nullptr) return;
   double total = 0;
   for (int64_t i = 0; i < rows; ++i) total += radial[i];
-  *args.dt = static_cast<T>(-total / (2 * args.temperature));
+  *static_cast<T*>(args.dt) = static_cast<T>(-total / (2 * temperature));
 }
 
 }  // namespace

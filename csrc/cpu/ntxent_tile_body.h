@@ -96,14 +96,14 @@ struct Matrix {
 
   // S of the micro-tile. Where logits are large, so are the rounding errors of a long running sum: they are then summed
   // in chunks of kChunk products.
-  template <bool kBounded>
+  template <bool kConstantMax>
   __attribute__((always_inline)) inline MicroTile<T> logits(int64_t row, int64_t column) const {
     constexpr int P = kPanel<T>;
     constexpr int64_t kChunk = 32;
     const T* a = row_panels + (row / P) * P * dim + row % P;
     const T* b = columns + column * dim;
     MicroTile<T> s = {};
-    if (kBounded) {
+    if (kConstantMax) {
       multiply_add<P, 1>(s, a, b, dim);
       return s;
     }
@@ -119,18 +119,18 @@ struct Matrix {
   }
 };
 
-// sum_j 2^(s_ij - max_i) over the negatives of a row so far. With bounded logits max_i stays 0.
+// sum_j 2^(s_ij - max_i) over the negatives of a row so far. With the constant maximum max_i stays 0.
 template <class T>
 struct RowSums {
   T* max;
   double* sum;
 };
 
-// Adds 2^s of the block pair to the sums of the rows and, if `both`, by symmetry to those of the columns.
-// Logits are bounded: no 2^s and no sum of M of them leaves the range of T.
+// Adds 2^s of the block pair to the sums of the rows and, if `both`, by symmetry to those of the columns. With the
+// constant maximum 0, no 2^s and no sum of M of them leaves the range of T.
 template <class T>
-void add_bounded_sums(const Matrix<T>& matrix, Block rows, Block columns, bool both, double* row_sum,
-                      double* column_sum) {
+void add_sums_constant_max(const Matrix<T>& matrix, Block rows, Block columns, bool both, double* row_sum,
+                           double* column_sum) {
   constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
   Vec<T> row_lanes[kMaxBlock] = {};
   for (int64_t j = columns.begin; j < columns.end; j += P) {
@@ -184,10 +184,10 @@ void merge(T& max, double& sum, T max_more, double sum_more) {
   }
 }
 
-// As add_bounded_sums for logits of any size: every row and every column of the tile has its own maximum.
+// As add_sums_constant_max for logits of any size: every row and every column of the tile has its own maximum.
 template <class T>
-void add_sums(const Matrix<T>& matrix, Block rows, Block columns, bool both, const RowSums<T>& row_sums,
-              const RowSums<T>& column_sums) {
+void add_sums_online_max(const Matrix<T>& matrix, Block rows, Block columns, bool both, const RowSums<T>& row_sums,
+                         const RowSums<T>& column_sums) {
   constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
   alignas(kCacheLine) T tile[kMaxBlock * kMaxBlock];
   store_logits(matrix, rows, columns, tile);
@@ -222,7 +222,7 @@ void add_sums(const Matrix<T>& matrix, Block rows, Block columns, bool both, con
 }
 
 // What the gradient needs to know of a row: its weight w_i (scaled so that the largest is 1) and l_i = log2 sum_j
-// 2^s_ij over all columns j != i. With bounded logits w_i 2^-l_i is stored in `weight`, and l_i is not used.
+// 2^s_ij over all columns j != i. With the constant maximum w_i 2^-l_i is stored in `weight`, and l_i is not used.
 template <class T>
 struct RowFactors {
   const T* weight;
@@ -230,7 +230,7 @@ struct RowFactors {
 };
 
 // G_ij = w_i 2^(s_ij - l_i) + w_j 2^(s_ij - l_j) on the block pair, 0 where an entry is excluded.
-template <bool kBounded, class T>
+template <bool kConstantMax, class T>
 void store_coefficients(const Matrix<T>& matrix, Block rows, Block columns, const RowFactors<T>& of_row,
                         const RowFactors<T>& of_column, T* tile) {
   constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
@@ -238,12 +238,12 @@ void store_coefficients(const Matrix<T>& matrix, Block rows, Block columns, cons
     const Vec<T> wj[2] = {vec(of_column.weight + j), vec(of_column.weight + j + L)};
     const Vec<T> lj[2] = {vec(of_column.lse + j), vec(of_column.lse + j + L)};
     for (int64_t i = rows.begin; i < rows.end; i += kRows, tile += kRows * P) {
-      MicroTile<T> g = matrix.template logits<kBounded>(i, j);
+      MicroTile<T> g = matrix.template logits<kConstantMax>(i, j);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const T wi = of_row.weight[i + r], li = of_row.lse[i + r];
         for (int h = 0; h < 2; ++h) {
-          if (kBounded) {
+          if (kConstantMax) {
             g.v[r][h] = exp2_in_range<T>(g.v[r][h]) * (wi + wj[h]);
           } else {
             g.v[r][h] = wi * exp2_flushed<T>(g.v[r][h] - li) + wj[h] * exp2_flushed<T>(g.v[r][h] - lj[h]);

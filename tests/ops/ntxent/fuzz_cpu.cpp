@@ -10,8 +10,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/ntxent.h"
 #include "half.h"
+#include "ntxent_launch.h"
 
 namespace {
 
@@ -65,6 +65,12 @@ double loss_of(T* u, int64_t n, int64_t columns, int64_t row_offset, int64_t dim
   return total;
 }
 
+template <class Z>
+constexpr int kDtype = std::is_same_v<Z, float>    ? SIMCLR_FLOAT
+                       : std::is_same_v<Z, double> ? SIMCLR_DOUBLE
+                       : std::is_same_v<Z, Half>   ? SIMCLR_HALF
+                                                   : SIMCLR_BFLOAT16;
+
 template <class Z, class T>
 void one_case() {
   const bool garbage = below(3) == 0;
@@ -80,24 +86,38 @@ void one_case() {
       Z* z = view ? z1.data() : z0.data();
       for (int64_t k = 0; k < (n - 1) * stride[view] + dim; ++k) narrow(static_cast<T>(any_number(garbage)), z[k]);
     }
-    cpu::ntxent_normalize(cpu::NtxentNormalize<Z, T>{{z0.data(), z1.data()},
-                                                     {stride[0], stride[1]},
-                                                     u.data() + 2 * n * process * dim,
-                                                     inv_norm.data(),
-                                                     n,
-                                                     dim,
-                                                     eps},
-                          kSerial);
+    SimclrNtxentNormalizeArgs args{};
+    args.z[0] = z0.data();
+    args.z[1] = z1.data();
+    args.z_stride[0] = stride[0];
+    args.z_stride[1] = stride[1];
+    args.u = u.data() + 2 * n * process * dim;
+    args.inv_norm = inv_norm.data();
+    args.n = n;
+    args.d = args.u_columns = dim;
+    args.eps = eps;
+    args.z_dtype = kDtype<Z>;
+    cpu::ntxent_normalize(args, kSerial);
   }
 
   Array<T> row_losses(2 * n), total(1);
   for (int64_t process = 0; process < world; ++process) {
     const int64_t first = 2 * n * process;
     for (int reduce = 0; reduce < (process == rank ? 2 : 1); ++reduce) {
-      cpu::ntxent_forward(
-          cpu::NtxentForward<T>{u.data(), reduce ? total.data() : row_losses.data(), lse_neg.data() + first,
-                                s_pos.data() + first, n, columns, first, dim, temperature, 1.0, reduce == 1},
-          kSerial);
+      SimclrNtxentFwdArgs args{};
+      args.u = u.data();
+      args.u_dtype = kDtype<T>;
+      args.loss = reduce ? total.data() : row_losses.data();
+      args.lse_neg = lse_neg.data() + first;
+      args.s_pos = s_pos.data() + first;
+      args.n = n;
+      args.columns = columns;
+      args.row_offset = first;
+      args.u_columns = dim;
+      args.temperature = temperature;
+      args.scale = 1;
+      args.reduce = reduce;
+      cpu::ntxent_fwd(args, kSerial);
     }
   }
   const double expected = loss_of(u.data(), n, columns, row_offset, dim, temperature);
@@ -110,22 +130,25 @@ void one_case() {
     Array<T> dloss(reduce ? 1 : columns), dt(1);
     for (int64_t k = 0; k < (reduce ? 1 : columns); ++k) dloss[k] = static_cast<T>(any_number(garbage));
     Array<Z> dz0(n * dim), dz1(n * dim);
-    cpu::ntxent_backward(cpu::NtxentBackward<Z, T>{dloss.data(),
-                                                   u.data(),
-                                                   inv_norm.data(),
-                                                   lse_neg.data(),
-                                                   s_pos.data(),
-                                                   {dz0.data(), dz1.data()},
-                                                   dt.data(),
-                                                   n,
-                                                   columns,
-                                                   row_offset,
-                                                   dim,
-                                                   temperature,
-                                                   1.0,
-                                                   eps,
-                                                   reduce == 1},
-                         kSerial);
+    SimclrNtxentBwdArgs args{};
+    args.dloss = dloss.data();
+    args.u = u.data();
+    args.inv_norm = inv_norm.data();
+    args.lse_neg = lse_neg.data();
+    args.s_pos = s_pos.data();
+    args.dz[0] = dz0.data();
+    args.dz[1] = dz1.data();
+    args.dt = dt.data();
+    args.n = n;
+    args.d = args.u_columns = dim;
+    args.columns = columns;
+    args.row_offset = row_offset;
+    args.temperature = temperature;
+    args.scale = 1;
+    args.eps = eps;
+    args.reduce = reduce;
+    args.z_dtype = kDtype<Z>;
+    cpu::ntxent_bwd(args, kSerial);
   }
 }
 
