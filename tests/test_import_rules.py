@@ -1,7 +1,9 @@
 """Who may import whom: the layers of the house, checked on the source."""
 
 import ast
+import graphlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,58 @@ def test_python_layers(path: Path) -> None:
         assert not {name for name in inner if name.split(".")[0] == "ops"}
     if relative.parts[0] == "evaluation":
         assert "torch.ops" not in path.read_text(), "evaluation goes through the public functions"
+
+
+@pytest.mark.parametrize("path", python_files(PACKAGE / "training"), ids=lambda path: path.name)
+def test_training_imports_no_command_of_the_evaluation(path: Path) -> None:
+    of_evaluation = {name.split(".")[1] for name in internal(path) if name.startswith("evaluation.")}
+    assert of_evaluation <= {"in_training"}, "in_training holds what the loop calls"
+
+
+@pytest.mark.parametrize("path", python_files(PACKAGE / "evaluation"), ids=lambda path: path.name)
+def test_evaluation_imports_no_training(path: Path) -> None:
+    assert not {name for name in internal(path) if name.split(".")[0] == "training"}
+
+
+def room(module: Path) -> str:
+    """The folder of a module below the package; a module directly in the package, or in ops, is a room of its own."""
+    folder = module.relative_to(PACKAGE).parent.as_posix()
+    return module.relative_to(PACKAGE).as_posix() if folder in (".", "ops") else folder
+
+
+def file_of(name: str) -> Path | None:
+    """The file of a module or package of ours by its dotted name; None for any other name."""
+    parts = name.split(".")
+    target = PACKAGE.parent.joinpath(*parts)
+    files = (target.with_suffix(".py"), target / "__init__.py")
+    return next((file for file in files if parts[0] == PACKAGE.name and file.is_file()), None)
+
+
+def imported_files(path: Path) -> Iterator[Path | None]:
+    """The file behind each import; a name taken from a package is a module of it, or what its __init__ defines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (file_of(alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names if alias.name != "_C"]  # compiled: imports nothing of ours
+            yield from (file_of(f"{node.module}.{name}") or file_of(node.module) for name in names)
+
+
+def arrows() -> dict[str, set[str]]:
+    """By room, the other rooms that its modules import from, anywhere in their text."""
+    found: dict[str, set[str]] = {}
+    for path in python_files(PACKAGE):
+        found.setdefault(room(path), set()).update(room(file) for file in imported_files(path) if file is not None)
+    return {name: rooms - {name} for name, rooms in found.items()}
+
+
+def test_rooms_import_each_other_in_no_circle() -> None:
+    graph = arrows()
+    assert {"training", "evaluation", "ops/ntxent"} <= graph.keys()
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
 def test_train_uses_public_functions() -> None:
