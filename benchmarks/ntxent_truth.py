@@ -1,10 +1,9 @@
 """NT-Xent in float64 with linear memory: the loss and the gradient of sampled rows, where autograd has no room."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_fast.ops.ntxent.reference import normalize_rows
+from simclr_fast.ops.ntxent.reference import normalize_rows, row_loss, row_lse, row_pull
 
 CHUNK_BYTES = 2**28
 
@@ -14,9 +13,9 @@ def loss_and_sampled_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean loss, indices of at most `samples` evenly spaced rows of cat([z0, z1]), dz of those rows [samples, D].
 
-    With lse_i the log-sum-exp of row i over all j != i, and g_i = sigmoid(lse_neg_i - s_ip),
+    With lse_i the log-sum-exp of row i over all j != i, and pull_i = sigmoid(lse_neg_i - s_ip),
 
-        du_i = 1/(t M) [ sum_{j not in {i, p}} (exp(s_ij - lse_i) + exp(s_ij - lse_j)) u_j - (g_i + g_p) u_p ].
+        du_i = 1/(t M) [ sum_{j not in {i, p}} (exp(s_ij - lse_i) + exp(s_ij - lse_j)) u_j - (pull_i + pull_p) u_p ].
     """
     z = torch.cat([z0, z1]).detach().double()
     m = len(z)
@@ -26,14 +25,13 @@ def loss_and_sampled_gradients(
     lse_neg = torch.empty_like(s_pos)
     for rows in torch.arange(m, device=z.device).split(max(1, CHUNK_BYTES // (8 * m))):
         lse_neg[rows] = _masked_logits(u, rows, positive, temperature).logsumexp(1)
-    losses = F.softplus(lse_neg - s_pos, threshold=1e3)
-    lse, g = torch.logaddexp(lse_neg, s_pos), torch.sigmoid(lse_neg - s_pos)
+    losses, lse, pull = (rule(lse_neg, s_pos) for rule in (row_loss, row_lse, row_pull))
 
     rows = torch.linspace(0, m - 1, min(m, samples), dtype=torch.float64).round().long().to(z.device)
     s = _masked_logits(u, rows, positive, temperature)
     weights = (s - lse[rows, None]).exp() + (s - lse[None, :]).exp()
-    pulled = positive[rows]
-    du = (weights @ u - (g[rows] + g[pulled])[:, None] * u[pulled]) / (temperature * m)
+    partner = positive[rows]
+    du = (weights @ u - (pull[rows] + pull[partner])[:, None] * u[partner]) / (temperature * m)
     along = (du * u[rows]).sum(1, keepdim=True)
     return losses.mean(), rows, (du - along * u[rows]) / z[rows].norm(dim=1, keepdim=True)
 

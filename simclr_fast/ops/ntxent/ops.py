@@ -26,9 +26,9 @@ from simclr_fast.backends import has_triton
 from simclr_fast.ops.ntxent.reference import (
     compute_dtype,
     normalize_rows,
+    row_loss,
     row_losses,
     row_scale,
-    softplus,
     without_autocast,
 )
 
@@ -121,7 +121,7 @@ class _NTXent(torch.autograd.Function):
             lse_neg, s_pos = distributed.all_gather_shards(torch.stack([lse_neg, s_pos], dim=1), group).unbind(1)  # [M]
             lse_neg, s_pos = lse_neg.contiguous(), s_pos.contiguous()
             if reduction != "none":
-                losses = softplus(lse_neg.double() - s_pos.double())  # [M]
+                losses = row_loss(lse_neg.double(), s_pos.double())  # [M]
                 loss = (losses.mean() if reduction == "mean" else losses.sum()).to(lse_neg.dtype)
         return loss, u, inv_norm, lse_neg, s_pos
 

@@ -30,9 +30,32 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
+# The rule of a row: what it makes of its lse_neg and s_pos. The same names are in triton_common.py and csrc/ntxent.h.
+
+
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)) in full precision; torch's own turns linear at 20, which is too coarse for float64."""
     return -F.logsigmoid(-x)
+
+
+def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp(a) + exp(b)); either may be -inf."""
+    return torch.logaddexp(a, b)
+
+
+def row_loss(lse_neg: Tensor, s_pos: Tensor) -> Tensor:
+    """L_i of its two statistics: softplus(lse_neg - s_pos)."""
+    return softplus(lse_neg - s_pos)
+
+
+def row_lse(lse_neg: Tensor, s_pos: Tensor) -> Tensor:
+    """lse_i, such that dL_i/ds_ij = exp(s_ij - lse_i) for its negatives j: the log-sum-exp with the positive in it."""
+    return log_add_exp(lse_neg, s_pos)
+
+
+def row_pull(lse_neg: Tensor, s_pos: Tensor) -> Tensor:
+    """-dL_i/ds_ip, which is also the sum of dL_i/ds_ij over its negatives j: sigmoid(lse_neg - s_pos)."""
+    return torch.sigmoid(lse_neg - s_pos)
 
 
 def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
@@ -47,8 +70,8 @@ def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
     return (wide / norm.clamp_min(eps)).to(compute_dtype(z.dtype))
 
 
-def row_losses(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset: int = 0) -> Tensor:
-    """Positive-anchored losses L_i of the unit rows u [2n, D] against the columns u_all [M, D]: [2n].
+def row_statistics(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
+    """lse_neg [2n] and s_pos [2n] (float64) of the unit rows u [2n, D] against the columns u_all [M, D].
 
     Row i is column row_offset + i, and its positive is column row_offset + (i + n) mod 2n. The positive's logit is
     computed in float64: where pairs are aligned it is the largest, and L_i is small and as wrong, relatively, as it.
@@ -64,7 +87,12 @@ def row_losses(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset
     lse_neg = torch.logsumexp(s.masked_fill(excluded, -torch.inf), dim=1)
     wide = _wide_dtype(u)
     s_pos = (u.to(wide) * u_all[positive].to(wide)).sum(dim=1) / temperature
-    return softplus(lse_neg - s_pos).to(u.dtype)
+    return lse_neg, s_pos
+
+
+def row_losses(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset: int = 0) -> Tensor:
+    """Losses L_i [2n] of the unit rows u [2n, D] against the columns u_all [M, D], in the dtype of u."""
+    return row_loss(*row_statistics(u, u_all, temperature, row_offset)).to(u.dtype)
 
 
 def row_scale(reduction: str, n: int, columns: int) -> float:

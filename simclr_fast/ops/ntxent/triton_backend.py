@@ -18,6 +18,7 @@ from simclr_fast.ops.ntxent.triton_backward import (
     ntxent_bwd_kernel,
     ntxent_bwd_reduce_kernel,
 )
+from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
 from simclr_fast.ops.ntxent.triton_forward import ntxent_fwd_kernel, ntxent_fwd_reduce_kernel, ntxent_normalize_kernel
 from simclr_fast.ops.ntxent.triton_tiles import (
     Target,
@@ -29,8 +30,6 @@ from simclr_fast.ops.ntxent.triton_tiles import (
 )
 from simclr_fast.triton_launch import Launch, aligned, launch_on_device
 
-# 2 / t up to which exp(s - 1/t) stays a normal float32, and 1/t can stand for every row's maximum.
-CONSTANT_MAX_LIMIT = 80.0
 _OPERAND_OF = {torch.float16: torch.float16, torch.bfloat16: torch.float16, torch.float32: torch.float32}
 # Full float32 ("ieee") on tensor cores: three tf32 products of operands split in two, a few ulps from FMA's result.
 _DOT_OF = {"ieee": "tf32x3", "tf32": "tf32"}

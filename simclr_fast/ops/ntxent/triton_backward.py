@@ -1,15 +1,15 @@
 """Triton kernels of the NT-Xent backward pass: row coefficients, row-owned gradient tiles, reduction with the Jacobian.
 
-With s_ij = u_i.u_j / t, lse_j the log-sum-exp of row j over all columns but its own (docs/ntxent.md), and
-sg_i = sigmoid(lse_neg_i - s_ip),
+With s_ij = u_i.u_j / t, w_i the gradient that arrives for L_i, lse_i = row_lse and pull_i = row_pull of row i
+(reference.py; the derivation is in docs/ntxent.md),
 
-    t du_i = sum_{j not in {i, p(i)}} (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j - (w_i sg_i + w_p sg_p) u_p(i)
+    t du_i = sum_{j not in {i, p}} (w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j)) u_j - (w_i pull_i + w_p pull_p) u_p
     dz_i   = (du_i - u_i (u_i.du_i)) / |z_i|,  or du_i / eps where the norm was clamped
 
-The bracket is an operand of the tensor cores, of the type of u.  So that fp16 holds it, w is divided by
-W = max |w_i| sg_i, rounded up to a power of two, and the exponent shifted by OPERAND_SHIFT.  The exp(s_ij - lse_i) of a
-row add up to sg_i, so the bracket is then at most 2 * 2^14 < 65504, and has full precision down to 2^-28 of that,
-however aligned the pairs are.
+The first bracket, the coefficient of u_j, is an operand of the tensor cores, of the type of u. So that fp16 holds it, w
+is divided by W = max |w_i| pull_i, rounded up to a power of two, and the exponent shifted by OPERAND_SHIFT. The
+exp(s_ij - lse_i) of a row add up to pull_i, so the coefficient is then at most 2 * 2^14 < 65504, and has full precision
+down to 2^-28 of that, however aligned the pairs are.
 """
 
 import triton
@@ -22,14 +22,14 @@ from simclr_fast.ops.ntxent.triton_common import (
     load_rows,
     load_vector,
     load_views,
-    log1p,
     read_temperature,
-    sigmoid,
+    row_lse,
+    row_pull,
 )
 
 OPERAND_SHIFT = tl.constexpr(14.0)  # log2 of the factor carried by an fp16 bracket
 MASKED = tl.constexpr(-1e30)  # a logit whose exponential is 0, as is its product with the logit
-LEAST_SIGMOID = tl.constexpr(1e-30)  # what sg counts in W at least: no w / W overflows
+LEAST_PULL = tl.constexpr(1e-30)  # what a pull counts in W at least: no w / W overflows
 
 
 @triton.jit
@@ -40,13 +40,14 @@ def _power_of_two_above(x):
 
 @triton.jit
 def _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, rows, columns, REDUCED: tl.constexpr, EVEN: tl.constexpr):
-    """|w| sg of these rows; if REDUCED (all w are the same), what sg grows with, lse_neg - s_pos.  # [len(rows)]"""
-    x = load_vector(lse_neg_ptr, rows, columns, EVEN) - load_vector(s_pos_ptr, rows, columns, EVEN)
+    """|w| pull of these rows, or if REDUCED (one w for all) lse_neg - s_pos, with which pulls grow.  # [len(rows)]"""
+    lse_neg = load_vector(lse_neg_ptr, rows, columns, EVEN)
+    s_pos = load_vector(s_pos_ptr, rows, columns, EVEN)
     if REDUCED:
-        return tl.where(rows < columns, x, -float("inf"))
+        return tl.where(rows < columns, lse_neg - s_pos, -float("inf"))
     else:
         w = load_vector(dloss_ptr, rows, columns, EVEN).to(tl.float32)
-        return tl.abs(w) * tl.maximum(sigmoid(x), LEAST_SIGMOID)
+        return tl.abs(w) * tl.maximum(row_pull(lse_neg, s_pos), LEAST_PULL)
 
 
 @triton.jit(do_not_specialize=["n", "columns"], do_not_specialize_on_alignment=["dloss_ptr", "temperature_ptr"])
@@ -56,7 +57,7 @@ def ntxent_bwd_coefficients_kernel(
     s_pos_ptr,  # [columns]
     stat_ptr,  # [columns] out: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
     weight_ptr,  # [columns + 1] out: w / W, then W
-    positive_ptr,  # [columns] out: (w_i sg_i + w_p sg_p) / W
+    positive_ptr,  # [columns] out: (w_i pull_i + w_p pull_p) / W
     temperature,
     temperature_ptr,
     n,
@@ -83,7 +84,7 @@ def ntxent_bwd_coefficients_kernel(
         peaks = tl.maximum(peaks, _pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, others, columns, REDUCED, False))
     peak = tl.max(peaks, axis=0)
     if REDUCED:
-        least = _power_of_two_above(tl.maximum(sigmoid(peak), LEAST_SIGMOID))
+        least = _power_of_two_above(tl.maximum(row_pull(peak, 0.0), LEAST_PULL))
         largest = tl.load(dloss_ptr).to(tl.float32) * least
         weight = tl.div_rn(tl.full((BLOCK,), 1.0, tl.float32), least)
         partner_weight = weight
@@ -99,9 +100,9 @@ def ntxent_bwd_coefficients_kernel(
     lse_neg = tl.load(lse_neg_ptr + rows, mask=inside, other=0.0)
     s_pos = tl.load(s_pos_ptr + rows, mask=inside, other=0.0)
     partner_lse_neg = tl.load(lse_neg_ptr + partners, mask=inside, other=0.0)
-    positive = weight * sigmoid(lse_neg - s_pos) + partner_weight * sigmoid(partner_lse_neg - s_pos)  # s_ip = s_pi
+    positive = weight * row_pull(lse_neg, s_pos) + partner_weight * row_pull(partner_lse_neg, s_pos)  # s_ip = s_pi
     tl.store(positive_ptr + rows, positive, mask=inside)
-    lse = tl.maximum(lse_neg, s_pos) + log1p(tl.exp(-tl.abs(lse_neg - s_pos)))
+    lse = row_lse(lse_neg, s_pos)
     if ONLINE_MAX:
         stat = lse * LOG2_E
     else:
@@ -295,7 +296,7 @@ def ntxent_bwd_kernel(
         if tl.program_id(1) == 0:  # the positives' share
             lse_neg = tl.load(lse_neg_ptr + row_offset + local, mask=row_inside, other=0.0)
             s_pos = tl.load(s_pos_ptr + row_offset + local, mask=row_inside, other=0.0)
-            row_dt -= row_weight * sigmoid(lse_neg - s_pos) * s_pos
+            row_dt -= row_weight * row_pull(lse_neg, s_pos) * s_pos
         tl.store(dt_part_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(row_dt, axis=0))
 
 

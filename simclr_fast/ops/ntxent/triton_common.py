@@ -1,4 +1,4 @@
-"""Device functions that the Triton NT-Xent kernels share.
+"""Device functions that the Triton NT-Xent kernels share: the rule of a row, products, loads, and which pairs count.
 
 Triton divides float32, and takes its square root, approximately. Where the loss or a gradient depends on the result,
 the kernels call tl.div_rn and tl.sqrt_rn, which round as IEEE 754 says.
@@ -8,6 +8,11 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+# Two ways to keep exponentials in range. Constant maximum: |s_ij| <= 1/t, so that exp(s_ij - 1/t) lies between
+# exp(-2/t) and 1, and 1/t can stand for the maximum of every row. exp(-80) = 1.8e-35 is a normal float32; at 88 it
+# would be none. Online maximum: for smaller t, or one that only the device knows, every row's own, found on the way.
+CONSTANT_MAX_LIMIT = 80.0  # of 2/t
 
 
 @triton.jit
@@ -33,6 +38,41 @@ def log1p(y):
 def sigmoid(x):
     """1 / (1 + exp(-x)): 0 and 1 at the infinities."""
     return tl.div_rn(1.0, 1.0 + tl.exp(-x))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)); NaN of NaN, which tl.maximum would lose."""
+    y = tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+    return tl.where(x == x, y, x)
+
+
+@triton.jit
+def log_add_exp(a, b):
+    """log(exp(a) + exp(b)); a may be -inf."""
+    return tl.maximum(a, b) + log1p(tl.exp(-tl.abs(a - b)))
+
+
+# The rule of a row: what it makes of its lse_neg and s_pos. The same names are in reference.py, which says what they
+# are, and in csrc/ntxent.h.
+
+
+@triton.jit
+def row_loss(lse_neg, s_pos):
+    """L_i."""
+    return softplus(lse_neg - s_pos)
+
+
+@triton.jit
+def row_lse(lse_neg, s_pos):
+    """lse_i, such that dL_i/ds_ij = exp(s_ij - lse_i) for the negatives j of row i."""
+    return log_add_exp(lse_neg, s_pos)
+
+
+@triton.jit
+def row_pull(lse_neg, s_pos):
+    """-dL_i/ds_ip, which is also the sum of dL_i/ds_ij over the negatives j; it grows with lse_neg - s_pos."""
+    return sigmoid(lse_neg - s_pos)
 
 
 @triton.jit

@@ -18,8 +18,8 @@ from simclr_fast.ops.ntxent.triton_common import (
     is_plain_tile,
     load_rows,
     load_views,
-    log1p,
     read_temperature,
+    row_loss,
 )
 
 
@@ -254,9 +254,7 @@ def ntxent_fwd_reduce_kernel(
         u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
         product += tl.sum(u.to(tl.float32) * u_partner.to(tl.float32), axis=1)  # [BLOCK_R, BLOCK_D] summed
     s_pos = tl.div_rn(product, temperature)
-    x = lse_neg - s_pos
-    loss = tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))  # softplus
-    loss = tl.where(x == x, loss, x)
+    loss = row_loss(lse_neg, s_pos)
     tl.store(lse_neg_ptr + local, lse_neg, mask=inside)
     tl.store(s_pos_ptr + local, s_pos, mask=inside)
     if REDUCE:
