@@ -76,22 +76,7 @@ def _define(suffix: str) -> Ops:
         return loss, *(u.new_empty(2 * n, dtype=dtype) for _ in range(2))
 
     @torch.library.register_fake(f"simclr_fast::ntxent_bwd{suffix}")
-    def _(
-        dloss,
-        z0,
-        z1,
-        u,
-        inv_norm,
-        lse_neg,
-        s_pos,
-        row_offset,
-        reduction,
-        eps,
-        temperature,
-        t_tensor,
-        precision,
-        need_dt,
-    ):
+    def _(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, *options):
         return z0.new_empty(z0.shape), z1.new_empty(z1.shape), inv_norm.new_empty(())
 
     return Ops(*(getattr(torch.ops.simclr_fast, f"ntxent_{name}{suffix}").default for name in _SCHEMAS))
@@ -106,19 +91,47 @@ if has_triton():
         torch.library.register_kernel(f"simclr_fast::ntxent_{_name}_triton", "cuda", getattr(triton_backend, _name))
 
 
+class Options(NamedTuple):
+    """What a call of the loss is made with beside its tensors. A temperature tensor, where there is one, counts."""
+
+    temperature: float
+    reduction: str
+    eps: float
+    precision: str
+    backend: str
+    group: "torch.distributed.ProcessGroup | None"
+
+
+class _Saved(NamedTuple):
+    """What forward leaves to backward: operands and statistics of all columns, never a matrix of M x M."""
+
+    u: Tensor  # [M, D']
+    inv_norm: Tensor  # [2n]
+    lse_neg: Tensor  # [M]
+    s_pos: Tensor  # [M]
+
+
 class _NTXent(torch.autograd.Function):
-    """The loss, then what backward needs: operands and statistics of all columns, never a matrix of M x M."""
+    """The loss, then the fields of _Saved."""
 
     @staticmethod
-    def forward(z0, z1, temperature_tensor, temperature, reduction, eps, precision, backend, group):
-        rank, world = distributed.rank_and_size(group)
-        n, ops = z0.shape[0], _OPS[backend]
-        local_u, inv_norm = ops.normalize(z0, z1, eps)
-        u = local_u if world == 1 else distributed.all_gather_shards(local_u, group)  # [M, D']
-        own_reduction = reduction if world == 1 else "none"
-        loss, lse_neg, s_pos = ops.fwd(u, n, rank * 2 * n, temperature, temperature_tensor, own_reduction, precision)
+    def forward(z0, z1, temperature_tensor, options: Options):
+        rank, world = distributed.rank_and_size(options.group)
+        n, ops, reduction = z0.shape[0], _OPS[options.backend], options.reduction
+        local_u, inv_norm = ops.normalize(z0, z1, options.eps)
+        u = local_u if world == 1 else distributed.all_gather_shards(local_u, options.group)  # [M, D']
+        loss, lse_neg, s_pos = ops.fwd(
+            u,
+            n,
+            row_offset=rank * 2 * n,
+            temperature=options.temperature,
+            temperature_tensor=temperature_tensor,
+            reduction=reduction if world == 1 else "none",
+            precision=options.precision,
+        )
         if world > 1:
-            lse_neg, s_pos = distributed.all_gather_shards(torch.stack([lse_neg, s_pos], dim=1), group).unbind(1)  # [M]
+            statistics = torch.stack([lse_neg, s_pos], dim=1)  # [2n, 2]
+            lse_neg, s_pos = distributed.all_gather_shards(statistics, options.group).unbind(1)  # [M]
             lse_neg, s_pos = lse_neg.contiguous(), s_pos.contiguous()
             if reduction != "none":
                 losses = row_loss(lse_neg.double(), s_pos.double())  # [M]
@@ -127,30 +140,23 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        z0, z1, temperature_tensor, temperature, reduction, eps, precision, backend, group = inputs
-        _, u, inv_norm, lse_neg, s_pos = output
-        ctx.mark_non_differentiable(u, inv_norm, lse_neg, s_pos)
+        z0, z1, temperature_tensor, ctx.options = inputs
+        _, *saved = output
+        ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z0, z1, u, inv_norm, lse_neg, s_pos, temperature_tensor)
-        ctx.temperature, ctx.reduction, ctx.eps, ctx.precision = temperature, reduction, eps, precision
-        ctx.backend, ctx.group = backend, group
+        ctx.save_for_backward(z0, z1, temperature_tensor, *saved)
 
     @staticmethod
     def backward(ctx, dloss, *_):
         if dloss is None:
-            return (None,) * 9
-        z0, z1, u, inv_norm, lse_neg, s_pos, temperature_tensor = ctx.saved_tensors
-        rank, world = distributed.rank_and_size(ctx.group)
+            return None, None, None, None
+        z0, z1, temperature_tensor, *saved = ctx.saved_tensors
         dloss = dloss.contiguous()
-        if ctx.reduction == "none" and world > 1:
-            dloss = distributed.all_gather_shards(dloss, ctx.group)  # [M]
+        if ctx.options.reduction == "none" and distributed.rank_and_size(ctx.options.group)[1] > 1:
+            dloss = distributed.all_gather_shards(dloss, ctx.options.group)  # [M]
         need_dt = ctx.needs_input_grad[2]
-        statistics = (u, inv_norm, lse_neg, s_pos)
-        numbers = (rank * 2 * z0.shape[0], ctx.reduction, ctx.eps, ctx.temperature)
-        dz0, dz1, dt = _NTXentGradient.apply(
-            dloss, z0, z1, temperature_tensor, statistics, numbers, ctx.precision, need_dt, ctx.backend
-        )
-        return dz0, dz1, dt if need_dt else None, None, None, None, None, None, None
+        dz0, dz1, dt = _NTXentGradient.apply(dloss, z0, z1, temperature_tensor, _Saved(*saved), need_dt, ctx.options)
+        return dz0, dz1, dt if need_dt else None, None
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -164,8 +170,20 @@ class _NTXentGradient(torch.autograd.Function):
     """The bwd op, recorded by autograd only to refuse a second derivative instead of dropping it silently."""
 
     @staticmethod
-    def forward(dloss, z0, z1, temperature_tensor, statistics, numbers, precision, need_dt, backend):
-        return _OPS[backend].bwd(dloss, z0, z1, *statistics, *numbers, temperature_tensor, precision, need_dt)
+    def forward(dloss, z0, z1, temperature_tensor, saved: _Saved, need_dt: bool, options: Options):
+        return _OPS[options.backend].bwd(
+            dloss,
+            z0,
+            z1,
+            *saved,
+            row_offset=distributed.rank_and_size(options.group)[0] * 2 * z0.shape[0],
+            reduction=options.reduction,
+            eps=options.eps,
+            temperature=options.temperature,
+            temperature_tensor=temperature_tensor,
+            precision=options.precision,
+            need_dt=need_dt,
+        )
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -200,11 +218,11 @@ def ntxent(
     if backend == "reference":
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-    arguments = (z0, z1, tensor, value, reduction, eps, precision, backend, group)
+    options = Options(value, reduction, eps, precision, backend, group)
     if torch.compiler.is_compiling():
-        return _NTXent.apply(*arguments)[0]
+        return _NTXent.apply(z0, z1, tensor, options)[0]
     try:
-        return _NTXent.apply(*arguments)[0]
+        return _NTXent.apply(z0, z1, tensor, options)[0]
     except NotImplementedError as error:  # torch.compile traces no Function that has a jvp of its own to say this in
         if "jvp" not in str(error):
             raise
