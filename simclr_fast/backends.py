@@ -8,6 +8,7 @@ it asks them first.
 import importlib.util
 import re
 import warnings
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -16,12 +17,33 @@ from simclr_fast import _extension
 
 BACKENDS = ("cpp", "triton", "reference")
 _DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-# What an op's Triton kernels cannot do: dtypes, and devices below a major compute capability.
-_TRITON_REFUSES = {"ntxent_fwd": (torch.float64,)}
-_TRITON_NEEDS = {"ntxent_fwd": 8}
-# Major compute capabilities on which an op's Triton kernels are faster than the compiled ones for large inputs. Hopper:
-# Triton multiplies by wgmma, the compiled NT-Xent by mma.sync (measured on an H200: docs/gpu.md).
-_TRITON_IS_FASTER = {"ntxent_fwd": (9,)}
+
+
+@dataclass(frozen=True)
+class Op:
+    """What the choice of a backend has to know of an op beside its registered kernels.
+
+    called: what users call to run it, for messages. Of its Triton kernels: the dtypes they take (None: all), the least
+    major compute capability they need, and those on which they are faster than the compiled ones on large inputs.
+    """
+
+    called: str
+    triton_takes: tuple[torch.dtype, ...] | None = None
+    triton_needs: int = 0
+    triton_is_faster_on: tuple[int, ...] = ()
+
+
+_ops: dict[str, Op] = {}
+
+
+def describe(name: str, op: Op) -> None:
+    """Tells of the op simclr_fast::NAME; every op's module does so when it is imported."""
+    _ops[name] = op
+
+
+def called(op: str) -> str:
+    """What users call to run simclr_fast::OP; the op's own name where nobody described it."""
+    return _ops.get(op, Op(op)).called
 
 
 @cache
@@ -46,7 +68,7 @@ def _compiled_for(capability: tuple[int, int], archs: str) -> bool:
 
 def _triton_is_faster(op: str, device: torch.device) -> bool:
     """Whether op's Triton kernels are the faster ones on this device, where there is much to do."""
-    majors = _TRITON_IS_FASTER.get(op, ())
+    majors = _ops.get(op, Op(op)).triton_is_faster_on
     return device.type == "cuda" and bool(majors) and torch.cuda.get_device_capability(device)[0] in majors
 
 
@@ -58,25 +80,26 @@ def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype | No
     """Why `backend` cannot serve `op` ("l2_normalize") for tensors of `dtype` on `device`; None if it can."""
     if backend == "reference":
         return None
+    facts = _ops.get(op, Op(op))
     if backend == "triton":
         if device.type != "cuda":
             return f"Triton kernels run on CUDA tensors, these are on {device.type}"
         if not has_triton():
             return "triton is not installed; pip install triton"
         if not _has_kernel(f"{op}_triton", "CUDA"):
-            return f"{op} has no Triton kernel"
-        if dtype in _TRITON_REFUSES.get(op, ()):
-            return f"the Triton kernels of {op} take no {dtype}"
-        needed = _TRITON_NEEDS.get(op, 0)
+            return f"{facts.called} has no Triton kernel"
+        if facts.triton_takes is not None and dtype not in (None, *facts.triton_takes):
+            return f"the Triton kernels of {facts.called} take no {dtype}"
+        needed = facts.triton_needs
         if needed and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] < needed:
-            return f"the Triton kernels of {op} need compute capability {needed}.0, this device has less"
+            return f"the Triton kernels of {facts.called} need compute capability {needed}.0, this device has less"
         return None
     if _extension.missing_because:
         return f"the compiled extension is missing ({_extension.missing_because})"
     key = _DISPATCH_KEYS.get(device.type)
     if key is None or not _has_kernel(op, key):
         built = "without CUDA kernels" if device.type == "cuda" else "for cpu and cuda"
-        return f"the compiled extension has no {op} kernel for {device.type} (it was built {built})"
+        return f"the compiled extension has no {facts.called} kernel for {device.type} (it was built {built})"
     if device.type == "cuda":
         capability, archs = torch.cuda.get_device_capability(device), _extension.build_info()["cuda_archs"]
         if not _compiled_for(capability, archs):
@@ -100,7 +123,7 @@ def resolve_backend(
     large: the op has so much to do that "auto" asks Triton first on devices where its kernels are faster.
 
     Raises ValueError for an unknown name, RuntimeError where an explicitly named backend cannot serve. "auto" warns
-    once per op, device and dtype where only the reference is left.
+    once where only the reference is left, and again where the reasons are others.
     """
     return _resolve(backend, op, device, dtype, large)
 
@@ -112,7 +135,9 @@ def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | N
         return "cpp" if backend == "auto" else backend
     if backend != "auto":
         if reason := why_not(backend, op, device, dtype):
-            raise RuntimeError(f"backend={backend!r} cannot serve {op} on {device}: {reason}; or choose backend='auto'")
+            raise RuntimeError(
+                f"backend={backend!r} cannot serve {called(op)} on {device}: {reason}; or choose backend='auto'"
+            )
         return backend
     if large and _triton_is_faster(op, device) and why_not("triton", op, device, dtype) is None:
         return "triton"
@@ -123,5 +148,17 @@ def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | N
             break
     if candidate == "reference":
         missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-        warnings.warn(f"simclr_fast.{op} runs as plain PyTorch on {device} ({missing})", RuntimeWarning, stacklevel=4)
+        _warn_once(f"{called(op)} runs as plain PyTorch on {device} ({missing})")
     return candidate
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Of a call that runs several ops, as SimCLRAugment's does, they say the same."""
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+def forget_choices() -> None:
+    """Chooses, and warns, anew from here on: for tests, which change what the machine has."""
+    _resolve.cache_clear()
+    _warn_once.cache_clear()

@@ -9,7 +9,7 @@ import torch
 import simclr_fast
 import simclr_fast.ops.l2_normalize  # registers its schema; the others come with the package
 from simclr_fast import _extension
-from simclr_fast.backends import BACKENDS, why_not
+from simclr_fast.backends import BACKENDS, called, why_not
 
 OPS = ("l2_normalize", "ntxent_fwd", "augment")
 
@@ -52,7 +52,7 @@ def report() -> str:
         for op in OPS:
             for backend in BACKENDS:
                 reason = why_not(backend, op, device)
-                lines += [f"  {op:14}{backend:11}{'serves' if reason is None else 'no: ' + reason}"]
+                lines += [f"  {called(op):14}{backend:11}{'serves' if reason is None else 'no: ' + reason}"]
     return "\n".join(lines)
 
 

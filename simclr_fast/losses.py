@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from simclr_fast import distributed
 from simclr_fast.backends import check_backend, resolve_backend
+from simclr_fast.ops.ntxent.limits import is_large
 from simclr_fast.ops.ntxent.ops import ntxent
 from simclr_fast.ops.ntxent.reference import compute_dtype
 from simclr_fast.temperature import check_temperature, is_symbolic
@@ -75,7 +76,7 @@ def ntxent_loss(
         reduction=reduction,
         eps=float(eps),
         precision=precision,
-        backend=resolve_backend(backend, "ntxent_fwd", z0.device, z0.dtype, _is_large(z0, precision, group)),
+        backend=resolve_backend(backend, "ntxent_fwd", z0.device, z0.dtype, is_large(z0, precision, group)),
         group=group,
     )
 
@@ -147,12 +148,6 @@ def _default_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-# Multiply-adds of one product of rows and columns (8192 rows of 128 on one device) from which "auto" takes Triton on
-# Hopper. On an H200 its kernels need 0.59 of the compiled ones' time there (docs/gpu.md), but a millisecond more of
-# Python, which the rest of a training step hides from about this size on; at a quarter of it they would save 27 us.
-_LARGE = 2**33
-
-
 def _for_backward(x: Tensor) -> Tensor:
     """x, or a copy where autograd could not save x: a tensor made under inference_mode, as a frozen teacher's view."""
     if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
@@ -166,16 +161,6 @@ def _common_dtype(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
         return z0, z1
     wider = torch.promote_types(z0.dtype, z1.dtype)
     return z0.to(wider), z1.to(wider)
-
-
-def _is_large(z: Tensor, precision: str, group: "torch.distributed.ProcessGroup | None") -> bool:
-    if z.device.type != "cuda" or torch.compiler.is_exporting():
-        return False  # nothing to choose, and no condition on the sizes in a graph that is to serve all of them
-    if precision == "ieee" and z.dtype not in (torch.float16, torch.bfloat16):
-        return False  # the compiled kernels are ten times as exact in full float32, and about as fast
-    rows, world = 2 * z.shape[0], distributed.rank_and_size(group)[1]
-    # torch.compile makes a constant of a condition on sizes, but not of bool() of one.
-    return True if rows * rows * world * z.shape[1] >= _LARGE else False  # noqa: SIM210
 
 
 def _check_options(reduction: str, eps: float, precision: str | None) -> None:

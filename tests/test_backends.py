@@ -1,11 +1,15 @@
 """Which backend is chosen, and what is said where none can serve."""
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from simclr_fast import _extension, backends, losses
+from simclr_fast import SimCLRAugment, _extension, backends, losses, ntxent_loss
 from simclr_fast.ops.l2_normalize import l2_normalize
+from simclr_fast.ops.ntxent import limits
 from tests.helpers import relative_error
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -14,9 +18,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture
 def no_extension(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_extension, "missing_because", "No module named 'simclr_fast._C'")
-    backends._resolve.cache_clear()
+    backends.forget_choices()
     yield
-    backends._resolve.cache_clear()
+    backends.forget_choices()
 
 
 def test_auto_takes_the_compiled_extension_on_cpu() -> None:
@@ -30,6 +34,21 @@ def test_auto_falls_back_to_the_reference_and_says_so_once(no_extension: None) -
         assert backends.resolve_backend("auto", "l2_normalize", CPU) == "reference"
         assert backends.resolve_backend("auto", "l2_normalize", CPU) == "reference"
     assert len(record) == 1
+
+
+@pytest.mark.parametrize(
+    ("called", "call"),
+    [
+        ("SimCLRAugment", lambda: SimCLRAugment(8)(torch.zeros(2, 3, 9, 9))),  # of two ops
+        ("ntxent_loss", lambda: ntxent_loss(torch.ones(4, 3), torch.ones(4, 3))),
+    ],
+)
+def test_a_call_warns_once_and_by_the_name_it_is_called_by(no_extension: None, called: str, call: Callable) -> None:
+    with pytest.warns(RuntimeWarning) as record:
+        call()
+        call()
+    assert [str(warning.message).split(" on cpu ")[0] for warning in record] == [f"{called} runs as plain PyTorch"]
+    assert not re.search(r"ntxent_fwd|augment_sample|simclr_fast\.\w+ runs", str(record[0].message))
 
 
 def test_an_explicit_backend_never_falls_back(no_extension: None) -> None:
@@ -80,7 +99,9 @@ def test_float64_on_cuda_without_the_extension_is_served_by_the_reference(
     on_cuda = lambda backend, op, device, dtype, large=False: backends.resolve_backend(backend, op, CUDA, dtype)
     monkeypatch.setattr(losses, "resolve_backend", on_cuda)
     z0, z1 = torch.randn(2, 6, 4, dtype=torch.float64)
-    with pytest.warns(RuntimeWarning, match="triton: the Triton kernels of ntxent_fwd take no torch.float64") as record:
+    with pytest.warns(
+        RuntimeWarning, match="triton: the Triton kernels of ntxent_loss take no torch.float64"
+    ) as record:
         for _ in range(2):
             loss = losses.ntxent_loss(z0, z1, 0.2)
     assert len(record) == 1
@@ -100,10 +121,10 @@ def device_of(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(_extension, "build_info", lambda: {"cuda_archs": "8.0;9.0;10.0+PTX"})
         monkeypatch.setattr(_extension, "missing_because", None)
         monkeypatch.setattr(backends, "_has_kernel", lambda op, key: True)
-        backends._resolve.cache_clear()
+        backends.forget_choices()
 
     yield set_capability
-    backends._resolve.cache_clear()
+    backends.forget_choices()
 
 
 @pytest.mark.parametrize(("capability", "large"), [((8, 0), "cpp"), ((9, 0), "triton"), ((10, 0), "cpp")])
@@ -130,8 +151,8 @@ def test_auto_takes_triton_where_it_is_faster(capability: tuple[int, int], large
 def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: str, large: bool) -> None:
     with FakeTensorMode():
         z = torch.empty(n, d, dtype=dtype, device="cuda")
-    assert losses._is_large(z, precision, None) is large
-    assert not losses._is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None)
+    assert limits.is_large(z, precision, None) is large
+    assert not limits.is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None)
 
 
 def test_devices_too_old_for_the_triton_loss_get_the_reference(

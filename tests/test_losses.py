@@ -44,7 +44,7 @@ GOOD = torch.ones(4, 3)
         ({"eps": math.nan}, ValueError, "eps=nan: pass a positive number"),
         ({"eps": 0.0}, ValueError, "eps=0.0: pass a positive number"),
         ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown; choose one of 'auto', 'cpp'"),
-        ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve ntxent_fwd on cpu"),
+        ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve ntxent_loss on cpu"),
     ],
 )
 def test_bad_input_is_named(change: dict, error: type[Exception], message: str) -> None:

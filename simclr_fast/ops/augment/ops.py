@@ -7,7 +7,7 @@ their own (suffix), so that one dispatch key holds one kernel. None is different
 import torch
 from torch import Tensor
 
-from simclr_fast.backends import has_triton, resolve_backend
+from simclr_fast.backends import Op, describe, has_triton, resolve_backend
 from simclr_fast.ops.augment.images import ImageBatch
 from simclr_fast.ops.augment.params import PACKED_WORDS, AugmentRecipe
 from simclr_fast.ops.augment.reference import augment_reference
@@ -66,6 +66,7 @@ for _backend, _suffix in (("cpp", ""), ("triton", "_triton"), ("reference", "_re
         torch.library.define(f"simclr_fast::{_name}", _schema)
         torch.library.register_fake(f"simclr_fast::{_name}", _fake)
         _OPS[_backend, _name.removesuffix(_suffix)] = getattr(torch.ops.simclr_fast, _name).default
+        describe(_name.removesuffix(_suffix), Op(called="SimCLRAugment"))
 
 torch.library.register_kernel("simclr_fast::augment_reference", ("cpu", "cuda"), augment_reference)
 torch.library.register_kernel("simclr_fast::augment_sample_reference", ("cpu", "cuda"), sample_reference)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from simclr_fast import distributed
-from simclr_fast.backends import has_triton
+from simclr_fast.backends import describe, has_triton
+from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.reference import (
     compute_dtype,
     normalize_rows,
@@ -83,6 +84,7 @@ def _define(suffix: str) -> Ops:
 
 
 _OPS = {"cpp": _define(""), "triton": _define("_triton")}
+describe("ntxent_fwd", NTXENT)
 
 if has_triton():
     from simclr_fast.ops.ntxent import triton_backend

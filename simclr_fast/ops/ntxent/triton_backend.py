@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backward import (
     ntxent_bwd_coefficients_kernel,
@@ -30,7 +31,6 @@ from simclr_fast.ops.ntxent.triton_tiles import (
 )
 from simclr_fast.triton_launch import Launch, aligned, launch_on_device
 
-_OPERAND_OF = {torch.float16: torch.float16, torch.bfloat16: torch.float16, torch.float32: torch.float32}
 # Full float32 ("ieee") on tensor cores: three tf32 products of operands split in two, a few ulps from FMA's result.
 _DOT_OF = {"ieee": "tf32x3", "tf32": "tf32"}
 
@@ -233,11 +233,9 @@ def _needs_online_max(temperature: float, temperature_tensor: torch.Tensor | Non
 
 
 def _operand_dtype(z: torch.Tensor) -> torch.dtype:
-    if z.dtype not in _OPERAND_OF:
-        raise TypeError(
-            f"backend='triton' takes float16, bfloat16 or float32, got z0 of {z.dtype}: cast, or use another"
-        )
-    return _OPERAND_OF[z.dtype]
+    if z.dtype not in NTXENT.triton_takes:
+        raise TypeError(f"backend='triton' takes no {z.dtype}, which z0 is: cast it, or use another backend")
+    return torch.float32 if z.dtype == torch.float32 else torch.float16
 
 
 def _dot_precision(u: torch.Tensor, precision: str) -> str:

@@ -210,9 +210,4 @@ def target_of(device: torch.device) -> Target:
     if device.type != "cuda":
         return Target(80, 4)
     properties = torch.cuda.get_device_properties(device)
-    if properties.major < 8:
-        raise RuntimeError(
-            f"backend='triton' needs a device of compute capability 8.0 or later, {properties.name} has "
-            f"{properties.major}.{properties.minor}: use backend='reference'"
-        )
     return Target({9: 90, 10: 100}.get(properties.major, 80), properties.multi_processor_count)
