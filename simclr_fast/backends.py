@@ -77,7 +77,7 @@ def _has_kernel(op: str, key: str) -> bool:
 
 
 def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
-    """Why `backend` cannot serve `op` ("l2_normalize") for tensors of `dtype` on `device`; None if it can."""
+    """Why `backend` cannot serve `op` ("augment") for tensors of `dtype` on `device`; None if it can."""
     if backend == "reference":
         return None
     facts = _ops.get(op, Op(op))

@@ -7,11 +7,10 @@ from importlib import metadata
 import torch
 
 import simclr_fast
-import simclr_fast.ops.l2_normalize  # registers its schema; the others come with the package
 from simclr_fast import _extension
 from simclr_fast.backends import BACKENDS, called, why_not
 
-OPS = ("l2_normalize", "ntxent_fwd", "augment")
+OPS = ("ntxent_fwd", "augment")
 
 
 def _version(package: str) -> str:

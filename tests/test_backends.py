@@ -8,7 +8,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from simclr_fast import SimCLRAugment, _extension, backends, losses, ntxent_loss
-from simclr_fast.ops.l2_normalize import l2_normalize
 from simclr_fast.ops.ntxent import limits
 from tests.helpers import relative_error
 
@@ -24,15 +23,15 @@ def no_extension(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_auto_takes_the_compiled_extension_on_cpu() -> None:
-    assert backends.resolve_backend("auto", "l2_normalize", CPU) == "cpp"
+    assert backends.resolve_backend("auto", "augment", CPU) == "cpp"
 
 
 def test_auto_falls_back_to_the_reference_and_says_so_once(no_extension: None) -> None:
     with pytest.warns(
         RuntimeWarning, match="runs as plain PyTorch on cpu .*No module named 'simclr_fast._C'"
     ) as record:
-        assert backends.resolve_backend("auto", "l2_normalize", CPU) == "reference"
-        assert backends.resolve_backend("auto", "l2_normalize", CPU) == "reference"
+        assert backends.resolve_backend("auto", "augment", CPU) == "reference"
+        assert backends.resolve_backend("auto", "augment", CPU) == "reference"
     assert len(record) == 1
 
 
@@ -52,12 +51,13 @@ def test_a_call_warns_once_and_by_the_name_it_is_called_by(no_extension: None, c
 
 
 def test_an_explicit_backend_never_falls_back(no_extension: None) -> None:
-    with pytest.raises(RuntimeError, match="backend='cpp' cannot serve l2_normalize on cpu: .*No module named"):
-        l2_normalize(torch.ones(2, 2), backend="cpp")
+    z = torch.ones(2, 2, 2)
+    with pytest.raises(RuntimeError, match="backend='cpp' cannot serve ntxent_loss on cpu: .*No module named"):
+        ntxent_loss(*z, backend="cpp")
     with pytest.raises(RuntimeError, match="Triton kernels run on CUDA tensors, these are on cpu"):
-        l2_normalize(torch.ones(2, 2), backend="triton")
+        ntxent_loss(*z, backend="triton")
     with pytest.raises(ValueError, match="backend='cuda' is unknown; choose one of 'auto', 'cpp'"):
-        l2_normalize(torch.ones(2, 2), backend="cuda")
+        ntxent_loss(*z, backend="cuda")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_compiled_architectures(capability: tuple[int, int], archs: str, runs: b
 
 
 def test_triton_serves_what_it_has_kernels_for() -> None:
-    assert backends.why_not("triton", "l2_normalize", CUDA, torch.float64) is None
+    assert backends.why_not("triton", "augment", CUDA, torch.float64) is None
     for op in ("ntxent_fwd", "augment", "augment_sample"):
         assert backends.why_not("triton", op, CUDA) is None
 

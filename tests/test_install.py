@@ -105,7 +105,7 @@ def compiler_without(folder: str, path: Path) -> str:
     ("absent", "source", "header", "remedy"),
     [
         ("*/include/python3*", "module.cpp", "Python.h", "install the headers of Python"),
-        ("*/torch/include*", "l2_normalize_binding.cpp", "torch/", "this torch came without its C++ headers"),
+        ("*/torch/include*", "augment_binding.cpp", "torch/", "this torch came without its C++ headers"),
     ],
 )
 def test_a_failed_build_ends_with_the_missing_header(

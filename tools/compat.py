@@ -24,8 +24,8 @@ FOLDER = ROOT / ".compat"
 # torch.compile, collectives, the compiled kernels behind the stable ABI, the ways of installing, and the launches by
 # the Triton that this torch pins.
 FAST_TESTS = (
-    "tests/ops/l2_normalize",
     "tests/ops/ntxent/test_autograd.py",
+    "tests/ops/ntxent/test_normalize.py",
     "tests/ops/augment/test_public.py",
     "tests/test_backends.py",
     "tests/test_distributed.py",
@@ -35,7 +35,7 @@ FAST_TESTS = (
     "tests/test_triton_binder.py",
 )
 # The same Triton's interpreter.
-FAST_TRITON_TESTS = ("tests/ops/l2_normalize",)
+FAST_TRITON_TESTS = ("tests/ops/ntxent/test_normalize.py",)
 
 
 @dataclass(frozen=True)

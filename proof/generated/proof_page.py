@@ -38,11 +38,10 @@ def rows() -> list[str]:
     for name, counted in (triton["kernels"] | triton["other operands"]).items():
         kernel, _, operand = name.partition(", ")
         size = sizes.get(operand or triton["size"]["operand"], ALSO_COUNTED[0])
-        op = "ntxent" if kernel.startswith("ntxent") else "l2_normalize"
         lines.append(
             _row(
                 kernel,
-                f"{op} {operand or size['operand']}, {size['columns']} x {size['D']}, Triton",
+                f"ntxent {operand or size['operand']}, {size['columns']} x {size['D']}, Triton",
                 counted["tensor-core FLOPs"],
                 counted["sectors"],
                 counted["unique bytes"],

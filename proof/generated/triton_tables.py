@@ -20,7 +20,6 @@ from proof.generated.triton_code import (
     simulate,
     write_table,
 )
-from simclr_fast.ops.l2_normalize import triton_kernels as l2_normalize
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
@@ -136,24 +135,6 @@ def count_rows(size: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def l2_normalize_rows() -> dict[str, dict[str, Any]]:
-    """The same of row normalisation by itself, forward and backward, of 1024 rows of 128 float32."""
-    x, du = torch.randn(2, 1024, 128, generator=torch.Generator().manual_seed(0))
-    u, dx, inv_norm = torch.empty_like(x), torch.empty_like(x), x.new_empty(1024)
-    sizes = {"N": 1024, "D": 128}
-    constants = {name: value for name, value in l2_normalize.BLOCKS.items() if name != "num_warps"} | {"eps": 1e-8}
-    grid = (1024 // constants["BLOCK_M"],)
-    rows = {}
-    for kernel, tensors in (
-        (l2_normalize.l2_normalize_fwd_kernel, {"x": x, "u": u, "inv_norm": inv_norm}),
-        (l2_normalize.l2_normalize_bwd_kernel, {"du": du, "u": u, "inv_norm": inv_norm, "dx": dx}),
-    ):
-        # As the op launches it: Triton's default is three stages.
-        launch = Launch(kernel, grid, tensors | sizes, constants, l2_normalize.BLOCKS["num_warps"], num_stages=3)
-        rows[kernel.__name__] = _scaled(simulate(launch, strict=True), launch, 1.0)
-    return rows
-
-
 def _scaled(report, launch: Launch, factor: float) -> dict[str, Any]:
     gpu = ptxlab().GPUS["H100-SXM"]
     registers = resources(compile_launch(launch, 80))["registers"]
@@ -201,7 +182,7 @@ def counts_table() -> dict[str, Any]:
         "triton": triton.__version__,
         "size": COUNTED,
         "kernels": rows,
-        "other operands": others | {f"{name}, float32": row for name, row in l2_normalize_rows().items()},
+        "other operands": others,
         "modelled microseconds": round(total, 1),
         "tensor-core microseconds": round(tensor_core_microseconds(), 1),
     }

@@ -12,7 +12,6 @@ from proof.simt import augment as simt_augment
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
-from simclr_fast.ops.l2_normalize.reference import l2_normalize_reference
 from tests.helpers import relative_error
 from tests.ntxent_launchers import Device, NtxentLaunchers, statistics_dtype
 from tests.ntxent_truth import truth
@@ -87,26 +86,6 @@ def ntxent(
     return run
 
 
-def l2_normalize(rows: int, dim: int, dtype: torch.dtype) -> Callable[..., Result]:
-    suffix = "double" if dtype == torch.float64 else "float"
-
-    def run(program: Program, **options: object) -> Result:
-        x, du = torch.randn(2, rows, dim, dtype=dtype).unbind()
-        u, dx, inv_norm = torch.empty_like(x), torch.empty_like(x), torch.empty(rows, dtype=dtype)
-        sizes = (rows, dim, ctypes.c_double(EPS))
-        with program.simulated(lambda: [x, du, u, dx, inv_norm], **options) as reports:
-            program.call(f"l2_normalize_{suffix}", x, u, inv_norm, *sizes)
-            program.call(f"l2_normalize_backward_{suffix}", du, u, inv_norm, dx, *sizes)
-        wide = x.double().clone().requires_grad_()
-        u_true = l2_normalize_reference(wide, EPS)
-        u_true.backward(du.double())
-        tolerance = 1e-14 if dtype == torch.float64 else 1e-6
-        errors = {"u": relative_error(u, u_true) / tolerance, "dx": relative_error(dx, wide.grad) / tolerance}
-        return Result(reports, errors)
-
-    return run
-
-
 def augment(
     batch: int, source: int, size: int, dtype: torch.dtype = torch.float32, channels_last: bool = False
 ) -> Callable[..., Result]:
@@ -147,8 +126,6 @@ WORKLOADS = (
     Workload("ntxent fp16, 512 x 512", ntxent(256, 512, HALF), counted=True),
     Workload("ntxent fp32, 512 x 128", ntxent(256, 128, FLOAT), counted=True),
     Workload("ntxent tf32, 512 x 128", ntxent(256, 128, FLOAT, "tf32"), counted=True),
-    Workload("l2_normalize fp32, 512 x 128", l2_normalize(512, 128, FLOAT), counted=True),
-    Workload("l2_normalize fp64, 33 x 70", l2_normalize(33, 70, DOUBLE)),
     Workload("augment 8 x 32 -> 32", augment(8, 32, 32), counted=True),
     Workload("augment 2 x 120 -> 96", augment(2, 120, 96, HALF, channels_last=True)),
 )

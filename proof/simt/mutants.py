@@ -34,11 +34,6 @@ def replaced_by(name: str) -> dict[str, str]:
     return {mutant.file: mutant.text()}
 
 
-def _l2(name: str, old: str, new: str) -> Mutant:
-    judge = "proof/simt/test_l2_normalize.py::test_matches_float64"
-    return Mutant(f"l2_normalize: {name}", "csrc/cuda/l2_normalize.cu", old, new, (judge,))
-
-
 def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64") -> Mutant:
     judges = (f"proof/simt/test_ntxent.py::{judge}",)
     return Mutant(f"ntxent {file.partition('.')[0]}: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges)
@@ -55,9 +50,13 @@ def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
 
 
 MUTANTS = (
-    _l2("warp sum without its last step", "offset > 0; offset /= 2", "offset > 1; offset /= 2"),
-    _l2("Jacobian term missing", "r * (du[k] - u[k] * along)", "r * du[k]"),
-    _l2("clamped rows keep the Jacobian", "norm_was_clamped(r, args.eps) ? T(0) : ", ""),
+    Mutant(
+        "reduce: warp sum without its last step",
+        "csrc/cuda/reduce.cuh",
+        "offset > 0; offset /= 2) value +=",
+        "offset > 1; offset /= 2) value +=",
+        (f"proof/simt/test_ntxent.py::{_ONCE}",),
+    ),
     _ntxent(
         *("fwd.cu", "no barrier before a stage is refilled"),
         *("    __syncthreads();  // every warp is done with the stage\n", "", _SCHEDULES),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from proof.generated.triton_augment_tables import VARIANTS, Variant, pass_through
 from simclr_fast.ops.augment.triton_backend import TritonAugment
-from simclr_fast.ops.l2_normalize import triton_kernels as l2_normalize
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from tests.ops.augment.compare import noise
@@ -26,7 +25,6 @@ FORWARD, BACKWARD = (
     [f"ntxent_{name}_kernel" for name in names]
     for names in (("fwd", "fwd_reduce"), ("bwd_coefficients", "bwd", "bwd_reduce"))
 )
-L2_NORMALIZE = ["l2_normalize_fwd_kernel", "l2_normalize_bwd_kernel"]
 SAMPLE, WHOLE, MEAN, TILE = (f"augment_{name}_kernel" for name in ("sample", "whole", "mean", "tile"))
 
 
@@ -57,12 +55,6 @@ def _ntxent(case: Case, arch: int) -> None:
         lse_neg, s_pos = lse_neg.repeat(case.world), s_pos.repeat(case.world)  # of all processes
         numbers = (offset, reduction, EPS, value, tensor, case.precision, need_dt)
         backend.bwd(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
-
-
-def _l2_normalize(shape: tuple[int, int], dtype: torch.dtype) -> None:
-    x = torch.ones(shape, dtype=dtype)
-    u, inv_norm = l2_normalize.l2_normalize(x, 1e-8)
-    l2_normalize.l2_normalize_backward(torch.ones_like(x), u, inv_norm, 1e-8)
 
 
 def _augment(variant: Variant) -> None:
@@ -97,8 +89,6 @@ def calls() -> dict[str, tuple[Callable[[], None], list[str]]]:
                 *2 * (FORWARD + BACKWARD),
             ],
         )
-    for shape, dtype in itertools.product(((1, 1), (16, 128), (9, 200)), (torch.float32, torch.float64)):
-        found[f"l2_normalize, {shape}, {dtype}"] = (lambda s=shape, d=dtype: _l2_normalize(s, d)), L2_NORMALIZE
     for name, variant in _AUGMENT.items():
         kernels = [SAMPLE, WHOLE] if max(variant.size) <= 64 else [SAMPLE, MEAN, TILE]
         found[f"augment, {name}"] = (lambda variant=variant: _augment(variant)), kernels
@@ -127,17 +117,6 @@ def _losses(D: int, dtype: torch.dtype, reduce: bool) -> None:
         _loss(z[:n], z[n:], numbers[start], dloss)
 
 
-def _normalized_rows() -> None:
-    memory = torch.ones(2000)
-    for n, start in itertools.product((15, 16), (0, 1)):
-        _l2_normalize_rows(memory[start:].as_strided((n, 33), (33, 1)))
-
-
-def _l2_normalize_rows(x: Tensor) -> None:
-    u, inv_norm = l2_normalize.l2_normalize(x, 1e-8)
-    l2_normalize.l2_normalize_backward(x, u, inv_norm, 1e-8)
-
-
 def _slices_of_images(height: int, width: int, size: int, channels_last: bool) -> None:
     """Consecutive batches of a tensor of images, the last one smaller, with slices of the samples' numbers."""
     images = noise(9, height, width, 3).permute(0, 3, 1, 2) if channels_last else noise(9, 3, height, width)
@@ -158,7 +137,6 @@ RUNS: dict[str, Callable[[], None]] = {
     )
     for D, dtype, reduce in itertools.product((33, 128), (torch.float16, torch.float32), (True, False))
 } | {
-    "normalized rows": _normalized_rows,
     "images of 32 x 32": lambda: _slices_of_images(32, 32, 32, True),
     "images of 33 x 33": lambda: _slices_of_images(33, 33, 32, True),
     "images of 33 x 33, planar": lambda: _slices_of_images(33, 33, 96, False),

@@ -15,16 +15,14 @@ BUILD_SECONDS = 200.0
 TEST_SECONDS = 100.0  # of one test
 NCU_SECONDS = 150.0
 MOST_WORKERS = 12  # each holds a CUDA context
-FIRST_TESTS = ("ops/ntxent", "ops/augment", "ops/l2_normalize")
+FIRST_TESTS = ("ops/ntxent", "ops/augment")
 # The steps that --only chooses from; a section of bench is one of its own.
 STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", "ncu", *SECTIONS)
 ONLY_ON_REQUEST = ("ncu", "ntxent-compiled-all")
 SANITIZED = {  # tool: (name, arguments of tools.gpu.sanitized); racecheck is slow
     "memcheck": (("cpp", ["cpp"]), ("triton", ["triton"])),
     "racecheck": tuple(
-        (f"{backend}-{name}", [backend, *ops])
-        for backend in ("cpp", "triton")
-        for name, ops in (("ntxent", ["ntxent"]), ("rest", ["augment", "l2_normalize"]))
+        (f"{backend}-{op}", [backend, op]) for backend in ("cpp", "triton") for op in ("ntxent", "augment")
     ),
 }
 WARMED = {  # section: (in how many processes it is compiled for, whether they need the extension)
@@ -34,7 +32,7 @@ WARMED = {  # section: (in how many processes it is compiled for, whether they n
     "resnet50": (1, True),
     "resnet18": (1, True),
 }
-DRY_TESTS = ["-m", "not gpu", "-k", "matches_float64 and cpp", "tests/ops/l2_normalize/test_l2_normalize.py"]
+DRY_TESTS = ["-m", "not gpu", "-k", "matches_float64 and cpp", "tests/ops/ntxent/test_normalize.py"]
 
 
 def tool_of_cuda(name: str) -> str | None:

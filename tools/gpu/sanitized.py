@@ -1,6 +1,6 @@
 """Small calls that reach every kernel of a backend, to run under compute-sanitizer; no pytest, little of torch.
 
-    compute-sanitizer --tool memcheck python -m tools.gpu.sanitized cpp|triton [ntxent] [augment] [l2_normalize]
+    compute-sanitizer --tool memcheck python -m tools.gpu.sanitized cpp|triton [ntxent] [augment]
     python -m tools.gpu.sanitized cpp --kernels         which kernels the calls launch, one a line
 
 Data is made on the CPU, so that few kernels of torch are watched. Sizes are odd, so that every edge is ragged.
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from simclr_fast import SimCLRAugment, SimCLREval, ntxent_loss
-from simclr_fast.ops.l2_normalize import l2_normalize
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 KINDS = ((HALF, "ieee"), (BFLOAT, "ieee"), (FLOAT, "ieee"), (FLOAT, "tf32"))
@@ -108,18 +107,7 @@ def augment_calls(backend: str, device: str) -> Iterator[Call]:
         yield f"views {case}", lambda case=case: views(backend, device, *case)
 
 
-def l2_normalize_calls(backend: str, device: str) -> Iterator[Call]:
-    """Row normalisation by itself."""
-    for dtype in (HALF, BFLOAT, FLOAT, DOUBLE):
-
-        def call(dtype: torch.dtype = dtype) -> None:
-            x = normal(33, 130, dtype=dtype, device=device).requires_grad_()
-            torch.autograd.grad(l2_normalize(x, backend=backend), x, normal(33, 130, dtype=dtype, device=device))
-
-        yield f"l2_normalize {dtype}", call
-
-
-OPS = {"ntxent": ntxent_calls, "augment": augment_calls, "l2_normalize": l2_normalize_calls}
+OPS = {"ntxent": ntxent_calls, "augment": augment_calls}
 
 
 def kernels_of(run: Callable[[], None]) -> list[str]:

@@ -1,0 +1,81 @@
+"""The rows' normalisation, the smallest op of the loss: every backend against float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from simclr_fast.ops.ntxent.reference import normalize_rows
+from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
+from tests.helpers import moved, non_contiguous, relative_error, within
+
+EPS = 1e-8
+SHAPES = [(1, 1), (1, 7), (3, 1), (5, 123), (64, 128), (33, 1030)]
+DTYPES_OF_TRITON = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float64, *DTYPES_OF_TRITON]
+# By the dtype of u, which is that of the operands of the matrix products.
+TOLERANCE = {torch.float64: 1e-15, torch.float32: 3e-7, torch.float16: 5e-4}
+OPS = torch.ops.simclr_fast
+BACKENDS = {"cpp": OPS.ntxent_normalize, "triton": OPS.ntxent_normalize_triton, "interpreted": TritonNtxent().normalize}
+
+
+def rows(n: int, d: int, dtype: torch.dtype) -> Tensor:
+    """Random rows with a zero row, a row shorter than EPS, a huge row and a NaN row where there is room for them."""
+    z = torch.randn(n, d, dtype=torch.float64)
+    if n >= 5:
+        z[1], z[2], z[3] = 0, z[2] * 1e-12, z[3] * 1e30
+        z[4, d // 2] = float("nan")
+    z = z.to(dtype)
+    if dtype == torch.float16 and n >= 5:
+        z[3] = 60000.0  # the largest that fits, where float32 has 1e30
+    return z
+
+
+def check(backend: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu", strided: bool = False) -> None:
+    views = [rows(n, d, dtype), torch.randn(n, d, dtype=torch.float64).to(dtype)]
+    z = torch.cat(views)
+    u_true = normalize_rows(z.double(), EPS)
+    inv_norm_true = 1 / torch.linalg.vector_norm(z.double(), dim=1).clamp_min(EPS)
+    views = [moved(non_contiguous(view) if strided else view, device) for view in views]
+    if backend == "reference":
+        u, inv_norm = normalize_rows(torch.cat(views), EPS), None
+    else:
+        u, inv_norm = BACKENDS[backend](*views, EPS)
+        assert inv_norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert not u[:, d:].any(), "columns that pad a row are zero"
+    tolerance = TOLERANCE[u.dtype]
+    for row in range(2 * n):  # row by row: rows of length 0 and 1e30 lie 38 orders of magnitude apart
+        assert within("u", relative_error(u[row, :d], u_true[row]), tolerance), f"row {row}"
+        if inv_norm is not None:
+            error = relative_error(inv_norm[row], inv_norm_true[row])
+            assert within("inv_norm", error, min(tolerance, 1e-6)), f"row {row}"
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_matches_float64(backend: str, shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    check(backend, *shape, dtype, strided=strided)
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES_OF_TRITON, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_float64_in_tritons_interpreter(shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    check("interpreted", *shape, dtype, strided=strided)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        *((backend, dtype) for backend in ("cpp", "reference") for dtype in DTYPES),
+        *(("triton", dtype) for dtype in DTYPES_OF_TRITON),
+    ],
+    ids=str,
+)
+def test_matches_float64_on_a_gpu(backend: str, shape: tuple[int, int], dtype: torch.dtype, strided: bool) -> None:
+    check(backend, *shape, dtype, device="cuda", strided=strided)
