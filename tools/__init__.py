@@ -1,1 +1,1 @@
-"""Programs for people who work on the project; nothing imports them."""
+"""Programs for people who work on the project; nothing imports them, but the proofs how tables are written."""

@@ -27,6 +27,7 @@ from tools.gpu.page import page, summary  # noqa: E402
 from tools.gpu.plan import STEPS, chosen_steps, plan  # noqa: E402
 from tools.gpu.results import failures, gather, short  # noqa: E402
 from tools.gpu.scratch import Scratch, commit, digest  # noqa: E402
+from tools.tables import table_text  # noqa: E402
 
 RESERVE_SECONDS = 6.0  # for ending processes and writing
 
@@ -81,8 +82,8 @@ class Report:
         """gpu_check.json, what a repository keeps of it, gpu_check.md and logs.tar.gz."""
         self.about |= {"seconds": round(self.runner.elapsed(), 1), "state": state}
         self.found = gather(self.scratch, self.runner.outcomes, self.about)
-        self._replace("gpu_check.json", json.dumps(self.found, indent=1) + "\n")
-        self._replace("gpu_check.short.json", json.dumps(short(self.found), indent=1) + "\n")
+        self._replace("gpu_check.json", table_text(self.found))
+        self._replace("gpu_check.short.json", table_text(short(self.found)))
         self._replace("gpu_check.md", page(self.found))
         with tarfile.open(self.out / ".logs.partial", "w:gz", compresslevel=3) as archive:
             archive.add(self.scratch.logs, "logs")

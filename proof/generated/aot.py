@@ -14,6 +14,7 @@ from pathlib import Path
 
 from proof.generated.ptx import NVCC_FLAGS, ROOT, binary_tool, cuda_home, run
 from proof.simt.build import closure
+from tools.tables import write_table
 
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 SOURCES = tuple(sorted((ROOT / "csrc/cuda").glob("*.cu")))
@@ -140,9 +141,7 @@ def render(table: dict) -> str:
 
 def main() -> None:
     table = {"nvcc": toolkit(), "kernels": compile_all()}
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text(json.dumps(table, indent=1) + "\n")
-    TABLE.with_suffix(".md").write_text(render(table))
+    write_table(TABLE, table, render(table))
     print(f"wrote {TABLE.relative_to(ROOT)}: {len(table['kernels'])} kernels x architectures")
 
 

@@ -5,7 +5,6 @@ or a model on counts; nothing is a measured speed.
 """
 
 import ctypes
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from proof.generated.ptx import ROOT, Program
 from proof.generated.ptxlab_cuda import registers
 from proof.simt import augment as simt
 from simclr_fast.ops.augment import ImageBatch
+from tools.tables import write_table
 
 TABLE = ROOT / "docs/tables/ptxlab_augment.json"
 SOURCES = tuple(ROOT / source for source in simt.SOURCES)
@@ -78,9 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = Program(SOURCES, Path(folder))
         table = {"nvcc": aot.toolkit(), "launches": [row for workload in WORKLOADS for row in count(program, workload)]}
-    TABLE.parent.mkdir(parents=True, exist_ok=True)
-    TABLE.write_text(json.dumps(table, indent=1) + "\n")
-    TABLE.with_suffix(".md").write_text(render(table))
+    write_table(TABLE, table, render(table))
     print(f"wrote {TABLE.relative_to(ROOT)}: {len(table['launches'])} launches")
 
 

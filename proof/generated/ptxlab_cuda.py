@@ -13,6 +13,7 @@ import torch
 from proof.generated import aot
 from proof.generated.ptx import ROOT, Program
 from proof.generated.workloads import MODELLED, SOURCES, WORKLOADS, Workload
+from tools.tables import write_table
 
 TABLE = ROOT / "docs/tables/ptxlab_cuda.json"
 GPU = "H100-SXM"
@@ -106,8 +107,7 @@ def main() -> None:
         counted = [workload for workload in WORKLOADS if workload.counted]
         launches = [row for workload in [*counted, MODELLED] for row in count(program, workload)]
     table = {"nvcc": aot.toolkit(), "launches": launches}
-    TABLE.write_text(json.dumps(table, indent=1) + "\n")
-    TABLE.with_suffix(".md").write_text(render(table))
+    write_table(TABLE, table, render(table))
     print(f"wrote {TABLE.relative_to(ROOT)}: {len(launches)} launches")
 
 

@@ -14,18 +14,19 @@ from torch import Tensor
 
 from proof.generated.augment_counts import WORKLOADS, Row, Workload, count_row, error_and_floor, markdown_tables
 from proof.generated.triton_code import (
+    TABLES,
     committed_table,
     compile_in_processes,
     compile_launch,
     resources,
     simulate,
-    write_table,
 )
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import ImageBatch
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
+from tools.tables import write_table
 
 ARCHS = (80, 90, 100)
 
@@ -209,7 +210,7 @@ if __name__ == "__main__":
     wanted = sys.argv[1:] or ["aot", "counts"]
     if "aot" in wanted:
         aot = aot_table(aot_keys())
-        write_table("aot_triton_augment", aot, aot_markdown(aot))
+        write_table(TABLES / "aot_triton_augment.json", aot, aot_markdown(aot))
     if "counts" in wanted:
         counts = counts_table()
-        write_table("counts_triton_augment", counts, counts_markdown(counts))
+        write_table(TABLES / "counts_triton_augment.json", counts, counts_markdown(counts))

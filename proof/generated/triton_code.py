@@ -115,12 +115,6 @@ def compare_with_committed(rows: Any, expected: Any, table: dict[str, Any]) -> N
         assert rows == expected, "rewrite docs/tables (python -m proof.generated.triton_tables, triton_augment_tables)"
 
 
-def write_table(name: str, table: dict[str, Any], markdown: str) -> None:
-    """Writes docs/tables/NAME.json and, for people, NAME.md."""
-    (TABLES / f"{name}.json").write_text(json.dumps(table, indent=1) + "\n")
-    (TABLES / f"{name}.md").write_text(markdown)
-
-
 @cache
 def ptxlab() -> ModuleType | None:
     """The simulator, or None where it is not installed."""

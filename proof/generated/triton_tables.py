@@ -12,17 +12,18 @@ import torch
 import triton
 
 from proof.generated.triton_code import (
+    TABLES,
     committed_table,
     compile_in_processes,
     compile_launch,
     ptxlab,
     resources,
     simulate,
-    write_table,
 )
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
+from tools.tables import write_table
 
 ARCHS = (80, 90, 100)
 OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "tf32x3": (torch.float32, "ieee")}
@@ -230,7 +231,7 @@ if __name__ == "__main__":
     wanted = sys.argv[1:] or ["aot", "counts"]
     if "aot" in wanted:
         aot = aot_table(aot_keys())
-        write_table("aot_triton", aot, aot_markdown(aot))
+        write_table(TABLES / "aot_triton.json", aot, aot_markdown(aot))
     if "counts" in wanted:
         counts = counts_table()
-        write_table("counts_triton", counts, counts_markdown(counts))
+        write_table(TABLES / "counts_triton.json", counts, counts_markdown(counts))
