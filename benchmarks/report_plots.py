@@ -4,15 +4,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report_tables import counted, number
 from benchmarks.targets import MIB, full_seconds
+from simclr_fast.visualize import plt, save
 
 # One colour for each contestant, the same in every plot (Okabe and Ito's palette, safe for colour-blind readers); who
 # competes at one job only may share a colour with somebody at another.
@@ -71,8 +67,7 @@ def _new(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
 def _finish(figure: plt.Figure, axes: plt.Axes, title: str, note: str, path: Path) -> None:
     _tidy(axes, title)
     figure.supxlabel(note, fontsize=7, color="#57606a", x=0.01, ha="left")
-    figure.savefig(path, dpi=140)
-    plt.close(figure)
+    save(figure, path, dpi=140)
 
 
 def _tidy(axes: plt.Axes, title: str) -> None:

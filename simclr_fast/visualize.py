@@ -1,4 +1,4 @@
-"""Pictures of a run: images with their two views, learning curves, a map of the embeddings."""
+"""Pictures of a run: images with their two views, learning curves, a map of embeddings; how any picture is saved."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch.nn.functional as F
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 from simclr_fast.run_files import ONLINE_KNN_K
@@ -16,6 +15,13 @@ import matplotlib.pyplot as plt
 
 DPI = 130
 GRID_SIDE = 288  # pixels of an image in the view grid: twice what is drawn of it, whatever the camera gave
+
+
+def save(figure: plt.Figure, path: Path, dpi: int = DPI) -> Path:
+    """Write the figure, let go of it, and return the path."""
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
+    return path
 
 
 def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: Tensor, mean: tuple, std: tuple) -> None:
@@ -38,7 +44,7 @@ def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: T
             axis.set_yticks([])
         line[0].set_ylabel(title)
     figure.suptitle("Training images and their two random views (a column is a positive pair)")
-    _save(figure, path)
+    save(figure, path)
 
 
 def shrunk(image: Tensor, side: int = GRID_SIDE) -> Tensor:
@@ -69,7 +75,7 @@ def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     lr_axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axis in (loss_axis, accuracy_axis, lr_axis):
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def embedding_map(
@@ -79,6 +85,8 @@ def embedding_map(
 
     names: of the classes by number, for the legend; a class beyond them is shown by its number.
     """
+    from sklearn.manifold import TSNE  # slow to import, and only this needs it
+
     features = features[:limit].float().numpy()
     labels = np.zeros(len(features), dtype=np.int64) if labels is None else labels[:limit].numpy()
     features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -99,7 +107,7 @@ def embedding_map(
         for text, label in zip(legend.get_texts(), classes):  # set afterwards: a label "_x" would be left out
             text.set(text=names[label] if label < len(names) else str(label), parse_math=False)
     axis.set(title=title, xlabel="t-SNE dimension 1", ylabel="t-SNE dimension 2")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _series(metrics: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -109,8 +117,3 @@ def _series(metrics: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _column(values: tuple) -> Tensor:
     return Tensor(values).view(1, -1, 1, 1)
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)

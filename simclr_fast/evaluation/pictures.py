@@ -1,18 +1,18 @@
 """Pictures of results: accuracy over labels, detections, nearest neighbours, confusion matrix."""
 
+import functools
 from pathlib import Path
 
-import matplotlib
 import torch
 from torch import Tensor
 
-matplotlib.use("Agg")  # files only: no display is needed
-import matplotlib.pyplot as plt
+from simclr_fast.visualize import plt, save
 
-DPI = 120
 LONGEST_NAME = 24  # characters of a class's name beside a picture
 COLOURS = {"raw": "tab:gray", "random_init": "tab:orange", "simclr": "tab:blue"}
 TRUE_BOX, FOUND_BOX = "#2ecc40", "#ff4136"
+
+_save = functools.partial(save, dpi=120)
 
 
 def accuracy_over_labels(
@@ -111,9 +111,3 @@ def confusion(path: Path, predicted: Tensor, truth: Tensor, names: list[str], ti
     axis.set(title=title, xlabel="predicted class", ylabel="true class")
     figure.colorbar(shown, label="share of the true class (%)")
     return _save(figure, path)
-
-
-def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
-    return path

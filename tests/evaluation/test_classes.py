@@ -61,13 +61,13 @@ def test_names_are_no_formulas_in_the_map(tmp_path: Path, monkeypatch: pytest.Mo
     labels = torch.arange(12) % 4
     names = ("$x^$", "_hidden", r"\$\frac$", "[d]")
     texts = []
-    save = visualize._save
+    save = visualize.save
 
     def recorded(figure, path):
         texts.extend(text.get_text() for text in figure.axes[0].get_legend().get_texts())
         save(figure, path)
 
-    monkeypatch.setattr(visualize, "_save", recorded)
+    monkeypatch.setattr(visualize, "save", recorded)
     for known in (names, names[:1]):
         visualize.embedding_map(tmp_path / "map.png", torch.randn(12, 5), labels, "title", known)
     assert texts == [*names, "$x^$", "1", "2", "3"]
