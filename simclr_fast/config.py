@@ -13,6 +13,9 @@ if importlib.util.find_spec("tyro"):
 else:  # Options that come from no command line need no parser: models and training steps can be built without it.
     Positional = Annotated[TypeVar("T"), "positional"]
 
+Device = Literal["auto", "cpu", "cuda"]
+AmpDtype = Literal["auto", "bfloat16", "float16", "float32"]
+
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
@@ -131,9 +134,9 @@ class OptimizationOptions:
 class SpeedOptions:
     """How the same arithmetic is made fast."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where to train; auto takes CUDA where there is a GPU."""
-    amp_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    amp_dtype: AmpDtype = "auto"
     """Autocast type; auto is bfloat16 on CUDA and float32 (no autocast) on the CPU; float16 scales the loss."""
     channels_last: bool = True
     """NHWC memory layout from the views to the last convolution."""

@@ -6,8 +6,7 @@ from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
-Device = Literal["auto", "cpu", "cuda"]
-AmpDtype = Literal["auto", "bfloat16", "float16", "float32"]
+from simclr_fast.config import AmpDtype, Device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
