@@ -19,8 +19,7 @@ def load_backbone(path: str | Path) -> "nn.Module":
         >>> features = backbone(images)
     """
     # Imported here: the package itself needs only torch, this needs the `train` extra.
-    from simclr_fast.evaluation.exported import WEIGHTS_FILE, read_exported
-    from simclr_fast.evaluation.run import Run
+    from simclr_fast.evaluation.run import WEIGHTS_FILE, Run, read_exported
 
     path = Path(path)
     if path.suffix == ".safetensors":

@@ -21,7 +21,7 @@ from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.in_training import OnlineKnn
-from simclr_fast.evaluation.knn import knn_accuracy
+from simclr_fast.evaluation.probes import knn_accuracy
 from simclr_fast.models import build_model
 from simclr_fast.process import exit_status
 from simclr_fast.run_files import METRICS_FILE, read_metrics

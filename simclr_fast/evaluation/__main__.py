@@ -22,7 +22,6 @@ import tyro
 
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import options
-from simclr_fast.evaluation.option_checks import check
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.process import exit_status, start_process
@@ -62,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, chosen = parse(sys.argv[1:] if arguments is None else arguments)
 
     def work() -> int:
-        check(chosen)
+        options.check(chosen)
         run = Run.open(chosen.checkpoint)  # before the rest: nothing is started for a checkpoint that cannot be used
         process = start_process(chosen.device, chosen.threads)
         if process.world_size > 1 and name != "finetune":
             raise ConfigError(f"it runs in one process, not in {process.world_size}: start it without torchrun")
-        command = importlib.import_module(f"simclr_fast.evaluation.commands.{name.replace('-', '_')}")
+        command = importlib.import_module(f"simclr_fast.evaluation.{name.replace('-', '_')}")
         command.main(Session.start(name, chosen, run, process))
         return 0
 

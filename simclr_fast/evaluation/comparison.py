@@ -7,15 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from simclr_fast.data import Source
-from simclr_fast.evaluation.classes import TOP, accuracy, class_accuracies, class_table, top5_accuracy
-from simclr_fast.evaluation.features import Pixels, Preprocess, embed
-from simclr_fast.evaluation.knn import KNN_K, KNN_T, choose_k, knn_accuracy, nearest, vote
-from simclr_fast.evaluation.linear import fit_linear, standardize
+from simclr_fast.evaluation.features import ENCODERS, Pixels, Preprocess, embed
+from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, few_label_accuracies, nearest, standardize, vote
 from simclr_fast.evaluation.splits import few_label_draws, fixed_part, rarest_class
-from simclr_fast.evaluation.tables import ResultTable, percent
+from simclr_fast.evaluation.tables import ResultTable, accuracy, class_accuracies, class_table
 
 LARGEST = (50_000, 10_000)  # training and test images that are compared on
-ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}
 PROBES = {
     "few_label_1nn": "1-NN, {few}",
     "few_label_linear": "linear, {few}",
@@ -86,22 +83,13 @@ def probe_accuracies(
     votes = vote(similarity, labels[index], KNN_T, classes)
     per_class = class_accuracies(votes.argmax(dim=1), truth, classes)
     scores = {
-        "few_label_1nn": statistics.mean(
-            knn_accuracy(bank[few], labels[few], queries, truth, knn_k=1) for few in chosen
-        ),
         "knn": accuracy(votes, truth),
         "knn_k": knn_k,
         "per_class": [None if share is None else round(share, 4) for share in per_class],
     }
-    scaled_bank, scaled_queries = standardize(bank, queries)
-    logits = [
-        fit_linear(scaled_bank[few], labels[few], classes=classes, device=device).logits(scaled_queries)
-        for few in chosen
-    ]
-    scores["few_label_linear"] = statistics.mean(accuracy(of_draw, truth) for of_draw in logits)
-    if classes > TOP:
-        scores["few_label_linear_top5"] = statistics.mean(top5_accuracy(of_draw, truth) for of_draw in logits)
-    return scores
+    scaled = standardize(bank, queries)
+    by_draw = few_label_accuracies(bank, labels, queries, truth, chosen, classes=classes, scaled=scaled, device=device)
+    return scores | {f"few_label_{probe}": statistics.mean(of_draws) for probe, of_draws in by_draw.items()}
 
 
 def few_labels(results: dict[str, Any]) -> str:
@@ -113,17 +101,14 @@ def few_labels(results: dict[str, Any]) -> str:
 
 def comparison_table(results: dict[str, Any]) -> ResultTable:
     """The accuracies in percent; results: what `compare` gives, and the number of neighbours of kNN."""
-    rows = []
-    for probe, title in PROBES.items():
-        if probe not in results:
-            continue
-        rows.append([title.format(few=few_labels(results)), *(percent(results[probe][name]) for name in ENCODERS)])
-    rows.append(["its k", *(str(results["knn_k"][name]) for name in ENCODERS)])
+    few = few_labels(results)
+    rows = {title.format(few=few): results[probe] for probe, title in PROBES.items() if probe in results}
+    rows["its k"] = {encoder: str(k) for encoder, k in results["knn_k"].items()}
     title = (
         f"Accuracy on {results['test_images']} held-out test images (%; few-label rows: mean of {results['draws']} "
         "draws; k: chosen on the training images, leaving one out)"
     )
-    return ResultTable(title, ["", *ENCODERS.values()], rows)
+    return ResultTable.of(title, "", ENCODERS, rows)
 
 
 def comparison_by_class(results: dict[str, Any]) -> ResultTable:

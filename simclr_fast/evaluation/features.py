@@ -1,13 +1,22 @@
-"""Features of a frozen encoder, and of its two baselines: the pixels themselves and the encoder as initialised."""
+"""How images reach encoders: the test-time view and what encoders make of it, and augmented batches with labels."""
+
+import dataclasses
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simclr_fast.augmentation import SimCLREval
+from simclr_fast.augmentation import SimCLRAugment, SimCLREval
 from simclr_fast.config import AugmentOptions
-from simclr_fast.data import Source
+from simclr_fast.data import Dataset, Source, build_loader
+from simclr_fast.data.sampler import step_seed_of
+from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.run import Run
+from simclr_fast.process import Process
 
+ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}
+REFERENCE_BATCH = 256  # images that the learning rates of supervised training are given for
 TAKEN = 64  # images held at a time as they are: photographs of many megapixels would fill the memory
 
 
@@ -70,3 +79,75 @@ def embed(
         done += len(part)
     encoder.train(was_training)
     return features
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features [N, D] of labelled training and of test images under one encoder, float32 on the CPU."""
+
+    train: Tensor
+    test: Tensor
+
+
+def encoders(run: Run) -> dict[str, nn.Module]:
+    """The encoders to compare, by the keys of ENCODERS, in eval mode on the CPU."""
+    return {"raw": Pixels(), "random_init": run.random_init(), "simclr": run.encoder()}
+
+
+def preprocess_of(run: Run) -> Preprocess:
+    """The test-time view that belongs to the run's recipe."""
+    return Preprocess.of(run.config.augment)
+
+
+def all_features(run: Run, data: Dataset, device: torch.device) -> Iterator[tuple[str, Features]]:
+    """(key of ENCODERS, features of the labelled training and of the test images), one encoder after the other.
+
+    Let go of the features before you ask for the next: of ImageNet, raw pixels alone take 15.7 GB.
+    """
+    preprocess = preprocess_of(run)
+    for name, encoder in encoders(run).items():
+        encoder = encoder.to(device)
+        yield name, Features(*(embed(encoder, part, preprocess, device) for part in (data.labelled, data.test)))
+
+
+class LabelledBatches:
+    """Batches (images [b, C, S, S] normalised, labels int64 [b]) of one process, on its device.
+
+    Random resized crop and, where the recipe flips, a horizontal flip (Chen et al. 2020, B.5 and B.6); no colour. The
+    images of a step and their crops depend on (seed, step) alone. batch_size is global; one larger than the data set
+    is cut to it. Raises ConfigError for fewer images than processes.
+    """
+
+    def __init__(self, source: Source, batch_size: int, run: Run, seed: int, process: Process):
+        augment = run.config.augment
+        batch_size = min(batch_size, len(source) // process.world_size * process.world_size)
+        if batch_size == 0:
+            raise ConfigError(f"{len(source)} labelled images cannot be shared by {process.world_size} processes")
+        self.labels = source.labels.to(process.device)
+        self.seed = seed
+        self.loader = build_loader(
+            source, batch_size, seed, process.device, run.config.data, process.rank, process.world_size
+        )
+        self.steps_per_epoch = self.loader.sampler.steps_per_epoch
+        self.augment = SimCLRAugment(
+            augment.img_size,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=augment.hflip,
+            jitter_p=0.0,
+            gray_p=0.0,
+            blur_p=0.0,
+            mean=augment.mean,
+            std=augment.std,
+            views=1,
+        )
+
+    def steps(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `count` batches, epoch after epoch."""
+        for epoch in range(-(-count // self.steps_per_epoch)):
+            first = epoch * self.steps_per_epoch
+            for step, batch in enumerate(self.loader.epoch(epoch), start=first):
+                if step == count:
+                    return
+                images = self.augment(batch.images, seed=step_seed_of(self.seed, step), indices=batch.indices)
+                yield images, self.labels[batch.indices]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset
-from simclr_fast.evaluation.classes import class_names
 from simclr_fast.evaluation.comparison import compare, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import Preprocess, embed
-from simclr_fast.evaluation.knn import knn_accuracy
+from simclr_fast.evaluation.probes import knn_accuracy
+from simclr_fast.evaluation.tables import class_names
 from simclr_fast.models import build_model
 from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics
 

@@ -1,116 +1,177 @@
-"""Linear classification of frozen features by L-BFGS."""
+"""The command `linear`: linear classifiers of frozen features, all labels, by SGD on augmented images and by L-BFGS.
+
+SGD trains the classifiers of several learning rates at once, since each step of the encoder serves all of them.
+"""
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from simclr_fast.data import Dataset
+from simclr_fast.evaluation.features import ENCODERS, REFERENCE_BATCH, LabelledBatches, all_features, encoders
+from simclr_fast.evaluation.probes import LinearClassifier, floored_std, standardize, sweep_linear
+from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
+from simclr_fast.evaluation.tables import (
+    TOP,
+    ResultTable,
+    accuracy,
+    class_accuracies,
+    class_names,
+    class_table,
+    top5_accuracy,
+)
+from simclr_fast.optim import lr_at
 
-# Inverse L2 penalty of the few-label probe, the same for every kind of feature; fixed beforehand, never tuned on test
-# labels.
-PENALTY_C = 0.1
-MAX_ITERATIONS = 300
-SMALLEST_STD = 1e-12  # where all images have the same features, they become zeros instead of 0 / 0
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearClassifier:
-    """weight [classes, D] and bias [classes] of a softmax classifier."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Score of each class for each row of features [N, D], float32 [N, classes] on the CPU."""
-        return F.linear(features.to(self.weight.device), self.weight, self.bias).cpu()
-
-    def predict(self, features: Tensor) -> Tensor:
-        """Class of each row of features [N, D], int64 [N] on the CPU."""
-        return self.logits(features).argmax(dim=1)
+PUBLISHED_EPOCHS = 90
+DEMO_EPOCHS = 30
+METHODS = {"sgd": "SGD, augmented images", "lbfgs": "L-BFGS, cached features"}
+SCORES = {"accuracy": "", "top5_accuracy": ", top-5"}
+MOMENTUM = 0.9
 
 
-def fit_linear(
-    features: Tensor,
-    labels: Tensor,
-    penalty_c: float = PENALTY_C,
-    *,
-    classes: int | None = None,
-    device: torch.device | None = None,
-) -> LinearClassifier:
-    """Multinomial logistic regression: minimises C * (sum of cross-entropies) + |weight|^2 / 2, as scikit-learn does.
+def main(session: Session) -> None:
+    """Test accuracy by method and encoder; hyper-parameters are chosen on a held-out part of the training images."""
+    options = session.options
+    data = session.labelled_data()
+    names, truth = class_names(data), data.test.labels
+    methods = [method for method in METHODS if options.method in ("both", method)]
+    results: dict[str, dict[str, dict[str, Any]]] = {method: {} for method in methods}
+    for name, features in all_features(session.run, data, session.device):
+        for method in methods:
+            if method == "sgd":
+                logits, found = _by_sgd(session, data, name, features.train, features.test, len(names))
+            else:
+                logits, found = _by_lbfgs(session, data, features.train, features.test)
+            top5 = {"top5_accuracy": top5_accuracy(logits, truth)} if len(names) > TOP else {}
+            by_class = class_accuracies(logits.argmax(dim=1), truth, len(names))
+            results[method][name] = {"accuracy": accuracy(logits, truth), **top5, **found, "per_class": by_class}
+        del features  # the next encoder's need the room
+    rows = {
+        METHODS[method] + title: {encoder: one[score] for encoder, one in scores.items()}
+        for method, scores in results.items()
+        for score, title in SCORES.items()
+        if score in scores["simclr"]
+    }
+    tables = [ResultTable.of("Linear classifier, all labels: test accuracy (%)", "", ENCODERS, rows)]
+    for method, scores in results.items():
+        by_class = {encoder: one["per_class"] for encoder, one in scores.items()}
+        tables.append(class_table(f"Accuracy by class (%), {METHODS[method]}", names, truth, by_class, ENCODERS))
+    session.finish(results, *tables)
 
-    features [N, D] on a common scale (see `standardize`), labels int64 [N]. Full-batch L-BFGS from zero, on the device.
-    """
-    if not penalty_c > 0:
-        raise ValueError(f"penalty_c={penalty_c}: pass a number > 0")
-    x, y = features.to(device).float(), labels.to(device)
-    classes = classes if classes is not None else int(labels.max()) + 1
-    weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
-    bias = x.new_zeros(classes).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=MAX_ITERATIONS,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
-        line_search_fn="strong_wolfe",
+
+def _by_sgd(
+    session: Session, data: Dataset, name: str, train: Tensor, test: Tensor, classes: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Test logits [Q, classes] of the probe that the held-out images choose, and what was chosen."""
+    options, run, labels = session.options, session.run, data.labelled.labels
+    kept, held_out = hold_out(labels, options.held_out, options.seed)
+    epochs = options.epochs or (DEMO_EPOCHS if run.config.recipe == "demo" else PUBLISHED_EPOCHS)
+    batches = LabelledBatches(data.labelled.subset(kept), options.batch_size, run, options.seed, session.process)
+    scale = Standardize(train[kept])
+    probes = train_probes(
+        nn.Sequential(encoders(run)[name], scale).to(session.device),
+        train.shape[1],
+        batches,
+        classes,
+        steps=epochs * batches.steps_per_epoch,
+        batch_size=options.batch_size,
+        lr_base=options.lr_base,
+        title=f"{METHODS['sgd']}, {ENCODERS[name]}",
     )
-
-    decay = 1 / (2 * penalty_c * len(x))  # the objective divided by C * N: of order one whatever the number of images
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), y) + decay * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(objective)
-    return LinearClassifier(weight.detach(), bias.detach())
+    scale = scale.cpu()
+    probe, score = best_probe(probes, scale(train[held_out]), labels[held_out])
+    found = {"held_out_accuracy": score, "lr_base": probe.lr_base, "epochs": epochs}
+    return probe.classifier.logits(scale(test)), found
 
 
-def standardize(features: Tensor, *others: Tensor) -> list[Tensor]:
-    """Rows L2-normalised, then columns of mean 0 and variance 1 by the statistics of `features`, which come first.
+def _by_lbfgs(session: Session, data: Dataset, train: Tensor, test: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Test logits [Q, classes] with the penalty that the held-out images choose, and what was chosen."""
+    options = session.options
+    scaled_train, scaled_test = standardize(train, test)
+    sweep = sweep_linear(
+        scaled_train,
+        data.labelled.labels,
+        options.penalty_c,
+        held_out=options.held_out,
+        seed=options.seed,
+        device=session.device,
+    )
+    return sweep.classifier.logits(scaled_test), {
+        "held_out_accuracy": sweep.held_out_accuracy,
+        "penalty_c": sweep.penalty_c,
+    }
 
-    Columns that hardly vary (blank pixels) are divided by 1% of the mean deviation instead of by almost nothing.
+
+class Standardize(nn.Module):
+    """Brings features [B, D] to mean 0 and variance 1, by fixed statistics of training features [N, D].
+
+    A linear map, so that the classifier on top stays linear in the features; with it one grid of learning rates suits
+    every encoder (as the batch norm without parameters of He et al. 2022, arXiv:2111.06377, A.1).
     """
-    rows = [F.normalize(part.float(), dim=1) for part in (features, *others)]
-    mean, std = rows[0].mean(dim=0), rows[0].std(dim=0)
-    std = std.clamp_min(0.01 * std.mean()).clamp_min(SMALLEST_STD)
-    return [part.sub_(mean).div_(std) for part in rows]  # in place: of a large set each copy takes gigabytes
 
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.register_buffer("mean", features.mean(dim=0))
+        self.register_buffer("std", floored_std(features))
 
-def linear_accuracy(
-    train: Tensor,
-    labels: Tensor,
-    test: Tensor,
-    truth: Tensor,
-    penalty_c: float = PENALTY_C,
-    device: torch.device | None = None,
-) -> float:
-    """Accuracy (fraction) on test of `fit_linear` on train; features [N, D] that are standardised already."""
-    classifier = fit_linear(train, labels, penalty_c, device=device)
-    return (classifier.predict(test) == truth).float().mean().item()
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
 
 
 @dataclasses.dataclass(frozen=True)
-class Sweep:
-    """What the held-out images chose. classifier: refitted on all training images with it."""
+class Probe:
+    """A classifier on top of a frozen encoder, and the learning rate per 256 images that trained it."""
 
-    penalty_c: float
-    held_out_accuracy: float
+    lr_base: float
     classifier: LinearClassifier
 
 
-def sweep_linear(
-    features: Tensor, labels: Tensor, candidates: tuple[float, ...], *, held_out: float, seed: int, device: torch.device
-) -> Sweep:
-    """`fit_linear` with the penalty of `candidates` that serves best on a held-out part of the training images."""
-    kept, chosen_by = hold_out(labels, held_out, seed)
-    classes = int(labels.max()) + 1
-    scores = {}
-    for candidate in candidates:
-        classifier = fit_linear(features[kept], labels[kept], candidate, classes=classes, device=device)
-        scores[candidate] = (classifier.predict(features[chosen_by]) == labels[chosen_by]).float().mean().item()
-    best = max(scores, key=scores.get)
-    return Sweep(best, scores[best], fit_linear(features, labels, best, classes=classes, device=device))
+def train_probes(
+    encoder: nn.Module,
+    features: int,
+    batches: LabelledBatches,
+    classes: int,
+    *,
+    steps: int,
+    batch_size: int,
+    lr_base: tuple[float, ...],
+    title: str = "",
+) -> list[Probe]:
+    """One classifier per learning rate, all trained on the same features by SGD-Nesterov with a cosine, no decay.
+
+    encoder: [B, C, S, S] -> [B, features]; runs in eval mode without gradients, so neither its parameters nor its batch
+    norm statistics move.
+    """
+    device = batches.labels.device
+    encoder.eval()
+    weight = torch.zeros(len(lr_base), classes, features, device=device, requires_grad=True)
+    bias = torch.zeros(len(lr_base), 1, classes, device=device, requires_grad=True)
+    peaks = torch.tensor(lr_base, device=device).view(-1, 1, 1) * batch_size / REFERENCE_BATCH
+    momenta = [torch.zeros_like(p) for p in (weight, bias)]
+    for step, (images, labels) in enumerate(tqdm(batches.steps(steps), total=steps, desc=title, unit="step")):
+        with torch.no_grad():
+            x = encoder(images).float()
+        logits = torch.einsum("bd,kcd->kbc", x, weight) + bias  # [K, B, classes]
+        # The sum of the mean losses: each classifier's gradient is that of its own loss.
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(lr_base)), reduction="sum") / len(labels)
+        grads = torch.autograd.grad(loss, (weight, bias))
+        with torch.no_grad():
+            for p, grad, momentum in zip((weight, bias), grads, momenta):
+                momentum.mul_(MOMENTUM).add_(grad)
+                p.sub_(peaks * lr_at(step, 1.0, steps, 0) * (grad + MOMENTUM * momentum))  # Nesterov, as torch's SGD
+    return [
+        Probe(lr, LinearClassifier(w.detach(), b.detach()[0]))
+        for lr, w, b in zip(lr_base, weight.unbind(), bias.unbind())
+    ]
+
+
+def best_probe(probes: list[Probe], features: Tensor, labels: Tensor) -> tuple[Probe, float]:
+    """The probe with the highest accuracy on held-out features [N, D], and that accuracy."""
+    scores = [accuracy(probe.classifier.logits(features), labels) for probe in probes]
+    best = max(range(len(probes)), key=scores.__getitem__)
+    return probes[best], scores[best]

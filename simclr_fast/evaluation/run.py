@@ -1,17 +1,21 @@
-"""The run under evaluation: its checkpoint, checked before use, and what it was trained with."""
+"""Trained backbones on disk, checked before use: a run's checkpoint with what it was trained with, or an export."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
 from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_finite
-from simclr_fast.config import Config
+from simclr_fast.config import Config, ModelOptions
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import build_encoder
 
+WEIGHTS_FILE = "backbone.safetensors"  # of an export
+EXPORT_KEY = "simclr_fast"  # entry of its header that describes the backbone
 BACKBONE = "backbone."  # prefix of the backbone's weights in a checkpoint
 _REQUIRED = {"model": dict, "config": dict, "step": int}
 
@@ -84,6 +88,27 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.run.seed if seed is None else seed)
             return build_encoder(self.config.model, self.channels).eval()
+
+
+def read_exported(path: Path) -> nn.Module:
+    """The backbone of a safetensors file that the command `export` wrote, in eval mode. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {}).get(EXPORT_KEY, "null"))
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
+        options = ModelOptions(model=described["model"], stem=described["stem"], norm=described["norm"])
+        backbone = build_encoder(options, {1: 1, 3: 3}[described["channels"]]).eval()
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, ConfigError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({reason})") from error
+    different = describe_differences(backbone.state_dict(), weights)
+    if different:
+        raise CheckpointError(f"{path}: its weights do not fit {described['model']}; first difference:{different[0]}")
+    require_finite(weights, str(path))
+    backbone.load_state_dict(weights)
+    return backbone
 
 
 def config_of(options: dict[str, Any], source: Path) -> Config:

@@ -15,17 +15,15 @@ from rich.console import Console
 from torch import Tensor
 
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation import comparison, encoders, knn, linear, session
+from simclr_fast.evaluation import comparison, few_label, finetune, probes, session
+from simclr_fast.evaluation import features as features_module
+from simclr_fast.evaluation import knn as knn_command
+from simclr_fast.evaluation import linear as linear_command
 from simclr_fast.evaluation.__main__ import parse
-from simclr_fast.evaluation.classify import Classifier
-from simclr_fast.evaluation.commands import few_label, finetune
-from simclr_fast.evaluation.commands import knn as knn_command
-from simclr_fast.evaluation.commands import linear as linear_command
-from simclr_fast.evaluation.encoders import all_features, preprocess_of
-from simclr_fast.evaluation.features import Pixels
-from simclr_fast.evaluation.knn import knn_accuracy
-from simclr_fast.evaluation.linear import linear_accuracy, standardize
-from simclr_fast.evaluation.probe import Standardize
+from simclr_fast.evaluation.features import Pixels, all_features, preprocess_of
+from simclr_fast.evaluation.finetune import Classifier
+from simclr_fast.evaluation.linear import Standardize
+from simclr_fast.evaluation.probes import knn_accuracy, linear_accuracy, standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, hold_out
@@ -122,8 +120,8 @@ def test_test_images_change_figures_and_no_choice(
     command: str, main: Callable, arguments: list[str], data: Dataset, run_command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen(monkeypatch)
-    seen.watch("fit_linear", linear, few_label)
-    seen.watch("choose_k", knn, knn_command)
+    seen.watch("fit_linear", probes)
+    seen.watch("choose_k", probes, knn_command)
     seen.watch("best_probe", linear_command)
     seen.watch("Standardize", linear_command)
     seen.watch("train_probes", linear_command)
@@ -138,7 +136,7 @@ def test_test_images_change_figures_and_no_choice(
 def test_the_comparison_chooses_on_training_images(data: Dataset, run_folder, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.open(run_folder)
     seen = Seen(monkeypatch)
-    seen.watch("fit_linear", comparison)
+    seen.watch("fit_linear", probes)
     seen.watch("choose_k", comparison)
     results = []
     for of in (data, with_other_test_images(data)):
@@ -237,8 +235,8 @@ def test_knn_takes_the_temperature_asked_for(data: Dataset, run_folder: Path, ru
 
 def test_encoders_are_what_their_names_say(run_folder: Path) -> None:
     run = Run.open(run_folder)
-    found = encoders.encoders(run)
-    assert list(found) == list(comparison.ENCODERS)
+    found = features_module.encoders(run)
+    assert list(found) == list(features_module.ENCODERS)
     assert isinstance(found["raw"], Pixels)
     for name, expected in (("random_init", run.random_init()), ("simclr", run.encoder())):
         weights = found[name].state_dict()
@@ -255,7 +253,7 @@ def test_features_are_of_the_part_that_they_are_named_after(data: Dataset, run_f
 def test_one_encoder_at_a_time(data: Dataset, run_command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a large data set, the features of one encoder fill the memory; no command keeps those of two."""
     held: list[weakref.ref] = []
-    original = encoders.embed
+    original = features_module.embed
 
     def recorded(encoder, source, *rest):
         gc.collect()
@@ -264,7 +262,7 @@ def test_one_encoder_at_a_time(data: Dataset, run_command, monkeypatch: pytest.M
         held.append(weakref.ref(features))
         return features
 
-    monkeypatch.setattr(encoders, "embed", recorded)
+    monkeypatch.setattr(features_module, "embed", recorded)
     run_command("linear", linear_command.main, data, *LINEAR)
     run_command("knn", knn_command.main, data, "--knn-k", "3")
     run_command("few-label", few_label.main, data, "--per-class", "2", "--draws", "1")

@@ -14,18 +14,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation import comparison, in_training, knn
+from simclr_fast.evaluation import comparison, in_training, probes
 from simclr_fast.evaluation.comparison import (
-    ENCODERS,
     PROBES,
     compare,
     comparison_by_class,
     comparison_table,
     probe_accuracies,
 )
-from simclr_fast.evaluation.features import Preprocess
-from simclr_fast.evaluation.knn import KNN_K, knn_accuracy, knn_predict
-from simclr_fast.evaluation.linear import linear_accuracy, standardize
+from simclr_fast.evaluation.features import ENCODERS, Preprocess
+from simclr_fast.evaluation.probes import KNN_K, knn_accuracy, knn_predict, linear_accuracy, standardize
 from tests.evaluation.conftest import demo_config
 
 CPU = torch.device("cpu")
@@ -43,7 +41,7 @@ def clusters(count: int, spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("knn_k", [1, 5, 20])
 @pytest.mark.parametrize("bank_rows", [7, 1000])
 def test_knn_agrees_with_scikit_learn(knn_k: int, bank_rows: int, monkeypatch) -> None:
-    monkeypatch.setattr(knn, "BANK_ROWS", bank_rows)  # the bank in tiles gives the same neighbours
+    monkeypatch.setattr(probes, "BANK_ROWS", bank_rows)  # the bank in tiles gives the same neighbours
     bank, labels = clusters(60, 0.6)
     queries, _ = clusters(33, 0.6, seed=1)
     unit_bank, unit_queries = (torch.nn.functional.normalize(part, dim=1).numpy() for part in (bank, queries))

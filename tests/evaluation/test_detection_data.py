@@ -10,7 +10,7 @@ import torchvision
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.__main__ import main, parse
-from simclr_fast.evaluation.commands.detect import image_size
+from simclr_fast.evaluation.detect import image_size
 from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, open_parts, read_coco, read_voc
 
 

@@ -10,8 +10,7 @@ from torchvision.transforms import v2
 
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, ImageArrays, load_dataset
-from simclr_fast.evaluation.encoders import preprocess_of
-from simclr_fast.evaluation.features import Pixels, Preprocess, embed
+from simclr_fast.evaluation.features import Pixels, Preprocess, embed, preprocess_of
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.run import Run
 from tests.evaluation.conftest import plain_config, write_run

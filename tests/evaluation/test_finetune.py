@@ -13,10 +13,8 @@ from torch import nn
 from simclr_fast.data import ImageArrays
 from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.evaluation.__main__ import main
-from simclr_fast.evaluation.batches import LabelledBatches
-from simclr_fast.evaluation.classify import Classifier, Speed, train_classifier
-from simclr_fast.evaluation.encoders import preprocess_of
-from simclr_fast.evaluation.features import embed
+from simclr_fast.evaluation.features import LabelledBatches, embed, preprocess_of
+from simclr_fast.evaluation.finetune import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.run import Run
 from simclr_fast.process import Process
 from tests.evaluation.conftest import plain_config, recorded_rates, write_run

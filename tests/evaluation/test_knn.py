@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simclr_fast.evaluation import knn
-from simclr_fast.evaluation.knn import choose_k, knn_accuracy, knn_predict, nearest, vote
+from simclr_fast.evaluation import probes
+from simclr_fast.evaluation.probes import choose_k, knn_accuracy, knn_predict, nearest, vote
 
 
 def plain_nearest(bank: torch.Tensor, queries: torch.Tensor | None, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,8 +21,8 @@ def plain_nearest(bank: torch.Tensor, queries: torch.Tensor | None, k: int) -> t
 def test_tiles_do_not_change_the_neighbours(
     leave_one_out: bool, query_rows: int, bank_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knn, "QUERY_ROWS", query_rows)
-    monkeypatch.setattr(knn, "BANK_ROWS", bank_rows)
+    monkeypatch.setattr(probes, "QUERY_ROWS", query_rows)
+    monkeypatch.setattr(probes, "BANK_ROWS", bank_rows)
     bank, queries = torch.randn(53, 8), None if leave_one_out else torch.randn(29, 8)
     similarity, index = nearest(bank, queries, knn_k=9)
     expected, expected_index = plain_nearest(bank, queries, 9)

@@ -8,7 +8,7 @@ import pytest
 
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.__main__ import COMMANDS, main, parse
-from simclr_fast.evaluation.option_checks import RULES, check
+from simclr_fast.evaluation.options import RULES, check
 
 ZERO_MEANS_SOMETHING = {"threads", "seed", "workers", "min_steps"}
 

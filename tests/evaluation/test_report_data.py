@@ -12,17 +12,15 @@ from rich.console import Console
 from simclr_fast import visualize
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation import comparison, pictures, representation, session
+from simclr_fast.evaluation import comparison, few_label, pictures, report, session
 from simclr_fast.evaluation.__main__ import main, parse
-from simclr_fast.evaluation.classes import class_names
-from simclr_fast.evaluation.commands import few_label, report
-from simclr_fast.evaluation.comparison import ENCODERS
-from simclr_fast.evaluation.encoders import preprocess_of
-from simclr_fast.evaluation.model_card import write_model_card
-from simclr_fast.evaluation.results import read_results
+from simclr_fast.evaluation.export import write_model_card
+from simclr_fast.evaluation.features import ENCODERS, preprocess_of
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
+from simclr_fast.evaluation.tables import class_names
 from simclr_fast.process import Process
+from simclr_fast.run_files import read_results
 from tests.evaluation.conftest import demo_config, write_run
 
 CPU = Process(0, 1, torch.device("cpu"))
@@ -173,7 +171,7 @@ def test_neighbours_shown_are_training_images(tmp_path: Path, start, monkeypatch
     (tmp_path / "curves.png").touch()
     features = lambda source, indices: source.images[indices].flatten(1).float()
     start(data, "report", str(tmp_path))
-    representation.labelled_sections(data, features, tmp_path, 28, CPU.device)
+    report.labelled_sections(data, features, tmp_path, 28, CPU.device)
     _, queries, found, correct = seen[0]
     rows = F.normalize(data.labelled.images.flatten(1).float(), dim=1)
     nearest = (F.normalize(queries.flatten(1).float(), dim=1) @ rows.T).topk(8, dim=1).indices
@@ -185,7 +183,7 @@ def test_neighbours_shown_are_training_images(tmp_path: Path, start, monkeypatch
 
 def test_sample_queries_are_right_ones_then_wrong_ones() -> None:
     predicted, truth = torch.tensor([0, 1, 2, 0, 0]), torch.tensor([0, 1, 2, 1, 2])
-    assert representation._samples(predicted, truth).tolist() == [0, 1, 2, 3, 4]
+    assert report._samples(predicted, truth).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_report_of_a_damaged_file_is_one_line(folder: Path, capsys) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from simclr_fast.checkpoint import save
 from simclr_fast.config import ModelOptions
 from simclr_fast.errors import CheckpointError, ConfigError
-from simclr_fast.evaluation.exported import STATE_DICT_FILE, export_weights
+from simclr_fast.evaluation.export import STATE_DICT_FILE, export_weights
 from simclr_fast.evaluation.run import Run
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.training.state import TrainState, load_initial_weights, start_from

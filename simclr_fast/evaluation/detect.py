@@ -16,7 +16,7 @@ from simclr_fast.evaluation.detection.train import METRICS, Schedule, detect, ev
 from simclr_fast.evaluation.options import DetectOptions
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
-from simclr_fast.evaluation.tables import ResultTable, percent, spread
+from simclr_fast.evaluation.tables import ResultTable, spread
 from simclr_fast.process import autocast_dtype
 
 INITS = {"random": "random init", "checkpoint": "SimCLR init"}
@@ -71,10 +71,7 @@ def main(session: Session) -> None:
         task.classes,
         SHOWN_SCORE,
     )
-    rows = {
-        title: {init: percent(results[init][metric]["mean"], results[init][metric]["std"]) for init in inits}
-        for metric, title in METRICS.items()
-    }
+    rows = {title: {init: results[init][metric] for init in inits} for metric, title in METRICS.items()}
     schedule = task.schedule
     title = (
         f"{options.architecture}, {len(task.train)} training images, {schedule.steps} steps of {schedule.batch_size}, "

@@ -13,9 +13,9 @@ import torchvision
 
 from simclr_fast import load_backbone
 from simclr_fast.errors import CheckpointError, ConfigError
-from simclr_fast.evaluation import exported
+from simclr_fast.evaluation import export
 from simclr_fast.evaluation.__main__ import main
-from simclr_fast.evaluation.model_card import loading_code, write_model_card
+from simclr_fast.evaluation.export import loading_code, write_model_card
 from simclr_fast.evaluation.run import Run
 from tests.evaluation.conftest import demo_config, plain_config, write_run
 
@@ -45,9 +45,9 @@ torch.save(backbone.to(images.dtype)(images).detach(), "features.pt")
 )
 def test_torchvision_alone_gives_the_same_features(model: dict, channels: int, tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path / "run", demo_config(**model), channels))
-    exported.export_weights(run, tmp_path)
+    export.export_weights(run, tmp_path)
     # In float64: float32 sums in another order for another number of threads, and a random ResNet-50 amplifies that.
-    images = exported.sample_images(run).double()
+    images = export.sample_images(run).double()
     torch.save(images, tmp_path / "images.pt")
     program = FOREIGN_PROCESS.format(loading=loading_code(run))
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
@@ -60,8 +60,8 @@ def test_torchvision_alone_gives_the_same_features(model: dict, channels: int, t
 
 def test_plain_keys(tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path, demo_config(model="resnet18"), channels=3))
-    exported.export_weights(run, tmp_path)
-    weights = torch.load(tmp_path / exported.STATE_DICT_FILE, weights_only=True)
+    export.export_weights(run, tmp_path)
+    weights = torch.load(tmp_path / export.STATE_DICT_FILE, weights_only=True)
     missing, unexpected = torchvision.models.resnet18().load_state_dict(weights, strict=False)
     assert set(missing) == {"fc.weight", "fc.bias"}
     assert not unexpected
@@ -85,7 +85,7 @@ def test_command_writes_and_compares_every_format(export_folder: Path) -> None:
 
 def test_card_and_export_say_how_images_are_normalised(tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,))))
-    described = exported.describe(run)
+    described = export.describe(run)
     assert (described["mean"], described["std"], described["image_size"]) == ([0.3], [0.6], 28)
     assert "mean [0.3] and standard deviation [0.6]" in write_model_card(run, tmp_path).read_text()
 
@@ -99,7 +99,7 @@ def test_card_survives_what_options_may_hold(tmp_path: Path) -> None:
 
 def test_program_runs_without_this_package_at_any_batch_size(run_folder: Path, export_folder: Path) -> None:
     run = Run.open(run_folder)
-    images = exported.sample_images(run, count=7)
+    images = export.sample_images(run, count=7)
     torch.save(images, export_folder / "images.pt")
     program = FOREIGN_PROCESS.format(loading=loading_code(run))
     subprocess.run([sys.executable, "-c", program], cwd=export_folder, check=True)
@@ -148,18 +148,18 @@ def test_bad_exports_are_refused(kind: str, export_folder: Path, tmp_path: Path)
 
 
 def test_onnx_names_what_is_missing(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = exported.importlib.util.find_spec
-    monkeypatch.setattr(exported.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
+    find = export.importlib.util.find_spec
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
     with pytest.raises(ConfigError, match=r"--onnx: onnx.* not installed; pip install"):
-        exported.export_onnx(Run.open(run_folder), tmp_path)
+        export.export_onnx(Run.open(run_folder), tmp_path)
 
 
 @pytest.mark.proof
 def test_onnx_agrees(run_folder: Path, tmp_path: Path) -> None:
     run = Run.open(run_folder)
-    exported.export_onnx(run, tmp_path)
-    images = exported.sample_images(run, count=5)
+    export.export_onnx(run, tmp_path)
+    images = export.sample_images(run, count=5)
     with torch.no_grad():
         expected = run.encoder()(images)
-    found = exported.run_onnx(tmp_path / exported.ONNX_FILE, images)
+    found = export.run_onnx(tmp_path / export.ONNX_FILE, images)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -11,9 +11,8 @@ from rich.console import Console
 from simclr_fast import visualize
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.evaluation import pictures
-from simclr_fast.evaluation.classes import class_accuracies, class_names, class_table, top5_accuracy
-from simclr_fast.evaluation.comparison import ENCODERS
-from simclr_fast.evaluation.tables import ResultTable
+from simclr_fast.evaluation.features import ENCODERS
+from simclr_fast.evaluation.tables import ResultTable, class_accuracies, class_names, class_table, top5_accuracy
 
 
 def images(labels: list[int] | None, count: int = 0) -> ImageArrays:

@@ -1,0 +1,263 @@
+"""Probes of frozen features: nearest neighbours in bounded memory, linear classifiers by L-BFGS, both on few labels."""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simclr_fast.evaluation.splits import fixed_part, hold_out
+from simclr_fast.evaluation.tables import TOP, accuracy, share_right, top5_accuracy
+
+# Rows of queries and of the bank whose similarities are held at a time: 256 MiB of float32, whatever their number.
+QUERY_ROWS = 1024
+BANK_ROWS = 65536
+KNN_K = (1, 5, 10, 20, 50, 100, 200)  # numbers of neighbours between which the training images choose
+KNN_T = 0.1
+CHOICE_ROWS = 10_000  # training images that choose; of a larger set a fixed random part does
+# Inverse L2 penalty of the few-label probe, the same for every kind of feature; fixed beforehand, never tuned on test
+# labels.
+PENALTY_C = 0.1
+MAX_ITERATIONS = 300
+SMALLEST_STD = 1e-12  # where all images have the same features, they become zeros instead of 0 / 0
+
+
+def nearest(
+    bank: Tensor,
+    queries: Tensor | None,
+    knn_k: int,
+    device: torch.device | None = None,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cosine similarity float32 [Q, k] and bank index int64 [Q, k] of the most similar rows, best first.
+
+    bank [M, D], queries [Q, D]: rows are L2-normalised here. queries None takes the bank's own rows, all or those at
+    `rows` int64 [Q], each without itself (leave one out). knn_k is cut to what there is. device: where to compute
+    (default: where the bank lies). Raises ValueError for knn_k < 1 and for a bank that has no neighbour to offer.
+    """
+    if knn_k < 1:
+        raise ValueError(f"knn_k={knn_k}: pass an integer >= 1")
+    leave_one_out = queries is None
+    k = min(knn_k, len(bank) - leave_one_out)
+    if k < 1:
+        raise ValueError(f"bank has {len(bank)} row(s): no neighbour is left to look at")
+    device = bank.device if device is None else device
+    if leave_one_out:
+        own = torch.arange(len(bank)) if rows is None else rows.cpu()
+        parts = [_nearest_of_rows(bank, bank[part], k, device, part) for part in own.split(QUERY_ROWS)]
+    else:
+        parts = [_nearest_of_rows(bank, part, k, device, None) for part in queries.split(QUERY_ROWS)]
+    similarity, index = (torch.cat(column) for column in zip(*parts))
+    return similarity, index
+
+
+def vote(similarity: Tensor, neighbours: Tensor, knn_t: float, classes: int) -> Tensor:
+    """Score of each class by a vote of neighbours with weight exp(similarity / knn_t) (Wu et al. 2018,
+    arXiv:1805.01978), float32 [Q, classes]; -inf for a class that no neighbour has.
+
+    similarity [Q, k], best first; neighbours: their classes, int64 [Q, k].
+    """
+    if not knn_t > 0:
+        raise ValueError(f"knn_t={knn_t}: pass a number > 0")
+    weight = torch.exp((similarity - similarity[:, :1]) / knn_t)  # relative to the nearest: no overflow at small knn_t
+    votes = weight.new_zeros(len(similarity), classes).scatter_add_(1, neighbours, weight)
+    voted = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, neighbours, True)
+    return votes.masked_fill_(~voted, -torch.inf)
+
+
+def choose_k(
+    bank: Tensor,
+    labels: Tensor,
+    candidates: tuple[int, ...],
+    *,
+    knn_t: float,
+    classes: int,
+    device: torch.device | None = None,
+) -> tuple[int, dict[int, float]]:
+    """The number of neighbours that serves best on the training images themselves, and the accuracy of each candidate.
+
+    Each of at most CHOICE_ROWS rows of the bank [M, D] is classified by the others (leave one out); labels int64 [M].
+    Of equals the first wins. Only candidates with as many neighbours to look at count, or else the smallest.
+    """
+    possible = tuple(k for k in candidates if k < len(bank)) or (min(candidates),)
+    rows = fixed_part(len(bank), CHOICE_ROWS)
+    similarity, index = nearest(bank, None, max(possible), device, rows)
+    scores = {
+        k: accuracy(vote(similarity[:, :k], labels[index[:, :k]], knn_t, classes), labels[rows]) for k in possible
+    }
+    return max(scores, key=scores.get), scores
+
+
+def knn_predict(
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor | None,
+    *,
+    knn_k: int,
+    knn_t: float = KNN_T,
+    classes: int | None = None,
+) -> Tensor:
+    """Class of each query by its knn_k nearest neighbours in the bank, int64 [Q].
+
+    bank [M, D] with labels int64 [M]; queries [Q, D], or None for the bank's own rows, each without itself.
+    """
+    if len(bank) != len(labels):
+        raise ValueError(f"labels has {len(labels)} entries for the {len(bank)} rows of bank")
+    similarity, index = nearest(bank, queries, knn_k)
+    classes = classes if classes is not None else int(labels.max()) + 1
+    return vote(similarity, labels[index], knn_t, classes).argmax(dim=1)
+
+
+def knn_accuracy(bank: Tensor, labels: Tensor, queries: Tensor | None, truth: Tensor, **options) -> float:
+    """Share of the queries whose predicted class is the true one, int64 [Q]; options as for `knn_predict`."""
+    return share_right(knn_predict(bank, labels, queries, **options), truth)
+
+
+def _nearest_of_rows(
+    bank: Tensor, queries: Tensor, k: int, device: torch.device, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `nearest`, for few queries; own: the row of the bank that each is and that is left out, int64 [Q]."""
+    queries = F.normalize(queries.to(device).float(), dim=1)
+    similarity = queries.new_empty(len(queries), 0)
+    index = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+    own = None if own is None else own.to(device)
+    for begin in range(0, len(bank), BANK_ROWS):  # running top-k over tiles of the bank
+        tile = F.normalize(bank[begin : begin + BANK_ROWS].to(device).float(), dim=1)  # [tile, D]
+        scores = queries @ tile.T  # [Q, tile]
+        if own is not None:
+            here = (own >= begin) & (own < begin + len(tile))
+            scores[here.nonzero().flatten(), own[here] - begin] = -torch.inf
+        scores, column = scores.topk(min(k, scores.shape[1]), dim=1)
+        similarity, index = torch.cat([similarity, scores], dim=1), torch.cat([index, begin + column], dim=1)
+        similarity, kept = similarity.topk(min(k, similarity.shape[1]), dim=1)
+        index = index.gather(1, kept)
+    return similarity.to(bank.device), index.to(bank.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearClassifier:
+    """weight [classes, D] and bias [classes] of a softmax classifier."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Score of each class for each row of features [N, D], float32 [N, classes] on the CPU."""
+        return F.linear(features.to(self.weight.device), self.weight, self.bias).cpu()
+
+
+def fit_linear(
+    features: Tensor,
+    labels: Tensor,
+    penalty_c: float = PENALTY_C,
+    *,
+    classes: int | None = None,
+    device: torch.device | None = None,
+) -> LinearClassifier:
+    """Multinomial logistic regression: minimises C * (sum of cross-entropies) + |weight|^2 / 2, as scikit-learn does.
+
+    features [N, D] on a common scale (see `standardize`), labels int64 [N]. Full-batch L-BFGS from zero, on the device.
+    """
+    if not penalty_c > 0:
+        raise ValueError(f"penalty_c={penalty_c}: pass a number > 0")
+    x, y = features.to(device).float(), labels.to(device)
+    classes = classes if classes is not None else int(labels.max()) + 1
+    weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
+    bias = x.new_zeros(classes).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=MAX_ITERATIONS,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+
+    decay = 1 / (2 * penalty_c * len(x))  # the objective divided by C * N: of order one whatever the number of images
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(x, weight, bias), y) + decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    return LinearClassifier(weight.detach(), bias.detach())
+
+
+def standardize(features: Tensor, *others: Tensor) -> list[Tensor]:
+    """Rows L2-normalised, then columns of mean 0 and variance 1 by the statistics of `features`, which come first."""
+    rows = [F.normalize(part.float(), dim=1) for part in (features, *others)]
+    mean, std = rows[0].mean(dim=0), floored_std(rows[0])
+    return [part.sub_(mean).div_(std) for part in rows]  # in place: of a large set each copy takes gigabytes
+
+
+def floored_std(features: Tensor) -> Tensor:
+    """Standard deviation of each column of features [N, D], float32 [D], by which the column can be divided.
+
+    For columns that hardly vary (blank pixels) it is 1% of the mean deviation instead of almost nothing.
+    """
+    std = features.std(dim=0)
+    return std.clamp_min(0.01 * std.mean()).clamp_min(SMALLEST_STD)
+
+
+def linear_accuracy(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    truth: Tensor,
+    penalty_c: float = PENALTY_C,
+    device: torch.device | None = None,
+) -> float:
+    """Accuracy (fraction) on test of `fit_linear` on train; features [N, D] that are standardised already."""
+    classifier = fit_linear(train, labels, penalty_c, device=device)
+    return accuracy(classifier.logits(test), truth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What the held-out images chose. classifier: refitted on all training images with it."""
+
+    penalty_c: float
+    held_out_accuracy: float
+    classifier: LinearClassifier
+
+
+def sweep_linear(
+    features: Tensor, labels: Tensor, candidates: tuple[float, ...], *, held_out: float, seed: int, device: torch.device
+) -> Sweep:
+    """`fit_linear` with the penalty of `candidates` that serves best on a held-out part of the training images."""
+    kept, chosen_by = hold_out(labels, held_out, seed)
+    classes = int(labels.max()) + 1
+    scores = {}
+    for candidate in candidates:
+        classifier = fit_linear(features[kept], labels[kept], candidate, classes=classes, device=device)
+        scores[candidate] = accuracy(classifier.logits(features[chosen_by]), labels[chosen_by])
+    best = max(scores, key=scores.get)
+    return Sweep(best, scores[best], fit_linear(features, labels, best, classes=classes, device=device))
+
+
+def few_label_accuracies(
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    truth: Tensor,
+    draws: list[Tensor],
+    *,
+    classes: int,
+    scaled: list[Tensor],
+    device: torch.device | None = None,
+) -> dict[str, list[float]]:
+    """Accuracy (fraction) on the queries for each draw of labelled rows, by probe: "1nn", "linear", "linear_top5".
+
+    bank [M, D] with labels int64 [M], queries [Q, D] with truth int64 [Q]; draws: rows of the bank, int64 each; scaled:
+    what `standardize` makes of bank and queries. The top-5 accuracy is there where there are more than five classes.
+    """
+    train, test = scaled
+    logits = [fit_linear(train[few], labels[few], classes=classes, device=device).logits(test) for few in draws]
+    scores = {
+        "1nn": [knn_accuracy(bank[few], labels[few], queries, truth, knn_k=1) for few in draws],
+        "linear": [accuracy(of_draw, truth) for of_draw in logits],
+    }
+    if classes > TOP:
+        scores["linear_top5"] = [top5_accuracy(of_draw, truth) for of_draw in logits]
+    return scores
