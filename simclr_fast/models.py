@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from simclr_fast.config import ModelOptions
 from simclr_fast.errors import ConfigError
 
-NORM_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
-
 
 class SimCLR(nn.Module):
     """A backbone [B, C, H, W] -> [B, features] followed by a projection head -> [B, head_dim]."""

@@ -1,5 +1,6 @@
-"""What processes tell each other, over gloo, and signals as a request that the loop honours."""
+"""What processes tell each other, over gloo; signals as a request that the loop honours; how a program ends."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from simclr_fast.process import StopSignals, start_process, stop_process
+from simclr_fast import errors
+from simclr_fast.process import StopSignals, exit_status, start_process, stop_process
 from tests.training.processes import CONTEXT, finish, free_port
 
 WORLD = 3
@@ -59,3 +61,32 @@ def test_the_first_signal_is_noted_and_the_second_acts(number: signal.Signals) -
         assert acted == [number, number], "outside, signals act as before"
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+def test_an_error_that_its_user_can_mend_is_one_line_and_a_status(kind: type[Exception], capsys) -> None:
+    def work() -> int:
+        raise kind("what went wrong")
+
+    assert exit_status("train.py", work) == errors.EXIT_STATUS[kind]
+    assert capsys.readouterr().err == "train.py: error: what went wrong\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_fails_is_one_clear_line_and_status_1(number: int, capsys) -> None:
+    def work() -> int:
+        raise OSError(number, os.strerror(number), "runs/x/checkpoint-000000001.pt")
+
+    assert exit_status("train.py", work) == 1
+    said = f"train.py: error: runs/x/checkpoint-000000001.pt: {os.strerror(number)}; make room, then go on"
+    printed = capsys.readouterr().err
+    assert printed.startswith(said)
+    assert printed.count("\n") == 1
+
+
+def test_an_error_of_the_program_is_no_error_of_the_disk() -> None:
+    def work() -> int:
+        raise FileNotFoundError(errno.ENOENT, "missing", "x")
+
+    with pytest.raises(FileNotFoundError):
+        exit_status("train.py", work)

@@ -1,9 +1,7 @@
 """train.py as a user meets it: help, errors, a whole small run, a run whose loss breaks, a profile."""
 
 import dataclasses
-import errno
 import json
-import os
 import re
 import resource
 import sys
@@ -23,7 +21,6 @@ from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.probes import knn_accuracy
 from simclr_fast.models import build_model
-from simclr_fast.process import exit_status
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.views import Draw, Views
 
@@ -191,26 +188,6 @@ def test_profile_names_the_phases_and_adds_up(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "profile.txt").read_text().startswith("phase")
     assert read_metrics(tmp_path / METRICS_FILE) == [{"step": 5, "loss": 2.0}], "a profile is no part of the run"
     assert not checkpoints(tmp_path)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_fails_is_one_clear_line_and_status_1(number: int, capsys) -> None:
-    def work() -> int:
-        raise OSError(number, os.strerror(number), "runs/x/checkpoint-000000001.pt")
-
-    assert exit_status("train.py", work) == 1
-    said = f"train.py: error: runs/x/checkpoint-000000001.pt: {os.strerror(number)}; make room, then go on"
-    printed = capsys.readouterr().err
-    assert printed.startswith(said)
-    assert printed.count("\n") == 1
-
-
-def test_an_error_of_the_program_is_no_error_of_the_disk() -> None:
-    def work() -> int:
-        raise FileNotFoundError(errno.ENOENT, "missing", "x")
-
-    with pytest.raises(FileNotFoundError):
-        exit_status("train.py", work)
 
 
 @pytest.mark.parametrize("tf32", [True, False])
