@@ -291,6 +291,11 @@ def check(config: Config, world_size: int = 1) -> None:
     _require(config.speed.threads >= 0, "threads", config.speed.threads, "pass an integer >= 0")
 
 
+def flag(name: str) -> str:
+    """How an option is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def as_dict(config: Config) -> dict[str, Any]:
     """The options as plain nested dicts of JSON types, for checkpoints and metrics."""
     plain = lambda value: str(value) if isinstance(value, Path) else value
@@ -299,4 +304,4 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 def _require(ok: bool, name: str, value: object, remedy: str) -> None:
     if not ok:
-        raise ConfigError(f"--{name.replace('_', '-')} {value}: {remedy}")
+        raise ConfigError(f"{flag(name)} {value}: {remedy}")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from simclr_fast.checkpoint import load, load_newest, load_weights, save
-from simclr_fast.config import Config, as_dict
+from simclr_fast.config import Config, as_dict, flag
 from simclr_fast.data import Source
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import SimCLR, build_model
@@ -132,7 +132,7 @@ class TrainState:
         """One line per option, or fact of the data, that is another than in the checkpoint."""
         stored = content["config"]
         pairs = [
-            (f"--{name.replace('_', '-')}", options[group].get(name), value)
+            (flag(name), options[group].get(name), value)
             for group in EXACT_OPTIONS
             for name, value in stored[group].items()
             if name not in FREE_OPTIONS
