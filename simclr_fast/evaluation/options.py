@@ -33,7 +33,7 @@ class ComputeOptions(CheckpointOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataOptions(ComputeOptions):
+class DataChoice(ComputeOptions):
     """Which images."""
 
     dataset: str | None = None
@@ -45,7 +45,7 @@ class DataOptions(ComputeOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KnnOptions(DataOptions):
+class KnnOptions(DataChoice):
     """Weighted nearest-neighbour classification of test and, leaving one out, training images."""
 
     knn_k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
@@ -55,7 +55,7 @@ class KnnOptions(DataOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearOptions(DataOptions):
+class LinearOptions(DataChoice):
     """Linear classifier on frozen features: the published SGD protocol, and L-BFGS on cached features."""
 
     method: Literal["both", "sgd", "lbfgs"] = "both"
@@ -73,7 +73,7 @@ class LinearOptions(DataOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FewLabelOptions(DataOptions):
+class FewLabelOptions(DataChoice):
     """Linear classifier and nearest neighbour from a few labels per class, over several draws."""
 
     per_class: tuple[int, ...] = (1, 5, 10, 20, 50)
@@ -83,7 +83,7 @@ class FewLabelOptions(DataOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(DataOptions):
+class FinetuneOptions(DataChoice):
     """Train backbone and classifier on a part of the labels, from the checkpoint and from scratch."""
 
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
@@ -157,7 +157,7 @@ class ExportOptions(CheckpointOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportOptions(DataOptions):
+class ReportOptions(DataChoice):
     """Gather everything of a run into one HTML page."""
 
     checkpoint: Positional[Path]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from simclr_fast.data import Dataset, load_dataset
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation.options import DataOptions
+from simclr_fast.evaluation.options import DataChoice
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.tables import ResultTable
 from simclr_fast.process import Process
@@ -55,7 +55,7 @@ class Session:
 
     def data(self) -> Dataset:
         """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it."""
-        wanted: DataOptions = self.options
+        wanted: DataChoice = self.options
         data = self.run.config.data
         changes = {"dataset": wanted.dataset, "data_dir": wanted.data_dir}
         data = dataclasses.replace(data, **{name: value for name, value in changes.items() if value is not None})
