@@ -69,6 +69,15 @@ def test_evaluation_imports_no_training(path: Path) -> None:
     assert not {name for name in internal(path) if name.split(".")[0] == "training"}
 
 
+def test_no_module_imports_a_command_of_the_evaluation() -> None:
+    """The main program finds a command by its name; what two commands or the training loop share is no command's."""
+    first_words = '"""The command `'
+    commands = {file for file in python_files(PACKAGE / "evaluation") if file.read_text().startswith(first_words)}
+    assert len(commands) >= 7
+    for path in python_files(PACKAGE):
+        assert not commands & set(imported_files(path)), path
+
+
 def room(module: Path) -> str:
     """The folder of a module below the package; a module directly in the package, or in ops, is a room of its own."""
     folder = module.relative_to(PACKAGE).parent.as_posix()
