@@ -24,6 +24,13 @@ def save(figure: plt.Figure, path: Path, dpi: int = DPI) -> Path:
     return path
 
 
+def show_image(axis: plt.Axes, image: Tensor) -> None:
+    """Draw an image [C, H, W] on the CPU, uint8 or floats in [0, 1], without ticks."""
+    brightest = 1 if image.is_floating_point() else 255
+    axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=brightest)
+    axis.set(xticks=[], yticks=[])
+
+
 def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: Tensor, mean: tuple, std: tuple) -> None:
     """Rows image, view 1 and view 2, one column per sample.
 
@@ -39,9 +46,7 @@ def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: T
     figure, axes = plt.subplots(3, columns, figsize=(1.1 * columns + 0.8, 3.9), squeeze=False, layout="constrained")
     for line, (title, pictures) in zip(axes, rows):
         for axis, picture in zip(line, pictures):
-            axis.imshow(picture.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            show_image(axis, picture)
         line[0].set_ylabel(title)
     figure.suptitle("Training images and their two random views (a column is a positive pair)")
     save(figure, path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simclr_fast.visualize import plt, save
+from simclr_fast.visualize import plt, save, show_image
 
 LONGEST_NAME = 24  # characters of a class's name beside a picture
 COLOURS = {"raw": "tab:gray", "random_init": "tab:orange", "simclr": "tab:blue"}
@@ -54,13 +54,11 @@ def detections(
     )
     for line, (name, boxes) in zip(axes, rows.items()):
         for axis, image, one in zip(line, images, boxes):
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+            show_image(axis, image)
             colour = TRUE_BOX if name == "true boxes" else FOUND_BOX
             for (left, top, right, bottom), label in zip(one["boxes"].tolist(), one["labels"].tolist()):
                 axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=colour))
                 axis.text(left, top - 1, classes[label], color=colour, fontsize=8, va="bottom", parse_math=False)
-            axis.set_xticks([])
-            axis.set_yticks([])
         line[0].set_ylabel(name)
     figure.suptitle(f"Objects found on test images (score at least {score:g})")
     return _save(figure, path)
@@ -76,10 +74,7 @@ def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor | Non
     figure, axes = plt.subplots(n, k + 1, figsize=(1.0 * (k + 1), 1.0 * n), squeeze=False, layout="constrained")
     for row in range(n):
         for column, axis in enumerate(axes[row]):
-            image = queries[row] if column == 0 else found[row, column - 1]
-            axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            show_image(axis, queries[row] if column == 0 else found[row, column - 1])
             known = column > 0 and correct is not None
             colour = "black" if not known else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
             for side in axis.spines.values():
