@@ -95,7 +95,6 @@ def knn_predict(
     *,
     knn_k: int,
     knn_t: float = KNN_T,
-    classes: int | None = None,
 ) -> Tensor:
     """Class of each query by its knn_k nearest neighbours in the bank, int64 [Q].
 
@@ -104,8 +103,7 @@ def knn_predict(
     if len(bank) != len(labels):
         raise ValueError(f"labels has {len(labels)} entries for the {len(bank)} rows of bank")
     similarity, index = nearest(bank, queries, knn_k)
-    classes = classes if classes is not None else int(labels.max()) + 1
-    return vote(similarity, labels[index], knn_t, classes).argmax(dim=1)
+    return vote(similarity, labels[index], knn_t, int(labels.max()) + 1).argmax(dim=1)
 
 
 def knn_accuracy(bank: Tensor, labels: Tensor, queries: Tensor | None, truth: Tensor, **options) -> float:
@@ -198,19 +196,6 @@ def floored_std(features: Tensor) -> Tensor:
     """
     std = features.std(dim=0)
     return std.clamp_min(0.01 * std.mean()).clamp_min(SMALLEST_STD)
-
-
-def linear_accuracy(
-    train: Tensor,
-    labels: Tensor,
-    test: Tensor,
-    truth: Tensor,
-    penalty_c: float = PENALTY_C,
-    device: torch.device | None = None,
-) -> float:
-    """Accuracy (fraction) on test of `fit_linear` on train; features [N, D] that are standardised already."""
-    classifier = fit_linear(train, labels, penalty_c, device=device)
-    return accuracy(classifier.logits(test), truth)
 
 
 @dataclasses.dataclass(frozen=True)

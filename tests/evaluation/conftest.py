@@ -8,6 +8,8 @@ import torch
 
 from simclr_fast import checkpoint
 from simclr_fast.config import RECIPES, Config, as_dict
+from simclr_fast.evaluation.probes import PENALTY_C, fit_linear
+from simclr_fast.evaluation.tables import accuracy
 from simclr_fast.models import build_model
 
 
@@ -46,6 +48,13 @@ def write_run(folder: Path, config: Config, channels: int = 1, seed: int = 5) ->
         model.train()(torch.rand(8, channels, config.augment.img_size, config.augment.img_size))  # moves batch norm
     content = {"step": 3, "model": model.state_dict(), "ema": None, "config": as_dict(config)}
     return checkpoint.save(folder, 3, content, keep=1)
+
+
+def linear_accuracy(
+    train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, truth: torch.Tensor, penalty_c: float = PENALTY_C
+) -> float:
+    """Accuracy (fraction) on test of `fit_linear` on train; features [N, D] that are standardised already."""
+    return accuracy(fit_linear(train, labels, penalty_c).logits(test), truth)
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,12 @@ from simclr_fast.evaluation.__main__ import parse
 from simclr_fast.evaluation.features import Pixels, all_features, preprocess_of
 from simclr_fast.evaluation.finetune import Classifier
 from simclr_fast.evaluation.linear import Standardize
-from simclr_fast.evaluation.probes import knn_accuracy, linear_accuracy, standardize
+from simclr_fast.evaluation.probes import knn_accuracy, standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, hold_out
 from simclr_fast.process import Process
+from tests.evaluation.conftest import linear_accuracy
 
 CPU = Process(0, 1, torch.device("cpu"))
 CLASSES = 6

@@ -23,8 +23,8 @@ from simclr_fast.evaluation.comparison import (
     probe_accuracies,
 )
 from simclr_fast.evaluation.features import ENCODERS, Preprocess
-from simclr_fast.evaluation.probes import KNN_K, knn_accuracy, knn_predict, linear_accuracy, standardize
-from tests.evaluation.conftest import demo_config
+from simclr_fast.evaluation.probes import KNN_K, knn_accuracy, knn_predict, standardize
+from tests.evaluation.conftest import demo_config, linear_accuracy
 
 CPU = torch.device("cpu")
 SIDE = 8

@@ -11,10 +11,11 @@ from torch import nn
 from simclr_fast.data import ImageArrays
 from simclr_fast.evaluation.features import LabelledBatches
 from simclr_fast.evaluation.linear import Probe, Standardize, best_probe, train_probes
-from simclr_fast.evaluation.probes import LinearClassifier, fit_linear, linear_accuracy, standardize, sweep_linear
+from simclr_fast.evaluation.probes import LinearClassifier, fit_linear, standardize, sweep_linear
 from simclr_fast.evaluation.run import Run
 from simclr_fast.optim import lr_at
 from simclr_fast.process import Process
+from tests.evaluation.conftest import linear_accuracy
 
 CPU = Process(0, 1, torch.device("cpu"))
 
