@@ -53,7 +53,7 @@ def test_no_column_past_the_last(arch: int, operand: str) -> None:
         for variant in triton_tables.VARIANTS:
             for launch in launches((arch, operand, dim, variant), columns=64):
                 if launch.kernel.__name__ == "ntxent_bwd_kernel" and launch.constants["EVEN_D"]:
-                    owned = launch.constants["CHUNKS"] * launch.constants["BLOCK_D"]
+                    owned = launch.constants["SLICES"] * launch.constants["BLOCK_D"]
                     assert launch.grid[2] * owned == dim
 
 

@@ -103,7 +103,7 @@ def aot_markdown(table: dict[str, Any]) -> str:
 COUNTED = {"columns": 8192, "D": 128, "operand": "fp16", "temperature": 0.1}
 # The other operands, whose simulation takes longer, at a smaller size.
 ALSO_COUNTED = tuple(COUNTED | {"columns": 1024, "operand": operand} for operand in ("tf32", "tf32x3"))
-_COUNTED_ROW_GROUPS = 4  # of the forward kernel: all their strips
+_COUNTED_ROW_BANDS = 4  # of the forward kernel: all their column bands
 
 
 def count_rows(size: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -118,10 +118,10 @@ def count_rows(size: dict[str, Any]) -> dict[str, dict[str, Any]]:
         name = launch.kernel.__name__
         grid, factor = launch.grid, 1.0
         if name == "ntxent_fwd_kernel":
-            tiles = launch.arguments["columns"] // launch.constants["BLOCK"]
-            grid = (_COUNTED_ROW_GROUPS, launch.grid[1])
-            assert launch.arguments["group_m"] == 1
-            factor = tiles * (tiles + 1) / 2 / sum(tiles - i for i in range(_COUNTED_ROW_GROUPS))
+            tiles = launch.arguments["columns"] // launch.constants["BLOCK_M"]
+            grid = (_COUNTED_ROW_BANDS, launch.grid[1])
+            assert launch.arguments["band_m"] == 1
+            factor = tiles * (tiles + 1) / 2 / sum(tiles - i for i in range(_COUNTED_ROW_BANDS))
             launch.arguments["sum_ptr"].fill_(1)
         elif name == "ntxent_bwd_kernel":
             grid = (1, *launch.grid[1:])

@@ -9,7 +9,7 @@ import torch
 from simclr_fast import SimCLRAugment, ntxent_loss
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
-from simclr_fast.ops.ntxent.triton_backward import ntxent_bwd_kernel, ntxent_bwd_reduce_kernel
+from simclr_fast.ops.ntxent.triton_backward import ntxent_bwd_finish_kernel, ntxent_bwd_kernel
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch, launch_on_device
 from tests.helpers import IMAGE_STRIDES, VIEW_STRIDES, relative_error, sparse, spread
@@ -109,7 +109,7 @@ def test_the_last_part_of_a_very_large_gradient() -> None:
         "BLOCK_M": rows,
         "BLOCK_N": columns,
     }
-    constants |= {"BLOCK_D": 128, "CHUNKS": 8, "HOLD_ROWS": True, "EVEN_D": True, "MASKED_FIRST": True, "SPECIAL": 16}
+    constants |= {"BLOCK_D": 128, "SLICES": 8, "HOLD_ROWS": True, "EVEN_D": True, "SPECIAL_FIRST": True, "SPECIAL": 16}
     statistics = {"stat_ptr": half, "lse_neg_ptr": half, "s_pos_ptr": half}
     last_program(Launch(ntxent_bwd_kernel, (2 * n // rows, splits, 1), shared | statistics, constants))
 
@@ -125,7 +125,7 @@ def test_the_last_part_of_a_very_large_gradient() -> None:
     arguments = shared | {"positive_ptr": torch.zeros(2 * n), "inv_norm_ptr": torch.ones(2 * n), "z0_ptr": u[:n]}
     arguments |= {"z1_ptr": u[n:], "stride0": dim // 16, "stride1": dim // 16, "dz0_ptr": dz0, "dz1_ptr": dz1}
     arguments |= {"dt_ptr": torch.zeros(()), "scale": 0.5, "eps": 1e-8, "splits": splits, "dt_parts": 1}
-    constants = {"D": dim, "UNIT": 16, "NEED_DT": False, "BLOCK_R": rows, "BLOCK_D": dim, "BLOCK_DT": 128}
-    last_program(Launch(ntxent_bwd_reduce_kernel, (2 * n // rows,), arguments, constants))
+    constants = {"D": dim, "UNIT": 16, "NEED_DT": False, "BLOCK_M": rows, "BLOCK_D": dim, "BLOCK_DT": 128}
+    last_program(Launch(ntxent_bwd_finish_kernel, (2 * n // rows,), arguments, constants))
     tangent = expected - (expected * own).sum(dim=1, keepdim=True) * own
     assert relative_error(dz1[-rows:], tangent) <= 1e-5  # scale / t = 1

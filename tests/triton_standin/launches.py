@@ -23,7 +23,7 @@ ARCHS = (80, 90, 100)
 OPERANDS = ((torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32"))
 FORWARD, BACKWARD = (
     [f"ntxent_{name}_kernel" for name in names]
-    for names in (("fwd", "fwd_reduce"), ("bwd_coefficients", "bwd", "bwd_reduce"))
+    for names in (("fwd", "fwd_finish"), ("bwd_coefficients", "bwd", "bwd_finish"))
 )
 SAMPLE, WHOLE, MEAN, TILE = (f"augment_{name}_kernel" for name in ("sample", "whole", "mean", "tile"))
 

@@ -1,7 +1,7 @@
 """Host side of the Triton NT-Xent backend: buffers and launches; nothing here waits for the device.
 
-`normalize`, `fwd` and `bwd` take the arguments of the ops simclr_fast::ntxent_{normalize,fwd,bwd}.  Launches: 1 to
-normalise, 2 forward (tiles; reduction of their sums), 3 backward (row coefficients; tiles; reduction of their parts).
+`normalize`, `fwd` and `bwd` take the arguments of the ops simclr_fast::ntxent_{normalize,fwd,bwd}. Launches: 1 to
+normalise, 2 forward (tiles; finish), 3 backward (coefficients; tiles; finish).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backward import (
     ntxent_bwd_coefficients_kernel,
+    ntxent_bwd_finish_kernel,
     ntxent_bwd_kernel,
-    ntxent_bwd_reduce_kernel,
 )
 from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
-from simclr_fast.ops.ntxent.triton_forward import ntxent_fwd_kernel, ntxent_fwd_reduce_kernel, ntxent_normalize_kernel
+from simclr_fast.ops.ntxent.triton_forward import ntxent_fwd_finish_kernel, ntxent_fwd_kernel, ntxent_normalize_kernel
 from simclr_fast.ops.ntxent.triton_tiles import (
     Target,
     backward_splits,
     backward_tiles,
-    forward_groups,
+    forward_bands,
     forward_tiles,
     target_of,
 )
@@ -36,6 +36,8 @@ _DOT_OF = {"ieee": "tf32x3", "tf32": "tf32"}
 
 _ROW_WARPS = 8  # warps of a program of the row-wise kernels
 _ROW_STAGES = 2
+_FINISH_ROWS = 16  # of a program of the forward's finish; with 64, a multiprocessor gets one, which waits for its loads
+_COEFFICIENT_ROWS = 128  # of a program that makes coefficients; each of them reads the statistics of all rows
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,27 @@ class TritonNtxent:
         n, dim = z0.shape
         u = z0.new_empty((2 * n, dim), dtype=operand)
         inv_norm = z0.new_empty(2 * n, dtype=torch.float32)
-        block_r, block_d = _row_blocks(dim)
-        arguments = {"z0_ptr": z0, "z1_ptr": z1, "u_ptr": u, "inv_norm_ptr": inv_norm, "eps": eps, "n": n, "D": dim}
+        block_m, block_d = _row_blocks(dim)
         unit = _stride_unit(dim)
-        arguments |= {"stride0": z0.stride(0) // unit, "stride1": z1.stride(0) // unit}
-        constants = {"UNIT": unit, "BLOCK_R": block_r, "BLOCK_D": block_d}
         self.run(
-            Launch(ntxent_normalize_kernel, (_ceil_div(2 * n, block_r),), arguments, constants, _ROW_WARPS, _ROW_STAGES)
+            Launch(
+                kernel=ntxent_normalize_kernel,
+                grid=(_ceil_div(2 * n, block_m),),
+                arguments={
+                    "z0_ptr": z0,
+                    "z1_ptr": z1,
+                    "u_ptr": u,
+                    "inv_norm_ptr": inv_norm,
+                    "eps": eps,
+                    "n": n,
+                    "D": dim,
+                    "stride0": z0.stride(0) // unit,
+                    "stride1": z1.stride(0) // unit,
+                },
+                constants={"UNIT": unit, "BLOCK_M": block_m, "BLOCK_D": block_d},
+                num_warps=_ROW_WARPS,
+                num_stages=_ROW_STAGES,
+            )
         )
         return u, inv_norm
 
@@ -76,50 +92,95 @@ class TritonNtxent:
         u = u.contiguous()
         columns, dim = u.shape
         rows = 2 * n
-        reduce = reduction != "none"
+        reduced = reduction != "none"
         target = self.target(u.device)
         dot = _dot_precision(u, precision)
         online_max = _needs_online_max(temperature, temperature_tensor)
         tiles = forward_tiles(target, dot, dim, online_max)
         row_tiles, column_tiles = _ceil_div(rows, tiles.block_m), _ceil_div(columns, tiles.block_m)
         symmetric = row_offset == 0 and columns == rows
-        group_m, group_n = forward_groups(target, symmetric, row_tiles, column_tiles)
-        row_groups, strips = _ceil_div(row_tiles, group_m), _ceil_div(column_tiles, group_n)
-        column_slots = row_groups if symmetric else 0
-        sums = u.new_empty((column_slots + strips, rows), dtype=torch.float32)
-        peaks = torch.empty_like(sums) if online_max else sums
-        done = u.new_empty(1, dtype=torch.int32)
-        shared = {"u_ptr": u, "sum_ptr": sums, "peak_ptr": peaks, "done_ptr": done, "n": n, "row_offset": row_offset}
-        shared |= {"group_m": group_m, "group_n": group_n, "column_slots": column_slots}
-        shared |= {"temperature": temperature, "temperature_ptr": temperature_tensor}
-        variant = {"D": dim, "SYMMETRIC": symmetric, "ONLINE_MAX": online_max, "BLOCK": tiles.block_m}
-        constants = variant | {
-            "PRECISION": _tl_precision(dot),
-            "BLOCK_D": tiles.block_d,
-            "CHUNKS": _ceil_div(dim, tiles.block_d),
-            "HOLD_ROWS": tiles.holds_rows,
-            "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
-            "EVEN_D": dim % tiles.block_d == 0,
-        }
-        arguments = shared | {"columns": columns}
-        grid = (row_groups, strips)
-        self.run(Launch(ntxent_fwd_kernel, grid, arguments, constants, tiles.num_warps, tiles.num_stages))
+        band_m, band_n = forward_bands(target, symmetric, row_tiles, column_tiles)
+        row_bands, column_bands = _ceil_div(row_tiles, band_m), _ceil_div(column_tiles, band_n)
+        column_slots = row_bands if symmetric else 0
+        slots = column_slots + column_bands
+        programs = _ceil_div(rows, _FINISH_ROWS)
 
-        block_r = 16  # with 64, a GPU's multiprocessors get one program each, which waits for its loads
-        programs = _ceil_div(rows, block_r)
+        sums = u.new_empty((slots, rows), dtype=torch.float32)
+        maxima = torch.empty_like(sums) if online_max else sums
+        done = u.new_empty(1, dtype=torch.int32)
         part = u.new_empty(programs, dtype=torch.float32)
         lse_neg, s_pos = (u.new_empty(rows, dtype=torch.float32) for _ in range(2))
-        loss = u.new_empty(() if reduce else rows, dtype=torch.float32)
-        arguments = shared | {
-            "lse_neg_ptr": lse_neg,
-            "s_pos_ptr": s_pos,
-            "loss_ptr": loss,
-            "part_ptr": part,
-            "scale": row_scale(reduction, n, columns),
-        }
-        arguments |= {"slots": column_slots + strips}
-        constants = variant | {"REDUCE": reduce, "BLOCK_R": block_r, "BLOCK_SLOTS": 128, "BLOCK_D": 64}
-        self.run(Launch(ntxent_fwd_reduce_kernel, (programs,), arguments, constants, num_stages=_ROW_STAGES))
+        loss = u.new_empty(() if reduced else rows, dtype=torch.float32)
+        self.run(
+            Launch(
+                kernel=ntxent_fwd_kernel,
+                grid=(row_bands, column_bands),
+                arguments={
+                    "u_ptr": u,
+                    "sum_ptr": sums,
+                    "max_ptr": maxima,
+                    "done_ptr": done,
+                    "temperature": temperature,
+                    "temperature_ptr": temperature_tensor,
+                    "n": n,
+                    "row_offset": row_offset,
+                    "columns": columns,
+                    "band_m": band_m,
+                    "band_n": band_n,
+                    "column_slots": column_slots,
+                },
+                constants={
+                    "D": dim,
+                    "SYMMETRIC": symmetric,
+                    "ONLINE_MAX": online_max,
+                    "PRECISION": _tl_precision(dot),
+                    "BLOCK_M": tiles.block_m,
+                    "BLOCK_D": tiles.block_d,
+                    "SLICES": _ceil_div(dim, tiles.block_d),
+                    "HOLD_ROWS": tiles.holds_rows,
+                    "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
+                    "EVEN_D": dim % tiles.block_d == 0,
+                },
+                num_warps=tiles.num_warps,
+                num_stages=tiles.num_stages,
+            )
+        )
+        self.run(
+            Launch(
+                kernel=ntxent_fwd_finish_kernel,
+                grid=(programs,),
+                arguments={
+                    "sum_ptr": sums,
+                    "max_ptr": maxima,
+                    "u_ptr": u,
+                    "lse_neg_ptr": lse_neg,
+                    "s_pos_ptr": s_pos,
+                    "loss_ptr": loss,
+                    "part_ptr": part,
+                    "done_ptr": done,
+                    "temperature": temperature,
+                    "temperature_ptr": temperature_tensor,
+                    "scale": row_scale(reduction, n, columns),
+                    "n": n,
+                    "row_offset": row_offset,
+                    "band_m": band_m,
+                    "band_n": band_n,
+                    "column_slots": column_slots,
+                    "slots": slots,
+                },
+                constants={
+                    "D": dim,
+                    "REDUCED": reduced,
+                    "SYMMETRIC": symmetric,
+                    "ONLINE_MAX": online_max,
+                    "TILE_M": tiles.block_m,
+                    "BLOCK_M": _FINISH_ROWS,
+                    "BLOCK_SLOTS": 128,
+                    "BLOCK_D": 64,
+                },
+                num_stages=_ROW_STAGES,
+            )
+        )
         return loss, lse_neg, s_pos
 
     def bwd(
@@ -144,15 +205,16 @@ class TritonNtxent:
         z0, z1 = _readable_rows(z0), _readable_rows(z1)
         n, dim = z0.shape
         columns = u.shape[0]
-        reduced = reduction != "none"
         target = self.target(u.device)
         dot = _dot_precision(u, precision)
         online_max = _needs_online_max(temperature, temperature_tensor)
         tiles = backward_tiles(target, dot, dim, online_max)
-        chunks = tiles.chunks(dim)
-        d_parts = _ceil_div(dim, chunks * tiles.block_d)
+        slices = tiles.slices(dim)
+        owners = _ceil_div(dim, slices * tiles.block_d)  # programs that share out the columns of the gradient
         row_tiles, column_tiles = _ceil_div(2 * n, tiles.block_m), _ceil_div(columns, tiles.block_n)
-        splits = backward_splits(target, row_tiles * d_parts, column_tiles)
+        splits = backward_splits(target, row_tiles * owners, column_tiles)
+        block_m, block_d = _row_blocks(dim)
+        unit = _stride_unit(dim)
 
         stat = u.new_empty(columns, dtype=torch.float32)
         weight = u.new_empty(columns + 1, dtype=torch.float32)
@@ -162,23 +224,53 @@ class TritonNtxent:
         dz0, dz1 = (torch.empty((n, dim), dtype=z0.dtype, device=z0.device) for _ in range(2))
         dt = u.new_empty((), dtype=torch.float32)
 
-        shared = {"weight_ptr": weight, "n": n, "columns": columns}
-        shared |= {"temperature": temperature, "temperature_ptr": temperature_tensor}
-        statistics = {"lse_neg_ptr": lse_neg, "s_pos_ptr": s_pos, "stat_ptr": stat}
-        # Many numbers at once, since every program waits for all of them: with 1024 and 4 warps 10 us instead of 7.
-        scan = 4096 if columns >= 4096 else 1024  # not more than there are: a masked step does not load vectors
-        constants = {"REDUCED": reduced, "ONLINE_MAX": online_max, "BLOCK": 128, "BLOCK_SCAN": scan}
-        arguments = shared | statistics | {"dloss_ptr": dloss, "positive_ptr": positive}
-        grid = (_ceil_div(columns, 128),)
-        self.run(Launch(ntxent_bwd_coefficients_kernel, grid, arguments, constants, _ROW_WARPS, _ROW_STAGES))
-
-        shared |= {"u_ptr": u, "part_ptr": part, "dt_part_ptr": dt_part, "row_offset": row_offset}
         self.run(
             Launch(
-                ntxent_bwd_kernel,
-                (row_tiles, splits, d_parts),
-                shared | statistics,
-                {
+                kernel=ntxent_bwd_coefficients_kernel,
+                grid=(_ceil_div(columns, _COEFFICIENT_ROWS),),
+                arguments={
+                    "dloss_ptr": dloss,
+                    "lse_neg_ptr": lse_neg,
+                    "s_pos_ptr": s_pos,
+                    "stat_ptr": stat,
+                    "weight_ptr": weight,
+                    "positive_ptr": positive,
+                    "temperature": temperature,
+                    "temperature_ptr": temperature_tensor,
+                    "n": n,
+                    "columns": columns,
+                },
+                constants={
+                    "REDUCED": reduction != "none",
+                    "ONLINE_MAX": online_max,
+                    "BLOCK_M": _COEFFICIENT_ROWS,
+                    # Many numbers at once, since every program waits for all of them: with 1024 and 4 warps 10 us
+                    # instead of 7. But not more than there are: a masked step does not load vectors.
+                    "BLOCK_SCAN": 4096 if columns >= 4096 else 1024,
+                },
+                num_warps=_ROW_WARPS,
+                num_stages=_ROW_STAGES,
+            )
+        )
+        self.run(
+            Launch(
+                kernel=ntxent_bwd_kernel,
+                grid=(row_tiles, splits, owners),
+                arguments={
+                    "u_ptr": u,
+                    "stat_ptr": stat,
+                    "weight_ptr": weight,
+                    "lse_neg_ptr": lse_neg,
+                    "s_pos_ptr": s_pos,
+                    "part_ptr": part,
+                    "dt_part_ptr": dt_part,
+                    "temperature": temperature,
+                    "temperature_ptr": temperature_tensor,
+                    "n": n,
+                    "row_offset": row_offset,
+                    "columns": columns,
+                },
+                constants={
                     "D": dim,
                     "NEED_DT": need_dt,
                     "ONLINE_MAX": online_max,
@@ -186,39 +278,54 @@ class TritonNtxent:
                     "BLOCK_M": tiles.block_m,
                     "BLOCK_N": tiles.block_n,
                     "BLOCK_D": tiles.block_d,
-                    "CHUNKS": chunks,
+                    "SLICES": slices,
                     "HOLD_ROWS": tiles.holds_rows,
                     "EVEN_D": tiles.even(dim),
-                    "MASKED_FIRST": tiles.masked_first,
+                    "SPECIAL_FIRST": tiles.special_first,
                     "SPECIAL": min(16, tiles.block_n),
                 },
-                tiles.num_warps,
-                tiles.num_stages,
+                num_warps=tiles.num_warps,
+                num_stages=tiles.num_stages,
             )
         )
-        arguments = shared | {"positive_ptr": positive, "inv_norm_ptr": inv_norm, "z0_ptr": z0, "z1_ptr": z1}
-        unit = _stride_unit(dim)
-        arguments |= {"stride0": z0.stride(0) // unit, "stride1": z1.stride(0) // unit}
-        arguments |= {
-            "dz0_ptr": dz0,
-            "dz1_ptr": dz1,
-            "dt_ptr": dt,
-            "scale": row_scale(reduction, n, columns),
-            "eps": eps,
-        }
-        arguments |= {"splits": splits, "dt_parts": splits * row_tiles}
-        block_r, block_d = _row_blocks(dim)
-        constants = {
-            "D": dim,
-            "UNIT": unit,
-            "NEED_DT": need_dt,
-            "BLOCK_R": block_r,
-            "BLOCK_D": block_d,
-            "BLOCK_DT": 128,
-        }
         self.run(
             Launch(
-                ntxent_bwd_reduce_kernel, (_ceil_div(2 * n, block_r),), arguments, constants, _ROW_WARPS, _ROW_STAGES
+                kernel=ntxent_bwd_finish_kernel,
+                grid=(_ceil_div(2 * n, block_m),),
+                arguments={
+                    "part_ptr": part,
+                    "dt_part_ptr": dt_part,
+                    "weight_ptr": weight,
+                    "positive_ptr": positive,
+                    "u_ptr": u,
+                    "inv_norm_ptr": inv_norm,
+                    "z0_ptr": z0,
+                    "z1_ptr": z1,
+                    "dz0_ptr": dz0,
+                    "dz1_ptr": dz1,
+                    "dt_ptr": dt,
+                    "temperature": temperature,
+                    "temperature_ptr": temperature_tensor,
+                    "scale": row_scale(reduction, n, columns),
+                    "eps": eps,
+                    "n": n,
+                    "row_offset": row_offset,
+                    "columns": columns,
+                    "stride0": z0.stride(0) // unit,
+                    "stride1": z1.stride(0) // unit,
+                    "splits": splits,
+                    "dt_parts": splits * row_tiles,
+                },
+                constants={
+                    "D": dim,
+                    "UNIT": unit,
+                    "NEED_DT": need_dt,
+                    "BLOCK_M": block_m,
+                    "BLOCK_D": block_d,
+                    "BLOCK_DT": 128,
+                },
+                num_warps=_ROW_WARPS,
+                num_stages=_ROW_STAGES,
             )
         )
         return dz0, dz1, dt

@@ -164,3 +164,25 @@ def is_negative(local, cols, n, columns):
     """
     partner = tl.where(local < n, local + n, local - n)
     return (cols[None, :] != local[:, None]) & (cols[None, :] != partner[:, None]) & (cols < columns)[None, :]
+
+
+@triton.jit
+def special_tiles(first_row, local_row, n, first, last, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Two disjoint ascending ranges [lo, hi) of the tiles in [first, last) with a row's own column or its positive."""
+    own_lo = first_row // BLOCK_N
+    own_hi = tl.cdiv(first_row + BLOCK_M, BLOCK_N)
+    partner = tl.where(local_row < n, first_row + n, first_row - n)
+    pos_lo = partner // BLOCK_N
+    pos_hi = tl.cdiv(partner + BLOCK_M, BLOCK_N)
+    lo1 = tl.minimum(own_lo, pos_lo)
+    hi1 = tl.minimum(own_hi, pos_hi)
+    lo2 = tl.maximum(own_lo, pos_lo)
+    hi2 = tl.maximum(own_hi, pos_hi)
+    if (local_row < n) & (local_row + BLOCK_M > n):  # rows of both views: their positives lie at both ends
+        lo1 = first
+        hi1 = last
+    lo1 = tl.minimum(tl.maximum(lo1, first), last)
+    hi1 = tl.minimum(tl.maximum(hi1, first), last)
+    lo2 = tl.minimum(tl.maximum(lo2, hi1), last)
+    hi2 = tl.minimum(tl.maximum(hi2, lo2), last)
+    return lo1, hi1, lo2, hi2

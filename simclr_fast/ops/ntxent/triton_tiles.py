@@ -34,7 +34,7 @@ class Tiles:
     holds_rows: a program keeps its tile of rows (all D columns) on chip while column tiles go by; a backward program
     that does must own all columns of the gradient. owned_d: columns of the gradient that a program of the backward
     kernel owns. A larger D is shared out among programs, each of which computes the logits again: M^2 D multiply-adds
-    more for every further part. masked_first: tiles that need a mask before all others, where ptxas spills otherwise.
+    more for every further part. special_first: tiles that need a mask before all others, where ptxas spills otherwise.
     """
 
     block_m: int
@@ -44,15 +44,15 @@ class Tiles:
     num_stages: int
     holds_rows: bool = False
     owned_d: int = 256
-    masked_first: bool = False
+    special_first: bool = False
 
-    def chunks(self, dim: int) -> int:
+    def slices(self, dim: int) -> int:
         """Steps of block_d columns that a program of the backward kernel owns."""
         return -(-min(dim, self.owned_d) // self.block_d)
 
     def even(self, dim: int) -> bool:
         """Whether the columns that the programs of the backward kernel own add up to D."""
-        return dim % (self.chunks(dim) * self.block_d) == 0
+        return dim % (self.slices(dim) * self.block_d) == 0
 
 
 # {(architecture, operand): {largest D: tiles}}. 80 stands for every device with mma.sync only (also 86, 89 and 120,
@@ -98,7 +98,7 @@ _BACKWARD = {
     (80, "tf32"): {
         64: Tiles(64, 64, 64, 4, 2, holds_rows=True),
         128: Tiles(64, 32, 128, 4, 2, holds_rows=True),
-        256: Tiles(32, 32, 128, 8, 2, holds_rows=True, masked_first=True),
+        256: Tiles(32, 32, 128, 8, 2, holds_rows=True, special_first=True),
         _ANY: Tiles(32, 32, 128, 8, 2),
     },
     (80, "tf32x3"): {
@@ -125,10 +125,10 @@ _BACKWARD = {
         _ANY: Tiles(32, 32, 64, 8, 2),
     },
     (100, "fp16"): {
-        64: Tiles(128, 64, 64, 8, 2, holds_rows=True, masked_first=True),
+        64: Tiles(128, 64, 64, 8, 2, holds_rows=True, special_first=True),
         128: Tiles(128, 64, 128, 8, 2, holds_rows=True),
         256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(64, 64, 64, 8, 2, masked_first=True),
+        _ANY: Tiles(64, 64, 64, 8, 2, special_first=True),
     },
     (100, "tf32"): {
         64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
@@ -137,7 +137,7 @@ _BACKWARD = {
         _ANY: Tiles(64, 32, 128, 8, 2),
     },
     (100, "tf32x3"): {
-        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, masked_first=True),
+        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, special_first=True),
         _ANY: Tiles(64, 32, 64, 8, 2),
     },
 }
@@ -151,7 +151,7 @@ _BACKWARD_MASKED = {
 }
 # Up to the D named, where none are and one maximum serves all rows: a second exponential needs registers, too.
 _BACKWARD_PLAIN = {
-    (90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512, masked_first=True))  # D = 512: 427 us
+    (90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512, special_first=True))  # D = 512: 427 us
 }
 
 
@@ -178,16 +178,16 @@ def backward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> 
     return plain if dim <= limit and not online_max else tiles
 
 
-def forward_groups(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
+def forward_bands(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
     """(row tiles, column tiles) of one program.
 
     At most 8 column tiles, fewer where that would leave less than 4 programs a multiprocessor; more of either where the
     partial sums would exceed MAX_SLOTS.
     """
-    group_m = -(-row_tiles // MAX_SLOTS) if symmetric else 1
+    band_m = -(-row_tiles // MAX_SLOTS) if symmetric else 1
     tiles = row_tiles * column_tiles // (2 if symmetric else 1)
-    group_n = min(8, max(1, tiles // (4 * target.multiprocessors * group_m)))
-    return group_m, max(group_n, -(-column_tiles // MAX_SLOTS))
+    band_n = min(8, max(1, tiles // (4 * target.multiprocessors * band_m)))
+    return band_m, max(band_n, -(-column_tiles // MAX_SLOTS))
 
 
 def backward_splits(target: Target, row_programs: int, column_tiles: int) -> int:
