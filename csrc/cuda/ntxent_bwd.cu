@@ -22,7 +22,6 @@
 namespace simclr::cuda {
 namespace {
 
-constexpr int kChunk = kBwdChunk;
 constexpr float kMaskedProduct = -1e30f;  // u.u of an excluded element: its exponential is 0, and 0 times it too
 
 struct BwdTask {
@@ -41,7 +40,7 @@ struct Shape {
   static constexpr int kWarpRows = 16 * kRowFragments;
   static constexpr int kSliceBytes = kBwdSlice * static_cast<int>(sizeof(typename Operand::Element));
   static constexpr int kSteps = kSliceBytes / kStepBytes;
-  static constexpr int kExchanged = kWarpRows * kChunk;  // logits of a warp's rows and one chunk
+  static constexpr int kExchanged = kWarpRows * kBwdPanel;  // logits of a warp's rows and one panel
   using Rows = uint32_t[kRowFragments][kSteps][4];
   using Logits = float[kRowFragments][2][4];
 };
@@ -163,7 +162,7 @@ __device__ void sum_over_slices(typename Shape<Operand>::Logits& x, const Shared
     for (int k = 0; k < slices; ++k) sum += parts[k * kExchanged + i];
     sums[i] = sum;
   }
-  ptx::named_barrier_sync(1 + row_group, 32 * slices);  // and sums are read before the next chunk's first barrier
+  ptx::named_barrier_sync(1 + row_group, 32 * slices);  // and sums are read before the next panel's first barrier
 #pragma unroll
   for (int m = 0; m < Operand::kRowFragments; ++m) {
 #pragma unroll
@@ -175,7 +174,7 @@ __device__ void sum_over_slices(typename Shape<Operand>::Logits& x, const Shared
 }
 
 template <class Operand>
-__device__ void mask_chunk(typename Shape<Operand>::Logits& x, const Pairing& pairing, int first_row,
+__device__ void mask_panel(typename Shape<Operand>::Logits& x, const Pairing& pairing, int first_row,
                            int first_column) {
   const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
 #pragma unroll
@@ -237,6 +236,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *task.partials.finished = 0;
 
+  // 1. The unit of coefficients, this warp's rows of u, and their terms.
   const float inverse_temperature = task.temperature.inverse(), scale = task.temperature.base_2_scale();
   __shared__ TermScale term_scale;
   find_term_scale<sizeof(typename Operand::Element) == sizeof(__half)>(
@@ -256,6 +256,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
     }
   }
 
+  // 2. The first stages of the CTA's share of the columns, on their way.
   const LaneOffset b = b_offset(plan.row_bytes), elements = Operand::element_offset(plan.row_bytes);
   float du[kRowFragments][kBwdSlice / 8][4] = {};
   float own[kRowFragments][2] = {};
@@ -270,20 +271,23 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
     const bool masked = task.pairing.needs_mask(block_row + warp_row, Shape<Operand>::kWarpRows,
                                                 tile * plan.tile_columns, plan.tile_columns);
 #pragma unroll 1
-    for (int chunk = 0; chunk < plan.tile_columns; chunk += kChunk, columns += kChunk * plan.row_bytes) {
+    for (int panel = 0; panel < plan.tile_columns; panel += kBwdPanel, columns += kBwdPanel * plan.row_bytes) {
+      // 3. x_ij = u_i . u_j: this slice's part, then the sum over the slices.
       typename Shape<Operand>::Logits x = {};
       multiply_rows<Operand, 0>(x, rows, columns, b);
       if (slice_columns > kBwdSlice / 2) multiply_rows<Operand, 1>(x, rows, columns, b);
       if (plan.slices > 1) sum_over_slices<Operand>(x, shared, plan.slices, slice, row_group);
 
-      if (masked) mask_chunk<Operand>(x, task.pairing, block_row + warp_row, tile * plan.tile_columns + chunk);
-      const float* weights = shared.column_weights + stage * plan.tile_columns + chunk;
-      const float* shifts = shared.column_shifts + stage * plan.tile_columns + chunk;
+      // 4. x_ij -> w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j), 0 where j is no negative of i.
+      if (masked) mask_panel<Operand>(x, task.pairing, block_row + warp_row, tile * plan.tile_columns + panel);
+      const float* weights = shared.column_weights + stage * plan.tile_columns + panel;
+      const float* shifts = shared.column_shifts + stage * plan.tile_columns + panel;
       if (task.partials.own_logits != nullptr) {
         coefficients<kOnline, true, Operand>(x, scale, row_terms, weights, shifts, own);
       } else {
         coefficients<kOnline, false, Operand>(x, scale, row_terms, weights, shifts, own);
       }
+      // 5. du_i += sum_j c_ij u_j, over this slice of the columns of u.
       const auto c = Operand::coefficients(x);
       Operand::template accumulate<0, kHalf>(du, c, columns, elements, plan.row_bytes);
       if (slice_columns > kBwdSlice / 2) {
@@ -295,6 +299,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
     stage = stage + 1 < plan.stages ? stage + 1 : 0;
   }
 
+  // 6. The partial du of this split, 1/t and the unit included, and its part of dt.
   const float unit = term_scale.of_result;
 #pragma unroll
   for (int m = 0; m < kRowFragments; ++m) {

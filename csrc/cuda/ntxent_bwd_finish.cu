@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
     S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;  // the first split's, replaced by the sum
     const int64_t next_split = static_cast<int64_t>(rows) * task.du_columns;
 
+    // 1. du_i = (sum over the splits) - pull u_p, and along = u_i . du_i.
     S along = 0;
     for (int64_t k = lane; k < task.d; k += 32) {
       S sum = -pull * (static_cast<S>(x_positive[k]) * positive_unit);
@@ -71,9 +72,11 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
       du[k] = sum;
       along += static_cast<S>(x[k]) * unit * sum;
     }
+    // 2. dz_i = r (du_i - along u_i).
     along = r >= task.clamped_inv_norm ? S(0) : warp_sum(along);  // NaN counts as not clamped
     for (int64_t k = lane; k < task.d; k += 32)
       dz[k] = static_cast<T>(r * (du[k] - static_cast<S>(x[k]) * unit * along));
+    // 3. w_i [ sum_j exp(s_ij - lse_i) s_ij - pull_i s_ip ]
     if (lane == 0 && task.dt != nullptr) {
       for (int split = 0; split < task.splits; ++split) {
         row_logits += task.partials.own_logits[static_cast<int64_t>(split) * rows + row];
@@ -81,6 +84,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
       row_logits -= own_pull * task.statistics.s_pos[own];
     }
   }
+  // 4. dt = -1/t times the sum of that over all rows.
   S total;
   if (task.dt != nullptr && grid_sum(row_logits, task.sums, &total)) *task.dt = -inverse_temperature * total;
 }

@@ -18,7 +18,8 @@ constexpr int kTile = kFwdTile;  // rows and columns of a tile
 constexpr int kThreads = 128;    // 2 x 2 warps, each 64 x 64
 constexpr int kDepthBytes = kFwdDepthBytes;
 constexpr int kDepthSteps = kDepthBytes / kStepBytes;
-constexpr int kStages = 2;
+constexpr int kStages =
+    2;  // three would leave an SM of sm_80 one CTA instead of two, and exceed sm_86 with an online maximum
 constexpr int kOperandBytes = kTile * kDepthBytes;
 constexpr int kStageBytes = 2 * kOperandBytes;  // row tile and column tile
 
@@ -136,6 +137,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
   const int warp = threadIdx.x / 32;
   const int warp_row = warp / 2 * 64, warp_column = warp % 2 * 64;
 
+  // 1. What this CTA is to do, and the first stages on their way.
   __shared__ Bands bands;
   __shared__ float scale;  // of u.u to base-2 logits
   if (threadIdx.x == 0) {
@@ -150,6 +152,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
   const LaneOffset a = a_offset(kDepthBytes), b = b_offset(kDepthBytes);
   WarpTile acc = {};
   for (int stage = 0; !tile.done(bands); tile.next(task.plan, bands), stage = (stage + 1) % kStages) {
+    // 2. acc += u_rows u_columns^T over 128 bytes of the depth.
     ptx::cp_async_wait_group<kStages - 1>();
     __syncthreads();
     const unsigned char* rows = shared + stage * kStageBytes + warp_row * kDepthBytes;
@@ -159,6 +162,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
     copy_stage(shared + stage * kStageBytes, task, bands, &copied);
     if (tile.depth + 1 < task.plan.depths) continue;
 
+    // 3. The tile is complete: sum of exp2(scale acc - max) over the negatives, along its rows and along its columns.
     const int row = tile.row_tile * kTile, column = tile.column_tile * kTile;
     if (task.pairing.needs_mask(row, kTile, column, kTile)) {
       mask_tile(acc, task.pairing, row + warp_row, column + warp_column);
@@ -167,6 +171,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
                        column_partials + warp / 2 * kTile + warp_column);
     __syncthreads();
 
+    // 4. Into this CTA's slots; the columns' sums are, by symmetry, those of the rows of the same numbers.
     // The slots of one band of rows are numbered by the other band. In a CTA on the diagonal both are the same, and a
     // row tile meets its first partial as the column tile of the CTA's first row of tiles.
     const bool on_diagonal = task.plan.symmetric && bands.row == bands.column;
@@ -183,6 +188,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
                              Statistics::combine(column_partials[threadIdx.x], column_partials[kTile + threadIdx.x]),
                              tile.row_tile == bands.row_begin);
     }
+    // 5. On to the next tile.
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
 #pragma unroll

@@ -51,8 +51,7 @@ __device__ W pair_product(const E* a, const E* b, int64_t columns) {
   return sum;
 }
 
-// A block finishes kFwdFinishPairs samples, both rows of each: the logits of the pairs, on the ordinary cores; each
-// row's partials [slots][rows], added in order; row losses, or their sum in the order of the blocks.
+// A block finishes kFwdFinishPairs samples, both rows of each; partials are [slots][rows]. All sums have a fixed order.
 template <class E, class S, class Statistics>
 __global__ void __launch_bounds__(kFwdFinishThreads)
     ntxent_fwd_finish_kernel(const FwdFinishTask<E, S> task, const typename Statistics::Partial* partials, int slots) {
@@ -60,6 +59,7 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
   __shared__ W of_pair[kFwdFinishPairs];
   const int n = task.pairing.n, rows = task.pairing.rows, first = blockIdx.x * kFwdFinishPairs;
   const W inverse_temperature = task.temperature.template inverse<W>();
+  // 1. s_ip = u_i . u_p / t of every sample: one number for both of its rows.
   const int pair = threadIdx.x / kLanesPerPair;
   const int own = task.pairing.column_of(min(first + pair, n - 1));
   const W product =
@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
   if (threadIdx.x % kLanesPerPair == 0) of_pair[pair] = product * inverse_temperature;
   __syncthreads();
 
+  // 2. lse_neg_i from the partials of all slots, then L_i; one thread a row.
   const int sample = first + threadIdx.x % kFwdFinishPairs, view = threadIdx.x / kFwdFinishPairs;
   S loss = 0;
   if (view < 2 && sample < n) {
@@ -83,6 +84,7 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
     task.lse_neg[row] = static_cast<S>(lse_neg);
     if (!task.reduce) task.loss[row] = loss;
   }
+  // 3. loss = scale sum_i L_i, by the block that finishes last.
   S total;
   if (task.reduce && grid_sum(loss, task.sums, &total)) *task.loss = task.scale * total;
 }

@@ -9,7 +9,7 @@
 namespace simclr::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = 8;  // nothing is shared between them: a block is 256 threads, as is usual
 
 // T: dtype of z, U: of u, S: of the norms; W: what they are computed in.
 template <class T, class U, class S, class W>
@@ -30,17 +30,20 @@ __global__ void __launch_bounds__(32 * kWarps) ntxent_normalize_kernel(const Nor
   const int lane = threadIdx.x % 32, view = row >= task.n;
   const T* z = (view ? task.z[1] : task.z[0]) + (row - view * task.n) * (view ? task.z_stride[1] : task.z_stride[0]);
 
+  // 1. The largest entry.
   W peak = 0;
   for (int64_t k = lane; k < task.d; k += 32) peak = fmax(peak, fabs(static_cast<W>(z[k])));
   peak = warp_max(peak);
   const W scale = peak > W(0) ? W(1) / peak : W(1);
-  // 1 / peak overflows for subnormal peaks; such a row is far below eps, and its squares do not matter.
+  // 2. |z| = peak |z / peak|. 1 / peak overflows for subnormal peaks; such a row is far below eps, and its squares do
+  // not matter.
   W sum = 0;
   for (int64_t k = lane; k < task.d; k += 32) {
     const W x = static_cast<W>(z[k]) * scale;
     sum += x * x;
   }
   const W root = sqrt(warp_sum(sum));
+  // 3. inv_norm = 1 / max(|z|, eps), and u = z inv_norm.
   const bool clamped = peak * root <= task.eps;
   // The norm itself may not be representable.
   if (lane == 0) task.inv_norm[row] = clamped ? task.clamped_inv_norm : static_cast<S>(scale / root);

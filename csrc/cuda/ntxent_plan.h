@@ -11,12 +11,21 @@
 
 namespace simclr::cuda {
 
+// Rows and columns of a tile of the forward. Four warps of 64 x 64 hold 128 accumulators a thread, and with operands up
+// to all 255 registers. 256 would spill; 64 would read every row of u twice as often for the same products.
 constexpr int kFwdTile = 128;
-constexpr int kFwdDepthBytes = 128;  // of a row of u, per pipeline stage
-constexpr int kFwdFinishPairs = 32;  // samples of a block of the second step
-constexpr int kLanesPerPair = 8;     // threads of that block that multiply a sample's two rows
+// Of a row of u, per pipeline stage: the eight chunks after which the swizzle repeats. Two stages of two operands take
+// 64 KiB; with 256 bytes it would be 128, more than the 99 KiB of a block on sm_86 and sm_89.
+constexpr int kFwdDepthBytes = 128;
+// Partials per row: up to M = 8192 a band is one tile. More would mean more to add up in the second step, and a larger
+// workspace; 64 bands make 2080 CTAs already.
+constexpr int kFwdMaxSlots = 64;
+// Threads of the forward's second step that multiply a sample's two rows: eight loads of 16 bytes are a line of 128.
+// With four, a warp's loads would touch half lines; with 16, rows of D = 64 in fp16 would leave half of them idle.
+constexpr int kLanesPerPair = 8;
+// Samples of one of its blocks, which thus has 256 threads. 64 of these finish a row each afterwards.
+constexpr int kFwdFinishPairs = 32;
 constexpr int kFwdFinishThreads = kFwdFinishPairs * kLanesPerPair;
-constexpr int kFwdMaxSlots = 64;      // partials per row
 constexpr int kMaxColumns = 1 << 30;  // sums of two column numbers must fit in int
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -106,12 +115,19 @@ inline FwdPlan plan_fwd(const SimclrNtxentFwdArgs& args) {
   return plan;
 }
 
-constexpr int kBwdSlice = 128;    // columns of u and du that one warp owns
-constexpr int kBwdMaxSlices = 8;  // D <= 1024
+// Columns of u and du that one warp owns. Of 32 rows in fp16, du takes 128 registers a thread and u 64; of 16 rows in
+// fp32 they take 64 each, and split operands more. 256 would spill; 64 would exchange logits from D = 65 on.
+constexpr int kBwdSlice = 128;
+// All threads that 255 registers each leave room for on an SM; hence warps that share rows, and so D <= 1024, end at 8.
 constexpr int kBwdMaxThreads = 256;
+constexpr int kBwdMaxSlices = kBwdMaxThreads / 32;
+// Columns of S at a time: their accumulators are one A operand of the product with u (fp16: one mma deep, fp32: two). 8
+// would be half an operand, 32 would take twice the registers for logits, of which none are left.
+constexpr int kBwdPanel = 16;
+// Partial sums of du per row: each is written, and read again by the second step, in full fp32.
 constexpr int kBwdMaxSplits = 8;
+// Rows of a block of the backward's second step, one a warp: M = 1024 makes 256 blocks, some for every multiprocessor.
 constexpr int kBwdFinishWarps = 4;
-constexpr int kBwdChunk = 16;  // columns of S at a time
 
 struct BwdPlan {
   bool uses_tiles;              // tensor cores; else row by row
@@ -134,12 +150,13 @@ inline void cut_tiles(const SimclrNtxentBwdArgs& args, BwdPlan* plan) {
   plan->block_rows = plan->warps / plan->slices * warp_rows;
   plan->row_blocks = static_cast<int>(ceil_div(2 * args.n, plan->block_rows));
 
-  // Stages of 16 KiB, or of the 16 columns that are the least; as many as fit, up to three. A CTA of four warps leaves
-  // room for a second one; the system keeps 1 KiB per CTA.
+  // Stages of 16 KiB, or of the one panel that is the least; as many as fit, up to three. A CTA of four warps leaves
+  // room for a second one; the system keeps 1 KiB per CTA. With 32 KiB such a CTA would have one stage on sm_86, and
+  // nothing to copy ahead into.
   plan->row_bytes = plan->slices * kBwdSlice * element;
-  plan->tile_columns = std::max(kBwdChunk, 16384 / plan->row_bytes);
+  plan->tile_columns = std::max(kBwdPanel, 16384 / plan->row_bytes);
   plan->stage_bytes = plan->tile_columns * plan->row_bytes;
-  const int exchanged = plan->slices == 1 ? 0 : warp_rows * kBwdChunk * static_cast<int>(sizeof(float));
+  const int exchanged = plan->slices == 1 ? 0 : warp_rows * kBwdPanel * static_cast<int>(sizeof(float));
   const int exchange_bytes = (plan->warps + plan->warps / plan->slices) * exchanged;
   const int terms_bytes = 2 * plan->tile_columns * static_cast<int>(sizeof(float));
   const int shared_limit = (args.device.max_shared_bytes + 1024) * plan->warps / 8 - 1024;

@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
   const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
   const S inverse_temperature = task.temperature.inverse();
 
-  S max = -INFINITY, sum = 0;  // of this lane's columns
+  // 1. Every lane adds up exp(s_ij - max) over its own columns.
+  S max = -INFINITY, sum = 0;
   for (int first = 0; first < task.pairing.columns; first += kLanes) {
     const int column = first + lane, count = min(kLanes, task.pairing.columns - first);
     const S s = task.u.products(own, first, count) * inverse_temperature;
@@ -65,6 +66,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
     sum = sum * exp(max - larger) + exp(s - larger);
     max = larger;
   }
+  // 2. The lanes' sums to a common maximum, added: lse_neg_i.
   __syncwarp();
   const S row_max = warp_max(max);
   sum = warp_sum(sum == S(0) ? S(0) : sum * exp(max - row_max));  // 0: this lane saw no column
@@ -97,12 +99,14 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
   for (int first = 0; first < task.pairing.columns; first += kLanes) {
     const int column = first + lane, count = min(kLanes, task.pairing.columns - first);
     const S s = task.u.products(own, first, count) * inverse_temperature;
+    // 1. c_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j), one column a lane.
     S coefficient = 0;
     if (lane < count && column != own && column != positive) {
       const S of_row = weight * exp(s - lse);
       coefficient = of_row + task.weights(column) * exp(s - task.statistics.lse(column));
       own_logits += of_row * s;
     }
+    // 2. du_i += 1/t sum_j c_ij u_j, 32 columns of u at a time.
     for (int64_t block = 0; block < task.u.d; block += kLanes) {
       const int64_t i = block + lane;
       S sum = i < task.u.d ? du[i] : S(0);
