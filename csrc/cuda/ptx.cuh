@@ -3,7 +3,7 @@
 //
 // Register layouts are the PTX manual's ("Matrix fragments for mma.m16n8k16", "... mma.m16n8k8", "ldmatrix"). With
 // lane = 4 * group + quad:
-//   m16n8k16 (fp16, bf16), two elements per register, the lower half first:
+//   m16n8k16 (fp16), two elements per register, the lower half first:
 //     a[0]: A[group][2 quad, +1]   a[1]: A[group + 8][2 quad, +1]   a[2], a[3]: the same rows, columns + 8
 //     b[0]: B[2 quad, +1][group]   b[1]: B[2 quad + 8, +9][group]
 //   m16n8k8 (tf32), one element per register:
@@ -51,33 +51,8 @@ __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
-// Loads one, two or four 8x8 matrices of 16-bit elements; lane 8 i + r passes the address of row r of matrix i, aligned
-// to 16 bytes (x1 reads the addresses of lanes 0-7, x2 those of lanes 0-15). Register i of a lane then holds
-// matrix_i[group][2 quad, +1]; with _trans matrix_i[2 quad, +1][group].
-__device__ __forceinline__ void ldmatrix_x1(uint32_t (&r)[1], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];\n"
-               : "=r"(r[0])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_x1_trans(uint32_t (&r)[1], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];\n"
-               : "=r"(r[0])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
-__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];\n"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(row))
-               : "memory");
-}
+// Loads four 8x8 matrices of 16-bit elements; lane 8 i + r passes the address of row r of matrix i, aligned to 16 bytes.
+// Register i of a lane then holds matrix_i[group][2 quad, +1]; with _trans matrix_i[2 quad, +1][group].
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -95,13 +70,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
 __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-__device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -144,12 +112,9 @@ __host__ __device__ __forceinline__ float max_or_nan(float a, float b) {
 }
 #endif
 
-// Barrier `id` (1-15; 0 is __syncthreads') among `threads` threads, a multiple of 32. arrive counts without waiting.
+// Barrier `id` (1-15; 0 is __syncthreads') among `threads` threads, a multiple of 32.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
 #else
@@ -158,18 +123,12 @@ using ::simt::ptx::cp_async;
 using ::simt::ptx::cp_async_commit;
 using ::simt::ptx::cp_async_wait_group;
 using ::simt::ptx::exp2_approx;
-using ::simt::ptx::ldmatrix_x1;
-using ::simt::ptx::ldmatrix_x1_trans;
-using ::simt::ptx::ldmatrix_x2;
-using ::simt::ptx::ldmatrix_x2_trans;
 using ::simt::ptx::ldmatrix_x4;
 using ::simt::ptx::ldmatrix_x4_trans;
 using ::simt::ptx::max_or_nan;
 using ::simt::ptx::min_or_nan;
-using ::simt::ptx::mma_m16n8k16_bf16;
 using ::simt::ptx::mma_m16n8k16_f16;
 using ::simt::ptx::mma_m16n8k8_tf32;
-using ::simt::ptx::named_barrier_arrive;
 using ::simt::ptx::named_barrier_sync;
 using ::simt::ptx::to_tf32;
 

@@ -4,7 +4,6 @@
 
 namespace {
 
-using simclr::ptx::named_barrier_arrive;
 using simclr::ptx::named_barrier_sync;
 
 constexpr int kBlock = 128;
@@ -37,7 +36,7 @@ __global__ void votes_kernel(const int* predicate, int* out) {
   mine[0] = count, mine[1] = any, mine[2] = all;
 }
 
-// The first half fills the buffer and only arrives; the second half waits and adds it up; then they change roles.
+// The first half fills the buffer, the second adds it up; one barrier says that it is full, another that it is empty.
 __global__ void producer_kernel(const float* x, float* y) {
   __shared__ float buffer[kHalf];
   constexpr int kFull = 1, kEmpty = 2, kRounds = 3;
@@ -47,11 +46,11 @@ __global__ void producer_kernel(const float* x, float* y) {
     if (threadIdx.x < kHalf) {
       if (round > 0) named_barrier_sync(kEmpty, kBlock);
       buffer[lane] = x[round * kHalf + lane];
-      named_barrier_arrive(kFull, kBlock);
+      named_barrier_sync(kFull, kBlock);
     } else {
       named_barrier_sync(kFull, kBlock);
       sum += buffer[kHalf - 1 - lane];
-      if (round + 1 < kRounds) named_barrier_arrive(kEmpty, kBlock);
+      if (round + 1 < kRounds) named_barrier_sync(kEmpty, kBlock);
     }
   }
   if (threadIdx.x >= kHalf) y[lane] = sum;

@@ -12,18 +12,13 @@ __global__ void ldmatrix_kernel(const uint16_t* x, uint32_t* out) {
   for (int i = 0; i < 8; ++i) tile[threadIdx.x][i] = x[threadIdx.x * 8 + i];
   __syncwarp();
   const void* row = tile[threadIdx.x];
-  uint32_t one[1], two[2], four[4];
-  uint32_t* mine = out + threadIdx.x * 4;
-  auto put = [&](const uint32_t* r, int count) {
-    for (int i = 0; i < count; ++i) mine[i] = r[i];
-    mine += 32 * 4;
-  };
-  ldmatrix_x1(one, row), put(one, 1);
-  ldmatrix_x1_trans(one, row), put(one, 1);
-  ldmatrix_x2(two, row), put(two, 2);
-  ldmatrix_x2_trans(two, row), put(two, 2);
-  ldmatrix_x4(four, row), put(four, 4);
-  ldmatrix_x4_trans(four, row), put(four, 4);
+  uint32_t plain[4], transposed[4];
+  ldmatrix_x4(plain, row);
+  ldmatrix_x4_trans(transposed, row);
+  for (int i = 0; i < 4; ++i) {
+    out[threadIdx.x * 4 + i] = plain[i];
+    out[(32 + threadIdx.x) * 4 + i] = transposed[i];
+  }
 }
 
 // Wrong: rows of 24 bytes are not aligned to 16.
@@ -45,24 +40,20 @@ __global__ void mma_half_warp_kernel(float* out) {
 }
 
 // d[16, 8] = c + a[16, 16] b[16, 8]: fragments by ldmatrix, as a GEMM's inner loop takes them.
-template <class T>
-__global__ void mma_16_bit_kernel(const T* a, const T* b, const float* c, float* d) {
-  __shared__ __align__(16) T ta[16][16];
-  __shared__ __align__(16) T tb[16][8];
+__global__ void mma_float16_kernel(const __half* a, const __half* b, const float* c, float* d) {
+  __shared__ __align__(16) __half ta[16][16];
+  __shared__ __align__(16) __half tb[16][16];  // of which b has the first eight columns
   const int lane = threadIdx.x, group = lane / 4, pair = lane % 4 * 2;
   for (int i = lane; i < 256; i += 32) ta[i / 16][i % 16] = a[i];
-  for (int i = lane; i < 128; i += 32) tb[i / 8][i % 8] = b[i];
+  for (int i = lane; i < 256; i += 32) tb[i / 16][i % 16] = i % 16 < 8 ? b[i / 16 * 8 + i % 16] : __half(0.0f);
   __syncwarp();
-  uint32_t fa[4], fb[2];
+  uint32_t fa[4], both[4];
   ldmatrix_x4(fa, &ta[lane % 16][lane / 16 * 8]);
-  ldmatrix_x2_trans(fb, &tb[lane % 16][0]);
+  ldmatrix_x4_trans(both, &tb[lane % 16][lane / 16 * 8]);
+  const uint32_t fb[2] = {both[0], both[1]};
   float acc[4];
   for (int i = 0; i < 4; ++i) acc[i] = c[(group + i / 2 * 8) * 8 + pair + i % 2];
-  if constexpr (std::is_same_v<T, __half>) {
-    mma_m16n8k16_f16(acc, fa, fb);
-  } else {
-    mma_m16n8k16_bf16(acc, fa, fb);
-  }
+  mma_m16n8k16_f16(acc, fa, fb);
   for (int i = 0; i < 4; ++i) d[(group + i / 2 * 8) * 8 + pair + i % 2] = acc[i];
 }
 
@@ -109,10 +100,7 @@ int ldmatrix(const uint16_t* x, uint32_t* out) { return SIMCLR_LAUNCH(ldmatrix_k
 int ldmatrix_misaligned(uint32_t* out) { return SIMCLR_LAUNCH(ldmatrix_misaligned_kernel, 1, 32, 0, nullptr, out); }
 int mma_half_warp(float* out) { return SIMCLR_LAUNCH(mma_half_warp_kernel, 1, 48, 0, nullptr, out); }
 int mma_float16(const __half* a, const __half* b, const float* c, float* d) {
-  return SIMCLR_LAUNCH(mma_16_bit_kernel<__half>, 1, 32, 0, nullptr, a, b, c, d);
-}
-int mma_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, const float* c, float* d) {
-  return SIMCLR_LAUNCH(mma_16_bit_kernel<__nv_bfloat16>, 1, 32, 0, nullptr, a, b, c, d);
+  return SIMCLR_LAUNCH(mma_float16_kernel, 1, 32, 0, nullptr, a, b, c, d);
 }
 int mma_tf32(const float* a, const float* b, const float* c, float* d) {
   return SIMCLR_LAUNCH(mma_tf32_kernel<true>, 1, 32, 0, nullptr, a, b, c, d);

@@ -58,12 +58,6 @@ Votes Block::barrier_sync(int id, int threads, int predicate, const char* name, 
   return t.votes;
 }
 
-void Block::barrier_arrive(int id, int threads, Site site) {
-  if (!arrive(id, threads, 0, "bar.arrive", site)) return;
-  open_barrier(id);
-  if (!error_.empty()) leave();
-}
-
 void Block::open_barrier(int id) {
   check_divergence(id);
   Barrier& b = barriers_[id];
@@ -94,8 +88,6 @@ void Block::check_divergence(int id) {
 Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site) {
   return Block::current().barrier_sync(id, threads, predicate, name, site);
 }
-
-void barrier_arrive(int id, int threads, Site site) { Block::current().barrier_arrive(id, threads, site); }
 
 void memory_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 

@@ -124,7 +124,6 @@ class Block {
 
   [[noreturn]] void fail(const std::string& what, Site site);
   Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site);
-  void barrier_arrive(int id, int threads, Site site);
   void warp_operation(const WarpOperation& operation, unsigned mask, void* payload, Site site);
 
   SharedMemory& shared() { return shared_; }

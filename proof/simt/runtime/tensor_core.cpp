@@ -30,20 +30,18 @@ float from_half(uint32_t bits) {
 struct MatrixLane {
   uint32_t* registers;
   const void* row;
-  int count;
   bool transposed;
 };
 
 void exchange_load_matrices(void* const* payload, unsigned) {
   uint16_t matrix[4][8][8];
-  const int count = static_cast<MatrixLane*>(payload[0])->count;
-  for (int lane = 0; lane < 8 * count; ++lane) {
+  for (int lane = 0; lane < kWarpSize; ++lane) {
     std::memcpy(matrix[lane / 8][lane % 8], static_cast<MatrixLane*>(payload[lane])->row, 16);
   }
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MatrixLane& me = *static_cast<MatrixLane*>(payload[lane]);
     const int group = lane / 4, pair = lane % 4 * 2;
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < 4; ++i) {
       const uint16_t low = me.transposed ? matrix[i][pair][group] : matrix[i][group][pair];
       const uint16_t high = me.transposed ? matrix[i][pair + 1][group] : matrix[i][group][pair + 1];
       me.registers[i] = low | static_cast<uint32_t>(high) << 16;
@@ -112,25 +110,22 @@ void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float
   }
 }
 
-template <float (*kConvert)(uint32_t), int kLeastExponent>
-void exchange_mma_16_bit(void* const* payload, unsigned) {
+void exchange_mma_float16(void* const* payload, unsigned) {
   float a[kRows][16], b[kColumns][16];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MmaLane& me = *static_cast<MmaLane*>(payload[lane]);
     const int group = lane / 4, pair = lane % 4 * 2;
     for (int i = 0; i < 4; ++i) {
-      a[group + i % 2 * 8][pair + i / 2 * 8] = kConvert(me.a[i] & 0xFFFFu);
-      a[group + i % 2 * 8][pair + i / 2 * 8 + 1] = kConvert(me.a[i] >> 16);
+      a[group + i % 2 * 8][pair + i / 2 * 8] = from_half(me.a[i] & 0xFFFFu);
+      a[group + i % 2 * 8][pair + i / 2 * 8 + 1] = from_half(me.a[i] >> 16);
     }
     for (int i = 0; i < 2; ++i) {
-      b[group][pair + i * 8] = kConvert(me.b[i] & 0xFFFFu);
-      b[group][pair + i * 8 + 1] = kConvert(me.b[i] >> 16);
+      b[group][pair + i * 8] = from_half(me.b[i] & 0xFFFFu);
+      b[group][pair + i * 8 + 1] = from_half(me.b[i] >> 16);
     }
   }
-  multiply(payload, a, b, kLeastExponent);
+  multiply(payload, a, b, -14);
 }
-
-float from_bfloat(uint32_t bits) { return from_bits(bits << 16); }
 
 // The tensor core takes the upper 19 bits of the pattern: an operand that was not rounded is truncated.
 float from_tf32(uint32_t bits) { return from_bits(bits & 0xFFFFE000u); }
@@ -147,28 +142,23 @@ void exchange_mma_tf32(void* const* payload, unsigned) {
 }
 
 const WarpOperation kLoadMatrices{"ldmatrix", true, true, false, exchange_load_matrices};
-const WarpOperation kMmaFloat16{"mma.m16n8k16 f16", true, true, false, exchange_mma_16_bit<from_half, -14>};
-const WarpOperation kMmaBfloat16{"mma.m16n8k16 bf16", true, true, false, exchange_mma_16_bit<from_bfloat, -126>};
+const WarpOperation kMmaFloat16{"mma.m16n8k16 f16", true, true, false, exchange_mma_float16};
 const WarpOperation kMmaTf32{"mma.m16n8k8 tf32", true, true, false, exchange_mma_tf32};
 
 }  // namespace
 
-void load_matrices(uint32_t* registers, int count, const void* row, bool transposed, Site site) {
+void load_matrices(uint32_t* registers, const void* row, bool transposed, Site site) {
   Block& block = Block::current();
-  if (block.thread().lane() < 8 * count) {  // the lanes whose addresses are used
-    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) block.fail("ldmatrix: a row is not aligned to 16 bytes", site);
-    if (!block.shared().contains(row, 16)) block.fail("ldmatrix: a row is not in shared memory", site);
-    watch_read(row, 16);
-  }
-  MatrixLane lane{registers, row, count, transposed};
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) block.fail("ldmatrix: a row is not aligned to 16 bytes", site);
+  if (!block.shared().contains(row, 16)) block.fail("ldmatrix: a row is not in shared memory", site);
+  watch_read(row, 16);
+  MatrixLane lane{registers, row, transposed};
   block.warp_operation(kLoadMatrices, ~0u, &lane, site);
 }
 
 void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand operand, Site site) {
   MmaLane lane{d, a, b};
-  const WarpOperation& operation = operand == Operand::kFloat16    ? kMmaFloat16
-                                   : operand == Operand::kBfloat16 ? kMmaBfloat16
-                                                                   : kMmaTf32;
+  const WarpOperation& operation = operand == Operand::kFloat16 ? kMmaFloat16 : kMmaTf32;
   Block::current().warp_operation(operation, ~0u, &lane, site);
 }
 

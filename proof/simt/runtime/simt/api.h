@@ -37,7 +37,6 @@ struct Votes {
   int threads;
 };
 Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site);
-void barrier_arrive(int id, int threads, Site site);
 void memory_fence();
 
 // ---- Warp operations. `mask` names the lanes; those that have returned are dropped from it.
@@ -58,8 +57,8 @@ void* dynamic_shared(size_t alignment, Site site);
 void copy_async(void* shared, const void* global, int bytes, int source_bytes, Site site);
 void copy_async_commit(Site site);
 void copy_async_wait(int pending);
-void load_matrices(uint32_t* registers, int count, const void* row, bool transposed, Site site);
-enum class Operand { kFloat16, kBfloat16, kTf32 };
+void load_matrices(uint32_t* registers, const void* row, bool transposed, Site site);
+enum class Operand { kFloat16, kTf32 };
 void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand operand, Site site);
 
 // ---- Launch. Runs call(body) once per CUDA thread; returns when the grid is done (a cudaError_t as int).

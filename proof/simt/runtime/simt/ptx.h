@@ -20,18 +20,11 @@ void cp_async_wait_group() {
   copy_async_wait(kPending);
 }
 
-inline void ldmatrix_x1(uint32_t (&r)[1], const void* row, SIMT_SITE) { load_matrices(r, 1, row, false, site); }
-inline void ldmatrix_x1_trans(uint32_t (&r)[1], const void* row, SIMT_SITE) { load_matrices(r, 1, row, true, site); }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, SIMT_SITE) { load_matrices(r, 2, row, false, site); }
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, SIMT_SITE) { load_matrices(r, 2, row, true, site); }
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, SIMT_SITE) { load_matrices(r, 4, row, false, site); }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, SIMT_SITE) { load_matrices(r, 4, row, true, site); }
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, SIMT_SITE) { load_matrices(r, row, false, site); }
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, SIMT_SITE) { load_matrices(r, row, true, site); }
 
 inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_SITE) {
   multiply_accumulate(d, a, b, Operand::kFloat16, site);
-}
-inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_SITE) {
-  multiply_accumulate(d, a, b, Operand::kBfloat16, site);
 }
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_SITE) {
   multiply_accumulate(d, a, b, Operand::kTf32, site);
@@ -55,6 +48,5 @@ inline float min_or_nan(float a, float b) { return a < b || std::isnan(a) ? a : 
 inline float max_or_nan(float a, float b) { return a > b || std::isnan(a) ? a : b; }
 
 inline void named_barrier_sync(int id, int threads, SIMT_SITE) { barrier_sync(id, threads, 0, "bar.sync", site); }
-inline void named_barrier_arrive(int id, int threads, SIMT_SITE) { barrier_arrive(id, threads, site); }
 
 }  // namespace simt::ptx
