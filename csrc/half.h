@@ -6,6 +6,7 @@
 
 namespace simclr {
 
+// Not every compiler has types, and vectors, of them.
 struct Half {
   uint16_t bits;
 };

@@ -12,17 +12,29 @@ constexpr size_t kCacheLine = 64;
 template <class T>
 class AlignedBuffer {
  public:
-  explicit AlignedBuffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kCacheLine)))) {}
-  ~AlignedBuffer() { ::operator delete(data_, std::align_val_t(kCacheLine)); }
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(int64_t size) { at_least(size); }
+  ~AlignedBuffer() { release(); }
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
 
+  // Room for `size` elements; where there was less, what stood there is lost.
+  T* at_least(int64_t size) {
+    if (size > capacity_) {
+      release();
+      data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kCacheLine)));
+      capacity_ = size;
+    }
+    return data_;
+  }
   T* data() const { return data_; }
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  T* data_;
+  void release() { ::operator delete(data_, std::align_val_t(kCacheLine)); }
+
+  T* data_ = nullptr;
+  int64_t capacity_ = 0;
 };
 
 }  // namespace simclr::cpu

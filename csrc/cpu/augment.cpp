@@ -12,6 +12,7 @@
 #include "../augment_color.h"
 #include "../augment_launch.h"
 #include "../augment_resample.h"
+#include "../half.h"
 #include "augment_workspace.h"
 
 #define SIMCLR_ISA_BODY "augment_body.h"

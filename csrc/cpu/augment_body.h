@@ -186,7 +186,7 @@ struct View {
       case PixelType::kFloat16:
         return write_pixels(args, rows, reinterpret_cast<Half*>(out), pixel);
       default:
-        return write_pixels(args, rows, reinterpret_cast<Bfloat16*>(out), pixel);
+        return write_pixels(args, rows, reinterpret_cast<BFloat16*>(out), pixel);
     }
   }
 };

@@ -8,14 +8,6 @@ constexpr int kLanes = kVectorBytes / sizeof(float);
 typedef uint16_t U16 __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 typedef uint8_t U8 __attribute__((vector_size(kLanes)));
 
-// Half types travel as their bits: not every compiler has a vector type of them.
-struct Half {
-  uint16_t bits;
-};
-struct Bfloat16 {
-  uint16_t bits;
-};
-
 static inline F32 load(const float* from) {
   F32 v;
   __builtin_memcpy(&v, from, sizeof(v));
@@ -45,7 +37,7 @@ static inline F32 load(const Half* from) {
   return (F32)((U32)((F32)magnitude * 0x1p112f) | special | (bits & 0x8000u) << 16);
 }
 
-static inline F32 load(const Bfloat16* from) { return (F32)(load_bits(&from->bits) << 16); }
+static inline F32 load(const BFloat16* from) { return (F32)(load_bits(&from->bits) << 16); }
 
 // A permutation of two vectors with indices known at run time only: one instruction from AVX-512 on, a few with AVX2.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -79,7 +71,7 @@ static inline U32 round_to(F32 v, Half) {
   return (magnitude >= 0x477ff000u ? huge : finite) | (bits >> 16 & 0x8000u);
 }
 
-static inline U32 round_to(F32 v, Bfloat16) {
+static inline U32 round_to(F32 v, BFloat16) {
   const U32 bits = (U32)v;
   const U32 rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   return (bits & 0x7fffffffu) > 0x7f800000u ? (bits >> 16 | 0x40u) : rounded;

@@ -69,7 +69,7 @@ static void blend_rows(PixelType type, const ImageView& source, const AugmentPar
     case PixelType::kFloat16:
       return blend_rows_of<Half>(source, p, ws, y, channels, blended, blended_stride);
     case PixelType::kBfloat16:
-      return blend_rows_of<Bfloat16>(source, p, ws, y, channels, blended, blended_stride);
+      return blend_rows_of<BFloat16>(source, p, ws, y, channels, blended, blended_stride);
     case PixelType::kFloat32:
       return blend_rows_of<float>(source, p, ws, y, channels, blended, blended_stride);
   }

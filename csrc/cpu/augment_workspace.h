@@ -3,50 +3,23 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <new>
 
 #include "../augment_launch.h"
 #include "../augment_resample.h"
+#include "aligned_buffer.h"
 
 namespace simclr::cpu {
 
-constexpr int kCacheLine = 64;
 constexpr int kPad = kCacheLine / sizeof(float);  // rows are padded to whole vectors of the widest instruction set
 
 inline int32_t padded(int32_t n) { return (n + kPad - 1) / kPad * kPad; }
 
-// Uninitialised storage, aligned to a cache line, that only grows.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { release(); }
-
-  T* at_least(size_t count) {
-    if (count > capacity_) {
-      release();
-      data_ = static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(kCacheLine)));
-      capacity_ = count;
-    }
-    return data_;
-  }
-  T* data() const { return data_; }
-
- private:
-  void release() { ::operator delete(data_, std::align_val_t(kCacheLine)); }
-
-  T* data_ = nullptr;
-  size_t capacity_ = 0;
-};
-
 // The taps of the vertical axis: output row y blends rows [first[y], first[y] + count[y]) of the crop.
 struct RowTaps {
-  int32_t most;           // weights per output row in the table
-  Buffer<int32_t> first;  // [out]
-  Buffer<int32_t> count;  // [out]
-  Buffer<float> weight;   // [out, most]
+  int32_t most;                  // weights per output row in the table
+  AlignedBuffer<int32_t> first;  // [out]
+  AlignedBuffer<int32_t> count;  // [out]
+  AlignedBuffer<float> weight;   // [out, most]
 };
 
 // The taps of the horizontal axis, tap by tap, so that neighbouring outputs are neighbouring lanes: output column x
@@ -59,19 +32,19 @@ struct ColumnTaps {
   int32_t taps;    // of every output
   int32_t stride;  // padded(out)
   bool windowed;
-  Buffer<int32_t> base;   // [stride / lanes]
-  Buffer<int32_t> index;  // [taps, stride]
-  Buffer<float> weight;   // [taps, stride]
+  AlignedBuffer<int32_t> base;   // [stride / lanes]
+  AlignedBuffer<int32_t> index;  // [taps, stride]
+  AlignedBuffer<float> weight;   // [taps, stride]
 };
 
 struct Workspace {
   RowTaps rows;
   ColumnTaps columns;
-  Buffer<float> interleaved;  // one blended source row, channels-last
-  Buffer<float> blended;      // [C, crop width]: one blended source row
-  Buffer<float> stage;        // [C, margin + padded(out_width) + margin]: one output row, reflected for the blur
-  Buffer<float> image;        // [C, out_height, padded(out_width)]
-  Buffer<float> blur;         // [radius + 1]: the half kernel
+  AlignedBuffer<float> interleaved;  // one blended source row, channels-last
+  AlignedBuffer<float> blended;      // [C, crop width]: one blended source row
+  AlignedBuffer<float> stage;        // [C, margin + padded(out_width) + margin]: one output row, reflected for the blur
+  AlignedBuffer<float> image;        // [C, out_height, padded(out_width)]
+  AlignedBuffer<float> blur;         // [radius + 1]: the half kernel
 };
 
 // scale multiplies every weight: it is what takes a pixel of the source's type to [0, 1].
