@@ -13,8 +13,9 @@ namespace simclr::cpu {
 namespace {
 
 // Rows of a block: two operands of 128 rows, the tile between them and its products stay in a core's second-level
-// cache for dim up to 256. Small problems get smaller blocks, so that there are enough for several threads. A multiple
-// of every kPanel; it depends on the problem only, never on the number of threads.
+// cache for dim up to 256. A tile of 256 rows would take 256 KiB alone, half of that cache or all of it. Small problems
+// get smaller blocks, so that there are enough for several threads. A multiple of every kPanel; it depends on the
+// problem only, never on the number of threads.
 constexpr int64_t kMaxBlock = 128;
 int64_t block_rows(int64_t columns) { return columns >= 1024 ? 128 : columns >= 256 ? 64 : 32; }
 

@@ -11,14 +11,14 @@ inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1)
 template <class T>
 void pack_across(const T* u, int64_t rows, int64_t dim, double scale, T* out, int64_t panel_begin, int64_t panel_end) {
   constexpr int P = kPanel<T>;
-  constexpr int64_t kChunk = 64;  // scaled in vectors, then scattered
+  constexpr int64_t kRun = 64;  // scaled in vectors, then scattered
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    for (int64_t k = 0; k < dim; k += kChunk) {
-      const int64_t width = dim - k < kChunk ? dim - k : kChunk;
+    for (int64_t k = 0; k < dim; k += kRun) {
+      const int64_t width = dim - k < kRun ? dim - k : kRun;
       T* block = out + (panel * dim + k) * P;
       for (int r = 0; r < P; ++r) {
         const int64_t row = panel * P + r;
-        T scaled[kChunk] = {};
+        T scaled[kRun] = {};
         if (row < rows) {
           for (int64_t c = 0; c < width; ++c) scaled[c] = static_cast<T>(u[row * dim + k + c] * scale);
         }

@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kRows = kVectorBytes == 64 ? 8 : 4;  // 2 kRows accumulators out of 32 registers (AVX-512) or 16
 
+// Two vectors: with kRows of 4 that is 8 accumulators, enough to keep two multiply-add units with a latency of 4 cycles
+// busy. Three would not divide the powers of two that blocks are.
 template <class T>
 constexpr int kPanel = 2 * Simd<T>::kLanes;
 
@@ -95,11 +97,11 @@ struct Matrix {
   }
 
   // S of the micro-tile. Where logits are large, so are the rounding errors of a long running sum: they are then summed
-  // in chunks of kChunk products.
+  // in parts of kPart products.
   template <bool kConstantMax>
   __attribute__((always_inline)) inline MicroTile<T> logits(int64_t row, int64_t column) const {
     constexpr int P = kPanel<T>;
-    constexpr int64_t kChunk = 32;
+    constexpr int64_t kPart = 32;
     const T* a = row_panels + (row / P) * P * dim + row % P;
     const T* b = columns + column * dim;
     MicroTile<T> s = {};
@@ -107,9 +109,9 @@ struct Matrix {
       multiply_add<P, 1>(s, a, b, dim);
       return s;
     }
-    for (int64_t k = 0; k < dim; k += kChunk) {
+    for (int64_t k = 0; k < dim; k += kPart) {
       MicroTile<T> part = {};
-      multiply_add<P, 1>(part, a + k * P, b + k * P, dim - k < kChunk ? dim - k : kChunk);
+      multiply_add<P, 1>(part, a + k * P, b + k * P, dim - k < kPart ? dim - k : kPart);
       for (int r = 0; r < kRows; ++r) {
         s.v[r][0] += part.v[r][0];
         s.v[r][1] += part.v[r][1];

@@ -167,8 +167,8 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
     if (task.pairing.needs_mask(row, kTile, column, kTile)) {
       mask_tile(acc, task.pairing, row + warp_row, column + warp_column);
     }
-    Statistics::reduce(acc, scale, scale, row_partials + warp % 2 * kTile + warp_row,
-                       column_partials + warp / 2 * kTile + warp_column);
+    Statistics::of_tile(acc, scale, scale, row_partials + warp % 2 * kTile + warp_row,
+                        column_partials + warp / 2 * kTile + warp_column);
     __syncthreads();
 
     // 4. Into this CTA's slots; the columns' sums are, by symmetry, those of the rows of the same numbers.

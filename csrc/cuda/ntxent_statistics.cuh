@@ -41,8 +41,8 @@ struct ConstantMax {
   }
 
   // Partials of the warp's 64 rows and 64 columns; `scale` turns u.u into base-2 logits.
-  __device__ static void reduce(const WarpTile& x, float scale, float constant_max, Partial* of_row,
-                                Partial* of_column) {
+  __device__ static void of_tile(const WarpTile& x, float scale, float constant_max, Partial* of_row,
+                                 Partial* of_column) {
     const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
     float row[8] = {}, column[16] = {};
 #pragma unroll
@@ -83,7 +83,7 @@ struct OnlineMax {
     return static_cast<W>(p.x) * per_unit + log(static_cast<W>(p.y));
   }
 
-  __device__ static void reduce(const WarpTile& x, float scale, float, Partial* of_row, Partial* of_column) {
+  __device__ static void of_tile(const WarpTile& x, float scale, float, Partial* of_row, Partial* of_column) {
     const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
     float row_max[8], column_max[16];
 #pragma unroll

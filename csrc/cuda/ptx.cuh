@@ -51,8 +51,8 @@ __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
-// Loads four 8x8 matrices of 16-bit elements; lane 8 i + r passes the address of row r of matrix i, aligned to 16 bytes.
-// Register i of a lane then holds matrix_i[group][2 quad, +1]; with _trans matrix_i[2 quad, +1][group].
+// Loads four 8x8 matrices of 16-bit elements; lane 8 i + r passes the address of row r of matrix i, aligned to 16
+// bytes. Register i of a lane then holds matrix_i[group][2 quad, +1]; with _trans matrix_i[2 quad, +1][group].
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
