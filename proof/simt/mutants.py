@@ -39,6 +39,12 @@ def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches
     return Mutant(f"ntxent {file.partition('.')[0]}: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges)
 
 
+def _rule(name: str, old: str, new: str) -> Mutant:
+    return Mutant(
+        f"ntxent rule: {name}", "csrc/ntxent.h", old, new, ("proof/simt/test_ntxent.py::test_matches_float64",)
+    )
+
+
 _SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
 _FLOAT32 = "test_full_float32_is_as_exact_as_on_the_cpu"
 _ONCE = "test_rows_and_positives_of_float32_are_rounded_once"
@@ -57,6 +63,9 @@ MUTANTS = (
         "offset > 1; offset /= 2) value +=",
         (f"proof/simt/test_ntxent.py::{_ONCE}",),
     ),
+    _rule("a loss without its positive in the sum", "return softplus(lse_neg - s_pos);", "return lse_neg - s_pos;"),
+    _rule("a log-sum-exp of the negatives alone", "return log_add_exp(lse_neg, s_pos);", "return lse_neg;"),
+    _rule("a positive that always pulls fully", "return sigmoid(lse_neg - s_pos);", "return T(1);"),
     _ntxent(
         *("fwd.cu", "no barrier before a stage is refilled"),
         *("    __syncthreads();  // every warp is done with the stage\n", "", _SCHEDULES),
