@@ -1,4 +1,4 @@
-"""Who may import whom: the layers of the house, checked on the source."""
+"""Who may import whom, and how long a file may be: the house, checked on the source."""
 
 import ast
 import graphlib
@@ -117,6 +117,19 @@ def test_rooms_import_each_other_in_no_circle() -> None:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_no_product_file_is_longer_than_one_job_needs() -> None:
+    folders = ("simclr_fast", "csrc", "benchmarks", "tools")
+    files = [
+        ROOT / "train.py",
+        ROOT / "setup.py",
+        *(file for folder in folders for file in (ROOT / folder).rglob("*.*")),
+    ]
+    sources = [file for file in files if file.suffix in (".py", ".h", ".cpp", ".cu", ".cuh")]
+    assert len(sources) > 100
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in sources}
+    assert not {name: length for name, length in lengths.items() if length > 400}
 
 
 def test_train_uses_public_functions() -> None:
