@@ -13,8 +13,8 @@ from proof.generated.triton_tables import TILE_KERNELS, committed, counts_markdo
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
+from tests.ntxent_truth import error_beside_rounding
 from tests.ops.ntxent.triton_cases import Case, Values, errors, run, truth
-from tests.ops.ntxent.views import error_beside_rounding
 
 pytestmark = pytest.mark.skipif(ptxlab() is None, reason="ptxlab is neither at ../shared/ptxlab nor named by PTXLAB")
 

@@ -9,17 +9,16 @@ import torch
 from proof.simt.build import ROOT
 from proof.simt.library import Kernels, Schedule
 from tests.ntxent_launchers import NtxentLaunchers
-from tests.ops.ntxent.views import KINDS, TEMPERATURES, gradient_error, truth, views
+from tests.ntxent_truth import EPS, KINDS, TEMPERATURES, embeddings, gradient_error, mean_truth
 
 SOURCES = tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("ntxent_*.cu")))
-EPS = 1e-8
 SEEDS = range(3)
 
 
 def float32_errors(kernels: Kernels, kind: str, n: int, temperature: float, truncating: bool) -> tuple[float, float]:
     """Relative errors of the mean loss and of its gradient, D = 128, precision "ieee"."""
-    z0, z1 = views(kind, n, 128, torch.float32)
-    loss_true, dz_true, _ = truth(z0, z1, temperature)
+    z0, z1 = embeddings(kind, n, 128, torch.float32)
+    loss_true, dz_true, _ = mean_truth(z0, z1, temperature)
     schedule = Schedule(host_threads=2, shared_bytes=227 * 1024, truncating=truncating)
     ops = NtxentLaunchers(kernels, options={"schedule": schedule})
     u, inv_norm = ops.normalize(z0, z1, EPS)

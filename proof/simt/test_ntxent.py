@@ -9,11 +9,11 @@ from torch import Tensor
 
 from proof.simt.build import ROOT
 from proof.simt.library import SCHEDULES, Kernels, Schedule, SimtError
-from proof.simt.ntxent_accuracy import EPS, SOURCES, float32_errors
+from proof.simt.ntxent_accuracy import SOURCES, float32_errors
+from tests import ntxent_truth as inputs
 from tests.helpers import relative_error, spread
 from tests.ntxent_launchers import Device, NtxentLaunchers, statistics_dtype
-from tests.ntxent_truth import embeddings, shards_of, truth
-from tests.ops.ntxent import views as inputs
+from tests.ntxent_truth import EPS, embeddings, shards_of, truth
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 # The least shared memory among the architectures, and more than fp32 rows of 1024 need for two stages.
@@ -197,8 +197,8 @@ def test_full_float32_is_as_exact_as_on_the_cpu(
 def test_half_gradients(kernels: Kernels, dtype: torch.dtype, kind: str, temperature: float, truncating: bool) -> None:
     """Norms of errors, relative: of the gradient rounded to the inputs' type, and without that rounding."""
     case = Case(96, 128, dtype, temperature=temperature)
-    z0, z1 = inputs.views(kind, case.n, case.d, dtype)
-    want = inputs.truth(z0, z1, temperature)[1]
+    z0, z1 = embeddings(kind, case.n, case.d, dtype)
+    want = inputs.mean_truth(z0, z1, temperature)[1]
     scale = inputs.half_scale(want, kind)
     schedule = Schedule(host_threads=2, truncating=truncating)
     got = run(kernels, case, schedule, torch.stack([z0, z1]), torch.tensor(scale / (2 * case.n)))

@@ -15,8 +15,9 @@ from proof.generated.triton_augment_tables import VARIANTS, Variant, pass_throug
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
+from tests.ntxent_truth import EPS, run_steps
 from tests.ops.augment.compare import noise
-from tests.ops.ntxent.triton_cases import EPS, Case, upstream, views
+from tests.ops.ntxent.triton_cases import Case, upstream, views
 from tests.triton_standin.device import Launched, StandInDevice
 
 ARCHS = (80, 90, 100)
@@ -97,14 +98,8 @@ def calls() -> dict[str, tuple[Callable[[], None], list[str]]]:
 
 def _loss(z0: Tensor, z1: Tensor, temperature: Tensor | float, dloss: Tensor) -> None:
     backend = TritonNtxent(target=lambda device: Target(90, 132))
-    value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (temperature, None)
-    n = z0.shape[0]
-    u, inv_norm = backend.normalize(z0, z1, EPS)
-    reduction = "none" if dloss.dim() else "mean"
-    _, lse_neg, s_pos = backend.fwd(u, n, 0, value, tensor, reduction, "ieee")
-    backend.bwd(
-        dloss, z0, z1, u, inv_norm, lse_neg, s_pos, 0, reduction, EPS, value, tensor, "ieee", tensor is not None
-    )
+    reduction, need_dt = "none" if dloss.dim() else "mean", isinstance(temperature, Tensor)
+    run_steps(backend, z0, z1, temperature, dloss, reduction=reduction, need_dt=need_dt)
 
 
 def _losses(D: int, dtype: torch.dtype, reduce: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simclr_fast import ntxent_loss
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
-from tests.ops.ntxent.views import KINDS, TEMPERATURES, gradient_error, truth, views
+from tests.ntxent_truth import KINDS, TEMPERATURES, embeddings, gradient_error, mean_truth
 
 SEEDS = range(5)
 Loss = Callable[[Tensor, Tensor, float], Tensor]
@@ -27,8 +27,8 @@ COLUMNS: dict[str, tuple[torch.dtype, Loss]] = {
 
 def errors(loss_function: Loss, kind: str, dtype: torch.dtype, temperature: float) -> tuple[float, float]:
     """Relative errors of loss and gradient; half types are compared with the rounded gradient, all they can hold."""
-    z0, z1 = views(kind, 256, 128, dtype)
-    loss_true, dz_true, _ = truth(z0, z1, temperature)
+    z0, z1 = embeddings(kind, 256, 128, dtype)
+    loss_true, dz_true, _ = mean_truth(z0, z1, temperature)
     leaves = [z.requires_grad_() for z in (z0, z1)]
     scale = 1024 if dtype == torch.float16 else 1  # keeps the gradient out of float16's denormals
     loss = loss_function(*leaves, temperature)

@@ -8,11 +8,40 @@ import pytest
 import torch
 
 from simclr_fast import ntxent_loss
-from tests.helpers import INSTRUCTION_SETS, non_contiguous, within
-from tests.ops.ntxent.views import KINDS, TEMPERATURES, gradient_error, half_error, half_scale, truth, views
+from simclr_fast.ops.ntxent import ops
+from simclr_fast.ops.ntxent.reference import ntxent_textbook
+from tests.helpers import INSTRUCTION_SETS, non_contiguous, relative_error, within
+from tests.ntxent_truth import (
+    KINDS,
+    TEMPERATURES,
+    embeddings,
+    gradient_error,
+    half_error,
+    half_scale,
+    mean_truth,
+    run_steps,
+    shards_of,
+    truth,
+)
 
 SHAPES = [(1, 4), (2, 1), (7, 1), (5, 3), (33, 123), (150, 70), (300, 16)]
-# The instruction sets this processor can run.
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_the_truth_is_the_textbook_loss(world: int, temperature: float) -> None:
+    """Cross-entropy of all logits, which nothing of the positive-anchored form goes into."""
+    views = embeddings("random", 6 * world, 5, torch.float64)
+    leaves = [z.clone().requires_grad_() for z in views]
+    t = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    loss = ntxent_textbook(*leaves, t)
+    loss.backward()
+    weights = torch.full((12 * world,), 1 / (12 * world), dtype=torch.float64)
+    found = [truth(shards_of(views, world), rank, temperature, weights) for rank in range(world)]
+    assert relative_error(torch.cat([one.losses for one in found]).mean(), loss) <= 1e-14
+    assert relative_error(sum(one.dt for one in found), t.grad) <= 1e-12
+    for name, leaf in zip(("dz0", "dz1"), leaves):
+        assert relative_error(torch.cat([getattr(one, name) for one in found]), leaf.grad) <= 1e-12
 
 
 def bounds(dtype: torch.dtype) -> tuple[float, float]:
@@ -32,8 +61,8 @@ def truncation(d: int) -> float:
 def check(
     backend: str, kind: str, shape: tuple[int, int], dtype: torch.dtype, temperature: float, device: str = "cpu"
 ) -> None:
-    z0, z1 = views(kind, *shape, dtype)
-    loss_true, dz_true, _ = truth(z0, z1, temperature)
+    z0, z1 = embeddings(kind, *shape, dtype)
+    loss_true, dz_true, _ = mean_truth(z0, z1, temperature)
     leaves = [z.to(device).requires_grad_() for z in (z0, z1)]
     loss = ntxent_loss(*leaves, temperature, backend=backend)
     loss.backward()
@@ -67,8 +96,8 @@ def test_wide(backend: str, dtype: torch.dtype, kind: str, temperature: float) -
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_half(backend: str, dtype: torch.dtype, kind: str, temperature: float) -> None:
     """Autograd returns a gradient of the inputs' type: rounding it (bfloat16: 1.7e-3) is no error of the loss's."""
-    z0, z1 = views(kind, 256, 128, dtype)
-    loss_true, dz_true, _ = truth(z0, z1, temperature)
+    z0, z1 = embeddings(kind, 256, 128, dtype)
+    loss_true, dz_true, _ = mean_truth(z0, z1, temperature)
     scale = half_scale(dz_true, kind)
     leaves = [z.clone().requires_grad_() for z in (z0, z1)]
     loss = ntxent_loss(*leaves, temperature, backend=backend)
@@ -86,14 +115,11 @@ def test_half(backend: str, dtype: torch.dtype, kind: str, temperature: float) -
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_before_the_gradient_is_rounded(dtype: torch.dtype, kind: str, temperature: float) -> None:
     """The operator's gradient is of its z's type, and these may be float32 where u was made of a half type."""
-    z0, z1 = views(kind, 256, 128, dtype)
-    _, dz_true, _ = truth(z0, z1, temperature)
-    ops = torch.ops.simclr_fast
-    u, inv_norm = ops.ntxent_normalize(z0, z1, 1e-8)
-    statistics = ops.ntxent_fwd(u, 256, 0, temperature, None, "mean", "ieee")[1:]
-    numbers = (0, "mean", 1e-8, temperature, None, "ieee", False)
-    *dz, _ = ops.ntxent_bwd(torch.tensor(1.0), z0.float(), z1.float(), u, inv_norm, *statistics, *numbers)
-    assert gradient_error(torch.cat(dz), dz_true, torch.cat([z0, z1]), temperature, kind) <= 3e-5
+    z0, z1 = embeddings(kind, 256, 128, dtype)
+    _, dz_true, _ = mean_truth(z0, z1, temperature)
+    values = run_steps(ops._OPS["cpp"], z0, z1, temperature, need_dt=False, dz_dtype=torch.float32)
+    dz = torch.cat([values.dz0, values.dz1])
+    assert gradient_error(dz, dz_true, torch.cat([z0, z1]), temperature, kind) <= 3e-5
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
@@ -122,10 +148,10 @@ def test_every_instruction_set(isa: str) -> None:
 @pytest.mark.parametrize("temperature", [0.2, 0.01])
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 def test_temperature_gradient(backend: str, temperature: float) -> None:
-    z0, z1 = views("random", 40, 20, torch.float32)
+    z0, z1 = embeddings("random", 40, 20, torch.float32)
     t = torch.tensor(temperature, requires_grad=True)
     ntxent_loss(z0, z1, t, backend=backend).backward()
-    dt_true = truth(z0, z1, t.item())[2]
+    dt_true = mean_truth(z0, z1, t.item())[2]
     assert abs(t.grad - dt_true) <= 1e-5 * abs(dt_true)
 
 

@@ -1,15 +1,14 @@
-"""Cases for the Triton NT-Xent kernels, and their truth: the dense loss of all processes in float64, by autograd."""
+"""Cases for the Triton NT-Xent kernels, for one process of several, and the errors of what they return."""
 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
-
-EPS = 1e-8
+from tests import ntxent_truth
+from tests.ntxent_truth import EPS, embeddings
 
 
 @dataclass(frozen=True)
@@ -47,23 +46,7 @@ class Values:
 def views(case: Case) -> list[tuple[Tensor, Tensor]]:
     """(z0, z1) of every process."""
     generator = torch.Generator().manual_seed(case.n * 1000 + case.D)
-    result = []
-    for _ in range(case.world):
-        z0 = torch.randn(case.n, case.D, generator=generator)
-        z1 = torch.randn(case.n, case.D, generator=generator)
-        if case.kind == "aligned":
-            z1 = z0 + 0.3 * z1
-        elif case.kind == "opposed":
-            z1 = -z0
-        elif case.kind == "equal":
-            z0[:], z1[:] = z0[0], z0[0]
-        elif case.kind == "zero rows":
-            z0[::3], z1[1::4] = 0, 0
-        elif case.kind == "huge and tiny rows":
-            z0[0] *= 1e37
-            z1[-1] *= 0.5 * EPS / z1[-1].norm()  # clamped, yet of a length that matters
-        result.append((z0.to(case.dtype), z1.to(case.dtype)))
-    return result
+    return [tuple(embeddings(case.kind, case.n, case.D, case.dtype, generator)) for _ in range(case.world)]
 
 
 def upstream(case: Case) -> tuple[Tensor, str, Tensor]:
@@ -78,33 +61,13 @@ def upstream(case: Case) -> tuple[Tensor, str, Tensor]:
 
 def truth(case: Case) -> tuple[Values, Tensor, Tensor]:
     """The exact values of the local rows, and lse_neg, s_pos of all columns."""
-    z = [torch.cat(pair).double().requires_grad_() for pair in views(case)]
-    temperature = torch.tensor(case.temperature, dtype=torch.float64, requires_grad=True)
-    u = torch.cat([rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(EPS) for rows in z])
-    s = u @ u.T / temperature
-    i = torch.arange(len(u))
-    block = 2 * case.n
-    p = i // block * block + (i + case.n) % block
-    excluded = torch.zeros_like(s, dtype=torch.bool)
-    excluded[i, i] = True
-    excluded[i, p] = True
-    if len(u) > 2:
-        lse_neg = torch.logsumexp(s.masked_fill(excluded, -torch.inf), dim=1)
-    else:
-        lse_neg = torch.full((2,), -torch.inf, dtype=torch.float64)
-    s_pos = s[i, p]
-    losses = -F.logsigmoid(s_pos - lse_neg)
     _, reduction, weights = upstream(case)
-    own = case.rows
-    if len(u) > 2:
-        (dz,) = torch.autograd.grad((losses * weights).sum(), z[case.rank], retain_graph=True)
-        (dt,) = torch.autograd.grad((losses * weights)[own].sum(), temperature)
-    else:
-        dz, dt = torch.zeros_like(z[0]), torch.zeros_like(temperature)
-    scale = row_scale(reduction, case.n, len(u))
-    loss = losses[own].sum() * scale if case.reduce else losses[own]
-    values = Values(*(x.detach() for x in (loss, lse_neg[own], s_pos[own], dz, dt)))
-    return values, lse_neg.detach(), s_pos.detach()
+    exact = ntxent_truth.truth(views(case), case.rank, case.temperature, weights)
+    scale = row_scale(reduction, case.n, len(weights))
+    loss = exact.losses.sum() * scale if case.reduce else exact.losses
+    dz = torch.cat([exact.dz0, exact.dz1])
+    values = Values(loss, exact.lse_neg[case.rows], exact.s_pos[case.rows], dz, exact.dt)
+    return values, exact.lse_neg, exact.s_pos
 
 
 def run(case: Case, backend: TritonNtxent, need_dt: bool = True) -> Values:
