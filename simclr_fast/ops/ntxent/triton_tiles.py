@@ -4,8 +4,14 @@ How the tables were chosen: every entry compiles without spills in all its varia
 (docs/tables). Of those, the entries for sm_90 with microseconds beside them were the fastest of about a dozen on an
 H200 (M = 8192, Triton 3.6; `python tools/gpu_check.py --tune`); then comes what the next best took. The sm_80 entries
 for D <= 128 (fp16; tf32x3 backward) are those that ptxlab's roofline model puts first: shared memory is the limit
-there, and a warp that owns 32 rows reads half as many bytes per product as one that owns 16. Elsewhere it is the
-largest tile without spills.
+there, and a warp that owns 32 rows reads half as many bytes per product as one that owns 16.
+
+Elsewhere the largest tile was taken that compiled without spills, for the larger a tile, the fewer bytes a product
+reads. Beside it stands why it is no larger: what the next size breaks, or how many of the 255 registers of a thread its
+most demanding variant has in use already, and how many KiB of shared memory where these are the limit. A forward
+program holds block_m x block_n sums, a backward one as many and block_m x owned_d besides, so that to double block_m
+about doubles a thread's registers; sm_100 has them in tensor memory. "untimed" is a larger tile that compiles, too.
+Nothing was timed on sm_80 and sm_100.
 """
 
 from __future__ import annotations
@@ -59,12 +65,15 @@ class Tiles:
 # where a program has 99 KiB of shared memory). Forward tiles are square.
 _FORWARD = {
     (80, "fp16"): {
-        64: Tiles(128, 128, 64, 4, 2, holds_rows=True),
-        128: Tiles(128, 128, 128, 4, 2, holds_rows=True),
-        _ANY: Tiles(128, 128, 64, 8, 2),
+        64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 255 registers
+        128: Tiles(128, 128, 128, 4, 2, holds_rows=True),  # 255 registers
+        _ANY: Tiles(128, 128, 64, 8, 2),  # 233 registers
     },
-    (80, "tf32"): {64: Tiles(128, 128, 64, 4, 2, holds_rows=True), _ANY: Tiles(128, 128, 32, 8, 2)},
-    (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
+    (80, "tf32"): {
+        64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 255 registers
+        _ANY: Tiles(128, 128, 32, 8, 2),  # 233 registers
+    },
+    (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 238 registers
     # With 8 warps a multiprocessor holds one program, with 4 two of them: one computes while the other waits.
     (90, "fp16"): {
         64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 31 us; 64 rows 39, 8 warps 57
@@ -72,39 +81,39 @@ _FORWARD = {
         _ANY: Tiles(128, 128, 64, 4, 2),  # D = 256: 54 us, 512: 86; of 3 stages 52 and 76, but they spill
     },
     (90, "tf32"): {
-        64: Tiles(128, 128, 64, 8, 2, holds_rows=True),
+        64: Tiles(128, 128, 64, 8, 2, holds_rows=True),  # 206 registers
         _ANY: Tiles(128, 128, 32, 4, 2),  # D = 128: 55 us; 64 rows 72
     },
     (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 3)},  # 163 us; 2 stages 179
-    (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},
-    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},
-    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},
+    (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},  # 255 registers with the online maximum
+    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 242 likewise
+    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 243 likewise
 }
 # Instead, where rows have maxima of their own: these need registers, too.
 _FORWARD_ONLINE = {
     (90, "fp16"): {
-        64: Tiles(128, 128, 64, 8, 2, holds_rows=True),
-        128: Tiles(128, 128, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(128, 128, 64, 4, 2),
+        64: Tiles(128, 128, 64, 8, 2, holds_rows=True),  # 182 registers; with 4 warps 255 without the maxima
+        128: Tiles(128, 128, 128, 8, 2, holds_rows=True),  # 180 registers; likewise
+        _ANY: Tiles(128, 128, 64, 4, 2),  # 255 registers
     },
 }
 _BACKWARD = {
     (80, "fp16"): {
-        64: Tiles(128, 64, 64, 4, 2, holds_rows=True),
-        128: Tiles(128, 32, 64, 4, 3, holds_rows=True),
-        256: Tiles(64, 32, 128, 4, 2, holds_rows=True),
-        _ANY: Tiles(64, 32, 128, 8, 2),
+        64: Tiles(128, 64, 64, 4, 2, holds_rows=True),  # 128 columns spill 416 bytes
+        128: Tiles(128, 32, 64, 4, 3, holds_rows=True),  # 64 columns spill 224 bytes
+        256: Tiles(64, 32, 128, 4, 2, holds_rows=True),  # 64 columns spill 8 bytes
+        _ANY: Tiles(64, 32, 128, 8, 2),  # 172 registers; 64 columns: 234, untimed
     },
     (80, "tf32"): {
-        64: Tiles(64, 64, 64, 4, 2, holds_rows=True),
-        128: Tiles(64, 32, 128, 4, 2, holds_rows=True),
-        256: Tiles(32, 32, 128, 8, 2, holds_rows=True, special_first=True),
-        _ANY: Tiles(32, 32, 128, 8, 2),
+        64: Tiles(64, 64, 64, 4, 2, holds_rows=True),  # 128 columns spill 224 bytes
+        128: Tiles(64, 32, 128, 4, 2, holds_rows=True),  # 218 registers; 64 columns: 242, untimed
+        256: Tiles(32, 32, 128, 8, 2, holds_rows=True, special_first=True),  # 64 columns need 129 KiB of 99
+        _ANY: Tiles(32, 32, 128, 8, 2),  # 128 registers; 64 columns: 176, untimed
     },
     (80, "tf32x3"): {
-        64: Tiles(64, 32, 64, 4, 2),
-        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),
-        _ANY: Tiles(32, 32, 64, 8, 2),
+        64: Tiles(64, 32, 64, 4, 2),  # 255 registers
+        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 217 registers
+        _ANY: Tiles(32, 32, 64, 8, 2),  # 255 registers, where no column is masked
     },
     (90, "fp16"): {
         64: Tiles(128, 64, 64, 8, 3, holds_rows=True),  # 55 us; 4 warps 63
@@ -113,32 +122,32 @@ _BACKWARD = {
         _ANY: Tiles(64, 64, 128, 8, 2, owned_d=512),  # D = 512: 571 us, 1024: 1744; with 256 columns owned 930 and 3015
     },
     (90, "tf32"): {
-        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
+        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 119 registers
         128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 317 us; 32 columns 352
-        256: Tiles(128, 32, 64, 8, 2, holds_rows=True),
-        _ANY: Tiles(128, 32, 64, 8, 2),
+        256: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 255 registers
+        _ANY: Tiles(128, 32, 64, 8, 2),  # 255 registers
     },
     # 32 rows: mma.sync, which takes operands from registers in any layout.
     (90, "tf32x3"): {
-        64: Tiles(64, 32, 64, 4, 2, holds_rows=True),
+        64: Tiles(64, 32, 64, 4, 2, holds_rows=True),  # 168 registers
         128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 852 us; 64 rows 1400
-        _ANY: Tiles(32, 32, 64, 8, 2),
+        _ANY: Tiles(32, 32, 64, 8, 2),  # 255 registers
     },
     (100, "fp16"): {
-        64: Tiles(128, 64, 64, 8, 2, holds_rows=True, special_first=True),
-        128: Tiles(128, 64, 128, 8, 2, holds_rows=True),
-        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(64, 64, 64, 8, 2, special_first=True),
+        64: Tiles(128, 64, 64, 8, 2, holds_rows=True, special_first=True),  # 160 registers
+        128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 160 registers
+        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 128 registers
+        _ANY: Tiles(64, 64, 64, 8, 2, special_first=True),  # 101 registers
     },
     (100, "tf32"): {
-        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),
-        128: Tiles(128, 32, 128, 8, 2, holds_rows=True),
-        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),
-        _ANY: Tiles(64, 32, 128, 8, 2),
+        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 116 registers
+        128: Tiles(128, 32, 128, 8, 2, holds_rows=True),  # 155 registers
+        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 224 registers
+        _ANY: Tiles(64, 32, 128, 8, 2),  # 208 registers
     },
     (100, "tf32x3"): {
-        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, special_first=True),
-        _ANY: Tiles(64, 32, 64, 8, 2),
+        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, special_first=True),  # 122 registers
+        _ANY: Tiles(64, 32, 64, 8, 2),  # 171 registers
     },
 }
 # Instead, where rows have maxima of their own.
@@ -181,8 +190,8 @@ def backward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> 
 def forward_bands(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
     """(row tiles, column tiles) of one program.
 
-    At most 8 column tiles, fewer where that would leave less than 4 programs a multiprocessor; more of either where the
-    partial sums would exceed MAX_SLOTS.
+    At most 8 column tiles, for which a row tile is then read once, fewer where that would leave less than 4 programs a
+    multiprocessor, of which the slowest is then a small part; more of either where partial sums would exceed MAX_SLOTS.
     """
     band_m = -(-row_tiles // MAX_SLOTS) if symmetric else 1
     tiles = row_tiles * column_tiles // (2 if symmetric else 1)
