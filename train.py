@@ -166,7 +166,7 @@ def parse(arguments: Sequence[str]) -> Config:
 
 @record  # lets torchrun show the error of the process that failed first
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status (see `exit_status`); 128 + the signal's number after a stop by one."""
+    """Returns the exit status (see `errors.EXIT_STATUS`); 128 + the signal's number after a stop by one."""
     logging.basicConfig(level=logging.INFO, format="train.py: %(message)s")
 
     def work() -> int:

@@ -44,6 +44,13 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def require_entries(content: dict[str, Any], kinds: dict[str, Any], source: str) -> None:
+    """Raise CheckpointError, with the first name, where an entry is missing or of another kind; kinds: by name."""
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise CheckpointError(f"{source}: not a checkpoint of train.py (no {name!r} in it)")
+
+
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint of a folder and its content, with a warning per damaged one; None without any."""
     for path in reversed(checkpoints(folder)):

@@ -296,10 +296,10 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def as_dict(config: Config) -> dict[str, Any]:
-    """The options as plain nested dicts of JSON types, for checkpoints and metrics."""
+def as_dict(options: Any) -> dict[str, Any]:
+    """A dataclass of options as plain nested dicts of JSON types, for checkpoints and metrics."""
     plain = lambda value: str(value) if isinstance(value, Path) else value
-    return dataclasses.asdict(config, dict_factory=lambda items: {key: plain(value) for key, value in items})
+    return dataclasses.asdict(options, dict_factory=lambda items: {key: plain(value) for key, value in items})
 
 
 def _require(ok: bool, name: str, value: object, remedy: str) -> None:

@@ -56,7 +56,7 @@ def _as_command(name: str, kind: type):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status (see `exit_status`)."""
+    """Returns the exit status (see `errors.EXIT_STATUS`)."""
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
     name, chosen = parse(sys.argv[1:] if arguments is None else arguments)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from simclr_fast.config import AmpDtype, Device
+from simclr_fast.config import AmpDtype, Device, flag
 from simclr_fast.errors import ConfigError
 
 
@@ -206,22 +206,18 @@ def check(options: Any) -> None:
         fulfils, remedy = RULES[field.name]
         several = isinstance(value, tuple)
         if several and not value:
-            raise ConfigError(f"--{_flag(field.name)}: no value given; pass {remedy}, or several")
+            raise ConfigError(f"{flag(field.name)}: no value given; pass {remedy}, or several")
         for one in value if several else (value,):
             if not fulfils(one):
-                raise ConfigError(f"--{_flag(field.name)} {one}: pass {remedy}")
+                raise ConfigError(f"{flag(field.name)} {one}: pass {remedy}")
         if several and len(set(value)) < len(value) and field.name != "epochs":
-            raise ConfigError(f"--{_flag(field.name)} {' '.join(map(str, value))}: pass every value once")
+            raise ConfigError(f"{flag(field.name)} {' '.join(map(str, value))}: pass every value once")
     for name in ("train_set", "test_set"):
         value = getattr(options, name, "")
         if value and options.data == "voc" and not all(value.partition("-")):
-            raise ConfigError(f"--{_flag(name)} {value}: pass the year and the image set of VOC, as in 2012-train")
+            raise ConfigError(f"{flag(name)} {value}: pass the year and the image set of VOC, as in 2012-train")
     fractions, epochs = getattr(options, "fractions", None), getattr(options, "epochs", None)
     if fractions is not None and epochs is not None and len(epochs) != len(fractions):
         raise ConfigError(
             f"--epochs {' '.join(map(str, epochs))}: pass one number for each of the {len(fractions)} --fractions"
         )
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")

@@ -9,7 +9,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_finite
+from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_entries, require_finite
 from simclr_fast.config import Config, ModelOptions
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import build_encoder
@@ -17,7 +17,6 @@ from simclr_fast.models import build_encoder
 WEIGHTS_FILE = "backbone.safetensors"  # of an export
 EXPORT_KEY = "simclr_fast"  # entry of its header that describes the backbone
 BACKBONE = "backbone."  # prefix of the backbone's weights in a checkpoint
-_REQUIRED = {"model": dict, "config": dict, "step": int}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +51,7 @@ class Run:
 
     @staticmethod
     def _of(path: Path, content: dict[str, Any]) -> "Run":
-        for key, kind in _REQUIRED.items():
-            if not isinstance(content.get(key), kind):
-                raise CheckpointError(f"{path}: not a checkpoint of train.py (no {key!r} in it)")
+        require_entries(content, {"model": dict, "config": dict, "step": int}, str(path))
         config = config_of(content["config"], path)
         average = content.get("ema")
         source, prefix = (average, f"module.{BACKBONE}") if average else (content["model"], BACKBONE)

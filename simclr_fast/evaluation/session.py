@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from simclr_fast.config import as_dict
 from simclr_fast.data import Dataset, load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import DataChoice
@@ -85,7 +86,7 @@ class Session:
             "command": self.command,
             "checkpoint": str(self.run.checkpoint),
             "step": self.run.step,
-            "options": {name: _plain(value) for name, value in dataclasses.asdict(self.options).items()},
+            "options": as_dict(self.options),
             "device": f"{self.device.type} ({device})",
             "torch": torch.__version__,
             "seconds": round(time.perf_counter() - self.begin, 1),
@@ -106,7 +107,3 @@ def measurable(data: Dataset) -> bool:
     """Whether there are labelled training and labelled test images, so that accuracies can be measured."""
     parts = (data.labelled, data.test)
     return all(part is not None and part.labels is not None and len(part) > 0 for part in parts)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

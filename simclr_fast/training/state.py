@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from simclr_fast.checkpoint import load, load_newest, load_weights, save
+from simclr_fast.checkpoint import load, load_newest, load_weights, require_entries, save
 from simclr_fast.config import Config, as_dict, flag
 from simclr_fast.data import Source
 from simclr_fast.errors import CheckpointError, ConfigError
@@ -97,9 +97,7 @@ class TrainState:
 
     def restore(self, content: dict[str, Any], config: Config, source: str) -> None:
         """Go on from a checkpoint. Raises CheckpointError with what differs if it is another model's or run's."""
-        for key, kind in CONTENT.items():
-            if not isinstance(content.get(key), kind):
-                raise CheckpointError(f"{source}: not a checkpoint of train.py (no {key!r} in it)")
+        require_entries(content, CONTENT, source)
         load_weights(self.model, content["model"], source)
         try:
             changed = self._changes(content, as_dict(config))
