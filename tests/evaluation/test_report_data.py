@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from sklearn.manifold import TSNE
 
-from simclr_fast import visualize
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import comparison, few_label, pictures, report, session
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 def start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
     """A session of a command on a data set."""
     # Points stand in for t-SNE, which takes seconds.
-    monkeypatch.setattr(visualize.TSNE, "fit_transform", lambda self, features: features[:, :2])
+    monkeypatch.setattr(TSNE, "fit_transform", lambda self, features: features[:, :2])
 
     def session_of(data: Dataset, *arguments: str) -> Session:
         monkeypatch.setattr(session, "load_dataset", lambda _: data)
