@@ -24,7 +24,7 @@ MAP_IMAGES = 1000
 SAMPLE_QUERIES = 8
 SAMPLE_NEIGHBOURS = 8
 
-Embed = Callable[[Source, Tensor], Tensor]  # (images, indices int64 [N]) -> features [N, D]
+FeaturesOf = Callable[[Source, Tensor], Tensor]  # (images, indices int64 [N]) -> features [N, D]
 
 
 def main(session: Session) -> None:
@@ -111,11 +111,13 @@ def _commands(folder: Path) -> list[page.Section]:
     return sections
 
 
-def labelled_sections(data: Dataset, embed: Embed, folder: Path, size: int, device: torch.device) -> list[page.Section]:
+def labelled_sections(
+    data: Dataset, features_of: FeaturesOf, folder: Path, size: int, device: torch.device
+) -> list[page.Section]:
     """Map of the test embeddings, nearest training images of sample test images, confusion matrix of kNN."""
     names = class_names(data)
     chosen = [fixed_part(len(source), limit) for source, limit in zip((data.labelled, data.test), LARGEST)]
-    bank, queries = (embed(source, part) for source, part in zip((data.labelled, data.test), chosen))
+    bank, queries = (features_of(source, part) for source, part in zip((data.labelled, data.test), chosen))
     labels, truth = data.labelled.labels[chosen[0]], data.test.labels[chosen[1]]
     k, _ = choose_k(bank, labels, KNN_K, knn_t=KNN_T, classes=len(names), device=device)
     similarity, index = nearest(bank, queries, max(k, SAMPLE_NEIGHBOURS), device)
@@ -152,11 +154,13 @@ def labelled_sections(data: Dataset, embed: Embed, folder: Path, size: int, devi
     ]
 
 
-def training_sections(data: Dataset, embed: Embed, folder: Path, size: int, device: torch.device) -> list[page.Section]:
+def training_sections(
+    data: Dataset, features_of: FeaturesOf, folder: Path, size: int, device: torch.device
+) -> list[page.Section]:
     """Where there are no labelled test images: a map of the training images, and their nearest ones; no accuracies."""
     source = data.train if data.labelled is None else data.labelled
     chosen = fixed_part(len(source), LARGEST[0])
-    bank = embed(source, chosen)
+    bank = features_of(source, chosen)
     labels = None if source.labels is None else source.labels[chosen]
     samples = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:SAMPLE_QUERIES]
     _, near = nearest(bank, None, SAMPLE_NEIGHBOURS, device, samples)
