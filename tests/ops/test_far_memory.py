@@ -109,7 +109,7 @@ def test_the_last_part_of_a_very_large_gradient() -> None:
         "BLOCK_N": columns,
     }
     constants |= {"BLOCK_D": 128, "SLICES": 8, "HOLD_ROWS": True, "EVEN_D": True, "SPECIAL_FIRST": True, "SPECIAL": 16}
-    statistics = {"stat_ptr": half, "lse_neg_ptr": half, "s_pos_ptr": half}
+    statistics = {"term_ptr": half, "lse_neg_ptr": half, "s_pos_ptr": half}
     last_program(Launch(ntxent_bwd_kernel, (2 * n // rows, splits, 1), shared | statistics, constants))
 
     # Coefficients are exp(s - 1/t) (1/2 + 1/2) for all columns of the split but a row's own.

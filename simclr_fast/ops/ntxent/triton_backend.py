@@ -216,7 +216,7 @@ class TritonNtxent:
         block_m, block_d = _row_blocks(dim)
         unit = _stride_unit(dim)
 
-        stat = u.new_empty(columns, dtype=torch.float32)
+        term = u.new_empty(columns, dtype=torch.float32)
         weight = u.new_empty(columns + 1, dtype=torch.float32)
         positive = u.new_empty(columns, dtype=torch.float32)
         part = u.new_empty((splits, 2 * n, dim), dtype=torch.float32)
@@ -232,7 +232,7 @@ class TritonNtxent:
                     "dloss_ptr": dloss,
                     "lse_neg_ptr": lse_neg,
                     "s_pos_ptr": s_pos,
-                    "stat_ptr": stat,
+                    "term_ptr": term,
                     "weight_ptr": weight,
                     "positive_ptr": positive,
                     "temperature": temperature,
@@ -258,7 +258,7 @@ class TritonNtxent:
                 grid=(row_tiles, splits, owners),
                 arguments={
                     "u_ptr": u,
-                    "stat_ptr": stat,
+                    "term_ptr": term,
                     "weight_ptr": weight,
                     "lse_neg_ptr": lse_neg,
                     "s_pos_ptr": s_pos,

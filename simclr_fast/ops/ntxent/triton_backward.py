@@ -57,7 +57,7 @@ def ntxent_bwd_coefficients_kernel(
     dloss_ptr,  # [] if REDUCED else [columns]
     lse_neg_ptr,  # [columns]
     s_pos_ptr,  # [columns]
-    stat_ptr,  # [columns] out: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
+    term_ptr,  # [columns] out: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
     weight_ptr,  # [columns + 1] out: w / W, then W
     positive_ptr,  # [columns] out: (w_i pull_i + w_p pull_p) / W
     temperature,
@@ -114,13 +114,13 @@ def ntxent_bwd_coefficients_kernel(
     #    one (w_i / W) exp(1/t - lse_i), to be multiplied by exp(s_ij - 1/t).
     lse = row_lse(lse_neg, s_pos)
     if ONLINE_MAX:
-        stat = lse * LOG2_E
+        term = lse * LOG2_E
     else:
         # A row without negatives (of a batch of one pair) takes part in no tile; its weight, up to 1e30, times
         # exp(1/t - lse), up to exp(2/t), may not be infinite, for masked terms are products with 0.
         shifted = tl.exp(tl.div_rn(1.0, read_temperature(temperature, temperature_ptr)) - lse)
-        stat = tl.where(lse_neg == -float("inf"), 0.0, weight * shifted)
-    tl.store(stat_ptr + rows, stat, mask=inside)
+        term = tl.where(lse_neg == -float("inf"), 0.0, weight * shifted)
+    tl.store(term_ptr + rows, term, mask=inside)
 
 
 @triton.jit
@@ -128,11 +128,11 @@ def _bwd_tile(
     acc,  # SLICES x [BLOCK_M, BLOCK_D]
     row_dt,  # [BLOCK_M]
     u_rows,  # SLICES x [BLOCK_M, BLOCK_D], with HOLD_ROWS
-    row_stat,  # [BLOCK_M]
+    row_term,  # [BLOCK_M]
     row_weight,  # [BLOCK_M]
     to_log2,
     u_ptr,
-    stat_ptr,
+    term_ptr,
     weight_ptr,
     local,  # [BLOCK_M]
     first_row,
@@ -181,14 +181,14 @@ def _bwd_tile(
 
     # 2. Coefficients: w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j). With the constant maximum one exponential serves
     #    both terms: exp(s_ij - 1/t) (w_i exp(1/t - lse_i) + w_j exp(1/t - lse_j)); to_log2 is 1/t to base 2.
-    col_stat = load_vector(stat_ptr, cols, columns, PLAIN)
+    col_term = load_vector(term_ptr, cols, columns, PLAIN)
     if ONLINE_MAX:
         col_weight = load_vector(weight_ptr, cols, columns, PLAIN)
-        e = tl.math.exp2(s2 - (row_stat - shift)[:, None])
-        coefficients = row_weight[:, None] * e + col_weight[None, :] * tl.math.exp2(s2 - (col_stat - shift)[None, :])
+        e = tl.math.exp2(s2 - (row_term - shift)[:, None])
+        coefficients = row_weight[:, None] * e + col_weight[None, :] * tl.math.exp2(s2 - (col_term - shift)[None, :])
     else:
         e = tl.math.exp2(s2 - (to_log2 - shift))
-        coefficients = e * (row_stat[:, None] + col_stat[None, :])
+        coefficients = e * (row_term[:, None] + col_term[None, :])
 
     # 3. sum_j exp(s_ij - lse_i) s_ij log2(e), but for the row's factor, which is put in at the end.
     if NEED_DT:
@@ -205,7 +205,7 @@ def _bwd_tile(
 @triton.jit(do_not_specialize=["n", "row_offset", "columns"], do_not_specialize_on_alignment=["temperature_ptr"])
 def ntxent_bwd_kernel(
     u_ptr,  # [columns, D]
-    stat_ptr,  # [columns]
+    term_ptr,  # [columns]
     weight_ptr,  # [columns + 1]
     lse_neg_ptr,  # [columns]
     s_pos_ptr,  # [columns]
@@ -249,8 +249,8 @@ def ntxent_bwd_kernel(
         if HOLD_ROWS:
             d = c * BLOCK_D + tl.arange(0, BLOCK_D)
             u_rows += (load_rows(u_ptr, first_row, columns, d, D, BLOCK_M, False, EVEN_D),)
-    # Rows beyond the last may hold another process's u: what stands for their stat makes all their terms 0.
-    row_stat = tl.load(stat_ptr + row_offset + local, mask=row_inside, other=1e30 if ONLINE_MAX else 0.0)
+    # Rows beyond the last may hold another process's u: what stands for their term makes all their coefficients 0.
+    row_term = tl.load(term_ptr + row_offset + local, mask=row_inside, other=1e30 if ONLINE_MAX else 0.0)
     row_weight = tl.load(weight_ptr + row_offset + local, mask=row_inside, other=0.0)
     row_dt = tl.zeros((BLOCK_M,), tl.float32)
 
@@ -272,7 +272,7 @@ def ntxent_bwd_kernel(
                 tile += tl.where(tile >= hi1, lo2 - hi1, 0)
                 tile += tl.where(tile >= hi2, full - hi2, 0)
                 acc, row_dt = _bwd_tile(
-                    acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
+                    acc, row_dt, u_rows, row_term, row_weight, to_log2, u_ptr, term_ptr, weight_ptr, local, first_row,
                     tile * BLOCK_N + i % steps * SPECIAL, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX,
                     PRECISION, BLOCK_M, SPECIAL, BLOCK_D, SLICES, HOLD_ROWS, EVEN_D, False,
                 )  # fmt: skip
@@ -282,7 +282,7 @@ def ntxent_bwd_kernel(
                 tile += tl.where(tile >= lo1, hi1 - lo1, 0)
                 tile += tl.where(tile >= lo2, hi2 - lo2, 0)
                 acc, row_dt = _bwd_tile(
-                    acc, row_dt, u_rows, row_stat, row_weight, to_log2, u_ptr, stat_ptr, weight_ptr, local, first_row,
+                    acc, row_dt, u_rows, row_term, row_weight, to_log2, u_ptr, term_ptr, weight_ptr, local, first_row,
                     tile * BLOCK_N, d_first, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M,
                     BLOCK_N, BLOCK_D, SLICES, HOLD_ROWS, EVEN_D, True,
                 )  # fmt: skip
@@ -301,7 +301,7 @@ def ntxent_bwd_kernel(
         if ONLINE_MAX:
             row_dt *= row_weight * (unshift / LOG2_E)
         else:
-            row_dt *= row_stat * (unshift / LOG2_E)
+            row_dt *= row_term * (unshift / LOG2_E)
         if tl.program_id(1) == 0:
             lse_neg = tl.load(lse_neg_ptr + row_offset + local, mask=row_inside, other=0.0)
             s_pos = tl.load(s_pos_ptr + row_offset + local, mask=row_inside, other=0.0)
