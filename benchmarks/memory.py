@@ -9,6 +9,7 @@ import ctypes
 import gc
 import importlib
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -54,18 +55,23 @@ def _status(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}: peak memory is measured on Linux only")
 
 
+def cuda_peak(call: Callable[[], object], device: torch.device) -> int:
+    """What the call allocates on the device at most, in bytes beyond what is held before it."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
 def _measure(probe: str, arguments: dict[str, object]) -> int:
     module, function = probe.split(":")
     device = torch.device(arguments.get("device", "cpu"))
     call = getattr(importlib.import_module(module), function)(**arguments)
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return cuda_peak(call, device)
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before the call must not hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
     before = _status("VmRSS")
