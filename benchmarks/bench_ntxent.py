@@ -90,12 +90,8 @@ def test_ntxent_memory(benchmark, memory_case: Case, device: torch.device) -> No
 
     def probe_all() -> None:
         for name in BACKENDS:
-            if name == "reference":
-                found[name] = {"absent": "stores S"}
-            elif reason := why_not(name, "ntxent_fwd", device):
-                found[name] = {"absent": reason}
-            else:
-                found[name] = {"peak_bytes": _peak(name, memory_case, device)}
+            reason = "stores S" if name == "reference" else why_not(name, "ntxent_fwd", device)
+            found[name] = {"absent": reason} if reason else {"peak_bytes": _peak(name, memory_case, device)}
 
     benchmark.pedantic(probe_all, rounds=1, iterations=1)
     benchmark.extra_info.update(suite="ntxent_memory", case=vars(memory_case), contestants=found)

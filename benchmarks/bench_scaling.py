@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from benchmarks.harness import FEWEST_ROUNDS, summary
 from benchmarks.ntxent_contestants import views
 from benchmarks.ntxent_truth import loss_and_sampled_gradients
+from benchmarks.report_tables import counted
 from simclr_fast import NTXentLoss
 
 TEMPERATURE = 0.1
@@ -92,13 +93,13 @@ def test_scaling(benchmark, case: Case, device: torch.device, budget: float, tmp
     benchmark.pedantic(one_round, rounds=1 if budget < 1 else 3, iterations=1)
     contestants = {}
     for n, world in keys:
+        figures = {"n": n, "processes": world}
         if world not in present:
-            figures = {"absent": f"needs {world} GPUs"}
+            figures["absent"] = f"needs {world} GPUs"
         else:
-            figures = {"error": errors[n, world], "tolerance": TOLERANCE}
+            figures |= {"error": errors[n, world], "tolerance": TOLERANCE}
             if errors[n, world] <= TOLERANCE:
                 figures["seconds"] = {"full": summary(seconds[n, world])}
-        name = f"N={n}, {world} process{'es' if world > 1 else ''}"
-        contestants[name] = {"n": n, "processes": world, **figures}
+        contestants[f"N={n}, {counted(world, 'process')}"] = figures
     benchmark.extra_info.update(suite="scaling", case=vars(case), contestants=contestants)
     assert all(error <= TOLERANCE for error in errors.values()), f"the global loss is wrong: {errors}, truth {truth}"

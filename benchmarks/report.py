@@ -55,27 +55,20 @@ def write(path: Path, against: Path | None) -> Path:
     results, old = load(path), load(against) if against else None
     found = suites(results)
     plots = report_plots.draw(found, path.parent, report_tables.label(results))
-    sections = report_tables.sections(results, found, old, suites(old) if old else None)
-    text = []
-    for section in sections:
+    text, body = [], []
+    for section in report_tables.sections(results, found, old, suites(old) if old else None):
         text.append(section.text)
-        text += [f"![{plot.title}]({plot.path.name})" for plot in plots if plot.suite == section.suite]
+        body.append(markdown.markdown(section.text, extensions=["tables"]))
+        for plot in (plot for plot in plots if plot.suite == section.suite):
+            text.append(f"![{plot.title}]({plot.path.name})")
+            data = base64.b64encode(plot.path.read_bytes()).decode()
+            body.append(f'<img alt="{html.escape(plot.title)}" src="data:image/png;base64,{data}">')
     target = path.parent / "report.md"
     target.write_text("\n\n".join(text) + "\n")
-    (path.parent / "report.html").write_text(_html(sections, plots))
-    return target
-
-
-def _html(sections: list[report_tables.Section], plots: list[report_plots.Plot]) -> str:
-    body = []
-    for section in sections:
-        body.append(markdown.markdown(section.text, extensions=["tables"]))
-        for plot in plots:
-            if plot.suite == section.suite:
-                data = base64.b64encode(plot.path.read_bytes()).decode()
-                body.append(f'<img alt="{html.escape(plot.title)}" src="data:image/png;base64,{data}">')
     head = f'<meta charset="utf-8"><title>simclr_fast benchmarks</title><style>{STYLE}</style>'
-    return f"<!doctype html><html lang='en'>{head}<body>{''.join(body)}</body></html>\n"
+    page = f"<!doctype html><html lang='en'>{head}<body>{''.join(body)}</body></html>\n"
+    target.with_suffix(".html").write_text(page)
+    return target
 
 
 def main(arguments: list[str] | None = None) -> None:

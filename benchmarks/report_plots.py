@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.report_tables import counted, number
-from benchmarks.targets import MIB, full_seconds
+from benchmarks.report_tables import counted, number, phases_of
+from benchmarks.targets import MIB, full_seconds, main_series, timed
 from simclr_fast.visualize import plt, save
 
 # One colour for each contestant, the same in every plot (Okabe and Ito's palette, safe for colour-blind readers); who
@@ -30,6 +30,8 @@ COLOURS = {
     "plain PyTorch": "#0072B2",
 }
 OURS = ("cpp", "triton", "reference")
+IMAGES_PER_SECOND = "images per second, two views each"
+PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:,g}")
 
 
 @dataclass(frozen=True)
@@ -59,35 +61,27 @@ def _legend(axes: plt.Axes) -> None:
     axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _new(width: float, height: float) -> tuple[plt.Figure, plt.Axes]:
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    return figure, axes
-
-
-def _finish(figure: plt.Figure, axes: plt.Axes, title: str, note: str, path: Path) -> None:
-    _tidy(axes, title)
-    figure.supxlabel(note, fontsize=7, color="#57606a", x=0.01, ha="left")
-    save(figure, path, dpi=140)
-
-
-def _tidy(axes: plt.Axes, title: str) -> None:
+def _titled(axes: plt.Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _plain_log_axis(axis) -> None:
-    """Plain numbers as labels: at every power of ten, or at 1, 2 and 5 of each where there are few."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if math.log10(high / low) < 2.5 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+def _finish(figure: plt.Figure, note: str, path: Path) -> None:
+    figure.supxlabel(note, fontsize=7, color="#57606a", x=0.01, ha="left")
+    save(figure, path, dpi=140)
 
 
-def main_series(cases: list[dict]) -> list[dict]:
-    """The cases with D=128, float32, t=0.1, by N."""
-    wanted = {"d": 128, "dtype": "float32", "temperature": 0.1}
-    series = [case for case in cases if all(case["case"][key] == value for key, value in wanted.items())]
-    return sorted(series, key=lambda case: case["case"]["n"])
+def _over_n(axes: plt.Axes, sizes: list[int], what: str, axis: str) -> None:
+    """Log axes with plain numbers: every N; on the other every power of ten, or 1, 2 and 5 of each if they are few."""
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel=what, ylabel=axis)
+    low, high = axes.yaxis.get_view_interval()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if math.log10(high / low) < 2.5 else (1,)))
+    axes.yaxis.set_major_formatter(PLAIN_NUMBERS)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25)
+    _legend(axes)
 
 
 def against_n(axes: plt.Axes, cases: list[dict], value, axis: str, limit=None) -> None:
@@ -100,15 +94,9 @@ def against_n(axes: plt.Axes, cases: list[dict], value, axis: str, limit=None) -
             axes.loglog(*zip(*points), label=_legend_name(name), color=_colour(name), marker="o", markersize=4, **style)
     sizes = [case["case"]["n"] for case in cases]
     if limit is not None:
-        axes.loglog(
-            sizes, [limit(case) for case in cases], "k--", linewidth=1.2, label="limit: 2 M$^2$D at torch.mm's rate"
-        )
-    axes.set_xticks(sizes, [str(n) for n in sizes])
-    axes.minorticks_off()
-    axes.set(xlabel="N (positive pairs)", ylabel=axis)
-    _plain_log_axis(axes.yaxis)
-    axes.grid(alpha=0.25)
-    _legend(axes)
+        label = "limit: 2 M$^2$D at torch.mm's rate"
+        axes.loglog(sizes, [limit(case) for case in cases], "k--", linewidth=1.2, label=label)
+    _over_n(axes, sizes, "N (positive pairs)", axis)
 
 
 def ntxent_time(axes: plt.Axes, series: list[dict]) -> None:
@@ -125,23 +113,22 @@ def bars(axes: plt.Axes, rates: dict[str, float], axis: str) -> None:
     axes.bar_label(drawn, labels=[number(rates[n]) for n in names], padding=4, fontsize=9)
     axes.set_xlim(right=1.18 * max(rates.values()))
     axes.set_xlabel(axis)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_major_formatter(PLAIN_NUMBERS)
 
 
 def rates_of(case: dict, count: float) -> dict[str, float]:
     """`count` per second for every contestant that was timed."""
-    return {name: count / s for name, figures in case["contestants"].items() if (s := full_seconds(figures))}
+    return {name: count / seconds for name, seconds in timed(case).items()}
 
 
 def _shares(axes: plt.Axes, case: dict) -> None:
     """Where a step's time goes, stacked."""
-    timed = {n: f["seconds"] for n, f in case["contestants"].items() if "seconds" in f}
-    phases = list(dict.fromkeys(p for s in timed.values() for p in s if p != "full"))
-    left = dict.fromkeys(timed, 0.0)
-    for phase, colour in zip(phases, plt.get_cmap("tab10").colors):
-        widths = [1e3 * timed[n][phase]["median"] if phase in timed[n] else 0.0 for n in timed]
-        axes.barh(list(timed), widths, left=[left[n] for n in timed], label=phase, color=colour)
-        left = {n: left[n] + w for n, w in zip(timed, widths)}
+    taken = {name: figures["seconds"] for name, figures in case["contestants"].items() if "seconds" in figures}
+    left = dict.fromkeys(taken, 0.0)
+    for phase, colour in zip(phases_of(case), plt.get_cmap("tab10").colors):
+        widths = [1e3 * seconds[phase]["median"] if phase in seconds else 0.0 for seconds in taken.values()]
+        axes.barh(list(taken), widths, left=list(left.values()), label=phase, color=colour)
+        left = {name: left[name] + width for name, width in zip(taken, widths)}
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per step (medians of the phases)")
     _legend(axes)
@@ -155,56 +142,44 @@ def _scaling(axes: plt.Axes, case: dict) -> None:
         if points:
             label = counted(world, "process")
             axes.loglog(*zip(*points), marker="o", markersize=4, label=label, color=plt.get_cmap("viridis")(index / 3))
-    sizes = case["case"]["sizes"]
-    axes.set_xticks(sizes, [str(n) for n in sizes])
-    axes.minorticks_off()
-    axes.set(xlabel="N (positive pairs, over all processes)", ylabel="milliseconds, forward + backward")
-    _plain_log_axis(axes.yaxis)
-    axes.grid(alpha=0.25)
-    _legend(axes)
-
-
-def augment_title(case: dict) -> str:
-    """The shape of an augmentation case in words."""
-    shape = case["case"]
-    return f"SimCLR augmentation, {shape['batch']} images, {shape['side']} to {shape['size']} px"
+    what = "N (positive pairs, over all processes)"
+    _over_n(axes, case["case"]["sizes"], what, "milliseconds, forward + backward")
 
 
 def draw(found: dict[str, list[dict]], folder: Path, note: str) -> list[Plot]:
     """Draws every plot the results allow into the folder."""
     plots: list[Plot] = []
 
-    def add(suite: str, file: str, title: str, size: tuple[float, float], fill) -> None:
-        figure, axes = _new(*size)
-        fill(axes)
+    def add(suite: str, file: str, title: str, size: tuple[float, float], fill, *arguments: object) -> None:
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        fill(axes, *arguments)
         plots.append(Plot(suite, title, folder / file))
-        _finish(figure, axes, title, note, plots[-1].path)
+        _titled(axes, title)
+        _finish(figure, note, plots[-1].path)
 
     series = main_series(found.get("ntxent", []))
     if len(series) > 1:
-        title = "NT-Xent forward + backward, D = 128, float32"
-        add("ntxent", "ntxent_time.png", title, (9, 5), lambda axes: ntxent_time(axes, series))
+        title = "NT-Xent {}, D = 128, float32"
+        add("ntxent", "ntxent_time.png", title.format("forward + backward"), (9, 5), ntxent_time, series)
         memory = lambda figures: figures.get("peak_bytes", 0) / MIB
-        title = "NT-Xent peak memory beyond the inputs, D = 128, float32"
-        add("ntxent", "ntxent_memory.png", title, (9, 5), lambda axes: against_n(axes, series, memory, "peak MiB"))
+        title = title.format("peak memory beyond the inputs")
+        add("ntxent", "ntxent_memory.png", title, (9, 5), against_n, series, memory, "peak MiB")
     for case in found.get("augment", []):
-        rates = rates_of(case, case["views"] / 2)
-        if case["case"]["ops"] == "all" and case["case"]["channels_last"] and rates:
-            fill = lambda axes, rates=rates: bars(axes, rates, "images per second, two views each")
-            file = f"augment_{case['case']['size']}.png"
-            add("augment", file, augment_title(case), (8, 0.42 * len(rates) + 1.3), fill)
+        rates, shape = rates_of(case, case["views"] / 2), case["case"]
+        if shape["ops"] == "all" and shape["channels_last"] and rates:
+            title = f"SimCLR augmentation, {shape['batch']} images, {shape['side']} to {shape['size']} px"
+            size = (8, 0.42 * len(rates) + 1.3)
+            add("augment", f"augment_{shape['size']}.png", title, size, bars, rates, IMAGES_PER_SECOND)
     for index, case in enumerate(found.get("train_step", [])):
         rates = rates_of(case, case["images"])
         if rates:
-            fill = lambda axes, rates=rates: bars(axes, rates, "images per second")
-            size = (8, 0.42 * len(rates) + 1.3)
-            add("train_step", f"train_rate_{index}.png", f"Training, {case['title']}", size, fill)
+            height, file = 0.42 * len(rates) + 1.3, f"train_rate_{index}.png"
+            add("train_step", file, f"Training, {case['title']}", (8, height), bars, rates, "images per second")
             title = f"Where a training step's time goes, {case['title']}"
-            size = (9, 0.42 * len(rates) + 1.3)
-            add("train_step", f"train_step_{index}.png", title, size, lambda axes, case=case: _shares(axes, case))
+            add("train_step", f"train_step_{index}.png", title, (9, height), _shares, case)
     for index, case in enumerate(found.get("scaling", [])):
         title = f"NT-Xent over several processes, D = {case['case']['d']}, float32"
-        add("scaling", f"scaling_{index}.png", title, (9, 4), lambda axes, case=case: _scaling(axes, case))
+        add("scaling", f"scaling_{index}.png", title, (9, 4), _scaling, case)
     return plots
 
 
@@ -213,6 +188,7 @@ def draw_readme(found: dict[str, list[dict]], augment: dict, note: str, path: Pa
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(1.3, 1))
     ntxent_time(left, main_series(found["ntxent"]))
     left.legend(frameon=False, fontsize=8.5, loc="lower right")
-    _tidy(left, "NT-Xent forward + backward, D = 128, float32")
-    bars(right, rates_of(augment, augment["views"] / 2), "images per second, two views each")
-    _finish(figure, right, f"Augmentation, {augment['case']['side']} to {augment['case']['size']} px", note, path)
+    _titled(left, "NT-Xent forward + backward, D = 128, float32")
+    bars(right, rates_of(augment, augment["views"] / 2), IMAGES_PER_SECOND)
+    _titled(right, f"Augmentation, {augment['case']['side']} to {augment['case']['size']} px")
+    _finish(figure, note, path)

@@ -9,9 +9,10 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.report_plots import draw_readme, is_ours
+from benchmarks.report_plots import draw_readme, is_ours, rates_of
 from benchmarks.report_tables import label, number, table
-from benchmarks.targets import MIB, augment_info, full_seconds, ntxent_info
+from benchmarks.targets import MIB, augment_info, ntxent_info, timed
+from tools.gpu import OURS
 
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks.report RESULTS.json --readme` -->"
 END = "<!-- benchmarks: end -->"
@@ -22,45 +23,46 @@ SHAPES = ((256, 32, 32), (64, 256, 224))
 SHOWN = ("cpp", "triton", "simclr_fast")  # of ours; the step eager and in float32, as the others do it
 NO_GPU = "run `make gpu-check`"
 GPU_CHECK = Path("docs/tables/gpu_check.json")
-# The cases of a GPU that stand beside those of the CPU, row by row: (section, case, what it is compared with).
+# The cases of a GPU that stand beside those of the CPU, row by row: (section, case, what it is compared with, figure,
+# unit). The last row is that of the training steps.
 _GPU_ROWS = (
-    *(("ntxent", f"N={n} D=128 fp16", "plain") for n in SIZES),
-    ("memory", f"N={SIZES[-1]} D=128 fp16", "plain"),
-    ("augment", "1024 x 32 px to 32 px, bf16", "torchvision v2, a batch"),
-    ("augment", "256 x 256 px to 224 px, bf16", "torchvision v2, a batch"),
-    ("steps", "", ""),
+    *(("ntxent", f"N={n} D=128 fp16", "plain", "both ms", "ms, fp16") for n in SIZES),
+    ("ntxent", f"N={SIZES[-1]} D=128 fp16", "plain", "peak MiB", "MiB"),
+    ("augment", "1024 x 32 px to 32 px, bf16", "torchvision v2, a batch", "views/s", "views/s"),
+    ("augment", "256 x 256 px to 224 px, bf16", "torchvision v2, a batch", "views/s", "views/s"),
 )
-OURS_ON_GPU = ("cpp", "triton")
 
 
-def _gpu_cell(bench: dict, section: str, case: str, other: str) -> str:
+def best_of(values: dict[str, float], most_is_best: bool) -> str | None:
+    """Whose value is the best; None where there is none."""
+    return (max if most_is_best else min)(values, key=values.get, default=None)
+
+
+def times(ours: float, other: float, most_is_best: bool) -> str:
+    """How many times as good ours is as the other, in brackets."""
+    return f"({number(ours / other if most_is_best else other / ours)}x)"
+
+
+def _gpu_cell(bench: dict, section: str, case: str, other: str, name: str, unit: str) -> str:
     """What the GPU's report says of one row; "" where it says nothing."""
-    if section == "steps":
-        rates = {name: figures["images/s"] for name, figures in bench.get("steps", {}).items() if "images/s" in figures}
-        return "; ".join(f"{name}, bf16: {number(rate)} images/s" for name, rate in rates.items())
-    name, unit = {"ntxent": ("both ms", "ms, fp16"), "memory": ("peak MiB", "MiB"), "augment": ("views/s", "views/s")}[
-        section
-    ]
     most_is_best = section == "augment"
-    contestants = bench.get("augment" if most_is_best else "ntxent", {}).get(case, {}).get("contestants", {})
+    contestants = bench.get(section, {}).get(case, {}).get("contestants", {})
     values = {contestant: figures[name] for contestant, figures in contestants.items() if figures.get(name)}
-    ours = [contestant for contestant in OURS_ON_GPU if contestant in values]
-    if not ours:
+    best = best_of({contestant: values[contestant] for contestant in OURS if contestant in values}, most_is_best)
+    if best is None:
         return ""
-    best = (max if most_is_best else min)(ours, key=values.get)
     cell = f"{best} {number(values[best])} {unit}"
-    if other not in values:
-        return cell
-    times = values[best] / values[other] if most_is_best else values[other] / values[best]
-    return f"{cell} ({number(times)}x)"
+    return f"{cell} {times(values[best], values[other], most_is_best)}" if other in values else cell
 
 
 def gpu_cells(check: Path) -> list[str]:
     """The GPU's cell of every row, of a report of tools/gpu_check.py."""
     if not check.exists():
-        return [NO_GPU] * len(_GPU_ROWS)
+        return [NO_GPU] * (len(_GPU_ROWS) + 1)
     bench = json.loads(check.read_text())["bench"]
-    return [_gpu_cell(bench, *row) for row in _GPU_ROWS]
+    rates = {name: figures["images/s"] for name, figures in bench.get("steps", {}).items() if "images/s" in figures}
+    steps = "; ".join(f"{name}, bf16: {number(rate)} images/s" for name, rate in rates.items())
+    return [*(_gpu_cell(bench, *row) for row in _GPU_ROWS), steps]
 
 
 def gpu_note(check: Path) -> str:
@@ -78,17 +80,13 @@ def gpu_note(check: Path) -> str:
 
 def _row(what: str, values: dict[str, float], plain: str, unit: str, most_is_best: bool) -> list[str]:
     """Ours against plain and against the best of the others; `values` are those that were measured."""
-    best = max if most_is_best else min
-    ours = best((name for name in SHOWN if name in values), key=values.get)
-    others = [n for n in values if not is_ours(n) and n != plain]
-    cells = [what, f"{number(values[ours])} {unit}"]
-    for other in (plain, best(others, key=values.get) if others else None):
-        if other not in values:
-            cells.append("")
-            continue
-        times = values[ours] / values[other] if most_is_best else values[other] / values[ours]
+    ours = values[best_of({name: values[name] for name in SHOWN if name in values}, most_is_best)]
+    others = {name: value for name, value in values.items() if not is_ours(name) and name != plain}
+    cells = [what, f"{number(ours)} {unit}"]
+    for other in (plain, best_of(others, most_is_best)):
         named = f"{other} " if other != plain else ""
-        cells.append(f"{named}{number(values[other])} {unit} ({number(times)}x)")
+        beside = other in values and f"{number(values[other])} {unit} {times(ours, values[other], most_is_best)}"
+        cells.append(named + beside if beside else "")
     return cells
 
 
@@ -97,44 +95,36 @@ def rows(found: dict[str, list[dict]], check: Path) -> list[list[str]]:
     made = []
     for n in SIZES:
         info = _needed(ntxent_info(found, n), f"NT-Xent, N = {n}")
-        values = {name: 1e3 * s for name, f in info["contestants"].items() if (s := full_seconds(f))}
+        values = {name: 1e3 * seconds for name, seconds in timed(info).items()}
         made.append(_row(f"NT-Xent forward + backward, N = {n}", values, "plain", "ms", False))
     values = {name: f["peak_bytes"] / MIB for name, f in info["contestants"].items() if "peak_bytes" in f}
     made.append(_row(f"its peak memory, N = {n}", values, "plain", "MiB", False))
     for batch, side, size in SHAPES:
         info = _needed(augment_info(found, batch, side, size), f"augmentation, {batch} x {side} to {size}")
-        values = {name: info["views"] / s for name, f in info["contestants"].items() if (s := full_seconds(f))}
         what = f"augmentation, {batch} images, {side} to {size} px"
-        made.append(_row(what, values, "torchvision", "views/s", True))
+        made.append(_row(what, rates_of(info, info["views"]), "torchvision", "views/s", True))
     for info in found.get("train_step", [])[:1]:
-        values = {name: info["images"] / s for name, f in info["contestants"].items() if (s := full_seconds(f))}
-        made.append(_row(f"training step, {info['title']}", values, "plain PyTorch", "images/s", True))
+        what = f"training step, {info['title']}"
+        made.append(_row(what, rates_of(info, info["images"]), "plain PyTorch", "images/s", True))
     return [[*cells, on_gpu] for cells, on_gpu in zip(made, gpu_cells(check))]
 
 
 def _needed(info: dict | None, what: str) -> dict:
     if info is None:
-        raise SystemExit(
-            f"report: the results lack the case {what}, which the README shows; take them with `make bench`"
-        )
+        why = "which the README shows; take them with `make bench`"
+        raise SystemExit(f"report: the results lack the case {what}, {why}")
     return info
 
 
 def text(results: dict, found: dict[str, list[dict]], check: Path) -> str:
     """The block between the markers."""
-    header = [
-        "measured with `make bench`",
-        "simclr_fast, CPU",
-        "plain PyTorch / torchvision",
-        "best of the others",
-        "GPU",
-    ]
-    shown = table(header, rows(found, check))
+    header = ["measured with `make bench`", "simclr_fast, CPU", "plain PyTorch / torchvision", "best of the others"]
+    shown = table([*header, "GPU"], rows(found, check))
     foot = (
         f"{label(results)}. Float32, D = 128, t = 0.1; medians of interleaved rounds; in brackets, how "
         "many times as fast (or as small) simclr_fast is. Only contestants whose results agree are timed."
+        f"{gpu_note(check)}"
     )
-    foot += gpu_note(check)
     return f"{BEGIN}\n{shown}\n\n{foot}\n\n![time against N, and augmentation's images per second]({PLOT})\n{END}"
 
 

@@ -4,9 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from benchmarks.targets import Target, full_seconds, over_limit, targets
+from benchmarks.targets import MIB, Target, full_seconds, over_limit, targets, timed
 
-MIB = 2**20
 # A change is reported where the medians differ by more than this and the quartile ranges do not overlap.
 NOISE = 0.10
 
@@ -46,11 +45,9 @@ def number(value: float) -> str:
 
 
 def milliseconds(figures: dict, phase: str) -> str:
-    """Median and quartiles of a phase in ms."""
-    s = figures["seconds"].get(phase)
-    return (
-        "" if s is None else " ".join([number(1e3 * s["median"]), f"({number(1e3 * s['q1'])}-{number(1e3 * s['q3'])})"])
-    )
+    """Median and quartiles of a phase in ms; "" where it has none."""
+    of = {name: number(1e3 * value) for name, value in figures["seconds"].get(phase, {}).items()}
+    return "{median} ({q1}-{q3})".format(**of) if of else ""
 
 
 def not_timed(figures: dict) -> str | None:
@@ -76,13 +73,15 @@ def remarks(info: dict) -> list[str]:
 
 def contestants_table(info: dict, common: list[str], header: list[str], row) -> str:
     """One row per timed contestant, `row(figures, seconds)` behind its name; below it the remarks not in `common`."""
-    rows = [
-        [name, *row(figures, full_seconds(figures))]
-        for name, figures in info["contestants"].items()
-        if "seconds" in figures
-    ]
+    rows = [[name, *row(info["contestants"][name], seconds)] for name, seconds in timed(info).items()]
     own = "\n".join(remark for remark in remarks(info) if remark not in common)
     return f"### {title(info)}\n\n" + table(["contestant", *header], rows) + ("\n\n" + own if own else "")
+
+
+def phases_of(info: dict) -> list[str]:
+    """The phases of the timed contestants, in their order."""
+    timed_ones = (figures["seconds"] for figures in info["contestants"].values() if "seconds" in figures)
+    return list(dict.fromkeys(phase for seconds in timed_ones for phase in seconds if phase != "full"))
 
 
 def ntxent_case(info: dict, common: list[str]) -> str:
@@ -111,11 +110,8 @@ def ntxent_case(info: dict, common: list[str]) -> str:
 
 def ntxent_memory_case(info: dict, common: list[str]) -> str:
     """Peak memory where plain PyTorch has no room."""
-    rows = [
-        [name, f"{figures['peak_bytes'] / MIB:.1f}"]
-        for name, figures in info["contestants"].items()
-        if "peak_bytes" in figures
-    ]
+    peaks = {name: of["peak_bytes"] for name, of in info["contestants"].items() if "peak_bytes" in of}
+    rows = [[name, f"{peak / MIB:.1f}"] for name, peak in peaks.items()]
     return f"### {title(info)}\n\n" + table(["contestant", "peak MiB, forward + backward"], rows)
 
 
@@ -134,8 +130,7 @@ def augment_case(info: dict, common: list[str]) -> str:
 
 def train_step_case(info: dict, common: list[str]) -> str:
     """Images per second and the share of every phase."""
-    timed = [f for f in info["contestants"].values() if "seconds" in f]
-    phases = list(dict.fromkeys(phase for f in timed for phase in f["seconds"] if phase != "full"))
+    phases = phases_of(info)
 
     def row(figures: dict, full: float) -> list[str]:
         seconds = figures["seconds"]
@@ -188,9 +183,9 @@ def targets_table(rows: list[Target]) -> str:
     cells = []
     for target in rows:
         sign = ">=" if target.at_least else "<="
-        measured = (
-            f"not measured: {target.reason}" if target.measured is None else number(target.measured) + target.unit
-        )
+        measured = f"not measured: {target.reason}"
+        if target.measured is not None:
+            measured = number(target.measured) + target.unit
         verdict = {True: "met", False: "**missed**", None: ""}[target.met]
         cells.append([target.what, f"{sign} {target.demanded:g}{target.unit}", measured, verdict])
     return table(["on the CPU (cpp, forward + backward, float32)", "demanded", "measured", ""], cells)
@@ -199,33 +194,31 @@ def targets_table(rows: list[Target]) -> str:
 def against(found: dict[str, list[dict]], old: dict[str, list[dict]], old_label: str) -> str:
     """What changed beyond noise since an earlier file: times, and peak memory."""
     before = {(s, c["name"], n): f for s, cases in old.items() for c in cases for n, f in c["contestants"].items()}
+    now = [(s, case, n, f) for s, cases in found.items() for case in cases for n, f in case["contestants"].items()]
     rows, compared = [], 0
-    for suite, cases in found.items():
-        for case in cases:
-            for name, figures in case["contestants"].items():
-                earlier = before.get((suite, case["name"], name), {})
-                what = f"{suite} {title(case)}: {name}"
-                if "seconds" in figures and "seconds" in earlier:
-                    compared += 1
-                    a, b = earlier["seconds"]["full"], figures["seconds"]["full"]
-                    apart = a["q3"] < b["q1"] or b["q3"] < a["q1"]
-                    if apart and abs(b["median"] / a["median"] - 1) > NOISE:
-                        rows.append(_change(what, 1e3 * a["median"], 1e3 * b["median"], "ms", "slower", "faster"))
-                if figures.get("peak_bytes") and earlier.get("peak_bytes"):
-                    compared += 1
-                    a, b = earlier["peak_bytes"] / MIB, figures["peak_bytes"] / MIB
-                    if abs(b / a - 1) > NOISE and abs(b - a) > 1:
-                        rows.append(_change(what, a, b, "MiB", "larger", "smaller"))
+
+    def note(changed: bool, then: float, now: float, unit: str, more: str, less: str) -> None:
+        nonlocal compared
+        compared += 1
+        if changed and abs(now / then - 1) > NOISE:
+            change = f"{number(now / then)}x, {more if now > then else less}"
+            rows.append([what, f"{number(then)} {unit}", f"{number(now)} {unit}", change])
+
+    for suite, case, name, figures in now:
+        earlier = before.get((suite, case["name"], name), {})
+        what = f"{suite} {title(case)}: {name}"
+        if "seconds" in figures and "seconds" in earlier:
+            a, b = earlier["seconds"]["full"], figures["seconds"]["full"]
+            apart = a["q3"] < b["q1"] or b["q3"] < a["q1"]
+            note(apart, 1e3 * a["median"], 1e3 * b["median"], "ms", "slower", "faster")
+        if figures.get("peak_bytes") and earlier.get("peak_bytes"):
+            a, b = earlier["peak_bytes"] / MIB, figures["peak_bytes"] / MIB
+            note(abs(b - a) > 1, a, b, "MiB", "larger", "smaller")
     text = (
         f"## Against the earlier results\n\nThen: {old_label}.\n\n{compared} figures compared; {len(rows)} changed by "
         f"more than {NOISE:.0%} (times: with disjoint quartiles; memory: by more than 1 MiB)."
     )
     return text + ("\n\n" + table(["figure", "then", "now", "change"], rows) if rows else "")
-
-
-def _change(what: str, then: float, now: float, unit: str, more: str, less: str) -> list[str]:
-    word = more if now > then else less
-    return [what, f"{number(then)} {unit}", f"{number(now)} {unit}", f"{number(now / then)}x, {word}"]
 
 
 def machine_list(results: dict) -> str:
@@ -261,7 +254,7 @@ def sections(results: dict, found: dict[str, list[dict]], old: dict | None, old_
         if suite in found:
             cases = found[suite]
             common = [remark for remark in remarks(cases[0]) if all(remark in remarks(case) for case in cases)]
-            parts.append(Section(suite, "\n\n".join([f"## {heading}", *(["\n".join(common)] if common else [])])))
+            parts.append(Section(suite, f"## {heading}" + ("\n\n" + "\n".join(common) if common else "")))
             parts += [Section("", write_case(case, common)) for case in cases]
     if old is not None:
         parts.append(Section("", against(found, old_found, label(old))))

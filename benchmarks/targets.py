@@ -38,10 +38,22 @@ def full_seconds(figures: dict) -> float | None:
     return figures["seconds"]["full"]["median"] if "seconds" in figures else None
 
 
+def timed(info: dict) -> dict[str, float]:
+    """Median seconds of the whole job by contestant, for those that were timed."""
+    return {name: s for name, figures in info["contestants"].items() if (s := full_seconds(figures))}
+
+
+def main_series(cases: list[dict]) -> list[dict]:
+    """The cases with D = 128, float32, t = 0.1, by N."""
+    wanted = {"d": 128, "dtype": "float32", "temperature": 0.1}
+    return sorted(
+        (case for case in cases if case["case"].items() >= wanted.items()), key=lambda case: case["case"]["n"]
+    )
+
+
 def ntxent_info(found: dict[str, list[dict]], n: int, suite: str = "ntxent") -> dict | None:
-    """The case of the main series (D = 128, float32, t = 0.1) with this N."""
-    wanted = {"n": n, "d": 128, "dtype": "float32", "temperature": 0.1}
-    return next((info for info in found.get(suite, []) if info["case"] == wanted), None)
+    """The case of the main series with this N."""
+    return next((info for info in main_series(found.get(suite, [])) if info["case"]["n"] == n), None)
 
 
 def augment_info(found: dict[str, list[dict]], batch: int, side: int, size: int) -> dict | None:
@@ -54,11 +66,9 @@ def speedup(info: dict | None, ours: str, other: str) -> tuple[float | None, str
     """How many times as long `other` takes as `ours`; None and a reason where one of them was not timed."""
     if info is None:
         return None, "case not in this run"
-    seconds = {name: full_seconds(info["contestants"].get(name, {})) for name in (ours, other)}
-    for name, value in seconds.items():
-        if value is None:
-            return None, f"{name} was not timed"
-    return seconds[other] / seconds[ours], ""
+    seconds = timed(info)
+    absent = [name for name in (ours, other) if name not in seconds]
+    return (None, f"{absent[0]} was not timed") if absent else (seconds[other] / seconds[ours], "")
 
 
 def over_limit(info: dict, seconds: float) -> float:
@@ -68,7 +78,7 @@ def over_limit(info: dict, seconds: float) -> float:
 
 def _limit(found: dict[str, list[dict]], n: int) -> tuple[float | None, str]:
     info = ntxent_info(found, n)
-    seconds = full_seconds(info["contestants"].get("cpp", {})) if info else None
+    seconds = timed(info).get("cpp") if info else None
     return (over_limit(info, seconds), "") if seconds else (None, "cpp was not timed")
 
 
@@ -82,26 +92,16 @@ def _memory(found: dict[str, list[dict]], n: int) -> tuple[float | None, str]:
 
 def targets(found: dict[str, list[dict]]) -> list[Target]:
     """Every demand with the figure of this run."""
-    rows = [
-        Target(
-            f"NT-Xent, N = {n}: against plain PyTorch",
-            least,
-            True,
-            "x",
-            *speedup(ntxent_info(found, n), "cpp", "plain"),
-        )
-        for n, least in LEAST_SPEEDUP.items()
-    ]
-    rows += [
-        Target(f"NT-Xent, N = {n}: over the multiply-add limit", most, False, "x", *_limit(found, n))
-        for n, most in MOST_OF_LIMIT.items()
-    ]
-    rows += [
-        Target(f"NT-Xent, N = {n}: peak memory beyond the inputs", most, False, " MiB", *_memory(found, n))
-        for n, most in MOST_MIB.items()
-    ]
+    rows = []
+    for n, least in LEAST_SPEEDUP.items():
+        measured = speedup(ntxent_info(found, n), "cpp", "plain")
+        rows.append(Target(f"NT-Xent, N = {n}: against plain PyTorch", least, True, "x", *measured))
+    for n, most in MOST_OF_LIMIT.items():
+        rows.append(Target(f"NT-Xent, N = {n}: over the multiply-add limit", most, False, "x", *_limit(found, n)))
+    for n, most in MOST_MIB.items():
+        what = f"NT-Xent, N = {n}: peak memory beyond the inputs"
+        rows.append(Target(what, most, False, " MiB", *_memory(found, n)))
     for (shape, peer), least in LEAST_AUGMENT_SPEEDUP.items():
-        batch, side, size = shape
-        what = f"augmentation, {batch} x {side} to {size} px: against {peer}"
+        what = "augmentation, {} x {} to {} px: against {}".format(*shape, peer)
         rows.append(Target(what, least, True, "x", *speedup(augment_info(found, *shape), "cpp", peer)))
     return rows
