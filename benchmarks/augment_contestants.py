@@ -55,6 +55,11 @@ class Recipe:
     def blur_kernel(self) -> int:
         return self.size // 10 | 1
 
+    @property
+    def blurred(self) -> bool:
+        """Whether a blur changes anything."""
+        return self.blur_p > 0 and self.blur_kernel > 1
+
 
 def _ours(backend: str, recipe: Recipe, device: torch.device, channels_last: bool) -> Views:
     return SimCLRAugment(
@@ -71,33 +76,42 @@ def _ours(backend: str, recipe: Recipe, device: torch.device, channels_last: boo
     )
 
 
-def _torchvision(recipe: Recipe, device: torch.device, channels_last: bool) -> Views:
+def torchvision_chain(recipe: Recipe) -> Callable[[Tensor], Tensor]:
+    """torchvision v2's transform of an image, or of a batch with one draw for all of its images."""
     from torchvision.transforms import v2
 
-    chain = [v2.ToDtype(torch.float32, scale=True)]
-    chain += [v2.RandomResizedCrop(recipe.size, recipe.scale, recipe.ratio, antialias=True)]
-    chain += [v2.RandomHorizontalFlip(recipe.hflip)]
-    chain += [v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], recipe.jitter_p)] if recipe.jitter_p else []
-    chain += [v2.RandomGrayscale(recipe.gray_p)] if recipe.gray_p else []
-    blur = v2.GaussianBlur(recipe.blur_kernel, (0.1, 2.0))
-    chain += [v2.RandomApply([blur], recipe.blur_p)] if recipe.blur_p and recipe.blur_kernel > 1 else []
-    chain += [v2.RandomSolarize(0.5, recipe.solarize_p)] if recipe.solarize_p else []
-    transform = v2.Compose([*chain, v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    chain = (
+        (1.0, v2.ToDtype(torch.float32, scale=True)),
+        (1.0, v2.RandomResizedCrop(recipe.size, recipe.scale, recipe.ratio, antialias=True)),
+        (1.0, v2.RandomHorizontalFlip(recipe.hflip)),
+        (recipe.jitter_p, v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], recipe.jitter_p)),
+        (recipe.gray_p, v2.RandomGrayscale(recipe.gray_p)),
+        (recipe.blurred, v2.RandomApply([v2.GaussianBlur(recipe.blur_kernel, (0.1, 2.0))], recipe.blur_p)),
+        (recipe.solarize_p, v2.RandomSolarize(0.5, recipe.solarize_p)),
+        (1.0, v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)),
+    )
+    return v2.Compose([op for probability, op in chain if probability])
+
+
+def _torchvision(recipe: Recipe, device: torch.device, channels_last: bool) -> Views:
+    transform = torchvision_chain(recipe)
     return lambda images: torch.stack([transform(image) for _ in range(2) for image in images])
 
 
 def _kornia(recipe: Recipe, device: torch.device, channels_last: bool) -> Views:
     from kornia import augmentation as ka
 
-    chain = [ka.RandomResizedCrop((recipe.size, recipe.size), recipe.scale, recipe.ratio)]
-    chain += [ka.RandomHorizontalFlip(p=recipe.hflip)]
-    chain += [ka.ColorJitter(0.8, 0.8, 0.8, 0.2, p=recipe.jitter_p)] if recipe.jitter_p else []
-    chain += [ka.RandomGrayscale(p=recipe.gray_p)] if recipe.gray_p else []
     kernel = (recipe.blur_kernel, recipe.blur_kernel)
-    chain += [ka.RandomGaussianBlur(kernel, (0.1, 2.0), p=recipe.blur_p)] if recipe.blur_p and kernel[0] > 1 else []
-    chain += [ka.RandomSolarize(0.0, 0.0, p=recipe.solarize_p)] if recipe.solarize_p else []
-    chain += [ka.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))]
-    transform = torch.nn.Sequential(*chain)
+    chain = (
+        (1.0, ka.RandomResizedCrop((recipe.size, recipe.size), recipe.scale, recipe.ratio)),
+        (1.0, ka.RandomHorizontalFlip(p=recipe.hflip)),
+        (recipe.jitter_p, ka.ColorJitter(0.8, 0.8, 0.8, 0.2, p=recipe.jitter_p)),
+        (recipe.gray_p, ka.RandomGrayscale(p=recipe.gray_p)),
+        (recipe.blurred, ka.RandomGaussianBlur(kernel, (0.1, 2.0), p=recipe.blur_p)),
+        (recipe.solarize_p, ka.RandomSolarize(0.0, 0.0, p=recipe.solarize_p)),
+        (1.0, ka.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD))),
+    )
+    transform = torch.nn.Sequential(*(op for probability, op in chain if probability))
     return lambda images: transform(torch.cat([images, images]).float().div(255))
 
 
@@ -109,12 +123,11 @@ def _albumentations(recipe: Recipe, device: torch.device, channels_last: bool) -
     cv2.setNumThreads(1)  # images run in parallel instead
     chain = [al.RandomResizedCrop((recipe.size, recipe.size), recipe.scale, recipe.ratio)]
     chain += [al.HorizontalFlip(p=recipe.hflip)]
-    chain += (
-        [al.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), p=recipe.jitter_p)] if recipe.jitter_p else []
-    )
+    jitter = ((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2))
+    chain += [al.ColorJitter(*jitter, p=recipe.jitter_p)] if recipe.jitter_p else []
     chain += [al.ToGray(p=recipe.gray_p)] if recipe.gray_p else []
     kernel = (recipe.blur_kernel, recipe.blur_kernel)
-    chain += [al.GaussianBlur(kernel, (0.1, 2.0), p=recipe.blur_p)] if recipe.blur_p and kernel[0] > 1 else []
+    chain += [al.GaussianBlur(kernel, (0.1, 2.0), p=recipe.blur_p)] if recipe.blurred else []
     chain += [al.Solarize((0.5, 0.5), p=recipe.solarize_p)] if recipe.solarize_p else []
     transform = al.Compose([*chain, al.Normalize(IMAGENET_MEAN, IMAGENET_STD), ToTensorV2()])
     pool = ThreadPoolExecutor(torch.get_num_threads())
@@ -156,7 +169,7 @@ def _dali(recipe: Recipe, device: torch.device, channels_last: bool) -> Views:
             )
         if recipe.gray_p:
             images = fn.saturation(images, saturation=1.0 - maybe(recipe.gray_p))
-        if recipe.blur_p and recipe.blur_kernel > 1:
+        if recipe.blurred:
             sigma = fn.random.uniform(range=(0.1, 2.0))
             # DALI has no per-sample switch: a window of sigma 0.01 leaves the image as it is.
             on = maybe(recipe.blur_p)

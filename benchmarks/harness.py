@@ -65,6 +65,11 @@ class Absent:
     reason: str
 
 
+def in_a_line(error: Exception) -> str:
+    """Its type and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
 def installed(module: str) -> bool:
     """Whether a peer's module can be imported."""
     try:
@@ -104,7 +109,7 @@ def _admit(contestant: Contestant | Absent, check: Check | None, device: torch.d
         result = contestant.run(lap)
         once = lap.seconds()["full"]
     except Exception as error:
-        return {"failed": f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"}, 0.0
+        return {"failed": in_a_line(error)}, 0.0
     error, tolerance = (contestant.check or check)(result)
     return {"error": error, "tolerance": tolerance, **({"note": contestant.note} if contestant.note else {})}, once
 
