@@ -7,7 +7,10 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "setuptools", "ninja", "pybind11", "pytest", "pytest-xdist"),
     *("pytest-timeout", "hypothesis", "tyro", "mlxtend", "datasets", "kornia", "lightly", "pytorch-metric-learning"),
@@ -23,22 +26,34 @@ def output_of(*command: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """The version of every package, None where it is not installed."""
+    there = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages}
+    return {name: None if found is None else found.version for name, found in there.items()}
+
+
+def cores() -> int | None:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def commit_of_checkout(short: str = "--short") -> tuple[str, bool]:
+    """The checkout's commit, "" where git cannot say, and whether files were changed since."""
+    git = ("git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT))
+    changed = output_of(*git, "status", "--porcelain", "--untracked-files=no")
+    return output_of(*git, "rev-parse", short, "HEAD"), bool(changed)
+
+
 def describe() -> dict:
     """The machine."""
     import torch
 
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     found = {
         "python": platform.python_version(),
         "executable": sys.executable,
         "system": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "versions": versions,
+        "cores": cores(),
+        "versions": versions_of(PACKAGES),
         "torch's CUDA": torch.version.cuda,
         "nvcc": output_of("nvcc", "--version").split("\n")[-1],
         "compiler": output_of("c++", "--version").split("\n")[0],
