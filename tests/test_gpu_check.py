@@ -11,8 +11,9 @@ import pytest
 
 from tools.gpu import bench, plan, results
 from tools.gpu.jobs import Job, Outcome
+from tools.gpu.machine import ROOT
 from tools.gpu.page import page, summary
-from tools.gpu.scratch import ROOT, Scratch
+from tools.gpu.scratch import Scratch
 
 CHECK = [sys.executable, "tools/gpu_check.py"]
 PYTHON = [sys.executable, "-c"]

@@ -11,7 +11,8 @@ import pytest
 
 from tools.gpu import TESTS_FILE, bench, plan, record_tests, results, tune
 from tools.gpu.jobs import Job, Outcome, Runner
-from tools.gpu.scratch import ROOT, Scratch, digest
+from tools.gpu.machine import ROOT
+from tools.gpu.scratch import Scratch, digest
 
 PYTHON = [sys.executable, "-c"]
 
@@ -118,7 +119,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict:
     for name, text in RECORDED.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
-    command = [*plan.pytest_command(Scratch(tmp_path), workers=1), str(tmp_path)]
+    command = [*plan.pytest_command(workers=1), str(tmp_path)]
     more = {"PYTHONPATH": str(ROOT), TESTS_FILE: str(tmp_path / "tests.jsonl")}
     run = subprocess.run(command, cwd=tmp_path, env=environment(**more), capture_output=True, text=True)
     assert "2 failed, 2 passed, 3 skipped, 1 error" in run.stdout, run.stdout
@@ -211,8 +212,7 @@ def test_a_process_that_never_begins_ends_the_measuring(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("shape", tune.SHAPES, ids=str)
 @pytest.mark.parametrize("way", ["forward", "backward"])
-def test_tiles_to_try_are_many_and_fit(shape: tuple, way: str) -> None:
-    shape = tune.Shape(*shape)
+def test_tiles_to_try_are_many_and_fit(shape: tune.Shape, way: str) -> None:
     found = tune.candidates(shape, way, dry=False)
     assert 8 <= len(found) <= 150
     assert len(set(found)) == len(found)

@@ -22,11 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
-from tools.gpu.jobs import Runner  # noqa: E402  (the path comes first)
+from tools.gpu.bench import replace  # noqa: E402  (the path comes first)
+from tools.gpu.jobs import Runner  # noqa: E402
+from tools.gpu.machine import commit_of_checkout  # noqa: E402
 from tools.gpu.page import page, summary  # noqa: E402
 from tools.gpu.plan import STEPS, chosen_steps, plan  # noqa: E402
 from tools.gpu.results import failures, gather, short  # noqa: E402
-from tools.gpu.scratch import Scratch, commit, digest  # noqa: E402
+from tools.gpu.scratch import Scratch, digest  # noqa: E402
 from tools.tables import table_text  # noqa: E402
 
 RESERVE_SECONDS = 6.0  # for ending processes and writing
@@ -62,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def machine_of(scratch: Scratch) -> dict:
     """What tools.gpu.machine prints."""
-    command = scratch.python("-m", "tools.gpu.machine")
+    command = [sys.executable, "-m", "tools.gpu.machine"]
     done = subprocess.run(command, cwd=scratch.source, env=scratch.environment(), capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"gpu-check: this interpreter cannot describe the machine:\n{done.stderr[-2000:]}")
@@ -82,9 +84,9 @@ class Report:
         """gpu_check.json, what a repository keeps of it, gpu_check.md and logs.tar.gz."""
         self.about |= {"seconds": round(self.runner.elapsed(), 1), "state": state}
         self.found = gather(self.scratch, self.runner.outcomes, self.about)
-        self._replace("gpu_check.json", table_text(self.found))
-        self._replace("gpu_check.short.json", table_text(short(self.found)))
-        self._replace("gpu_check.md", page(self.found))
+        replace(self.out / "gpu_check.json", table_text(self.found))
+        replace(self.out / "gpu_check.short.json", table_text(short(self.found)))
+        replace(self.out / "gpu_check.md", page(self.found))
         with tarfile.open(self.out / ".logs.partial", "w:gz", compresslevel=3) as archive:
             archive.add(self.scratch.logs, "logs")
         os.replace(self.out / ".logs.partial", self.out / "logs.tar.gz")
@@ -93,11 +95,6 @@ class Report:
                 self.told[name] = outcome.status
                 why = f" ({outcome.reason})" if outcome.reason else ""
                 print(f"gpu-check: {self.runner.elapsed():4.0f} s  {name}: {outcome.status}{why}", flush=True)
-
-    def _replace(self, name: str, text: str) -> None:
-        partial = self.out / f".{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, self.out / name)
 
 
 def cut_off(number: int, frame: object) -> None:
@@ -121,11 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    commit, changed = commit_of_checkout("--short=12")
     about = {
         "began": began,
         "minutes": options.minutes,
         "command": " ".join(["gpu_check", *(sys.argv[1:] if arguments is None else arguments)]),
-        "commit": options.commit or commit(),
+        "commit": options.commit or (commit + "+" * changed or None),
         "sources": digest(scratch.source, ("csrc", "simclr_fast", "setup.py")),
         "dry run": options.dry_run,
         "steps": options.steps,

@@ -18,18 +18,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SECTIONS = {  # name: seconds below which it is not begun
-    "ceilings": 5,
-    "ntxent-first": 15,
-    "augment": 15,
-    "resnet50": 40,
-    "ntxent-compiled": 20,
-    "resnet18": 30,
-    "ntxent-sizes": 10,
-    "peers": 15,
-    "ntxent-all": 10,
-    "ntxent-compiled-all": 15,
-    "tune": 30,
+# name: (module, seconds below which it is not begun). The module's `run` measures, its `warm`, if it has one, compiles
+# beforehand. It is imported when it is needed: one that asks for an absent package fails its own sections only.
+SECTIONS = {
+    "ceilings": ("bench_ceilings", 5),
+    "ntxent-first": ("bench_ntxent", 15),
+    "augment": ("bench_augment", 15),
+    "resnet50": ("bench_steps", 40),
+    "ntxent-compiled": ("bench_ntxent", 20),
+    "resnet18": ("bench_steps", 30),
+    "ntxent-sizes": ("bench_ntxent", 10),
+    "peers": ("bench_peers", 15),
+    "ntxent-all": ("bench_ntxent", 10),
+    "ntxent-compiled-all": ("bench_ntxent", 15),
+    "tune": ("tune", 30),
 }
 RESERVE = 3.0  # seconds before the end at which nothing new is begun
 
@@ -39,18 +41,30 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {"sections": {}}
 
 
-def write(path: Path, found: dict) -> None:
+def replace(path: Path, text: str) -> None:
     """Replaces the file at once, so that a reader never sees a part of it."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
     os.replace(partial, path)
 
 
+def write(path: Path, found: dict) -> None:
+    """Writes the figures."""
+    replace(path, json.dumps(found, indent=1) + "\n")
+
+
+def backend_of(name: str, dry: bool) -> str:
+    """The backend that stands for the named one: in a dry run there is no device for Triton."""
+    return "reference" if dry and name == "triton" else name
+
+
 class Bench:
-    """The worker's state: the device, the time left, and the figures, which `save` writes.
+    """The worker's state: the device, the section, the time left, and the figures, which `save` writes.
 
     part: (k, p) where p processes share the work and this is the k-th.
     """
+
+    section = ""
 
     def __init__(self, out: Path, seconds: float, dry: bool, part: tuple[int, int] = (0, 1)):
         from tools.gpu.device import Device, DryDevice
@@ -80,12 +94,14 @@ class Bench:
         """Notes an exception as `figures["failed"]`; only one that leaves the device unusable goes on up."""
         import torch
 
+        from benchmarks.harness import in_a_line
+
         try:
             yield
         except torch.OutOfMemoryError:
             figures["failed"] = "out of memory"
         except Exception as error:
-            figures["failed"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+            figures["failed"] = in_a_line(error)[:300]
             self.say(f"{what}: {figures['failed']}")
             self.device.synchronize()  # raises again where the context is lost, which ends this process
         finally:
@@ -93,35 +109,13 @@ class Bench:
         self.device.clean()
 
 
-# Where a section's work is done, and what compiles for it beforehand. Modules are imported when they are needed: one
-# that asks for a package that is not installed fails its own sections.
-WORK = {
-    "ceilings": "bench_ceilings:run",
-    "ntxent-first": "bench_ntxent:first",
-    "ntxent-compiled": "bench_ntxent:compiled",
-    "ntxent-sizes": "bench_ntxent:sizes",
-    "ntxent-all": "bench_ntxent:all_kinds",
-    "ntxent-compiled-all": "bench_ntxent:all_kinds_compiled",
-    "augment": "bench_augment:run",
-    "resnet50": "bench_steps:resnet50",
-    "resnet18": "bench_steps:resnet18",
-    "peers": "bench_peers:run",
-    "tune": "tune:run",
-}
-WARMERS = {
-    "ntxent-sizes": "bench_ntxent:warm_triton",
-    "ntxent-compiled": "bench_ntxent:warm_compiled",
-    "augment": "bench_augment:warm_triton",
-    "resnet50": "bench_steps:warm_resnet50",
-    "resnet18": "bench_steps:warm_resnet18",
-}
-
-
-def run_sections(bench: Bench, names: list[str], work: dict[str, str]) -> None:
-    """The worker: each section in turn, its state in found["sections"]."""
+def run_sections(bench: Bench, names: list[str], function: str) -> None:
+    """The worker: `run` or `warm` of each section in turn, its state in found["sections"]."""
     for name in names:
+        module, least = SECTIONS[name]
+        bench.section = name
         state = bench.found["sections"].setdefault(name, {})
-        if bench.left() < (0 if bench.dry else SECTIONS[name]):
+        if bench.left() < (0 if bench.dry else least):
             state |= {"state": "left out", "reason": f"{bench.left():.0f} s were left"}
             bench.save()
             continue
@@ -129,7 +123,6 @@ def run_sections(bench: Bench, names: list[str], work: dict[str, str]) -> None:
         state["state"] = "running"
         bench.save()
         with bench.guarded(state, name):
-            module, function = work[name].split(":")
             run = getattr(importlib.import_module(f"{__package__}.{module}"), function)
             gc.collect()
             gc.freeze()  # what is imported is not to be looked through at every collection
@@ -180,7 +173,7 @@ def main() -> int:
     part = tuple(map(int, options.warm.split("/"))) if options.warm else (0, 1)
     if options.worker or options.warm:
         bench = Bench(options.out, options.seconds, options.dry_run, part)
-        run_sections(bench, options.sections, WARMERS if options.warm else WORK)
+        run_sections(bench, options.sections, "warm" if options.warm else "run")
         return int(any(bench.found["sections"][name]["state"] == "failed" for name in options.sections))
     return supervise(options.out, options.seconds, options.sections, ["--dry-run"] if options.dry_run else [])
 

@@ -7,13 +7,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from benchmarks.augment_contestants import Recipe, build
+from benchmarks.augment_contestants import Recipe, build, torchvision_chain
 from benchmarks.bench_augment import photographs as make_photographs
 from simclr_fast import SimCLRAugment
-from tools.gpu.bench import Bench
+from tools.gpu import OURS
+from tools.gpu.bench import Bench, backend_of
 from tools.gpu.bench_ceilings import copy_timing
 
-BACKENDS = ("cpp", "triton")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHAPES = ((256, 256, 224), (1024, 32, 32), (256, 96, 96))  # images, their side, the views' side
 MEAN_CROP = 0.54  # share of an image that a crop covers in the mean: scale is uniform in [0.08, 1]
@@ -21,24 +21,9 @@ SAMPLES_OF_TORCHVISION = 32  # per sample it is slow; its time is linear in the 
 photographs = cache(make_photographs)  # seconds for the large ones
 
 
-def ours(bench: Bench, backend: str, size: int, dtype: torch.dtype) -> SimCLRAugment:
-    """A backend's transform."""
-    return SimCLRAugment(size, dtype=dtype, backend="reference" if bench.dry and backend == "triton" else backend)
-
-
 def torchvision_of_a_batch(size: int) -> Callable[[Tensor], Tensor]:
     """torchvision v2 on a whole batch: one draw for all of its images, which is not SimCLR, but the best it can do."""
-    from torchvision.transforms import v2
-
-    chain = [
-        v2.ToDtype(torch.float32, scale=True),
-        v2.RandomResizedCrop(size, (0.08, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
-        v2.RandomGrayscale(0.2),
-    ]
-    chain += [v2.RandomApply([v2.GaussianBlur(size // 10 | 1, (0.1, 2.0))], 0.5)] if size >= 20 else []
-    transform = v2.Compose([*chain, v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    transform = torchvision_chain(Recipe(size))
     return lambda images: torch.cat([transform(images), transform(images)])
 
 
@@ -67,10 +52,12 @@ def run_case(bench: Bench, batch: int, side: int, size: int, kind: str) -> None:
     least = int(2 * batch * (MEAN_CROP * 3 * side**2 + 3 * size**2 * dtype.itemsize))
     copy_ms = copy_timing(device, least).ms
     entry |= {"least bytes": least, "copy ms": copy_ms}
-    for backend in BACKENDS:
+    for backend in OURS:
         figures = entry["contestants"].setdefault(backend, {})
         with bench.guarded(figures, f"augment {size} {kind} {backend}"):
-            measure_ours(bench, figures, ours(bench, backend, size, dtype), nhwc, copy_ms)
+            measure_ours(
+                bench, figures, SimCLRAugment(size, dtype=dtype, backend=backend_of(backend, bench.dry)), nhwc, copy_ms
+            )
     if kind == "bf16":
         few = images[:SAMPLES_OF_TORCHVISION]
         per_sample = build("torchvision", Recipe(size), device.torch, True)
@@ -98,22 +85,22 @@ def errors(bench: Bench, size: int, side: int) -> dict:
     truth = SimCLRAugment(size, backend="reference", **plain).apply(images, params)
     there = images.to(bench.device.torch)
     found = {}
-    for backend in BACKENDS:
+    for backend in OURS:
         figures = found.setdefault(backend, {})
         with bench.guarded(figures, f"augmentation's errors, {backend}"):
-            aug = SimCLRAugment(size, backend="reference" if bench.dry and backend == "triton" else backend, **plain)
+            aug = SimCLRAugment(size, backend=backend_of(backend, bench.dry), **plain)
             made = aug.apply(there, params.to(bench.device.torch))
             figures["error"] = (made.cpu() - truth).abs().max().item()
             figures["same draws"] = torch.equal(aug.sample(there, seed=5).pack().cpu(), params.pack())
     return found
 
 
-def warm_triton(bench: Bench) -> None:
+def warm(bench: Bench) -> None:
     """Compiles the Triton kernels of all cases, into Triton's cache on disk, by launching them once."""
     cases = [(shape, kind) for shape in (((4, 24, 20),) if bench.dry else SHAPES) for kind in DTYPES]
     for (_, side, size), kind in cases[bench.part :: bench.parts]:
         images = photographs(16, side).to(bench.device.torch).contiguous(memory_format=torch.channels_last)
-        aug = ours(bench, "triton", size, DTYPES[kind])
+        aug = SimCLRAugment(size, dtype=DTYPES[kind], backend=backend_of("triton", bench.dry))
         aug(images)
         aug.apply(images, aug.sample(images, seed=1))
         bench.device.synchronize()

@@ -10,7 +10,8 @@ from benchmarks.ntxent_contestants import extra_bytes, views
 from benchmarks.ntxent_truth import loss_and_sampled_gradients
 from simclr_fast import ntxent_loss
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
-from tools.gpu.bench import Bench
+from tools.gpu import OURS
+from tools.gpu.bench import Bench, backend_of
 from tools.gpu.bench_ceilings import KINDS, limit_ms
 from tools.gpu.device import MIB
 
@@ -20,7 +21,6 @@ DIMS = (128, 512)
 HOST_TIMED_UP_TO = 4096  # samples; beyond, the device takes longer than the host
 # What a right result is off at most, relatively: (loss, gradient), of float64 of the same inputs.
 TOLERANCE = {"fp16": (2e-3, 3e-3), "bf16": (2e-3, 5e-3), "tf32": (1e-3, 3e-3), "ieee": (2e-5, 1e-4)}
-OURS = ("cpp", "triton")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -31,6 +31,32 @@ class Case:
     n: int
     d: int
     kind: str
+
+
+# All sizes, dimensions and kinds, those that are asked about first in front.
+EVERY_CASE = [
+    *(Case(n, d, kind) for n in (4096, 1024, 32768) for d in reversed(DIMS) for kind in KINDS),
+    *(Case(n, d, kind) for kind in ("tf32", "bf16", "ieee", "fp16") for d in DIMS for n in SIZES),
+]
+# By section; in those that say so, plain PyTorch is compiled as well, which takes seconds a shape.
+CASES = {
+    "ntxent-first": [Case(n, 128, kind) for kind in ("fp16", "tf32", "ieee") for n in (4096, 256, 32768)],
+    "ntxent-compiled": [
+        *(Case(4096, d, kind) for d, kind in ((128, "fp16"), (512, "fp16"), (128, "tf32"))),
+        *(Case(n, 128, "fp16") for n in (1024, 256, 8192)),
+        *(Case(4096, 128, "ieee"), Case(16384, 128, "fp16")),
+    ],
+    "ntxent-sizes": [Case(n, d, kind) for d, kind in ((128, "fp16"), (512, "fp16"), (128, "ieee")) for n in SIZES],
+    "ntxent-all": EVERY_CASE,
+    "ntxent-compiled-all": EVERY_CASE,
+}
+DRY_CASES = {
+    "ntxent-first": [Case(8, 8, "fp16"), Case(8, 20, "ieee")],
+    "ntxent-compiled": [Case(8, 8, "fp16")],
+    "ntxent-sizes": [Case(4, 8, "bf16")],
+    "ntxent-all": [Case(4, 20, "tf32")],
+    "ntxent-compiled-all": [Case(4, 20, "tf32")],
+}
 
 
 def textbook(z0: Tensor, z1: Tensor) -> Tensor:
@@ -51,7 +77,7 @@ def loss_of(bench: Bench, name: str, kind: str) -> Loss:
         return textbook
     if name == "compiled":
         return freshly_compiled(bench)
-    backend = "reference" if bench.dry and name == "triton" else name
+    backend = backend_of(name, bench.dry)
     return lambda z0, z1: ntxent_loss(z0, z1, TEMPERATURE, backend=backend, precision=KINDS[kind][1])
 
 
@@ -129,9 +155,10 @@ def run_case(bench: Bench, case: Case, names: Iterable[str]) -> None:
     bench.save()
 
 
-def run_cases(bench: Bench, cases: Iterable[Case], names: Iterable[str]) -> None:
-    """All cases for which there is time."""
-    for case in cases:
+def run(bench: Bench) -> None:
+    """All cases of the section for which there is time."""
+    names = (*OURS, "plain", *(["compiled"] if "compiled" in bench.section else []))
+    for case in (DRY_CASES if bench.dry else CASES)[bench.section]:
         if bench.left() < 4:
             bench.say(f"no time for {case} and what follows")
             return
@@ -139,69 +166,17 @@ def run_cases(bench: Bench, cases: Iterable[Case], names: Iterable[str]) -> None
         bench.device.clean()
 
 
-def first(bench: Bench) -> None:
-    """The sizes that are asked about first."""
-    if bench.dry:
-        return run_cases(bench, [Case(8, 8, "fp16"), Case(8, 20, "ieee")], (*OURS, "plain"))
-    cases = [Case(n, 128, kind) for kind in ("fp16", "tf32", "ieee") for n in (4096, 256, 32768)]
-    run_cases(bench, cases, (*OURS, "plain"))
-
-
-def compiled_cases(bench: Bench) -> list[Case]:
-    """Where plain PyTorch is compiled as well, which takes seconds a shape."""
-    if bench.dry:
-        return [Case(8, 8, "fp16")]
-    chosen = [(4096, 128, "fp16"), (4096, 512, "fp16"), (4096, 128, "tf32"), (1024, 128, "fp16"), (256, 128, "fp16")]
-    chosen += [(8192, 128, "fp16"), (4096, 128, "ieee"), (16384, 128, "fp16")]
-    return [Case(*values) for values in chosen]
-
-
-def compiled(bench: Bench) -> None:
-    """The compiled contestant beside the others."""
-    run_cases(bench, compiled_cases(bench), (*OURS, "plain", "compiled"))
-
-
-def warm_compiled(bench: Bench) -> None:
-    """Compiles it for all its shapes, into inductor's cache on disk."""
-    for case in compiled_cases(bench):
+def warm(bench: Bench) -> None:
+    """Compiles what the sections compile, into inductor's or Triton's cache on disk, by one call of each."""
+    if bench.section == "ntxent-compiled":
+        name, cases = "compiled", (DRY_CASES if bench.dry else CASES)[bench.section]
+    else:
+        shared = [(d, kind) for d in DIMS for kind in KINDS][bench.part :: bench.parts]
+        name, cases = "triton", [Case(n, d, kind) for d, kind in shared for n in SIZES]
+        cases = [Case(8, *shared[0])] if bench.dry else cases
+    for case in cases:
         torch.set_float32_matmul_precision(KINDS[case.kind][2])
         leaves = views(case.n, case.d, KINDS[case.kind][0], bench.device.torch)
-        torch.autograd.grad(freshly_compiled(bench)(*leaves), leaves)
-        bench.say(f"compiled plain PyTorch for {case}")
-
-
-def warm_triton(bench: Bench) -> None:
-    """Compiles the Triton kernels of all cases, into Triton's cache on disk, by launching them once."""
-    sizes = (8,) if bench.dry else SIZES
-    shared = [(d, kind) for d in DIMS for kind in KINDS][bench.part :: bench.parts]
-    for d, kind in shared[:1] if bench.dry else shared:
-        for n in sizes:
-            leaves = views(n, d, KINDS[kind][0], bench.device.torch)
-            torch.autograd.grad(loss_of(bench, "triton", kind)(*leaves), leaves)
-        bench.device.synchronize()
-        bench.say(f"compiled Triton's NT-Xent for D={d} {kind}")
-
-
-def sizes(bench: Bench) -> None:
-    """Every size in half precision."""
-    if bench.dry:
-        return run_cases(bench, [Case(4, 8, "bf16")], (*OURS, "plain"))
-    cases = [Case(n, 128, "fp16") for n in SIZES]
-    cases += [Case(n, 512, "fp16") for n in SIZES] + [Case(n, 128, "ieee") for n in SIZES]
-    run_cases(bench, cases, (*OURS, "plain"))
-
-
-def every_case() -> list[Case]:
-    """All sizes, dimensions and kinds, those that are asked about first in front."""
-    cases = [Case(n, d, kind) for n in (4096, 1024, 32768) for d in reversed(DIMS) for kind in KINDS]
-    return cases + [Case(n, d, kind) for kind in ("tf32", "bf16", "ieee", "fp16") for d in DIMS for n in SIZES]
-
-
-def all_kinds(bench: Bench) -> None:
-    """What is left of all cases."""
-    run_cases(bench, [Case(4, 20, "tf32")] if bench.dry else every_case(), (*OURS, "plain"))
-
-
-def all_kinds_compiled(bench: Bench) -> None:
-    """The same with plain PyTorch compiled, which takes minutes."""
-    run_cases(bench, [Case(4, 20, "tf32")] if bench.dry else every_case(), (*OURS, "plain", "compiled"))
+        torch.autograd.grad(loss_of(bench, name, case.kind)(*leaves), leaves)
+        bench.say(f"compiled {name} for {case}")
+    bench.device.synchronize()

@@ -1,9 +1,8 @@
 """Training steps as train.py takes them (compiled, bfloat16, channels-last), and what views and loss take of them."""
 
-import dataclasses
 import statistics
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -19,7 +18,7 @@ from tools.gpu.bench_augment import photographs
 from tools.gpu.device import MIB
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Setting:
     """A recipe of train.py with its images' side and the batch that is trained on."""
 
@@ -47,9 +46,9 @@ class Training:
         self.bench = bench
         self.setting = (DRY if bench.dry else SETTINGS)[name]
         recipe = RECIPES[self.setting.recipe]
-        model_options = dataclasses.replace(recipe.model, model=self.setting.model)
-        optimization = dataclasses.replace(recipe.optimization, batch_size=self.setting.batch)
-        augment = dataclasses.replace(recipe.augment, img_size=32) if bench.dry else recipe.augment
+        model_options = replace(recipe.model, model=self.setting.model)
+        optimization = replace(recipe.optimization, batch_size=self.setting.batch)
+        augment = replace(recipe.augment, img_size=32) if bench.dry else recipe.augment
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")
         device = bench.device.torch
@@ -95,12 +94,12 @@ class Training:
         return (time.perf_counter() - begin) / self.setting.steps * 1e3
 
 
-def train(bench: Bench, name: str) -> None:
-    """found["steps"][name]."""
-    device, found = bench.device, bench.found.setdefault("steps", {}).setdefault(name, {})
-    training = Training(bench, name)
+def run(bench: Bench) -> None:
+    """found["steps"][section]."""
+    device, found = bench.device, bench.found.setdefault("steps", {}).setdefault(bench.section, {})
+    training = Training(bench, bench.section)
     setting = training.setting
-    found |= {"setting": asdict(setting)}
+    found["setting"] = asdict(setting)
     begin = time.monotonic()
     try:
         training.once()
@@ -137,30 +136,10 @@ def train(bench: Bench, name: str) -> None:
     )["both"].ms
     found |= {"views ms": views_ms, "loss ms": loss_ms, "share of views and loss": (views_ms + loss_ms) / step_ms}
     found["share of views, by difference"] = (step_ms - found["step ms without views"]) / step_ms
-    bench.say(f"{name}: {found}")
+    bench.say(f"{bench.section}: {found}")
 
 
-def warm(bench: Bench, name: str) -> None:
+def warm(bench: Bench) -> None:
     """One step, which compiles."""
-    Training(bench, name).once()
+    Training(bench, bench.section).once()
     bench.device.synchronize()
-
-
-def resnet50(bench: Bench) -> None:
-    """ResNet-50 at 224 px."""
-    train(bench, "resnet50")
-
-
-def resnet18(bench: Bench) -> None:
-    """ResNet-18 on CIFAR-sized images."""
-    train(bench, "resnet18")
-
-
-def warm_resnet50(bench: Bench) -> None:
-    """Compiles that of `resnet50`."""
-    warm(bench, "resnet50")
-
-
-def warm_resnet18(bench: Bench) -> None:
-    """Compiles that of `resnet18`."""
-    warm(bench, "resnet18")

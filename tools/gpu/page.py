@@ -1,8 +1,17 @@
 """The page for people, gpu_check.md, of what tools.gpu.results gathered."""
 
-from tools.gpu.results import PROFILED, failures, targets
+from collections import defaultdict
+
+from tools.gpu import OURS
+from tools.gpu.results import PROFILED, best_ms, failures, targets
 
 MOST_FAILURES = 25
+ABOUT_NTXENT = (
+    "Milliseconds of the device: CUDA-graph replay, L2 flushed, median; above 5 ms as called. limit: 2.5 M^2 D",
+    "multiply-adds at the product's rate (ieee: three tf32 products). host: microseconds until the call returns,",
+    "forward and backward. cpp / triton / plain in this order where three figures share a cell.",
+    "",
+)
 
 
 def number(value: object, digits: int = 3) -> str:
@@ -18,6 +27,22 @@ def table(header: list[str], rows: list[list[object]]) -> list[str]:
     """A table in Markdown."""
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     return [*lines, *("| " + " | ".join(number(cell).replace("|", "\\|") for cell in row) + " |" for row in rows), ""]
+
+
+def section(title: str, header: list[str], rows: list[list[object]], *before: str) -> list[str]:
+    """A table under a heading, with lines before it; nothing where there are no rows."""
+    return [f"## {title}", "", *before, *table(header, rows)] if rows else []
+
+
+def listed(said: list[str]) -> list[str]:
+    """The first of them, one in a line, and how many more there are."""
+    more = [f"and {len(said) - MOST_FAILURES} more"] if len(said) > MOST_FAILURES else []
+    return [f"- {text}" for text in [*said[:MOST_FAILURES], *more]]
+
+
+def cells(figures: dict, *names: str) -> list[object]:
+    """These figures, None for one that is missing."""
+    return [figures.get(name) for name in names]
 
 
 def about(found: dict) -> list[str]:
@@ -44,8 +69,7 @@ def verdict(found: dict) -> list[str]:
     lines = ["## Verdict", ""]
     if found["check"]["state"] != "finished":
         lines += [f"**This check is not complete: {found['check']['state']}.**", ""]
-    lines += [f"- {text}" for text in bad[:MOST_FAILURES]] or ["Nothing failed."]
-    lines += [f"- and {len(bad) - MOST_FAILURES} more"] if len(bad) > MOST_FAILURES else []
+    lines += listed(bad) or ["Nothing failed."]
     if "bench" in found:
         rows = []
         for what, value, sense, bound in targets(found["bench"]):
@@ -57,8 +81,8 @@ def verdict(found: dict) -> list[str]:
 
 def jobs(found: dict) -> list[str]:
     """What was run."""
-    rows = [[name, job["status"], job["began"], job["seconds"], job["reason"]] for name, job in found["jobs"].items()]
-    return ["## Steps", "", *table(["step", "outcome", "began, s", "took, s", "why"], rows)]
+    rows = [[name, *cells(job, "status", "began", "seconds", "reason")] for name, job in found["jobs"].items()]
+    return section("Steps", ["step", "outcome", "began, s", "took, s", "why"], rows)
 
 
 def tests(found: dict) -> list[str]:
@@ -67,20 +91,16 @@ def tests(found: dict) -> list[str]:
         return []
     of = found["tests"]
     counts = ", ".join(f"{of[name]} {name}" for name in ("passed", "failed", "skipped", "cut off"))
-    lines = ["## Tests that need the device", "", f"{counts}.", ""]
-    failed = [(name, entry) for name, entry in of["tests"].items() if entry["outcome"] == "failed"]
-    lines += [
-        f"- FAILED `{name}`: {' '.join(entry['message'].split())[:400]}" for name, entry in failed[:MOST_FAILURES]
-    ]
-    lines += [f"- and {len(failed) - MOST_FAILURES} more"] if len(failed) > MOST_FAILURES else []
-    reasons: dict[str, list[str]] = {}
+    failed, reasons = [], defaultdict(list)
     for name, entry in of["tests"].items():
-        if entry["outcome"] == "skipped":
-            reasons.setdefault(entry["message"], []).append(name)
+        if entry["outcome"] == "failed":
+            failed.append(f"FAILED `{name}`: {' '.join(entry['message'].split())[:400]}")
+        elif entry["outcome"] == "skipped":
+            reasons[entry["message"]].append(name)
     for name, entry in {**of["not run"], **found.get("tests collected", {}).get("not run", {})}.items():
-        reasons.setdefault(entry["reason"].split("\n")[0], []).append(name)
-    lines += [f"- {reason}: {len(names)} ({names[0]})" for reason, names in reasons.items()]
-    return [*lines, ""]
+        reasons[entry["reason"].split("\n")[0]].append(name)
+    lines = ["## Tests that need the device", "", f"{counts}.", "", *listed(failed)]
+    return [*lines, *(f"- {reason}: {len(names)} ({names[0]})" for reason, names in reasons.items()), ""]
 
 
 def margins(found: dict) -> list[str]:
@@ -89,36 +109,36 @@ def margins(found: dict) -> list[str]:
     nearest = sorted(of.get("nearest to their bounds", {}).items(), key=lambda pair: -pair[1]["share of the bound"])
     if not nearest:
         return []
-    rows = [[f"`{key}`", near["error"], near["bound"], near["share of the bound"]] for key, near in nearest]
-    lines = ["## Margins", "", *table(["test, quantity", "error of its worst case", "bound", "share"], rows)]
+    rows = [[f"`{key}`", *cells(near, "error", "bound", "share of the bound")] for key, near in nearest]
     singles = [
         [f"`{name}`", what, error, bound, error / bound if bound else None]
         for name, entry in of["tests"].items()
         for what, (error, bound) in entry["margins"].items()
     ]
-    header = ["test", "quantity", "error", "bound", "share"]
-    return [*lines, "<details><summary>Every test</summary>", "", *table(header, singles), "</details>", ""]
+    lines = section("Margins", ["test, quantity", "error of its worst case", "bound", "share"], rows)
+    every = table(["test", "quantity", "error", "bound", "share"], singles)
+    return [*lines, "<details><summary>Every test</summary>", "", *every, "</details>", ""]
 
 
 def sanitizers(found: dict) -> list[str]:
     """What compute-sanitizer said."""
-    if "sanitizer" not in found:
-        return []
     rows = [
-        [name, of["calls"], of["complete"], of["summary"], "; ".join(of["findings"])[:300]]
-        for name, of in found["sanitizer"].items()
+        [name, *cells(of, "calls", "complete", "summary"), "; ".join(of["findings"])[:300]]
+        for name, of in found.get("sanitizer", {}).items()
     ]
-    lines = ["## compute-sanitizer", "", *table(["run", "calls", "complete", "summary", "findings"], rows)]
-    for backend, names in found.get("kernels not reached", {}).items():
-        lines.append(f"Kernels of {backend} that these calls do not reach: {', '.join(names) or 'none'}.")
-    return [*lines, ""]
+    lines = section("compute-sanitizer", ["run", "calls", "complete", "summary", "findings"], rows)
+    if lines:
+        for backend, names in found.get("kernels not reached", {}).items():
+            lines.append(f"Kernels of {backend} that these calls do not reach: {', '.join(names) or 'none'}.")
+        lines.append("")
+    return lines
 
 
 def profiles(found: dict) -> list[str]:
     """What ncu saw."""
     lines = []
     for name, kernels in found.get("profiles", {}).items():
-        rows = [[kernel["kernel"], *(kernel.get(metric) for metric in PROFILED)] for kernel in kernels]
+        rows = [[kernel["kernel"], *cells(kernel, *PROFILED)] for kernel in kernels]
         lines += [f"## {name}", "", *table(["kernel", *PROFILED], rows)]
     return lines
 
@@ -132,80 +152,59 @@ def ceilings(bench: dict) -> list[str]:
     rows += [[f"{kind} product of 8192^3, TFLOP/s", rate] for kind, rate in of.get("product TFLOP/s", {}).items()]
     others = ("host us of one torch op", "empty launch us", "clocks after the products")
     rows += [[name, of[name]] for name in others if name in of]
-    return ["## Ceilings", "", *table(["what", "measured"], rows)]
+    return section("Ceilings", ["what", "measured"], rows)
 
 
 def ntxent(bench: dict) -> list[str]:
     """Times of the loss."""
-    cases = bench.get("ntxent", {})
-    if not cases:
-        return []
-    lines = ["## NT-Xent, t = 0.1", ""]
-    lines += [
-        "Milliseconds of the device: CUDA-graph replay, L2 flushed, median; above 5 ms as called. limit: 2.5 M^2 D"
-    ]
-    lines += [
-        "multiply-adds at the product's rate (ieee: three tf32 products). host: microseconds until the call returns,"
-    ]
-    lines += ["forward and backward. cpp / triton / plain in this order where three figures share a cell.", ""]
     header = ["case", "limit", "cpp fwd", "bwd", "both", "triton fwd", "bwd", "both", "plain", "compiled"]
     header += ["plain / best", "best / limit", "host us", "peak MiB", "gradient error"]
     rows = []
-    order = lambda item: (item[1]["d"], item[1]["kind"], item[1]["n"])
-    for key, case in sorted(cases.items(), key=order):
-        of = case["contestants"]
-        get = lambda name, what, of=of: of.get(name, {}).get(what)
+    for key, case in sorted(bench.get("ntxent", {}).items(), key=lambda item: cells(item[1], "d", "kind", "n")):
+        cpp, triton, plain, compiled = (case["contestants"].get(name, {}) for name in (*OURS, "plain", "compiled"))
         row: list[object] = [key, case.get("limit ms")]
-        for name in ("cpp", "triton"):
-            row += [get(name, f"{part} ms") for part in ("forward", "backward", "both")]
-        row += [get("plain", "both ms") or get("plain", "failed"), get("compiled", "both ms")]
-        best = min((get(name, "both ms") for name in ("cpp", "triton") if get(name, "both ms")), default=None)
-        plain = get("plain", "both ms")
-        row += [plain / best if plain and best else None, best / case["limit ms"] if best else None]
+        for figures in (cpp, triton):
+            row += cells(figures, "forward ms", "backward ms", "both ms")
+        row += [plain.get("both ms") or plain.get("failed"), compiled.get("both ms")]
+        best, plain_ms = best_ms(case), plain.get("both ms")
+        row += [plain_ms / best if plain_ms and best else None, best / case["limit ms"] if best else None]
         for what in ("host us", "peak MiB", "gradient error"):
-            row.append(" / ".join(number(get(name, what), 2) for name in ("cpp", "triton", "plain")))
+            row.append(" / ".join(number(figures.get(what), 2) for figures in (cpp, triton, plain)))
         rows.append(row)
-    return [*lines, *table(header, rows)]
+    return section("NT-Xent, t = 0.1", header, rows, *ABOUT_NTXENT)
 
 
 def augmentation(bench: dict) -> list[str]:
     """Views per second."""
-    cases = bench.get("augment", {})
-    if not cases:
-        return []
-    lines = ["## Augmentation", ""]
     header = ["case", "contestant", "views/s", "ms", "over a copy of the least bytes", "views alone, ms", "host us"]
     rows = []
-    for key, case in cases.items():
-        rows.append([key, "a copy of the least bytes", 2 * case["batch"] / case["copy ms"] * 1e3, case["copy ms"]])
-        rows[-1] += [1.0, None, None]
+    for key, case in bench.get("augment", {}).items():
+        copied = 2 * case["batch"] / case["copy ms"] * 1e3
+        rows.append([key, "a copy of the least bytes", copied, case["copy ms"], 1.0, None, None])
         for name, of in case["contestants"].items():
-            cells = [of.get(what) for what in ("views/s", "ms", "over the copy", "apply ms", "host us")]
-            rows.append([key, name, *cells] if "failed" not in of else [key, name, of["failed"], *[None] * 4])
-    lines += table(header, rows)
-    for size, errors in bench.get("augment errors", {}).items():
-        lines.append(f"Against torchvision per sample, {size} px: {errors}.")
-    return [*lines, ""]
+            figures = cells(of, "views/s", "ms", "over the copy", "apply ms", "host us")
+            rows.append([key, name, *([of["failed"], *[None] * 4] if "failed" in of else figures)])
+    lines = section("Augmentation", header, rows)
+    if lines:
+        for size, errors in bench.get("augment errors", {}).items():
+            lines.append(f"Against torchvision per sample, {size} px: {errors}.")
+        lines.append("")
+    return lines
 
 
 def steps(bench: dict) -> list[str]:
     """Training steps."""
-    if not bench.get("steps"):
-        return []
-    header = [
-        "step",
-        "batch",
-        "images/s",
-        "step, ms",
-        "views, ms",
-        "loss, ms",
-        "share of both",
-        "peak MiB",
-        "compiled in, s",
-    ]
-    whats = ("images/s", "step ms", "views ms", "loss ms", "share of views and loss", "peak MiB", "compile s")
-    rows = [[name, of["setting"]["batch"], *(of.get(what) for what in whats)] for name, of in bench["steps"].items()]
-    return ["## Training steps: compiled, bfloat16, channels-last", "", *table(header, rows)]
+    shown = {
+        "images/s": "images/s",
+        "step, ms": "step ms",
+        "views, ms": "views ms",
+        "loss, ms": "loss ms",
+        "share of both": "share of views and loss",
+        "peak MiB": "peak MiB",
+        "compiled in, s": "compile s",
+    }
+    rows = [[name, of["setting"]["batch"], *cells(of, *shown.values())] for name, of in bench.get("steps", {}).items()]
+    return section("Training steps: compiled, bfloat16, channels-last", ["step", "batch", *shown], rows)
 
 
 def peers(bench: dict) -> list[str]:
@@ -218,37 +217,34 @@ def peers(bench: dict) -> list[str]:
             for case, of in cases.items():
                 if isinstance(of, dict):
                     rows.append([group, name, case, of.get("failed") or of.get("both ms") or of.get("ms")])
-    return ["## Peers", "", *table(["what", "peer", "case", "ms"], rows)] if rows else []
+    return section("Peers", ["what", "peer", "case", "ms"], rows)
 
 
 def tuning(bench: dict) -> list[str]:
     """The ranking of tiles, its head and the table's own choice."""
+    header = ["tiles", "ms", "in the table", "registers", "spills", "shared", "distance", "failed"]
     lines = []
     for key, rows in bench.get("tune", {}).items():
         shown = [*rows[:6], *(row for row in rows[6:] if row.get("in the table"))]
-        whats = ("ms", "in the table", "registers", "spills", "shared", "distance", "failed")
-        cells = [[row["tiles"], *(row.get(what) for what in whats)] for row in shown]
-        failed = sum("failed" in row for row in rows)
-        header = ["tiles", *whats]
-        lines += [f"### {key}", "", f"{len(rows)} candidates, {failed} of them failed.", "", *table(header, cells)]
+        count = f"{len(rows)} candidates, {sum('failed' in row for row in rows)} of them failed."
+        lines += [f"### {key}", "", count, "", *table(header, [cells(row, *header) for row in shown])]
     return ["## Tiles of the Triton kernels", "", *lines] if lines else []
 
 
 def summary(found: dict) -> str:
     """The page without its long tables, for the end of the output."""
     bench = found.get("bench", {})
-    parts = [tests(found), jobs(found), ceilings(bench), steps(bench), verdict(found)]
-    return "\n".join(line for part in parts for line in part)
+    return "\n".join([*tests(found), *jobs(found), *ceilings(bench), *steps(bench), *verdict(found)])
 
 
 def page(found: dict) -> str:
     """All of it."""
-    bench = found.get("bench", {})
-    parts = [["# GPU check", ""], about(found), verdict(found), jobs(found), tests(found), margins(found)]
-    parts += [sanitizers(found)]
-    parts += [profiles(found)]
-    parts += [part(bench) for part in (ceilings, ntxent, augmentation, steps, peers, tuning)]
+    lines = ["# GPU check", ""]
+    for part in (about, verdict, jobs, tests, margins, sanitizers, profiles):
+        lines += part(found)
+    for part in (ceilings, ntxent, augmentation, steps, peers, tuning):
+        lines += part(found.get("bench", {}))
     for name, job in found["jobs"].items():
         if "tail" in job:
-            parts.append([f"## End of {name}'s log", "", "```", *job["tail"], "```", ""])
-    return "\n".join(line for part in parts for line in part)
+            lines += [f"## End of {name}'s log", "", "```", *job["tail"], "```", ""]
+    return "\n".join(lines)

@@ -3,12 +3,14 @@
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
-from tools.gpu import TESTS_FILE
+from tools.gpu import OURS, TESTS_FILE
 from tools.gpu.bench import SECTIONS
 from tools.gpu.jobs import Job
-from tools.gpu.scratch import ROOT, Scratch
+from tools.gpu.machine import ROOT
+from tools.gpu.scratch import Scratch
 
 SHARED_PART = 0.5  # of the time, at most, for build, tests and sanitizers; where something is measured as well
 BUILD_SECONDS = 200.0
@@ -21,9 +23,7 @@ STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", "ncu", *SECTIONS)
 ONLY_ON_REQUEST = ("ncu", "ntxent-compiled-all")
 SANITIZED = {  # tool: (name, arguments of tools.gpu.sanitized); racecheck is slow
     "memcheck": (("cpp", ["cpp"]), ("triton", ["triton"])),
-    "racecheck": tuple(
-        (f"{backend}-{op}", [backend, op]) for backend in ("cpp", "triton") for op in ("ntxent", "augment")
-    ),
+    "racecheck": tuple((f"{backend}-{op}", [backend, op]) for backend in OURS for op in ("ntxent", "augment")),
 }
 WARMED = {  # section: (in how many processes it is compiled for, whether they need the extension)
     "ntxent-sizes": (3, False),
@@ -57,9 +57,9 @@ def gpu_tests(tests: Path) -> list[str]:
     return [str(Path("tests") / path.relative_to(tests)) for path in sorted([*folders, *alone], key=rank)]
 
 
-def pytest_command(scratch: Scratch, *arguments: str, workers: int) -> list[str]:
+def pytest_command(*arguments: str, workers: int) -> list[str]:
     """pytest with the recording plugin; side by side where pytest-xdist is installed."""
-    command = scratch.python("-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
     command += ["-p", "tools.gpu.record_tests", "--continue-on-collection-errors"]
     if importlib.util.find_spec("xdist") and workers > 1:
         command += ["-n", str(workers), "--dist", "worksteal", "--max-worker-restart", "40"]
@@ -67,6 +67,11 @@ def pytest_command(scratch: Scratch, *arguments: str, workers: int) -> list[str]
         # "thread" ends the process, which a hanging kernel needs.
         command += ["--timeout", f"{TEST_SECONDS:.0f}", "--timeout-method", "thread"]
     return [*command, *arguments]
+
+
+def tool_command(name: str, dry: bool, *arguments: str) -> list[str]:
+    """One of tools.gpu's own programs."""
+    return [sys.executable, "-m", f"tools.gpu.{name}", *(["--dry-run"] if dry else []), *arguments]
 
 
 def chosen_steps(only: str | None, dry: bool = False) -> list[str]:
@@ -87,96 +92,80 @@ def plan(scratch: Scratch, steps: list[str], arch: str | None, seconds: float, c
     """The jobs of these steps. arch: of the device, "9.0"; None where there is none. cores: of the machine."""
     sections = [step for step in steps if step in SECTIONS]
     until = SHARED_PART * seconds if sections and not dry else seconds
-    build = scratch.python("-m", "tools.gpu.scratch", str(scratch.folder), arch or "cpu")
     # In a dry run kernels are not what is looked at: those of the checkout will do.
-    build += [str(ROOT / "simclr_fast")] if dry else []
+    build = tool_command("scratch", False, str(scratch.folder), arch or "cpu", *([str(ROOT / "simclr_fast")] * dry))
     limit = seconds if dry or steps == ["build"] else min(BUILD_SECONDS, 0.5 * seconds)
     jobs = [Job("build", build, limit=limit)]
     jobs += _tests(scratch, until, cores, dry) if "tests" in steps else []
-    jobs += _sanitizers(scratch, steps, until, dry)
+    jobs += _sanitizers(steps, until, dry)
     jobs += _warmers(scratch, sections, until, dry)
-    jobs += _profiles(scratch, dry) if "ncu" in steps else []
+    jobs += _profiles(dry) if "ncu" in steps else []
     if sections:
-        bench = scratch.python("-m", "tools.gpu.bench", "--out", str(scratch.folder / "results" / "bench.json"))
-        bench += ["--seconds", "{seconds}", *(["--dry-run"] if dry else []), *sections]
-        jobs.append(Job("bench", bench, after=tuple(job.name for job in jobs), alone=True))
+        bench = tool_command("bench", dry, "--out", str(scratch.results / "bench.json"), "--seconds", "{seconds}")
+        jobs.append(Job("bench", [*bench, *sections], after=tuple(job.name for job in jobs), alone=True))
     return jobs
 
 
 def _tests(scratch: Scratch, until: float, cores: int, dry: bool) -> list[Job]:
-    results = scratch.folder / "results"
-    threads = {"OMP_NUM_THREADS": "2"}
     files = gpu_tests(scratch.source / "tests")
     missing = "" if importlib.util.find_spec("pytest") else "needs pytest"
+
+    def job(name: str, file: str, command: list[str]) -> Job:
+        environment = {"OMP_NUM_THREADS": "2", TESTS_FILE: str(scratch.results / file)}
+        return Job(name, command, until=until, needs=("build",), environment=environment, missing=missing)
+
     if not dry:
-        command = pytest_command(scratch, "-m", "gpu", *files, workers=max(1, min(MOST_WORKERS, cores - 4)))
-        environment = threads | {TESTS_FILE: str(results / "tests.jsonl")}
-        return [Job("tests", command, until=until, needs=("build",), environment=environment, missing=missing)]
+        workers = max(1, min(MOST_WORKERS, cores - 4))
+        return [job("tests", "tests.jsonl", pytest_command("-m", "gpu", *files, workers=workers))]
     # A GPU's tests can only be collected; others stand in for them.
-    collect = pytest_command(scratch, "-m", "gpu", "--collect-only", *files, workers=1)
-    few = pytest_command(scratch, *DRY_TESTS, workers=2)
-    return [
-        Job("tests-collected", collect, needs=("build",), environment={TESTS_FILE: str(results / "collected.jsonl")}),
-        Job("tests", few, needs=("build",), environment=threads | {TESTS_FILE: str(results / "tests.jsonl")}),
-    ]
+    collect = pytest_command("-m", "gpu", "--collect-only", *files, workers=1)
+    few = pytest_command(*DRY_TESTS, workers=2)
+    return [job("tests-collected", "collected.jsonl", collect), job("tests", "tests.jsonl", few)]
 
 
-def _sanitizers(scratch: Scratch, steps: list[str], until: float, dry: bool) -> list[Job]:
-    flags = ["--dry-run"] if dry else []
-    call = scratch.python("-m", "tools.gpu.sanitized")
+def _sanitizers(steps: list[str], until: float, dry: bool) -> list[Job]:
     tools = [tool for tool in SANITIZED if tool in steps]
     found, jobs = tool_of_cuda("compute-sanitizer"), []
     missing = "" if found or dry else "compute-sanitizer was not found: install the CUDA toolkit and set CUDA_HOME"
-    warm = [f"warm-sanitized-{part}" for part in range(1 if dry else 5)] if tools else []
+    warm = tuple(f"warm-sanitized-{part}" for part in range(1 if dry else 5)) if tools else ()
+
+    def add(name: str, arguments: list[str], watch: list[str], missing: str = "") -> None:
+        after = warm if "triton" in arguments else ()
+        command = [*watch, *tool_command("sanitized", dry, *arguments)]
+        jobs.append(Job(name, command, until=until, after=after, needs=("build",), missing=missing))
+
     for part, name in enumerate(warm):  # Triton compiles, which is no work for a sanitizer to watch
-        jobs.append(Job(name, [*call, "triton", "--part", f"{part}/{len(warm)}", *flags], until=until))
+        jobs.append(Job(name, tool_command("sanitized", dry, "triton", "--part", f"{part}/{len(warm)}"), until=until))
     for tool in tools:
+        # What torch asks the driver and is denied is no finding.
+        options = ["--report-api-errors", "no"] if tool == "memcheck" else []
+        watch = [found or "", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *options]
         for name, arguments in SANITIZED[tool][:1] if dry else SANITIZED[tool]:
-            # What torch asks the driver and is denied is no finding.
-            options = ["--error-exitcode", "9", "--print-limit", "20", "--report-api-errors", "no"]
-            watch = [] if dry else [found or "", "--tool", tool, *(options if tool == "memcheck" else options[:4])]
-            waits = tuple(warm) if "triton" in arguments else ()
-            command = [*watch, *call, *arguments, *flags]
-            jobs.append(Job(f"{tool}-{name}", command, until=until, after=waits, needs=("build",), missing=missing))
+            add(f"{tool}-{name}", arguments, [] if dry else watch, missing)
     if "kernels" in steps and not dry:
-        for backend in ("cpp", "triton"):
-            waits = tuple(warm) if backend == "triton" else ()
-            command = [*call, backend, "--kernels"]
-            jobs.append(Job(f"kernels-{backend}", command, until=until, after=waits, needs=("build",)))
+        for backend in OURS:
+            add(f"kernels-{backend}", [backend, "--kernels"], [])
     return jobs
 
 
-def _profiles(scratch: Scratch, dry: bool) -> list[Job]:
+def _profiles(dry: bool) -> list[Job]:
     found = tool_of_cuda("ncu")
     missing = "" if found or dry else "ncu was not found: install Nsight Compute"
     # Clocks are left alone: the card may be shared with others later.
     watch = [found or "", "--profile-from-start", "off", "--set", "full", "--clock-control", "none"]
-    watch += ["--csv", "--page", "details", "--print-units", "base"]
-    return [
-        Job(
-            f"ncu-{backend}",
-            [*([] if dry else watch), *scratch.python("-m", "tools.gpu.profiled", backend, *(["--dry-run"] * dry))],
-            limit=NCU_SECONDS,
-            needs=("build",),
-            alone=True,
-            missing=missing,
-        )
-        for backend in ("cpp", "triton")[: 1 if dry else 2]
-    ]
+    watch = [] if dry else [*watch, "--csv", "--page", "details", "--print-units", "base"]
+    how = {"limit": NCU_SECONDS, "needs": ("build",), "alone": True, "missing": missing}
+    backends = OURS[:1] if dry else OURS
+    return [Job(f"ncu-{name}", [*watch, *tool_command("profiled", dry, name)], **how) for name in backends]
 
 
 def _warmers(scratch: Scratch, sections: list[str], until: float, dry: bool) -> list[Job]:
     def job(name: str, part: str, compiled: bool, *warmed: str) -> Job:
-        out = scratch.folder / "results" / f"{name}.json"
-        command = scratch.python("-m", "tools.gpu.bench", "--out", str(out), "--seconds", "{seconds}", "--warm", part)
-        needs = ("build",) if compiled else ()
-        return Job(name, [*command, *(["--dry-run"] if dry else []), *warmed], until=until, needs=needs)
+        arguments = ("--out", str(scratch.results / f"{name}.json"), "--seconds", "{seconds}", "--warm", part, *warmed)
+        return Job(name, tool_command("bench", dry, *arguments), until=until, needs=("build",) if compiled else ())
 
-    chosen = {
-        section: how
-        for section, how in WARMED.items()
-        if section in sections or (section == "ntxent-sizes" and any("ntxent" in name for name in sections))
-    }
+    loss = any("ntxent" in name for name in sections)
+    chosen = {name: how for name, how in WARMED.items() if name in sections or (name == "ntxent-sizes" and loss)}
     if dry:
         short = [section for section in chosen if not section.startswith("resnet")]
         return [job("warm", "0/1", True, *short)] if short else []

@@ -12,6 +12,7 @@ import torch
 from benchmarks.bench_augment import photographs
 from benchmarks.ntxent_contestants import views
 from simclr_fast import SimCLRAugment, ntxent_loss
+from tools.gpu.bench import backend_of
 
 CASES = ((4096, 128, torch.float16, "ieee"), (4096, 512, torch.float16, "ieee"), (4096, 128, torch.float32, "ieee"))
 
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     device = torch.device("cpu" if options.dry_run else "cuda")
-    backend = "reference" if options.dry_run and options.backend == "triton" else options.backend
+    backend = backend_of(options.backend, options.dry_run)
     work = calls(backend, device, options.dry_run)
     for call in work:  # compiles and initialises
         call()

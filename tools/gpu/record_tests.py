@@ -2,11 +2,11 @@
 
     GPU_CHECK_TESTS=FILE python -m pytest -p tools.gpu.record_tests ...
 
-One JSON object a line: {"collected": [ids]}, {"not run": module, "reason": ...}, and for each test {"test": id,
-"outcome": "passed" | "failed" | "skipped", "seconds": ..., "message": ..., "margins": {what: [error, bound]}}. A
-package that is not installed makes no failure, whether a module or a test asks for it: those are not run, and the
-reason names it. Under pytest-xdist a worker whose CUDA context is lost ends, so that one bad test does not fail all
-after it.
+One JSON object a line, some more than once: {"collected": [ids]}, {"not run": module, "reason": ...}, and for each test
+{"test": id, "outcome": "passed" | "failed" | "skipped", "seconds": ..., "message": ..., "margins": {what: [error,
+bound]}}. A package that is not installed makes no failure, whether a module or a test asks for it: those are not run,
+and the reason names it. Under pytest-xdist a worker whose CUDA context is lost ends, so that one bad test does not fail
+all after it.
 """
 
 import json
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu import TESTS_FILE
+from tools.gpu import TESTS_FILE, share
 
 OWN = ("simclr_fast", "tests", "proof", "benchmarks", "tools", "train")  # missing parts of the project are failures
 MESSAGE_CHARACTERS = 2000
 LOST_CONTEXT = 70  # exit status of a worker
+ON_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 
 def absent_package(error: BaseException | None) -> str | None:
@@ -37,10 +38,6 @@ def absent_package(error: BaseException | None) -> str | None:
 def _write(entry: dict) -> None:
     with Path(os.environ[TESTS_FILE]).open("a") as file:
         file.write(json.dumps(entry) + "\n")
-
-
-def _on_worker() -> bool:
-    return "PYTEST_XDIST_WORKER" in os.environ
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -65,17 +62,13 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
     def note(what: str, error: float, bound: float) -> None:
         before = worst.get(what)
-        if before is None or not _ratio(error, bound) <= _ratio(*before):
+        if before is None or not share(error, bound) <= share(*before):
             worst[what] = (error, bound)
 
     helpers.on_margin = note
     yield
     helpers.on_margin = None
     item.user_properties.append(("margins", {what: list(pair) for what, pair in worst.items()}))
-
-
-def _ratio(error: float, bound: float) -> float:
-    return error / bound if bound > 0 else float("inf") if error > 0 else 0.0
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -93,31 +86,22 @@ class Recorder:
     """Writes the file, in the process that sees all reports."""
 
     def __init__(self) -> None:
-        self.collected = False
         self.running: dict[str, dict] = {}
-        self.not_run: set[str] = set()
-
-    def _note_collected(self, ids: list[str]) -> None:
-        if not self.collected:
-            self.collected = True
-            _write({"collected": ids})
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Without xdist."""
         if session.items:
-            self._note_collected([item.nodeid for item in session.items])
+            _write({"collected": [item.nodeid for item in session.items]})
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: object, ids: list[str]) -> None:
         """With xdist, where every worker collects the same."""
-        self._note_collected(list(ids))
+        _write({"collected": list(ids)})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Modules that could not be imported."""
-        if report.passed or report.nodeid in self.not_run:
-            return
-        self.not_run.add(report.nodeid)
-        _write({"not run": report.nodeid, "failed": report.failed, "reason": _message(report)})
+        if not report.passed:
+            _write({"not run": report.nodeid, "failed": report.failed, "reason": _message(report)})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Setup, call and teardown of a test make one entry, written at its teardown."""
@@ -143,7 +127,7 @@ def _message(report: pytest.CollectReport | pytest.TestReport) -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Only the process that the user started writes."""
-    if not _on_worker():
+    if not ON_WORKER:
         config.pluginmanager.register(Recorder(), "gpu_check_recorder")
 
 
@@ -151,7 +135,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_logfinish(nodeid: str, location: tuple) -> None:
     """After an illegal access every later call of the process fails: xdist puts a new worker in its place."""
     torch = sys.modules.get("torch")
-    if not _on_worker() or torch is None or not torch.cuda.is_initialized():
+    if not ON_WORKER or torch is None or not torch.cuda.is_initialized():
         return
     try:
         torch.cuda.synchronize()

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+from tools.gpu import OURS, share
 from tools.gpu.bench import read
 from tools.gpu.jobs import Outcome
 from tools.gpu.scratch import Scratch
@@ -52,7 +53,7 @@ def summarise_tests(found: dict) -> dict:
         function = name.split("[")[0]
         for what, (error, bound) in entry["margins"].items():
             key = f"{function}, {what}"
-            use = error / bound if bound > 0 else float("inf") if error > 0 else 0.0
+            use = share(error, bound)
             if key not in nearest or not use <= nearest[key]["share of the bound"]:
                 nearest[key] = {"test": name, "error": error, "bound": bound, "share of the bound": use}
     summary["nearest to their bounds"] = nearest
@@ -82,12 +83,10 @@ def kernels_of_project(source: Path, backend: str) -> set[str]:
         text = "\n".join(path.read_text() for path in sorted((source / "csrc/cuda").glob("*.cu*")))
         # Between __global__ and the name lie attributes with parentheses of their own.
         return set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\s*\(", text))
-    names = set()
-    for path in sorted((source / "simclr_fast").rglob("triton_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel") and node.decorator_list:
-                names.add(node.name)
-    return names
+    sources = sorted((source / "simclr_fast").rglob("triton_*.py"))
+    functions = (node for path in sources for node in ast.walk(ast.parse(path.read_text())))
+    functions = (node for node in functions if isinstance(node, ast.FunctionDef) and node.decorator_list)
+    return {function.name for function in functions if function.name.endswith("_kernel")}
 
 
 def kernels_not_reached(source: Path, backend: str, log: Path) -> list[str]:
@@ -114,7 +113,6 @@ def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
 
 def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
     """Everything so far; `about` says what was checked, when, on what."""
-    results = scratch.folder / "results"
     jobs: dict[str, dict] = {}
     for name, outcome in outcomes.items():
         jobs[name] = asdict(outcome)
@@ -123,22 +121,21 @@ def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
             jobs[name]["tail"] = tail(log)
     found = {"check": about, "jobs": jobs}
     if "tests" in outcomes:
-        tests = read_tests(results / "tests.jsonl")
+        tests = read_tests(scratch.results / "tests.jsonl")
         found["tests"] = summarise_tests(tests) | tests
     if "tests-collected" in outcomes:
-        found["tests collected"] = read_tests(results / "collected.jsonl")
+        found["tests collected"] = read_tests(scratch.results / "collected.jsonl")
     sanitized = [name for name in outcomes if name.startswith(("memcheck", "racecheck"))]
     if sanitized:
         found["sanitizer"] = {name: read_sanitizer(scratch.logs / f"{name}.log") for name in sanitized}
-    for backend in ("cpp", "triton"):
+    for backend in OURS:
         if outcomes.get(f"kernels-{backend}", Outcome("")).status == "passed":
             missed = kernels_not_reached(scratch.source, backend, scratch.logs / f"kernels-{backend}.log")
             found.setdefault("kernels not reached", {})[backend] = missed
-    for name in ("ncu-cpp", "ncu-triton"):
-        if name in outcomes and (scratch.logs / f"{name}.log").exists():
-            found.setdefault("profiles", {})[name] = read_profile(scratch.logs / f"{name}.log")
+        if (name := f"ncu-{backend}") in outcomes and (log := scratch.logs / f"{name}.log").exists():
+            found.setdefault("profiles", {})[name] = read_profile(log)
     if "bench" in outcomes:
-        found["bench"] = read(results / "bench.json")
+        found["bench"] = read(scratch.results / "bench.json")
     return found
 
 
@@ -190,17 +187,14 @@ def failures(found: dict) -> list[str]:
 def wrong_results(bench: dict) -> list[str]:
     """Our own contestants whose results are not right, or that failed."""
     said = []
-    for group, names in (("ntxent", ("cpp", "triton")), ("augment", ("cpp", "triton"))):
-        for key, entry in bench.get(group, {}).items():
-            for name in names:
-                figures = entry["contestants"].get(name, {})
-                if figures.get("right") is False:
-                    said.append(
-                        f"{key} {name}: loss off by {figures['loss error']:.1e}, "
-                        f"gradient by {figures['gradient error']:.1e}"
-                    )
-                elif "failed" in figures:
-                    said.append(f"{key} {name}: {figures['failed']}")
+    for key, entry in [*bench.get("ntxent", {}).items(), *bench.get("augment", {}).items()]:
+        for name in OURS:
+            of = entry["contestants"].get(name, {})
+            if of.get("right") is False:
+                off = f"loss off by {of['loss error']:.1e}, gradient by {of['gradient error']:.1e}"
+                said.append(f"{key} {name}: {off}")
+            elif "failed" in of:
+                said.append(f"{key} {name}: {of['failed']}")
     for size, backends in bench.get("augment errors", {}).items():
         for name, figures in backends.items():
             if figures.get("failed") or figures.get("error", 0.0) > 1e-5 or figures.get("same draws") is False:
@@ -208,24 +202,29 @@ def wrong_results(bench: dict) -> list[str]:
     return said
 
 
+def best_ms(case: dict) -> float | None:
+    """Milliseconds of the faster of our own for a case of NT-Xent, forward and backward."""
+    times = (case.get("contestants", {}).get(name, {}).get("both ms") for name in OURS)
+    return min((ms for ms in times if ms), default=None)
+
+
 def targets(bench: dict) -> list[Verdict]:
     """(what, measured or None, "at least" or "at most", bound): what is demanded of an H100."""
     case = bench.get("ntxent", {}).get("N=4096 D=128 fp16", {})
     of = lambda name: case.get("contestants", {}).get(name, {}).get("both ms")
-    ours = min((of(name) for name in ("cpp", "triton") if of(name)), default=None)
+    ours = best_ms(case)
     ratio = lambda a, b: a / b if a and b else None
     views = [
-        figures.get("views/s")
+        entry["contestants"].get(name, {}).get("views/s") or 0.0
         for key, entry in bench.get("augment", {}).items()
         if key.endswith("to 224 px, bf16")
-        for name, figures in entry["contestants"].items()
-        if name in ("cpp", "triton") and figures.get("views/s")
+        for name in OURS
     ]
-    share = bench.get("steps", {}).get("resnet50", {}).get("share of views and loss")
+    part = bench.get("steps", {}).get("resnet50", {}).get("share of views and loss")
     return [
         ("NT-Xent fp16 N=4096 D=128: times as fast as plain eager", ratio(of("plain"), ours), "at least", 6.0),
         ("the same: times as fast as plain compiled", ratio(of("compiled"), ours), "at least", 2.0),
         ("the same: times the limit of 2.5 M^2 D multiply-adds", ratio(ours, case.get("limit ms")), "at most", 3.0),
-        ("augmentation to 224 px, views/s", max(views, default=None), "at least", 200_000.0),
-        ("share of views and loss in a ResNet-50 step", share, "at most", 0.03),
+        ("augmentation to 224 px, views/s", max(views, default=0.0) or None, "at least", 200_000.0),
+        ("share of views and loss in a ResNet-50 step", part, "at most", 0.03),
     ]

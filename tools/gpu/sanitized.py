@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast import SimCLRAugment, SimCLREval, ntxent_loss
+from tools.gpu.bench import backend_of
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 KINDS = ((HALF, "ieee"), (BFLOAT, "ieee"), (FLOAT, "ieee"), (FLOAT, "tf32"))
@@ -130,7 +131,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     device = "cpu" if options.dry_run else "cuda"
-    backend = "reference" if options.dry_run and options.backend == "triton" else options.backend
+    backend = backend_of(options.backend, options.dry_run)
     torch.manual_seed(0)
     part, parts = map(int, options.part.split("/"))
     calls = [call for op in options.ops or OPS for call in OPS[op](backend, device)]

@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tools.gpu.machine import ROOT
+
 COPIED = (
     *("simclr_fast", "csrc", "tests", "proof", "benchmarks", "tools", "docs/tables"),
     *("setup.py", "pyproject.toml", "README.md", "LICENSE", "train.py", "hubconf.py", "Makefile"),
@@ -32,14 +33,13 @@ class Scratch:
     def __init__(self, folder: Path):
         self.folder = folder
         self.source = folder / "src"
-        self.logs = folder / "logs"
+        self.logs, self.results = folder / "logs", folder / "results"
 
     def prepare(self) -> None:
         """Copies the checkout anew; logs and results of an earlier run go."""
-        for stale in (self.source, self.logs, self.folder / "results"):
-            shutil.rmtree(stale, ignore_errors=True)
-        for fresh in (self.logs, self.folder / "results"):
-            fresh.mkdir(parents=True, exist_ok=True)
+        for folder in (self.source, self.logs, self.results):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         for name in COPIED:
             origin, target = ROOT / name, self.source / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,13 +63,9 @@ class Scratch:
             **more,
         }
 
-    def python(self, *arguments: str) -> list[str]:
-        """This interpreter, with the copy's modules."""
-        return [sys.executable, *arguments]
-
     def ask(self, program: str) -> str:
         """What a short program prints."""
-        command = self.python("-c", program)
+        command = [sys.executable, "-c", program]
         done = subprocess.run(command, cwd=self.source, env=self.environment(), capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else f"error: {done.stderr.strip()[-300:]}"
 
@@ -85,18 +81,6 @@ def digest(folder: Path, names: tuple[str, ...]) -> str:
     return found.hexdigest()[:12]
 
 
-def commit() -> str | None:
-    """The checkout's commit, with "+" where it was changed since; None where git cannot say."""
-    if shutil.which("git") is None:
-        return None
-    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    if head.returncode != 0:
-        return None
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 def build(scratch: Scratch, arch: str | None, also_from: Path | None) -> int:
     """Puts the extension into the copy, an earlier one of the same sources or a new one, and returns an exit status.
 
@@ -107,16 +91,15 @@ def build(scratch: Scratch, arch: str | None, also_from: Path | None) -> int:
     kept = scratch.folder / "extension" / hashlib.sha256(key.encode()).hexdigest()[:16]
     package = scratch.source / "simclr_fast"
     for origin in (kept, *([also_from] if also_from else [])):
-        if libraries := list(origin.glob("_C*.so")):
-            for library in libraries:
-                shutil.copy2(library, package)
-            if loads(scratch, f"taken from {origin}"):
-                return 0
-            for library in libraries:
-                (package / library.name).unlink()
+        libraries = [Path(shutil.copy2(library, package)) for library in origin.glob("_C*.so")]
+        if libraries and loads(scratch, f"taken from {origin}"):
+            return 0
+        for library in libraries:
+            library.unlink()
     chosen = {"TORCH_CUDA_ARCH_LIST": arch, "FORCE_CUDA": "1"} if arch else {"USE_CUDA": "0"}
     jobs = os.environ.get("MAX_JOBS", str(len(os.sched_getaffinity(0))))
-    command = scratch.python("setup.py", "-q", "build_ext", "--inplace", "--build-temp", str(scratch.folder / "build"))
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    command += ["--build-temp", str(scratch.folder / "build")]
     status = subprocess.run(command, cwd=scratch.source, env=scratch.environment(MAX_JOBS=jobs, **chosen)).returncode
     if status != 0 or not loads(scratch, "built"):
         return status or 1

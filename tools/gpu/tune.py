@@ -4,18 +4,19 @@ Candidates are compiled first, side by side, by processes that need no device, i
 compared with the configuration of the table, timed, and ranked.
 """
 
-import contextlib
 import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness import in_a_line
 from simclr_fast.ops.ntxent import triton_backend
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, target_of
@@ -24,13 +25,6 @@ from tools.gpu.bench import Bench
 
 TEMPERATURE = 0.1
 SHARED_BYTES = 227 * 1024  # of one program, at most, on sm_90 and sm_100
-# (samples, D, dtype of the operands, precision, its name in the table), most important first.
-SHAPES = (
-    (4096, 128, torch.float16, "ieee", "fp16"),
-    (4096, 512, torch.float16, "ieee", "fp16"),
-    (4096, 128, torch.float32, "ieee", "tf32x3"),
-    (4096, 128, torch.float32, "tf32", "tf32"),
-)
 TILE_KERNELS = {"forward": "ntxent_fwd_kernel", "backward": "ntxent_bwd_kernel"}
 COMPILE_SECONDS = 100.0
 
@@ -43,7 +37,18 @@ class Shape:
     d: int
     dtype: torch.dtype
     precision: str
-    operand: str
+    operand: str  # its name in the table
+
+    def __str__(self) -> str:
+        return f"N={self.n} D={self.d} {self.operand}"
+
+
+SHAPES = (  # most important first
+    Shape(4096, 128, torch.float16, "ieee", "fp16"),
+    Shape(4096, 512, torch.float16, "ieee", "fp16"),
+    Shape(4096, 128, torch.float32, "ieee", "tf32x3"),
+    Shape(4096, 128, torch.float32, "tf32", "tf32"),
+)
 
 
 def fits(tiles: Tiles, d: int, element: int, backward: bool) -> bool:
@@ -75,37 +80,18 @@ def candidates(shape: Shape, way: str, dry: bool) -> list[Tiles]:
     return [tiles for tiles in found if fits(tiles, shape.d, element, way == "backward")]
 
 
-@contextlib.contextmanager
-def tiles_chosen_by(way: str, choose: Callable[..., Tiles]) -> Iterator[None]:
-    """While it lasts, the backend asks `choose` in the place of its table."""
-    name = f"{way}_tiles"
-    table = getattr(triton_backend, name)
-    setattr(triton_backend, name, choose)
-    try:
-        yield
-    finally:
-        setattr(triton_backend, name, table)
-
-
 def with_tiles(way: str, tiles: Tiles, run: Callable[[], object]) -> object:
-    """run() with these tiles."""
-    with tiles_chosen_by(way, lambda *arguments, **options: tiles):
+    """run() with these tiles in the place of those of the table."""
+    with mock.patch.object(triton_backend, f"{way}_tiles", return_value=tiles):
         return run()
 
 
 def tiles_of_table(way: str, shape: Shape, target: Target) -> Tiles:
     """What the table holds for this shape; nothing is launched."""
     table = getattr(triton_backend, f"{way}_tiles")
-    chosen: list[Tiles] = []
-
-    def choose(*arguments, **options) -> Tiles:
-        chosen.append(table(*arguments, **options))
-        return chosen[-1]
-
-    call = calls(TritonNtxent(lambda launch: None, lambda device: target), shape, torch.device("cpu"))[way]
-    with tiles_chosen_by(way, choose):
-        call()
-    return chosen[-1]
+    with mock.patch.object(triton_backend, f"{way}_tiles", wraps=table) as asked:
+        calls(TritonNtxent(lambda launch: None, lambda device: target), shape, torch.device("cpu"))[way]()
+    return table(*asked.call_args.args, **asked.call_args.kwargs)
 
 
 def calls(backend: TritonNtxent, shape: Shape, device: torch.device) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
@@ -122,31 +108,30 @@ def calls(backend: TritonNtxent, shape: Shape, device: torch.device) -> dict[str
     return {"forward": forward, "backward": backward}
 
 
-def compile_only(arguments: tuple[Shape, str, Tiles, int, Target]) -> str | None:
+def kernel_options(launch: Launch) -> dict[str, object]:
+    """What Triton takes of a launch by name."""
+    chosen = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
+    return {**launch.arguments, **launch.constants, **chosen}
+
+
+def compile_only(shape: Shape, way: str, tiles: Tiles, target: Target, capability: int) -> str | None:
     """Compiles one candidate into Triton's cache, without a device; what went wrong, if anything did."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
-    shape, way, tiles, capability, target = arguments
-    driver.set_active(
-        SimpleNamespace(
-            get_current_target=lambda: GPUTarget("cuda", capability, 32),
-            get_current_device=lambda: 0,
-            get_current_stream=lambda device: 0,
-        )
-    )
-    wanted = TILE_KERNELS[way]
+    card = GPUTarget("cuda", capability, 32)
+    absent = {"get_current_target": lambda: card, "get_current_device": lambda: 0}
+    driver.set_active(SimpleNamespace(**absent, get_current_stream=lambda device: 0))
 
     def compile_launch(launch: Launch) -> None:
-        if launch.kernel.__name__ == wanted:
-            options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
-            launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.constants, **options)
+        if launch.kernel.__name__ == TILE_KERNELS[way]:
+            launch.kernel.warmup(grid=launch.grid, **kernel_options(launch))
 
     backend = TritonNtxent(compile_launch, lambda device: target)
     try:
         with_tiles(way, tiles, calls(backend, shape, torch.device("cpu"))[way])
     except Exception as error:  # a candidate that cannot be compiled is a finding
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+        return in_a_line(error)[:160]
     return None
 
 
@@ -158,7 +143,7 @@ def compile_all(
     until = time.monotonic() + (600 if bench.dry else min(COMPILE_SECONDS, 0.6 * bench.left()))
     messages: list[str | None] = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:  # terminated at the end
-        for waiting in [pool.apply_async(compile_only, ((*item, capability, target),)) for item in work]:
+        for waiting in [pool.apply_async(compile_only, (*item, target, capability)) for item in work]:
             try:
                 messages.append(waiting.get(timeout=max(0.0, until - time.monotonic())))
             except multiprocessing.TimeoutError:
@@ -170,25 +155,17 @@ def launch_and_note(facts: dict[str, dict]) -> Callable[[Launch], None]:
     """A way to run launches that notes what each kernel takes of a multiprocessor."""
 
     def run(launch: Launch) -> None:
-        options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
-        kernel = launch.kernel[launch.grid](**launch.arguments, **launch.constants, **options)
-        facts[launch.kernel.__name__] = {
-            "registers": kernel.n_regs,
-            "spills": kernel.n_spills,
-            "shared": kernel.metadata.shared,
-        }
+        kernel = launch.kernel[launch.grid](**kernel_options(launch))
+        taken = {"registers": kernel.n_regs, "spills": kernel.n_spills, "shared": kernel.metadata.shared}
+        facts[launch.kernel.__name__] = taken
 
     return run
 
 
 def differs(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
     """Largest relative distance of the results."""
-    distances = [
-        ((a.double() - e.double()).norm() / e.double().norm().clamp_min(1e-30)).item()
-        for a, e in zip(actual, expected)
-        if e.dim()
-    ]
-    return max(distances)
+    pairs = [(a.double(), e.double()) for a, e in zip(actual, expected) if e.dim()]
+    return max(((a - e).norm() / e.norm().clamp_min(1e-30)).item() for a, e in pairs)
 
 
 def rank(bench: Bench, shape: Shape, way: str, work: list[tuple[Tiles, str | None]], table: Tiles) -> list[dict]:
@@ -211,27 +188,25 @@ def rank(bench: Bench, shape: Shape, way: str, work: list[tuple[Tiles, str | Non
     return sorted(rows, key=lambda row: row.get("ms", float("inf")))
 
 
-def rank_dry(work: list[tuple[Tiles, str | None]]) -> list[dict]:
-    """Without a device, what was compiled."""
-    return [{"tiles": repr(tiles), "failed": message} if message else {"tiles": repr(tiles)} for tiles, message in work]
-
-
 def run(bench: Bench) -> None:
     """found["tune"]: {"N=... D=... operand, forward": rows}."""
     found = bench.found.setdefault("tune", {})
-    capability = 90 if bench.dry else 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
-    target = Target(90, 132) if bench.dry else target_of(bench.device.torch)
-    shapes = [Shape(64, 32, torch.float16, "ieee", "fp16")] if bench.dry else [Shape(*values) for values in SHAPES]
+    major, minor = (9, 0) if bench.dry else torch.cuda.get_device_capability()
+    target, capability = Target(90, 132) if bench.dry else target_of(bench.device.torch), 10 * major + minor
+    shapes = [Shape(64, 32, torch.float16, "ieee", "fp16")] if bench.dry else SHAPES
     pairs = list(itertools.product(shapes, TILE_KERNELS))
     work = [(shape, way, tiles) for shape, way in pairs for tiles in candidates(shape, way, bench.dry)]
     bench.say(f"tune: {len(work)} candidates")
     messages = compile_all(bench, work, target, capability)
     bench.say(f"tune: {sum(message is None for message in messages)} of them compiled")
     for shape, way in pairs:
-        own = [(item[2], message) for item, message in zip(work, messages) if item[:2] == (shape, way)]
+        own = [(tiles, message) for (*of, tiles), message in zip(work, messages) if of == [shape, way]]
         table = tiles_of_table(way, shape, target)
-        rows = rank_dry(own) if bench.dry else rank(bench, shape, way, own, table)
-        found[f"N={shape.n} D={shape.d} {shape.operand}, {way}"] = rows
+        if bench.dry:  # without a device, what was compiled
+            rows = [{"tiles": repr(tiles), **({"failed": message} if message else {})} for tiles, message in own]
+        else:
+            rows = rank(bench, shape, way, own, table)
+        found[f"{shape}, {way}"] = rows
         bench.save()
         for row in rows[:5]:
-            bench.say(f"tune: N={shape.n} D={shape.d} {shape.operand} {way}: {row}")
+            bench.say(f"tune: {shape} {way}: {row}")
