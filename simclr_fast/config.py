@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -237,58 +238,59 @@ RECIPES: dict[str, Config] = {
 }
 
 
+Rule = tuple[Callable[[Any], bool], str]  # what a value must fulfil, and what to pass instead
+
+COUNT: Rule = (lambda value: value >= 1, "an integer >= 1")
+COUNT_OR_ZERO: Rule = (lambda value: value >= 0, "an integer >= 0")
+POSITIVE: Rule = (lambda value: 0 < value < math.inf, "a number > 0")  # nan is no number > 0 either
+ABOVE_ZERO: Rule = (lambda value: value > 0, "a number > 0")  # infinity, too
+NOT_NEGATIVE: Rule = (lambda value: value >= 0, "a number >= 0")
+DECAY: Rule = (lambda value: 0 <= value < 1, "a fraction in [0, 1)")
+PROBABILITY: Rule = (lambda value: 0 <= value <= 1, "a probability in [0, 1]")
+
+# The options of train.py whose value alone tells whether it can work, by name; None is no value.
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("epochs", "lr_base_size", "head_hidden", "head_dim", "checkpoint_hist", "log_interval"), COUNT),
+    **dict.fromkeys(("micro_batch_size", "workers", "seed", "knn_epochs", "profile", "threads"), COUNT_OR_ZERO),
+    **dict.fromkeys(("hflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"), PROBABILITY),
+    **dict.fromkeys(("weight_decay", "shear"), NOT_NEGATIVE),
+    **dict.fromkeys(("momentum", "model_ema_decay"), DECAY),
+    **dict.fromkeys(("lr", "lr_base"), ABOVE_ZERO),
+    "temperature": POSITIVE,
+    "batch_size": (lambda value: value >= 2, "2 or more; one image has no others to differ from"),
+    "clip_grad": (lambda value: value > 0, "a number > 0, or None"),
+    "img_size": (lambda value: value >= 8, "at least 8 pixels"),
+    "scale": (lambda value: 0 < value[0] <= value[1] <= 1, "two fractions, 0 < low <= high <= 1"),
+    "ratio": (lambda value: 0 < value[0] <= value[1], "two numbers, 0 < low <= high"),
+    "rotate": (lambda value: 0 <= value <= 180, "degrees in [0, 180]"),
+    "std": (lambda value: min(value) > 0, "numbers > 0"),
+    "max_bad_images": (lambda value: 0 <= value <= 1, "a fraction"),
+    "checkpoint_minutes": (lambda value: value > 0, "minutes > 0"),
+}
+
+
 def check(config: Config, world_size: int = 1) -> None:
     """Raise ConfigError for a value that cannot work; what only the data or the device can tell is checked there."""
-    o, a, r = config.optimization, config.augment, config.run
-    _require(o.temperature > 0 and math.isfinite(o.temperature), "temperature", o.temperature, "pass a number > 0")
-    for name in ("epochs", "lr_base_size"):
-        _require(getattr(o, name) >= 1, name, getattr(o, name), "pass an integer >= 1")
-    _require(o.batch_size >= 2, "batch_size", o.batch_size, "pass 2 or more; one image has no others to differ from")
-    _require(o.micro_batch_size >= 0, "micro_batch_size", o.micro_batch_size, "pass an integer >= 0")
-    _require(
-        o.batch_size % world_size == 0,
-        "batch_size",
-        o.batch_size,
-        f"it is the global batch and must divide by the {world_size} processes",
-    )
+    o, jitter, r = config.optimization, config.augment.color_jitter, config.run
+    groups = [config.data, config.augment, config.model, o, config.speed, r]
+    for name, value in ((name, value) for group in groups for name, value in vars(group).items() if name in RULES):
+        fulfils, remedy = RULES[name]
+        require(value is None or fulfils(value), name, value, f"pass {remedy}")
+    shared = f"it is the global batch and must divide by the {world_size} processes"
+    require(o.batch_size % world_size == 0, "batch_size", o.batch_size, shared)
     local = o.batch_size // world_size
-    _require(
-        o.micro_batch_size == 0 or local % o.micro_batch_size == 0,
-        "micro_batch_size",
-        o.micro_batch_size,
-        f"it must divide the {local} images of a process",
-    )
-    _require(o.lr is None or o.lr > 0, "lr", o.lr, "pass a number > 0")
-    _require(o.lr_base > 0, "lr_base", o.lr_base, "pass a number > 0")
-    _require(0 <= o.warmup_epochs <= o.epochs, "warmup_epochs", o.warmup_epochs, f"pass 0 to {o.epochs} (--epochs)")
-    _require(0 <= o.momentum < 1, "momentum", o.momentum, "pass a fraction in [0, 1)")
-    _require(o.weight_decay >= 0, "weight_decay", o.weight_decay, "pass a number >= 0")
-    _require(o.clip_grad is None or o.clip_grad > 0, "clip_grad", o.clip_grad, "pass a number > 0, or None")
-    _require(0 <= o.model_ema_decay < 1, "model_ema_decay", o.model_ema_decay, "pass a fraction in [0, 1)")
-    _require(a.img_size >= 8, "img_size", a.img_size, "pass at least 8 pixels")
-    _require(0 < a.scale[0] <= a.scale[1] <= 1, "scale", a.scale, "pass two fractions, 0 < low <= high <= 1")
-    _require(0 < a.ratio[0] <= a.ratio[1], "ratio", a.ratio, "pass two numbers, 0 < low <= high")
-    for name in ("hflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"):
-        _require(0 <= getattr(a, name) <= 1, name, getattr(a, name), "pass a probability in [0, 1]")
-    _require(
-        min(a.color_jitter) >= 0 and a.color_jitter[3] <= 0.5, "color_jitter", a.color_jitter, "hue is at most 0.5"
-    )
-    _require(0 <= a.rotate <= 180, "rotate", a.rotate, "pass degrees in [0, 180]")
-    _require(a.shear >= 0, "shear", a.shear, "pass a number >= 0")
-    _require(min(a.std) > 0, "std", a.std, "pass numbers > 0")
-    for name in ("head_hidden", "head_dim"):
-        _require(getattr(config.model, name) >= 1, name, getattr(config.model, name), "pass an integer >= 1")
-    _require(config.data.workers >= 0, "workers", config.data.workers, "pass an integer >= 0")
-    _require(0 <= config.data.max_bad_images <= 1, "max_bad_images", config.data.max_bad_images, "pass a fraction")
-    _require(r.seed >= 0, "seed", r.seed, "pass an integer >= 0")
-    for name in ("checkpoint_hist", "log_interval"):
-        _require(getattr(r, name) >= 1, name, getattr(r, name), "pass an integer >= 1")
-    for name in ("knn_epochs", "profile"):
-        _require(getattr(r, name) >= 0, name, getattr(r, name), "pass an integer >= 0")
-    _require(r.checkpoint_minutes > 0, "checkpoint_minutes", r.checkpoint_minutes, "pass minutes > 0")
+    fits = o.micro_batch_size == 0 or local % o.micro_batch_size == 0
+    require(fits, "micro_batch_size", o.micro_batch_size, f"it must divide the {local} images of a process")
+    require(0 <= o.warmup_epochs <= o.epochs, "warmup_epochs", o.warmup_epochs, f"pass 0 to {o.epochs} (--epochs)")
+    require(min(jitter) >= 0 and jitter[3] <= 0.5, "color_jitter", jitter, "hue is at most 0.5")
     wandb_serves = not r.log_wandb or importlib.util.find_spec("wandb") is not None
-    _require(wandb_serves, "log_wandb", r.log_wandb, "the package 'wandb' is missing; pip install wandb")
-    _require(config.speed.threads >= 0, "threads", config.speed.threads, "pass an integer >= 0")
+    require(wandb_serves, "log_wandb", r.log_wandb, "the package 'wandb' is missing; pip install wandb")
+
+
+def require(ok: bool, name: str, value: object, remedy: str) -> None:
+    """Raise ConfigError, which names the option, its value and the remedy, unless ok."""
+    if not ok:
+        raise ConfigError(f"{flag(name)} {value}: {remedy}")
 
 
 def flag(name: str) -> str:
@@ -300,8 +302,3 @@ def as_dict(options: Any) -> dict[str, Any]:
     """A dataclass of options as plain nested dicts of JSON types, for checkpoints and metrics."""
     plain = lambda value: str(value) if isinstance(value, Path) else value
     return dataclasses.asdict(options, dict_factory=lambda items: {key: plain(value) for key, value in items})
-
-
-def _require(ok: bool, name: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise ConfigError(f"{flag(name)} {value}: {remedy}")

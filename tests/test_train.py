@@ -14,7 +14,7 @@ from PIL import Image
 import train
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import checkpoints, load
-from simclr_fast.config import RECIPES, Config, check
+from simclr_fast.config import RECIPES, RULES, Config, check
 from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
@@ -80,6 +80,11 @@ def test_what_cannot_be_parsed_is_status_2_too(arguments: list[str], capsys) -> 
         train.main(arguments)
     assert end.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_rule_is_one_of_an_option() -> None:
+    groups = (group for group in vars(Config()).values() if dataclasses.is_dataclass(group))
+    assert RULES.keys() <= {field.name for group in groups for field in dataclasses.fields(group)}
 
 
 def test_global_batch_must_divide_by_the_processes() -> None:

@@ -1,14 +1,12 @@
 """The options of every evaluation command, and the checks on them before anything is read or computed."""
 
 import dataclasses
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from simclr_fast.config import AmpDtype, Device, flag
+from simclr_fast.config import COUNT, COUNT_OR_ZERO, POSITIVE, AmpDtype, Device, Rule, flag, require
 from simclr_fast.errors import ConfigError
 
 
@@ -164,11 +162,6 @@ class ReportOptions(DataChoice):
     """Folder of a run (its newest checkpoint is taken), or a checkpoint file."""
 
 
-Rule = tuple[Callable[[Any], bool], str]  # what a value must fulfil, and what to pass instead
-
-COUNT: Rule = (lambda value: value >= 1, "an integer >= 1")
-COUNT_OR_ZERO: Rule = (lambda value: value >= 0, "an integer >= 0")
-POSITIVE: Rule = (lambda value: 0 < value < math.inf, "a number > 0")  # nan is no number > 0 either
 SHARE: Rule = (lambda value: 0 < value <= 1, "a fraction in (0, 1]")
 PROPER_SHARE: Rule = (lambda value: 0 < value < 1, "a fraction in (0, 1)")
 
@@ -208,8 +201,7 @@ def check(options: Any) -> None:
         if several and not value:
             raise ConfigError(f"{flag(field.name)}: no value given; pass {remedy}, or several")
         for one in value if several else (value,):
-            if not fulfils(one):
-                raise ConfigError(f"{flag(field.name)} {one}: pass {remedy}")
+            require(fulfils(one), field.name, one, f"pass {remedy}")
         if several and len(set(value)) < len(value) and field.name != "epochs":
             raise ConfigError(f"{flag(field.name)} {' '.join(map(str, value))}: pass every value once")
     for name in ("train_set", "test_set"):
