@@ -1,4 +1,5 @@
-// The rule of a row of NT-Xent, shared by the CPU and the CUDA kernels: what its statistics make of loss and gradient.
+// The rule of a row of NT-Xent, shared by the CPU and the CUDA kernels: which columns are its negatives, and what its
+// statistics make of loss and gradient.
 //
 // simclr_fast/ops/ntxent/reference.py and triton_common.py hold the same functions by the same names: another loss of
 // this family is another row_loss, row_lse and row_pull. With u_i = z_i / max(|z_i|, eps), s_ij = u_i . u_j / t,
@@ -36,6 +37,30 @@ constexpr double kLn2 = 0.6931471805599453;
 constexpr double kConstantMaxLimit = 80.0;
 
 inline bool uses_constant_max(double temperature) { return 2 / temperature <= kConstantMaxLimit; }
+
+// Which columns are a row's own, its positive and its negatives. Index: int on GPUs (columns < 2^31), int64_t on CPUs.
+template <class Index>
+struct Pairing {
+  Index n, rows, columns, row_offset;  // rows = 2 n
+
+  HOST_DEVICE Index column_of(Index row) const { return row_offset + row; }
+  HOST_DEVICE Index positive_of(Index row) const { return row_offset + (row < n ? row + n : row - n); }
+
+  // No pair of what pads a tile is one.
+  HOST_DEVICE bool is_negative(Index row, Index column) const {
+    const Index own = column_of(row), positive = positive_of(row);
+    const bool inside = row < rows && column < columns;
+    return inside && column != own && column != positive;
+  }
+
+  // Whether some pair of [row, row + height) x [column, column + width) may be no negative: the tile meets the diagonal
+  // or the positives beside it, or crosses an edge.
+  HOST_DEVICE bool needs_mask(Index row, Index height, Index column, Index width) const {
+    const auto meets = [=](Index first) { return column < first + height && first < column + width; };
+    const Index own = column_of(row);
+    return meets(own) || meets(own + n) || meets(own - n) || row + height > rows || column + width > columns;
+  }
+};
 
 // log(1 + exp(x))
 template <class T>

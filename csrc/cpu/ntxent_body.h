@@ -61,12 +61,6 @@ class Across {
   AlignedBuffer<T> panels_;
 };
 
-template <class T>
-Matrix<T> matrix_of(const T* row_panels, const T* columns, int64_t n, int64_t column_count, int64_t row_offset,
-                    int64_t dim) {
-  return {row_panels, columns, n, 2 * n, column_count, row_offset, dim};
-}
-
 // Calls visit(rows, columns, both) on block pairs that together cover the matrix. Of a symmetric one only one of (I, J)
 // and (J, I) is visited, with `both` set: the visitor then serves the rows I and, by symmetry, the rows J.
 template <class Visit>
@@ -92,8 +86,8 @@ void forward_pass(const SimclrNtxentFwdArgs& args, const Parallel& parallel) {
   const Across<T> columns(u, args.columns, dim, temperature, parallel);
   const Across<T> own(u + args.row_offset * dim, symmetric ? 0 : rows, dim, temperature, parallel);
   const int64_t rows_padded = round_up(rows, kPanel<T>);
-  const Matrix<T> matrix =
-      matrix_of(symmetric ? columns.data() : own.data(), columns.data(), args.n, args.columns, args.row_offset, dim);
+  const Pairing<int64_t> pairing{args.n, rows, args.columns, args.row_offset};
+  const Matrix<T> matrix{symmetric ? columns.data() : own.data(), columns.data(), pairing, dim};
 
   // 2. Block by block, sum_j 2^(s_ij - max_i) over the negatives of every row.
   AlignedBuffer<T> max(rows_padded);
@@ -117,8 +111,8 @@ void forward_pass(const SimclrNtxentFwdArgs& args, const Parallel& parallel) {
   AlignedBuffer<double> losses(rows);
   parallel(rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const T* row = u + (args.row_offset + i) * dim;
-      const double s_pos = dot(row, u + matrix.positive(i) * dim, dim) / temperature;
+      const T* row = u + pairing.column_of(i) * dim;
+      const double s_pos = dot(row, u + pairing.positive_of(i) * dim, dim) / temperature;
       const double lse_neg = std::log(sum[i]) + max[i] * kLn2;
       static_cast<T*>(args.s_pos)[i] = static_cast<T>(s_pos);
       static_cast<T*>(args.lse_neg)[i] = static_cast<T>(lse_neg);
@@ -145,8 +139,8 @@ void backward_pass(const SimclrNtxentBwdArgs& args, const Parallel& parallel) {
   const Across<T> columns(u, args.columns, dim, temperature, parallel);
   const Across<T> own(u + args.row_offset * dim, symmetric ? 0 : rows, dim, temperature, parallel);
   const int64_t rows_padded = round_up(rows, kPanel<T>), columns_padded = columns.padded();
-  const Matrix<T> matrix =
-      matrix_of(symmetric ? columns.data() : own.data(), columns.data(), args.n, args.columns, args.row_offset, dim);
+  const Pairing<int64_t> pairing{args.n, rows, args.columns, args.row_offset};
+  const Matrix<T> matrix{symmetric ? columns.data() : own.data(), columns.data(), pairing, dim};
   AlignedBuffer<T> along(dim_padded * columns_padded);
   parallel(columns_padded, 64, [&](int64_t begin, int64_t end) {
     pack_along(u, args.columns, dim, columns_padded, along.data(), begin, end);
@@ -195,7 +189,7 @@ void backward_pass(const SimclrNtxentBwdArgs& args, const Parallel& parallel) {
   parallel(rows, 64, [&](int64_t begin, int64_t end) {
     AlignedBuffer<T> row(dim);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t own_column = args.row_offset + i, positive = matrix.positive(i);
+      const int64_t own_column = pairing.column_of(i), positive = pairing.positive_of(i);
       const T *own_u = u + own_column * dim, *positive_u = u + positive * dim;
       const auto pull = [&](int64_t j) { return upstream(j) * statistics.pull(j); };
       const T of_positive = static_cast<T>((pull(own_column) + pull(positive)) / temperature);

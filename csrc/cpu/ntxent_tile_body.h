@@ -74,24 +74,16 @@ template <class T>
 struct Matrix {
   const T* row_panels;  // across, of the local rows
   const T* columns;     // across, of all columns
-  int64_t n, rows, column_count, row_offset, dim;
+  Pairing<int64_t> pairing;
+  int64_t dim;
 
-  int64_t positive(int64_t row) const { return row_offset + (row + n) % rows; }
-
-  // Whether the micro-tile at (row, column) holds an entry that is no negative pair: its own column, the positive's, or
-  // padding.
-  bool has_excluded(int64_t row, int64_t column) const {
-    const int64_t from = row_offset + row - column;
-    const auto crosses = [](int64_t d) { return d > -kRows && d < kPanel<T>; };
-    return crosses(from) || crosses(from + n) || crosses(from - n) || row + kRows > rows ||
-           column + kPanel<T> > column_count;
-  }
+  bool has_excluded(int64_t row, int64_t column) const { return pairing.needs_mask(row, kRows, column, kPanel<T>); }
 
   __attribute__((noinline)) void exclude(MicroTile<T>& tile, int64_t row, int64_t column, T value) const {
     T* entry = reinterpret_cast<T*>(tile.v);
     for (int64_t i = row; i < row + kRows; ++i) {
       for (int64_t j = column; j < column + kPanel<T>; ++j, ++entry) {
-        if (i >= rows || j >= column_count || j == row_offset + i || j == positive(i)) *entry = value;
+        if (!pairing.is_negative(i, j)) *entry = value;
       }
     }
   }

@@ -26,7 +26,7 @@ constexpr float kMaskedProduct = -1e30f;  // u.u of an excluded element: its exp
 
 struct BwdTask {
   RowMatrix u;
-  Pairing pairing;
+  Pairing<int> pairing;
   Temperature<float> temperature;
   LossWeights<float> weights;
   RowStatistics<float> statistics;
@@ -174,7 +174,7 @@ __device__ void sum_over_slices(typename Shape<Operand>::Logits& x, const Shared
 }
 
 template <class Operand>
-__device__ void mask_panel(typename Shape<Operand>::Logits& x, const Pairing& pairing, int first_row,
+__device__ void mask_panel(typename Shape<Operand>::Logits& x, const Pairing<int>& pairing, int first_row,
                            int first_column) {
   const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
 #pragma unroll
@@ -184,9 +184,7 @@ __device__ void mask_panel(typename Shape<Operand>::Logits& x, const Pairing& pa
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = first_row + 16 * m + 8 * (i / 2) + group, column = first_column + 8 * n + 2 * quad + i % 2;
-        const bool keeps = row < pairing.rows && column < pairing.columns && column != pairing.column_of(row) &&
-                           column != pairing.positive_of(row);
-        if (!keeps) x[m][n][i] = kMaskedProduct;
+        if (!pairing.is_negative(row, column)) x[m][n][i] = kMaskedProduct;
       }
     }
   }
@@ -326,7 +324,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 
 template <class Operand>
 cudaError_t run(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
-  const Pairing pairing = pairing_of(args);
+  const Pairing<int> pairing = pairing_of(args);
   const RowMatrix u{static_cast<const unsigned char*>(args.u),
                     args.u_columns * static_cast<int64_t>(sizeof(typename Operand::Element)), pairing.columns};
   const BwdTask task{u,

@@ -28,7 +28,7 @@ struct BwdFinishTask {
   const S* inv_norm;  // [rows]
   RowStatistics<S> statistics;
   S* dt;  // [] or null
-  Pairing pairing;
+  Pairing<int> pairing;
   Temperature<S> temperature;
   LossWeights<S> weights;
   BwdPartials<S> partials;

@@ -26,7 +26,7 @@ constexpr int kStageBytes = 2 * kOperandBytes;  // row tile and column tile
 template <class Partial>
 struct FwdTask {
   RowMatrix u;
-  Pairing pairing;
+  Pairing<int> pairing;
   Temperature<float> temperature;
   FwdPartials<Partial> partials;
   FwdPlan plan;
@@ -103,8 +103,8 @@ __device__ void multiply_stage(WarpTile& acc, const unsigned char* rows, const u
   }
 }
 
-// Excludes the diagonal, the positives and what lies outside the matrix.
-__device__ void mask_tile(WarpTile& acc, const Pairing& pairing, int first_row, int first_column) {
+// Excludes all but the negatives.
+__device__ void mask_tile(WarpTile& acc, const Pairing<int>& pairing, int first_row, int first_column) {
   const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
 #pragma unroll
   for (int m = 0; m < 4; ++m) {
@@ -113,9 +113,7 @@ __device__ void mask_tile(WarpTile& acc, const Pairing& pairing, int first_row, 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int row = first_row + 16 * m + 8 * (i / 2) + group, column = first_column + 8 * n + 2 * quad + i % 2;
-        const int own = pairing.column_of(row), positive = pairing.positive_of(row);
-        const bool inside = row < pairing.rows && column < pairing.columns;
-        if (!inside || column == own || column == positive) acc[m][n][i] = -INFINITY;
+        if (!pairing.is_negative(row, column)) acc[m][n][i] = -INFINITY;
       }
     }
   }
@@ -204,7 +202,7 @@ template <class Operand, class Statistics>
 cudaError_t run(const SimclrNtxentFwdArgs& args, cudaStream_t stream) {
   using Partial = typename Statistics::Partial;
   const FwdPlan plan = plan_fwd(args);
-  const Pairing pairing = pairing_of(args);
+  const Pairing<int> pairing = pairing_of(args);
   const RowMatrix u{static_cast<const unsigned char*>(args.u),
                     args.u_columns * static_cast<int64_t>(sizeof(typename Operand::Element)), pairing.columns};
   const FwdTask<Partial> task{u, pairing, temperature_of<float>(args), partials_of<Partial>(args, plan), plan};

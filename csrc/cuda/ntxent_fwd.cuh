@@ -24,7 +24,7 @@ template <class E, class S>
 struct FwdFinishTask {
   const E* u;  // [columns, u_columns]
   int64_t u_columns;
-  Pairing pairing;
+  Pairing<int> pairing;
   Temperature<S> temperature;
   S* s_pos;    // [rows]
   S* lse_neg;  // [rows]

@@ -1,4 +1,4 @@
-// What the CUDA kernels of NT-Xent ask about a row: its column and its positive, the temperature, its weight.
+// What the CUDA kernels of NT-Xent read on the device: the temperature, and the weights of the row losses.
 //
 // csrc/ntxent.h holds the rule and the formulas. With the constant maximum one exponential serves both terms of du:
 // exp(s - 1/t) (w_i exp(1/t - lse_i) + w_j exp(1/t - lse_j)); the online maximum takes two, exp(s - lse_i) and
@@ -13,21 +13,6 @@
 #include "launch.cuh"
 
 namespace simclr::cuda {
-
-// Which column a local row is and which column is its positive. Indices are int (columns < 2^31), offsets int64_t.
-struct Pairing {
-  int n, rows, columns, row_offset;  // rows = 2 n
-
-  __device__ int column_of(int row) const { return row_offset + row; }
-  __device__ int positive_of(int row) const { return row_offset + (row < n ? row + n : row - n); }
-
-  // Whether [row, row + height) x [column, column + width) holds a diagonal or a positive element, or crosses an edge.
-  __device__ bool needs_mask(int row, int height, int column, int width) const {
-    const auto meets = [=](int first) { return column < first + height && first < column + width; };
-    const int own = column_of(row);
-    return meets(own) || meets(own + n) || meets(own - n) || row + height > rows || column + width > columns;
-  }
-};
 
 // The temperature t: 1/t by value, or t read on the device. inverse() is 1/t rounded once: float32's 0.01 is not 0.01,
 // and that alone would be a relative error of 2e-8 in every logit.

@@ -38,7 +38,7 @@ inline int operand_dtype(int z_dtype) { return z_dtype == SIMCLR_BFLOAT16 ? SIMC
 inline int64_t operand_columns(int64_t d, int u_dtype) { return round_up(d, 16 / element_bytes(u_dtype)); }
 
 template <class Args>
-Pairing pairing_of(const Args& args) {
+Pairing<int> pairing_of(const Args& args) {
   return {static_cast<int>(args.n), static_cast<int>(2 * args.n), static_cast<int>(args.columns),
           static_cast<int>(args.row_offset)};
 }

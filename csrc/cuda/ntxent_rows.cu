@@ -43,7 +43,7 @@ struct RowLogSum {
 template <class S>
 struct FwdRowsTask {
   Rows<S, S> u;
-  Pairing pairing;
+  Pairing<int> pairing;
   Temperature<S> temperature;
   FwdPartials<S> partials;
 };
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
   const int row = blockIdx.x * kWarps + threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   if (blockIdx.x == 0 && threadIdx.x == 0) *task.partials.finished = 0;
   if (row >= task.pairing.rows) return;
-  const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
+  const int own = task.pairing.column_of(row);
   const S inverse_temperature = task.temperature.inverse();
 
   // 1. Every lane adds up exp(s_ij - max) over its own columns.
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
   for (int first = 0; first < task.pairing.columns; first += kLanes) {
     const int column = first + lane, count = min(kLanes, task.pairing.columns - first);
     const S s = task.u.products(own, first, count) * inverse_temperature;
-    if (lane >= count || column == own || column == positive) continue;
+    if (!task.pairing.is_negative(row, column)) continue;
     const S larger = s > max ? s : max;
     sum = sum * exp(max - larger) + exp(s - larger);
     max = larger;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
 template <class E, class S>
 struct BwdRowsTask {
   Rows<E, S> u;
-  Pairing pairing;
+  Pairing<int> pairing;
   Temperature<S> temperature;
   LossWeights<S> weights;
   RowStatistics<S> statistics;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
   const int row = blockIdx.x * kWarps + threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   if (blockIdx.x == 0 && threadIdx.x == 0) *task.partials.finished = 0;
   if (row >= task.pairing.rows) return;
-  const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
+  const int own = task.pairing.column_of(row);
   const S inverse_temperature = task.temperature.inverse(), weight = task.weights(own);
   const S lse = task.statistics.lse(own);
   S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
     const S s = task.u.products(own, first, count) * inverse_temperature;
     // 1. c_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j), one column a lane.
     S coefficient = 0;
-    if (lane < count && column != own && column != positive) {
+    if (task.pairing.is_negative(row, column)) {
       const S of_row = weight * exp(s - lse);
       coefficient = of_row + task.weights(column) * exp(s - task.statistics.lse(column));
       own_logits += of_row * s;

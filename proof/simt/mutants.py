@@ -79,9 +79,10 @@ MUTANTS = (
         *("fwd.cu", "no barrier before the warps' partials are read"),
         *("kTile + warp_column);\n    __syncthreads();", "kTile + warp_column);", _SCHEDULES),
     ),
-    _ntxent("fwd.cu", "diagonal unmasked", "!inside || column == own || column", "!inside || column"),
-    _ntxent("fwd.cu", "ragged edge unmasked", "if (!inside || column == own", "if (column == own"),
-    _ntxent("fwd.cu", "positive counted as a negative", "|| column == positive) acc", ") acc"),
+    _rule("diagonal unmasked", "inside && column != own &&", "inside &&"),
+    _rule("ragged edge unmasked", "return inside && column", "return column"),
+    _rule("positive counted as a negative", " && column != positive;", ";"),
+    _ntxent("fwd.cu", "tiles unmasked", "if (task.pairing.needs_mask(row, kTile, column, kTile))", "if (false)"),
     _ntxent(
         *("fwd.cu", "diagonal tiles counted twice"),
         *("tile.row_tile != tile.column_tile && c <", "c <", "test_a_cta_adds_up_the_tiles_of_a_band"),
@@ -141,7 +142,7 @@ MUTANTS = (
     _ntxent(
         "bwd.cu", "last slice left out", "for (int k = 0; k < slices; ++k)", "for (int k = 0; k + 1 < slices; ++k)"
     ),
-    _ntxent("bwd.cu", "diagonal unmasked", " && column != pairing.column_of(row) &&", " &&"),
+    _ntxent("bwd.cu", "panels unmasked", "if (masked) mask_panel", "if (false) mask_panel"),
     _ntxent("bwd.cu", "columns' weights missing", "(own_row.weight + column_weight)", "own_row.weight"),
     _ntxent(
         *("bwd_terms.cuh", "fp16 coefficients scaled by the largest weight alone"),
@@ -167,8 +168,8 @@ MUTANTS = (
     ),
     _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_pull * task.statistics.s_pos[own];", ""),
     _ntxent("bwd_finish.cu", "last split left out", "split < task.splits; ++split, part", "split < 1; ++split, part"),
-    _ntxent("math.cuh", "positive of the second view", "row < n ? row + n : row - n", "row + n"),
-    _ntxent("math.cuh", "tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
+    _rule("positive of the second view", "row < n ? row + n : row - n", "row + n"),
+    _rule("tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
     _ntxent("normalize.cu", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
     _augment(
         "no barrier between staging and resizing",

@@ -25,7 +25,7 @@ MUTANTS = (
     ("ntxent", "padding read from u",
      "const int64_t filled = row < rows ? width : 0;", "const int64_t filled = width;"),
     ("ntxent", "rows of the second view", "(i - view * args.n) * args.z_stride[view]", "i * args.z_stride[view]"),
-    ("ntxent", "padding not masked", "row + kRows > rows ||\n           column", "column"),
+    ("ntxent", "padding not masked", "row + height > rows || column + width", "column + width"),
 )  # fmt: skip
 
 pytestmark = pytest.mark.proof
