@@ -2,7 +2,7 @@
 //
 // The draws depend on (seed, sample, view) alone, and are the same bits on every device: integers where the result is
 // an integer, and otherwise only double operations that IEEE 754 rounds in one way (no libm, no fused multiply-add).
-// simclr_fast/ops/augment/sampling.py is the same arithmetic in torch operations.
+// simclr_fast/ops/augment/reference_sampling.py is the same arithmetic in torch operations.
 //
 // Block t = 0..9 of four words is try t of the crop: area, log ratio, top, left. Then:
 //   block 10: jitter order, hflip, jitter, gray     block 11: brightness, contrast, saturation, hue

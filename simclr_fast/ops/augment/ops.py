@@ -11,7 +11,7 @@ from simclr_fast.backends import Op, describe, has_triton, resolve_backend
 from simclr_fast.ops.augment.images import ImageBatch
 from simclr_fast.ops.augment.params import PACKED_WORDS, AugmentRecipe
 from simclr_fast.ops.augment.reference import augment_reference
-from simclr_fast.ops.augment.sampling import sample_reference
+from simclr_fast.ops.augment.reference_sampling import sample_reference
 
 # images [B, C, H, W] of any strides, or flat with table int64 [B, 6] (see ImageBatch); params int32 [views, B, 16]
 _SCHEMA = (

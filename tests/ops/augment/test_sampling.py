@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from simclr_fast import SimCLRAugment
 from simclr_fast.ops.augment.params import ORDERS, AugmentParams
-from simclr_fast.ops.augment.sampling import philox4x32, sample_reference
+from simclr_fast.ops.augment.reference_sampling import philox4x32, sample_reference
 
 # Kolmogorov-Smirnov tests run on fixed seeds, so they pass or fail for good; p below this is a wrong distribution.
 LEAST_P = 1e-3
