@@ -12,8 +12,16 @@ namespace simclr {
 enum class PixelType : int32_t { kUint8, kFloat16, kBfloat16, kFloat32 };
 
 // Columns of the table that describes a ragged batch, one row of int64 per image; offsets and strides in elements.
-enum RaggedColumn { kRaggedOffset, kRaggedHeight, kRaggedWidth, kRaggedStrideC, kRaggedStrideH, kRaggedStrideW };
-constexpr int kRaggedColumns = 6;
+// RAGGED_COLUMNS of simclr_fast/ops/augment/params.py mirrors them.
+enum RaggedColumn {
+  kRaggedOffset,
+  kRaggedHeight,
+  kRaggedWidth,
+  kRaggedStrideC,
+  kRaggedStrideH,
+  kRaggedStrideW,
+  kRaggedColumns
+};
 
 // One source image; strides in elements.
 struct ImageView {

@@ -17,6 +17,11 @@ enum JitterOp : int32_t { kBrightness = 0, kContrast = 1, kSaturation = 2, kHue 
 constexpr int kJitterOps = 4;
 constexpr int kJitterOrders = 24;
 
+// All 16 words are taken, and 16 is what the kernels are cut for: CUDA reads a view's words by one request and writes
+// them as four quads (augment_sample.cu), Triton reads a power of two of them and joins them in pairs
+// (triton_sample.py). One more parameter goes into bits that are free: flags and order use five each, and a shift and
+// a size fit into 16. Name its word in WORDS of params.py, and unpack it in made_safe and in triton_view.py. Draw it
+// last in sample_augment (block 12 has a word left), so that a seed keeps drawing what it drew.
 struct AugmentParams {
   int32_t top, left, height, width;        // the crop box, in source pixels
   int32_t flags;                           // AugmentFlag bits

@@ -10,8 +10,9 @@ from proof.generated import aot, ptxlab_augment
 from proof.generated.augment_counts import WORKLOADS, Workload, by_call, ratios
 from proof.generated.ptx import Program, cuda_home, load_ptxlab
 from proof.generated.ptxlab_augment import SOURCES, TABLE
-from proof.simt.augment import AugmentSampleArgs
+from proof.simt import augment as simt
 from simclr_fast.augmentation import SimCLRAugment
+from simclr_fast.ops.augment.params import PACKED_WORDS
 
 needs_simulator = [
     pytest.mark.proof,
@@ -52,9 +53,10 @@ class TestGeneratedCode:
     def test_sampling(self, program: Program, seed: int) -> None:
         images, key = torch.zeros(100, 3, 40, 56, dtype=torch.uint8), torch.tensor([2**62 + seed])
         aug = SimCLRAugment(32, solarize_p=0.3, backend="reference")
-        params = torch.full((2, 100, 16), -1, dtype=torch.int32)
-        recipe = (ctypes.c_double * 22)(*aug.recipe.numbers())
-        args = AugmentSampleArgs(recipe, key.data_ptr(), None, None, 40, 56, 2, 100, params.data_ptr())
+        params = torch.full((2, 100, PACKED_WORDS), -1, dtype=torch.int32)
+        args = simt.AugmentSampleArgs(
+            simt.recipe_doubles(aug), key.data_ptr(), None, None, 40, 56, 2, 100, params.data_ptr()
+        )
         with program.simulated(lambda: [key, params], seed=seed) as reports:
             program.call("augment_sample", ctypes.byref(args))
         assert torch.equal(params, aug.sample(images, seed=key).pack())

@@ -12,6 +12,7 @@ from proof.simt import augment as simt
 from proof.simt.library import SCHEDULES, Kernels, Schedule, SimtError, unwritten
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import ORDERS, AugmentParams, ImageBatch
+from simclr_fast.ops.augment.params import PACKED_WORDS
 from simclr_fast.ops.augment.reference import augment_reference
 from tests.helpers import IMAGE_STRIDES, spread
 from tests.ops.augment.compare import NAN_OPERATIONS, nan_views
@@ -230,7 +231,7 @@ def test_results_do_not_depend_on_the_schedule(kernels: Kernels, size: tuple[int
 def test_wild_parameters_stay_inside_the_image(kernels: Kernels, size: tuple[int, int]) -> None:
     """Nothing checks parameters on a GPU: any bits must be safe (the sanitizers watch this one)."""
     images = images_of(16, 3, 13, 17)
-    packed = torch.randint(-(2**31), 2**31 - 1, (2, 16, 16), dtype=torch.int32)
+    packed = torch.randint(-(2**31), 2**31 - 1, (2, 16, PACKED_WORDS), dtype=torch.int32)
     packed[..., 12:] = torch.randint(-50, 50, (2, 16, 4), dtype=torch.int32)
     simt.augment(kernels, ImageBatch.of(images), packed, size, 9)
     not_numbers = dict.fromkeys(("brightness", "contrast", "hue", "sigma"), math.nan)
@@ -272,9 +273,9 @@ def test_sampling_draws_what_the_reference_draws(kernels: Kernels, ragged: bool,
     indices, seed = torch.randint(0, 2**40, (count,)), torch.tensor([0x1234_5678_9ABC_DEF])
     for chosen in (None, indices):
         expected = aug.sample(images, indices=chosen, seed=seed).pack()
-        params = unwritten(views, count, 16, dtype=torch.int32)
+        params = unwritten(views, count, PACKED_WORDS, dtype=torch.int32)
         args = simt.AugmentSampleArgs(
-            *((ctypes.c_double * 22)(*aug.recipe.numbers()), seed.data_ptr()),
+            *(simt.recipe_doubles(aug), seed.data_ptr()),
             *(pointer(chosen), pointer(batch.table), *batch.size, views, count, params.data_ptr()),
         )
         kernels.call("augment_sample", ctypes.byref(args), schedule=schedule)

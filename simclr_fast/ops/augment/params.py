@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +15,18 @@ from torch import Tensor
 # The jitter operations in the order of ORDERS' digits: AugmentParams.order indexes ORDERS.
 JITTER_OPS = ("brightness", "contrast", "saturation", "hue")
 ORDERS = tuple(itertools.permutations(range(4)))
+CROP_TRIES = 10
 
 FLAGS = ("hflip", "jitter", "gray", "blur", "solarize")  # bit k of the flags word
-PACKED_WORDS = 16
-# The word of each field in a packed row.
-_INT_WORDS = {"top": 0, "left": 1, "height": 2, "width": 3, "order": 5}
-_FLAGS_WORD = 4
-_FLOAT_WORDS = {"brightness": 6, "contrast": 7, "saturation": 8, "hue": 9, "sigma": 10, "solarize_threshold": 11}
-_WINDOW_WORDS = {"resize_height": 12, "resize_width": 13, "shift_y": 14, "shift_x": 15}
+# The words of a packed row; the C++ struct says what one more would take. Every backend finds a word by its name here.
+WORDS = (
+    *("top", "left", "height", "width", "flags", "order", "brightness", "contrast", "saturation", "hue", "sigma"),
+    *("solarize_threshold", "resize_height", "resize_width", "shift_y", "shift_x"),
+)
+PACKED_WORDS = len(WORDS)
+_FLOATS = (*JITTER_OPS, "sigma", "solarize_threshold")
+# The columns of the table of a ragged batch (ImageBatch).
+RAGGED_COLUMNS = ("offset", "height", "width", "stride_c", "stride_h", "stride_w")
 
 
 @dataclass(frozen=True)
@@ -78,20 +83,21 @@ class AugmentParams:
                     f"params.{field.name} has shape {tuple(value.shape)}, params.top has {tuple(shape)}; "
                     "every field must be [views, B]"
                 )
-        words: list[Tensor | None] = [None] * PACKED_WORDS
-        for name, word in (_INT_WORDS | _WINDOW_WORDS).items():
-            words[word] = getattr(self, name).to(torch.int32)
-        words[_FLAGS_WORD] = sum(getattr(self, name).to(torch.int32) << bit for bit, name in enumerate(FLAGS))
-        for name, word in _FLOAT_WORDS.items():
-            words[word] = getattr(self, name).to(torch.float32).view(torch.int32)
-        return torch.stack(words, dim=-1)
+        return torch.stack([self._word(name) for name in WORDS], dim=-1)
+
+    def _word(self, name: str) -> Tensor:
+        if name == "flags":
+            return sum(getattr(self, flag).to(torch.int32) << bit for bit, flag in enumerate(FLAGS))
+        value = getattr(self, name)
+        return value.to(torch.float32).view(torch.int32) if name in _FLOATS else value.to(torch.int32)
 
     @staticmethod
     def unpack(packed: Tensor) -> "AugmentParams":
         """The fields of a packed tensor [views, B, 16], each with its own storage (torch.save needs that)."""
-        values = {name: packed[..., word].clone() for name, word in (_INT_WORDS | _WINDOW_WORDS).items()}
-        values |= {name: packed[..., word].clone().view(torch.float32) for name, word in _FLOAT_WORDS.items()}
-        values |= {name: (packed[..., _FLAGS_WORD] >> bit & 1).bool() for bit, name in enumerate(FLAGS)}
+        words = {name: word.clone() for name, word in zip(WORDS, packed.unbind(-1))}
+        values = {flag: (words["flags"] >> bit & 1).bool() for bit, flag in enumerate(FLAGS)}
+        values |= {name: word.view(torch.float32) if name in _FLOATS else word for name, word in words.items()}
+        del values["flags"]
         return AugmentParams(**values)
 
     def check(self, image_height: Tensor | int, image_width: Tensor | int, out_height: int, out_width: int) -> None:
@@ -132,11 +138,36 @@ class AugmentParams:
 
 def pack_window(height: int, width: int, resized: Sequence[int], shift: Sequence[int]) -> list[int]:
     """The packed words of no augmentation: the whole image, resized, and the output's window of it."""
-    words = [0] * PACKED_WORDS
-    words[_INT_WORDS["height"]], words[_INT_WORDS["width"]] = height, width
-    words[_WINDOW_WORDS["resize_height"]], words[_WINDOW_WORDS["resize_width"]] = resized
-    words[_WINDOW_WORDS["shift_y"]], words[_WINDOW_WORDS["shift_x"]] = shift
-    return words
+    sizes = {"height": height, "width": width, "resize_height": resized[0], "resize_width": resized[1]}
+    words = dict.fromkeys(WORDS, 0) | sizes | {"shift_y": shift[0], "shift_x": shift[1]}
+    return list(words.values())
+
+
+class RecipeNumbers(NamedTuple):
+    """The doubles of the C++ struct AugmentRecipe, in its order: what the recipe is for the ops."""
+
+    area_low: float  # of the crop, as a fraction of the image's; like every pair, uniform on [low, low + span)
+    area_span: float
+    sqrt_ratio_low: float  # sqrt(lowest width / height)
+    half_log_span: float  # log(highest / lowest ratio) / 2
+    ratio_low: float
+    ratio_high: float
+    hflip_p: float  # a probability for each of FLAGS
+    jitter_p: float
+    gray_p: float
+    blur_p: float
+    solarize_p: float
+    brightness_low: float
+    brightness_span: float
+    contrast_low: float
+    contrast_span: float
+    saturation_low: float
+    saturation_span: float
+    hue_low: float
+    hue_span: float
+    sigma_low: float
+    sigma_span: float
+    solarize_threshold: float
 
 
 @dataclass(frozen=True)
@@ -158,21 +189,19 @@ class AugmentRecipe:
     solarize_threshold: float
 
     def numbers(self) -> list[float]:
-        """The doubles of the C++ struct, in its order."""
-        return [
-            *_low_and_span(self.scale),
-            math.sqrt(self.ratio[0]),
-            (math.log(self.ratio[1]) - math.log(self.ratio[0])) / 2,
-            *self.ratio,
-            *(self.hflip_p, self.jitter_p, self.gray_p, self.blur_p, self.solarize_p),
-            *_low_and_span(self.brightness),
-            *_low_and_span(self.contrast),
-            *_low_and_span(self.saturation),
-            *_low_and_span(self.hue),
-            *_low_and_span(self.sigma),
-            self.solarize_threshold,
-        ]
-
-
-def _low_and_span(bounds: tuple[float, float]) -> tuple[float, float]:
-    return bounds[0], bounds[1] - bounds[0]
+        """What the ops take: the fields of RecipeNumbers."""
+        low, high = self.ratio
+        pairs = {"area": self.scale} | {name: getattr(self, name) for name in (*JITTER_OPS, "sigma")}
+        numbers = {f"{name}_low": bounds[0] for name, bounds in pairs.items()}
+        numbers |= {f"{name}_span": bounds[1] - bounds[0] for name, bounds in pairs.items()}
+        numbers |= {f"{flag}_p": getattr(self, f"{flag}_p") for flag in FLAGS}
+        return list(
+            RecipeNumbers(
+                sqrt_ratio_low=math.sqrt(low),
+                half_log_span=(math.log(high) - math.log(low)) / 2,
+                ratio_low=low,
+                ratio_high=high,
+                solarize_threshold=self.solarize_threshold,
+                **numbers,
+            )
+        )

@@ -1,20 +1,25 @@
-"""The draws of csrc/augment_sample.h in plain torch operations: the same bits, on any device, without the compiler.
+"""The draws of csrc/augment_sample.h in plain PyTorch, the reference: the same bits, on any device, without a compiler.
 
 Counter-based: the draws of a view depend on (seed, sample number, view) alone. Every step is exact in integers, or one
 float64 operation that IEEE 754 rounds in one way, so that no device's math library can change a parameter.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from simclr_fast.ops.augment.params import ORDERS, AugmentParams
+from simclr_fast.ops.augment.params import (
+    CROP_TRIES,
+    FLAGS,
+    JITTER_OPS,
+    ORDERS,
+    RAGGED_COLUMNS,
+    AugmentParams,
+    RecipeNumbers,
+)
 
 _WORD = 0xFFFFFFFF
 _ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-CROP_TRIES = 10
 
 
 def _multiply_words(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
@@ -57,35 +62,14 @@ def _reproducible_exp(x: Tensor) -> Tensor:
     return series
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """The numbers of AugmentRecipe.numbers(), named."""
-
-    area: tuple[float, float]
-    sqrt_ratio_low: float
-    half_log_span: float
-    ratio_low: float
-    ratio_high: float
-    flag_p: tuple[float, ...]  # hflip, jitter, gray, blur, solarize
-    factors: tuple[tuple[float, float], ...]  # brightness, contrast, saturation, hue
-    sigma: tuple[float, float]
-    solarize_threshold: float
-
-    @staticmethod
-    def of(n: list[float]) -> "_Recipe":
-        factors = ((n[11], n[12]), (n[13], n[14]), (n[15], n[16]), (n[17], n[18]))
-        return _Recipe((n[0], n[1]), *n[2:6], tuple(n[6:11]), factors, (n[19], n[20]), n[21])
+def _uniform(recipe: RecipeNumbers, name: str, word: Tensor) -> Tensor:
+    return _unit_interval(word) * getattr(recipe, f"{name}_span") + getattr(recipe, f"{name}_low")
 
 
-def _uniform(low_and_span: tuple[float, float], word: Tensor) -> Tensor:
-    low, span = low_and_span
-    return _unit_interval(word) * span + low
-
-
-def _crop(recipe: _Recipe, words: tuple[Tensor, ...], height: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+def _crop(recipe: RecipeNumbers, words: tuple[Tensor, ...], height: Tensor, width: Tensor) -> tuple[Tensor, ...]:
     """top, left, height, width [views, B] from the words [views, B, CROP_TRIES] and image sizes [B] (float64)."""
     tall, wide = height[:, None], width[:, None]
-    side = torch.sqrt(_uniform(recipe.area, words[0]) * (tall * wide))
+    side = torch.sqrt(_uniform(recipe, "area", words[0]) * (tall * wide))
     stretch = _reproducible_exp(_unit_interval(words[1]) * recipe.half_log_span) * recipe.sqrt_ratio_low
     w, h = torch.round(side * stretch), torch.round(side / stretch)
     fits = (w >= 1) & (w <= wide) & (h >= 1) & (h <= tall)
@@ -116,14 +100,14 @@ def sample_reference(
     recipe: list[float],
 ) -> Tensor:
     """Packed parameters int32 [views, batch, 16]; the arguments are those of simclr_fast::augment_sample."""
-    r, device = _Recipe.of(recipe), seed.device
+    numbers, device = RecipeNumbers(*recipe), seed.device
     if indices is None:
         indices = torch.arange(batch, device=device)
     if table is None:
         heights = torch.full((batch,), height, dtype=torch.float64, device=device)
         widths = torch.full((batch,), width, dtype=torch.float64, device=device)
     else:
-        heights, widths = table[:, 1].to(torch.float64), table[:, 2].to(torch.float64)
+        heights, widths = (table[:, RAGGED_COLUMNS.index(name)].to(torch.float64) for name in ("height", "width"))
 
     shape = (views, batch, CROP_TRIES + 3)
     block = torch.arange(CROP_TRIES + 3, device=device).expand(shape)
@@ -132,12 +116,12 @@ def sample_reference(
     key = (seed & _WORD, seed >> 32 & _WORD)
     words = philox4x32((block, view, sample & _WORD, sample >> 32 & _WORD), key)
 
-    box = _crop(r, tuple(word[..., :CROP_TRIES] for word in words), heights, widths)
+    box = _crop(numbers, tuple(word[..., :CROP_TRIES] for word in words), heights, widths)
     choices, factors, filters = ([word[..., CROP_TRIES + k] for word in words] for k in range(3))
-    flag_words = (*choices[1:], filters[0], filters[2])
-    flags = [_unit_interval(word) < p for word, p in zip(flag_words, r.flag_p)]
-    floats = [_uniform(bounds, word) for bounds, word in zip((*r.factors, r.sigma), (*factors, filters[1]))]
+    of_flag = zip(FLAGS, (*choices[1:], filters[0], filters[2]))
+    flags = [_unit_interval(word) < getattr(numbers, f"{flag}_p") for flag, word in of_flag]
+    floats = [_uniform(numbers, name, word) for name, word in zip((*JITTER_OPS, "sigma"), (*factors, filters[1]))]
     zero = torch.zeros((views, batch), dtype=torch.int32, device=device)
-    threshold = torch.full((views, batch), r.solarize_threshold, dtype=torch.float32, device=device)
+    threshold = torch.full((views, batch), numbers.solarize_threshold, dtype=torch.float32, device=device)
     order = choices[0] * len(ORDERS) >> 32
     return AugmentParams(*box, *flags, order, *floats, threshold, zero, zero, zero, zero).pack()

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from simclr_fast.ops.augment.params import PACKED_WORDS
+from simclr_fast.ops.augment.params import PACKED_WORDS, RAGGED_COLUMNS, RecipeNumbers
 from simclr_fast.ops.augment.triton_kernels import augment_mean_kernel, augment_tile_kernel, augment_whole_kernel
 from simclr_fast.ops.augment.triton_sample import augment_sample_kernel
 from simclr_fast.triton_launch import Launch, launch_on_device
@@ -24,8 +24,7 @@ REGION_OF_MANY = 32  # the same where the blur's halo takes several
 SECTOR_BYTES = 32
 _IN_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 _OUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_RECIPE_NUMBERS = 22
-_RAGGED_COLUMNS = 6
+_RECIPE_NUMBERS = len(RecipeNumbers._fields)
 
 
 def owned(length: int, radius: int, region: int) -> int:
@@ -191,10 +190,10 @@ def _warps(blocks: dict[str, int]) -> int:
 
 
 def _check_table(table: Tensor, batch: int) -> None:
-    if table.dtype != torch.int64 or table.shape != (batch, _RAGGED_COLUMNS) or not table.is_contiguous():
+    if table.dtype != torch.int64 or table.shape != (batch, len(RAGGED_COLUMNS)) or not table.is_contiguous():
         raise ValueError(
             f"augment: table is {table.dtype} {tuple(table.shape)}, "
-            f"must be contiguous int64 [{batch}, {_RAGGED_COLUMNS}]"
+            f"must be contiguous int64 [{batch}, {len(RAGGED_COLUMNS)}]"
         )
 
 

@@ -7,10 +7,27 @@ rounds as IEEE 754 says, as in the other backends.
 import triton
 import triton.language as tl
 
-from simclr_fast.ops.augment.triton_view import RAGGED_COLUMNS
+from simclr_fast.ops.augment.params import CROP_TRIES, ORDERS, RecipeNumbers
+from simclr_fast.ops.augment.triton_view import (
+    BLUR,
+    GRAY,
+    HFLIP,
+    JITTER,
+    PARAM_WORDS,
+    SOLARIZE,
+    TABLE_COLUMNS,
+    column_of,
+)
 
-_ORDERS = tl.constexpr(24)
-_CROP_TRIES = tl.constexpr(10)
+_ORDERS = tl.constexpr(len(ORDERS))
+_CROP_TRIES = tl.constexpr(CROP_TRIES)
+_NUMBER_OF = {name: number for number, name in enumerate(RecipeNumbers._fields)}
+
+
+@triton.constexpr_function
+def _at(name):
+    """Where the number of that name stands in RECIPE."""
+    return _NUMBER_OF[name]
 
 
 @triton.jit
@@ -40,6 +57,12 @@ def _unit_interval(word):
 @triton.jit
 def _uniform(low: tl.constexpr, span: tl.constexpr, word):
     return _unit_interval(word) * _double(span) + _double(low)
+
+
+@triton.jit
+def _bits(x):
+    """x rounded to float32, as the word that holds it."""
+    return x.to(tl.float32).to(tl.int32, bitcast=True)
 
 
 @triton.jit
@@ -87,9 +110,9 @@ def augment_sample_kernel(
     inside = mine < count
     view, sample = mine // batch, mine % batch
     if table is not None:
-        row = table + sample.to(tl.int64) * RAGGED_COLUMNS
-        height = tl.load(row + 1, mask=inside, other=1).to(tl.int32)
-        width = tl.load(row + 2, mask=inside, other=1).to(tl.int32)
+        row = table + sample.to(tl.int64) * TABLE_COLUMNS
+        height = tl.load(row + column_of("height"), mask=inside, other=1).to(tl.int32)
+        width = tl.load(row + column_of("width"), mask=inside, other=1).to(tl.int32)
     else:
         height, width = height + sample * 0, width + sample * 0
     if indices is not None:
@@ -106,16 +129,22 @@ def augment_sample_kernel(
     tall, wide = height.to(tl.float64), width.to(tl.float64)
     area = tall * wide
     ratio = wide / tall
-    box_height = tl.where(ratio < _double(RECIPE[4]), _rint(wide / _double(RECIPE[4])), tall)
-    box_width = tl.where(ratio > _double(RECIPE[5]), _rint(tall * _double(RECIPE[5])), wide)
+    box_height = tl.where(
+        ratio < _double(RECIPE[_at("ratio_low")]), _rint(wide / _double(RECIPE[_at("ratio_low")])), tall
+    )
+    box_width = tl.where(
+        ratio > _double(RECIPE[_at("ratio_high")]), _rint(tall * _double(RECIPE[_at("ratio_high")])), wide
+    )
     box_height = tl.minimum(tl.maximum(box_height, 1.0), tall).to(tl.int32)
     box_width = tl.minimum(tl.maximum(box_width, 1.0), wide).to(tl.int32)
     top, left = (height - box_height) // 2, (width - box_width) // 2
     missing = inside
     for attempt in range(_CROP_TRIES):
         w0, w1, w2, w3 = _philox(zero + attempt, view_word, low, high, key0, key1)
-        side = tl.sqrt(area * _uniform(RECIPE[0], RECIPE[1], w0))
-        stretch = _exp(_unit_interval(w1) * _double(RECIPE[3])) * _double(RECIPE[2])
+        side = tl.sqrt(area * _uniform(RECIPE[_at("area_low")], RECIPE[_at("area_span")], w0))
+        stretch = _exp(_unit_interval(w1) * _double(RECIPE[_at("half_log_span")])) * _double(
+            RECIPE[_at("sqrt_ratio_low")]
+        )
         w, h = _rint(side * stretch), _rint(side / stretch)
         fits = (w >= 1.0) & (w <= wide) & (h >= 1.0) & (h <= tall) & missing
         wi, hi = tl.where(fits, w, 1.0).to(tl.int32), tl.where(fits, h, 1.0).to(tl.int32)
@@ -124,23 +153,23 @@ def augment_sample_kernel(
         box_height, box_width = tl.where(fits, hi, box_height), tl.where(fits, wi, box_width)
         missing = missing & (fits == 0)
 
-    order_word, hflip_word, jitter_word, gray_word = _philox(zero + 10, view_word, low, high, key0, key1)
-    w0, w1, w2, w3 = _philox(zero + 11, view_word, low, high, key0, key1)
-    blur_word, sigma_word, solarize_word, _ = _philox(zero + 12, view_word, low, high, key0, key1)
+    order_word, hflip_word, jitter_word, gray_word = _philox(zero + _CROP_TRIES, view_word, low, high, key0, key1)
+    w0, w1, w2, w3 = _philox(zero + (_CROP_TRIES + 1), view_word, low, high, key0, key1)
+    blur_word, sigma_word, solarize_word, _ = _philox(zero + (_CROP_TRIES + 2), view_word, low, high, key0, key1)
     order = _below(view * 0 + _ORDERS, order_word)
     flags = (
-        _bernoulli(RECIPE[6], hflip_word, 1)
-        | _bernoulli(RECIPE[7], jitter_word, 2)
-        | _bernoulli(RECIPE[8], gray_word, 4)
-        | _bernoulli(RECIPE[9], blur_word, 8)
-        | _bernoulli(RECIPE[10], solarize_word, 16)
+        _bernoulli(RECIPE[_at("hflip_p")], hflip_word, HFLIP)
+        | _bernoulli(RECIPE[_at("jitter_p")], jitter_word, JITTER)
+        | _bernoulli(RECIPE[_at("gray_p")], gray_word, GRAY)
+        | _bernoulli(RECIPE[_at("blur_p")], blur_word, BLUR)
+        | _bernoulli(RECIPE[_at("solarize_p")], solarize_word, SOLARIZE)
     )
-    brightness = _uniform(RECIPE[11], RECIPE[12], w0).to(tl.float32).to(tl.int32, bitcast=True)
-    contrast = _uniform(RECIPE[13], RECIPE[14], w1).to(tl.float32).to(tl.int32, bitcast=True)
-    saturation = _uniform(RECIPE[15], RECIPE[16], w2).to(tl.float32).to(tl.int32, bitcast=True)
-    hue = _uniform(RECIPE[17], RECIPE[18], w3).to(tl.float32).to(tl.int32, bitcast=True)
-    sigma = _uniform(RECIPE[19], RECIPE[20], sigma_word).to(tl.float32).to(tl.int32, bitcast=True)
-    threshold = (_double(RECIPE[21]) + area * 0.0).to(tl.float32).to(tl.int32, bitcast=True)
+    brightness = _bits(_uniform(RECIPE[_at("brightness_low")], RECIPE[_at("brightness_span")], w0))
+    contrast = _bits(_uniform(RECIPE[_at("contrast_low")], RECIPE[_at("contrast_span")], w1))
+    saturation = _bits(_uniform(RECIPE[_at("saturation_low")], RECIPE[_at("saturation_span")], w2))
+    hue = _bits(_uniform(RECIPE[_at("hue_low")], RECIPE[_at("hue_span")], w3))
+    sigma = _bits(_uniform(RECIPE[_at("sigma_low")], RECIPE[_at("sigma_span")], sigma_word))
+    threshold = _bits(_double(RECIPE[_at("solarize_threshold")]) + area * 0.0)
 
     # Words 0..15 of a view side by side, so that lanes write neighbours: joined by the bits of the word's number.
     none = view * 0
@@ -152,6 +181,6 @@ def augment_sample_kernel(
         tl.join(tl.join(left, hue), tl.join(order, none)),  # 1 9 | 5 13
         tl.join(tl.join(box_width, threshold), tl.join(contrast, none)),  # 3 11 | 7 15
     )
-    words = tl.reshape(tl.join(evens, odds), (BLOCK, 16))
-    pointers = packed + mine.to(tl.int64)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    words = tl.reshape(tl.join(evens, odds), (BLOCK, PARAM_WORDS))
+    pointers = packed + mine.to(tl.int64)[:, None] * PARAM_WORDS + tl.arange(0, PARAM_WORDS)[None, :]
     tl.store(pointers, words, mask=inside[:, None])

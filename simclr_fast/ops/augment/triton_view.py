@@ -8,12 +8,16 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-PARAM_WORDS = tl.constexpr(16)
-RAGGED_COLUMNS = tl.constexpr(6)
+from simclr_fast.ops.augment.params import FLAGS, JITTER_OPS, ORDERS, PACKED_WORDS, RAGGED_COLUMNS, WORDS
 
-HFLIP, JITTER, GRAY = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-BLUR, SOLARIZE = tl.constexpr(8), tl.constexpr(16)
-BRIGHTNESS, CONTRAST, SATURATION, HUE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+_WORD_OF = {name: word for word, name in enumerate(WORDS)}
+_COLUMN_OF = {name: column for column, name in enumerate(RAGGED_COLUMNS)}
+PARAM_WORDS = tl.constexpr(PACKED_WORDS)
+TABLE_COLUMNS = tl.constexpr(len(RAGGED_COLUMNS))
+LAST_ORDER = tl.constexpr(len(ORDERS) - 1)
+
+HFLIP, JITTER, GRAY, BLUR, SOLARIZE = (tl.constexpr(1 << bit) for bit in range(len(FLAGS)))
+BRIGHTNESS, CONTRAST, SATURATION, HUE = (tl.constexpr(op) for op in range(len(JITTER_OPS)))
 NOTHING = tl.constexpr(15)  # in the list of jitter operations: one that changes nothing
 
 
@@ -51,29 +55,45 @@ class View(NamedTuple):
     shift_x: tl.tensor
 
 
+@triton.constexpr_function
+def word_of(name):
+    """Which word of a packed row holds the parameter."""
+    return _WORD_OF[name]
+
+
+@triton.constexpr_function
+def column_of(name):
+    """Which column of a ragged batch's table holds it."""
+    return _COLUMN_OF[name]
+
+
 @triton.jit
 def read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w):
     """Sample's image of a batch of one size, or (table is not None) of a ragged one."""
     if offset is not None:
         images += offset
     if table is not None:
-        row = table + sample.to(tl.int64) * RAGGED_COLUMNS
-        height, width = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
-        image = Image(images + tl.load(row), height, width, tl.load(row + 3), tl.load(row + 4), tl.load(row + 5))
+        row = table + sample.to(tl.int64) * TABLE_COLUMNS
+        height = tl.load(row + column_of("height")).to(tl.int32)
+        width = tl.load(row + column_of("width")).to(tl.int32)
+        image = Image(
+            images + tl.load(row + column_of("offset")), height, width, tl.load(row + column_of("stride_c")),
+            tl.load(row + column_of("stride_h")), tl.load(row + column_of("stride_w")),
+        )  # fmt: skip
     else:
         image = Image(images + sample.to(tl.int64) * stride_b, height, width, stride_c, stride_h, stride_w)
     return image
 
 
 @triton.jit
-def _word(words, index: tl.constexpr):
+def _word(words, name: tl.constexpr):
     """One word of a view's parameters, as a scalar."""
-    return tl.sum(tl.where(tl.arange(0, PARAM_WORDS) == index, words, 0))
+    return tl.sum(tl.where(tl.arange(0, PARAM_WORDS) == word_of(name), words, 0))
 
 
 @triton.jit
-def _number(words, index: tl.constexpr):
-    return _word(words, index).to(tl.float32, bitcast=True)
+def _number(words, name: tl.constexpr):
+    return _word(words, name).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -96,7 +116,7 @@ def _jitter_ops(order, flags, brightness, contrast, saturation, hue, CHANNELS: t
     c, d = _take(left, order % 2 * 4)
     neutral = (brightness == 1.0).to(tl.int32) | ((contrast == 1.0).to(tl.int32) << 1)
     if CHANNELS == 1:
-        neutral |= 12
+        neutral |= 12  # saturation and hue
     else:
         neutral |= ((saturation == 1.0).to(tl.int32) << 2) | ((hue == 0.0).to(tl.int32) << 3)
     if (flags & JITTER) == 0:
@@ -124,21 +144,21 @@ def blur_radius(sigma, flags, half):
 def read_view(packed, index, height, width, out_height, out_width, blur_half, CHANNELS: tl.constexpr):
     """The parameters of view `index` for an image of this size, with every integer made safe to index with."""
     words = tl.load(packed + index.to(tl.int64) * PARAM_WORDS + tl.arange(0, PARAM_WORDS))
-    box_height = _clamp(_word(words, 2), 1, height)
-    box_width = _clamp(_word(words, 3), 1, width)
-    top = _clamp(_word(words, 0), 0, height - box_height)
-    left = _clamp(_word(words, 1), 0, width - box_width)
-    flags = _word(words, 4)
-    order = _clamp(_word(words, 5), 0, 23)
-    brightness, contrast = _number(words, 6), _number(words, 7)
-    saturation, hue, sigma = _number(words, 8), _number(words, 9), _number(words, 10)
-    full_height = tl.maximum(_word(words, 12), out_height)
-    full_width = tl.maximum(_word(words, 13), out_width)
-    shift_y = _clamp(_word(words, 14), 0, full_height - out_height)
-    shift_x = _clamp(_word(words, 15), 0, full_width - out_width)
+    box_height = _clamp(_word(words, "height"), 1, height)
+    box_width = _clamp(_word(words, "width"), 1, width)
+    top = _clamp(_word(words, "top"), 0, height - box_height)
+    left = _clamp(_word(words, "left"), 0, width - box_width)
+    flags = _word(words, "flags")
+    order = _clamp(_word(words, "order"), 0, LAST_ORDER)
+    brightness, contrast = _number(words, "brightness"), _number(words, "contrast")
+    saturation, hue, sigma = _number(words, "saturation"), _number(words, "hue"), _number(words, "sigma")
+    full_height = tl.maximum(_word(words, "resize_height"), out_height)
+    full_width = tl.maximum(_word(words, "resize_width"), out_width)
+    shift_y = _clamp(_word(words, "shift_y"), 0, full_height - out_height)
+    shift_x = _clamp(_word(words, "shift_x"), 0, full_width - out_width)
     ops, contrast_at = _jitter_ops(order, flags, brightness, contrast, saturation, hue, CHANNELS)
     radius = blur_radius(sigma, flags, blur_half)
     return View(
         top, left, box_height, box_width, flags, ops, contrast_at, brightness, contrast, saturation, hue, sigma,
-        radius, _number(words, 11), full_height, full_width, shift_y, shift_x,
+        radius, _number(words, "solarize_threshold"), full_height, full_width, shift_y, shift_x,
     )  # fmt: skip
