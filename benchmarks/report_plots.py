@@ -12,7 +12,7 @@ from simclr_fast.visualize import plt, save
 
 # One colour for each contestant, the same in every plot (Okabe and Ito's palette, safe for colour-blind readers); who
 # competes at one job only may share a colour with somebody at another.
-COLOURS = {
+COLORS = {
     "cpp": "#D55E00",
     "triton": "#CC79A7",
     "reference": "#E69F00",
@@ -48,8 +48,8 @@ def is_ours(name: str) -> bool:
     return name in OURS or name.startswith("simclr_fast")
 
 
-def _colour(name: str) -> str:
-    return COLOURS.get(name, COLOURS["cpp"] if is_ours(name) else "#444444")
+def _color(name: str) -> str:
+    return COLORS.get(name, COLORS["cpp"] if is_ours(name) else "#444444")
 
 
 def _legend_name(name: str) -> str:
@@ -91,7 +91,7 @@ def against_n(axes: plt.Axes, cases: list[dict], value, axis: str, limit=None) -
         points = [(n, y) for n, y in points if y]
         if points:
             style = {"linewidth": 2.6, "zorder": 3} if name == "cpp" else {"linewidth": 1.5}
-            axes.loglog(*zip(*points), label=_legend_name(name), color=_colour(name), marker="o", markersize=4, **style)
+            axes.loglog(*zip(*points), label=_legend_name(name), color=_color(name), marker="o", markersize=4, **style)
     sizes = [case["case"]["n"] for case in cases]
     if limit is not None:
         label = "limit: 2 M$^2$D at torch.mm's rate"
@@ -109,7 +109,7 @@ def ntxent_time(axes: plt.Axes, series: list[dict]) -> None:
 def bars(axes: plt.Axes, rates: dict[str, float], axis: str) -> None:
     """One horizontal bar per contestant, the fastest on top."""
     names = sorted(rates, key=rates.get)
-    drawn = axes.barh([_legend_name(n) for n in names], [rates[n] for n in names], color=[_colour(n) for n in names])
+    drawn = axes.barh([_legend_name(n) for n in names], [rates[n] for n in names], color=[_color(n) for n in names])
     axes.bar_label(drawn, labels=[number(rates[n]) for n in names], padding=4, fontsize=9)
     axes.set_xlim(right=1.18 * max(rates.values()))
     axes.set_xlabel(axis)
@@ -125,9 +125,9 @@ def _shares(axes: plt.Axes, case: dict) -> None:
     """Where a step's time goes, stacked."""
     taken = {name: figures["seconds"] for name, figures in case["contestants"].items() if "seconds" in figures}
     left = dict.fromkeys(taken, 0.0)
-    for phase, colour in zip(phases_of(case), plt.get_cmap("tab10").colors):
+    for phase, color in zip(phases_of(case), plt.get_cmap("tab10").colors):
         widths = [1e3 * seconds[phase]["median"] if phase in seconds else 0.0 for seconds in taken.values()]
-        axes.barh(list(taken), widths, left=list(left.values()), label=phase, color=colour)
+        axes.barh(list(taken), widths, left=list(left.values()), label=phase, color=color)
         left = {name: left[name] + width for name, width in zip(taken, widths)}
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds per step (medians of the phases)")

@@ -50,7 +50,7 @@ HOST_DEVICE F clamp01(F x) {
 
 // torchvision's luma; the weights sum to 0.9999.
 template <class F>
-HOST_DEVICE F grey(const Rgb<F>& p) {
+HOST_DEVICE F gray(const Rgb<F>& p) {
   return p.r * 0.2989f + p.g * 0.587f + p.b * 0.114f;
 }
 
@@ -77,7 +77,7 @@ HOST_DEVICE Rgb<F> adjust_contrast(const Rgb<F>& p, float factor, float mean) {
 
 template <class F>
 HOST_DEVICE Rgb<F> adjust_saturation(const Rgb<F>& p, float factor) {
-  const F rest = grey(p) * (1.0f - factor);
+  const F rest = gray(p) * (1.0f - factor);
   return {clamp01(p.r * factor + rest), clamp01(p.g * factor + rest), clamp01(p.b * factor + rest)};
 }
 

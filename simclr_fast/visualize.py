@@ -102,11 +102,11 @@ def embedding_map(
         points = features[:, :2]
     figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
     classes = np.unique(labels)
-    colours = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
+    colors = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
     for k, label in enumerate(classes):
         chosen = labels == label
-        colour = colours(k) if len(classes) <= 10 else colours(k / max(1, len(classes) - 1))
-        axis.scatter(*points[chosen].T, s=9, color=colour, label=str(label))
+        color = colors(k) if len(classes) <= 10 else colors(k / max(1, len(classes) - 1))
+        axis.scatter(*points[chosen].T, s=9, color=color, label=str(label))
     if 1 < len(classes) <= 20:
         legend = axis.legend(title="class", markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
         for text, label in zip(legend.get_texts(), classes):  # set afterwards: a label "_x" would be left out

@@ -32,7 +32,7 @@ def test_cifar_stem_keeps_the_resolution() -> None:
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
-def test_grey_images_are_served(stem: str) -> None:
+def test_gray_images_are_served(stem: str) -> None:
     backbone, _ = build_backbone("resnet18", stem, channels=1)
     assert backbone(torch.rand(2, 1, 32, 32)).shape == (2, 512)
 

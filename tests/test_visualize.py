@@ -44,14 +44,14 @@ def test_photos_are_shrunk_before_they_are_drawn(drawn: list[np.ndarray], tmp_pa
 
 def test_columns_are_pairs_and_rows_are_views(drawn: list[np.ndarray], tmp_path: Path) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.25)
-    colours = torch.tensor([[0.1, 0.2, 0.3], [0.6, 0.5, 0.4]])
+    colors = torch.tensor([[0.1, 0.2, 0.3], [0.6, 0.5, 0.4]])
     normalised = lambda x: ((x - torch.tensor(mean)) / torch.tensor(std))[..., None, None].expand(-1, -1, 4, 4)
-    images = (255 * colours).round().byte()[..., None, None].expand(-1, -1, 4, 4)
-    view_grid(tmp_path / "grid.png", images, normalised(colours + 0.1), normalised(colours + 0.2), mean, std)
-    expected = [colour + shift for shift in (0, 0.1, 0.2) for colour in colours]
+    images = (255 * colors).round().byte()[..., None, None].expand(-1, -1, 4, 4)
+    view_grid(tmp_path / "grid.png", images, normalised(colors + 0.1), normalised(colors + 0.2), mean, std)
+    expected = [color + shift for shift in (0, 0.1, 0.2) for color in colors]
     assert len(drawn) == 6
-    for array, colour in zip(drawn, expected):
-        np.testing.assert_allclose(array, np.broadcast_to(colour.numpy(), (4, 4, 3)), atol=2e-3)
+    for array, color in zip(drawn, expected):
+        np.testing.assert_allclose(array, np.broadcast_to(color.numpy(), (4, 4, 3)), atol=2e-3)
 
 
 def test_a_thin_image_keeps_a_row() -> None:

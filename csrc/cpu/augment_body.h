@@ -10,7 +10,7 @@
 
 // The colour operations of one pass, in order.
 struct Program {
-  enum Op : uint8_t { kDoBrightness, kDoContrast, kDoSaturation, kDoHue, kDoGrey };
+  enum Op : uint8_t { kDoBrightness, kDoContrast, kDoSaturation, kDoHue, kDoGray };
   Op op[kJitterOps + 1];
   int count = 0;
 
@@ -20,13 +20,13 @@ struct Program {
 // What one view does. The jitter is split where the mean is needed: `before` ends where contrast would come.
 struct Plan {
   Program before, after;
-  bool contrast = false, grey = false, blur = false, solarize = false;
+  bool contrast = false, gray = false, blur = false, solarize = false;
   int32_t radius = 0;
 };
 
 static inline Plan plan_view(const AugmentArgs& args, const AugmentParams& p) {
   Plan plan;
-  const bool colour = args.images.channels == 3;
+  const bool color = args.images.channels == 3;
   Program* program = &plan.before;
   if (p.flags & kJitter) {
     const uint32_t sequence = jitter_sequence(p.order);
@@ -43,16 +43,16 @@ static inline Plan plan_view(const AugmentArgs& args, const AugmentParams& p) {
           }
           break;
         case kSaturation:
-          if (colour && p.saturation != 1.0f) program->add(Program::kDoSaturation);
+          if (color && p.saturation != 1.0f) program->add(Program::kDoSaturation);
           break;
         case kHue:
-          if (colour && p.hue != 0.0f) program->add(Program::kDoHue);
+          if (color && p.hue != 0.0f) program->add(Program::kDoHue);
           break;
       }
     }
   }
-  plan.grey = colour && (p.flags & kGray);
-  if (plan.grey) program->add(Program::kDoGrey);
+  plan.gray = color && (p.flags & kGray);
+  if (plan.gray) program->add(Program::kDoGray);
   if (p.flags & kBlur) plan.radius = blur_radius(p.sigma, args.blur_kernel);
   plan.blur = plan.radius > 0;
   plan.solarize = p.flags & kSolarize;
@@ -74,8 +74,8 @@ static inline Rgb<F32> run(const Program& program, Rgb<F32> v, const AugmentPara
       case Program::kDoHue:
         v = adjust_hue(v, p.hue);
         break;
-      case Program::kDoGrey:
-        v.r = v.g = v.b = grey(v);
+      case Program::kDoGray:
+        v.r = v.g = v.b = gray(v);
         break;
     }
   }
@@ -125,7 +125,7 @@ struct View {
           store(to[1] + x, v.g);
           store(to[2] + x, v.b);
         }
-        if (plan.contrast) sum += grey(v);
+        if (plan.contrast) sum += gray(v);
       } else {
         F32 source[1];
         sum_columns(ws.columns, blended, blended_stride, x, source);
@@ -213,7 +213,7 @@ static void make_view(const AugmentArgs& args, int32_t view, int32_t sample, Wor
                   plan,
                   ws,
                   channels,
-                  plan.grey ? 1 : channels,
+                  plan.gray ? 1 : channels,
                   width,
                   stride,
                   stage_stride,
@@ -223,14 +223,14 @@ static void make_view(const AugmentArgs& args, int32_t view, int32_t sample, Wor
                   ws.image.at_least(plan.contrast || plan.blur ? static_cast<size_t>(channels) * height * stride : 0),
                   blended_stride};
 
-  double grey_sum = 0.0;
+  double gray_sum = 0.0;
   for (int32_t y = 0; y < height; ++y) {
     blend_rows(args.images.type, source, p, ws, y, channels, v.blended, blended_stride);
-    grey_sum += v.resample_row(y);
+    gray_sum += v.resample_row(y);
     if (!plan.contrast) v.finish_row(y);
   }
   if (plan.contrast) {
-    const float mean = static_cast<float>(grey_sum / (static_cast<double>(height) * width));
+    const float mean = static_cast<float>(gray_sum / (static_cast<double>(height) * width));
     for (int32_t y = 0; y < height; ++y) {
       v.contrast_row(y, mean);
       v.finish_row(y);

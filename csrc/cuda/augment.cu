@@ -26,22 +26,22 @@ __global__ void __launch_bounds__(kMaxThreads, 2) augment_whole_kernel(AugmentAr
   fill_blur_weights(block);
   resize(block);
 
-  int colour_begin = 0;
+  int color_begin = 0;
   if (view.has_contrast()) {
     const double sum = sum_before_contrast(block, true);
     if (threadIdx.x == 0) {
       view.contrast_mean = static_cast<float>(sum / (static_cast<double>(block.tile.width) * block.tile.height));
     }
     __syncthreads();
-    colour_begin = view.contrast_at;
+    color_begin = view.contrast_at;
   }
   if (view.blur_radius > 0) {
-    colour_region(block, colour_begin);
+    color_region(block, color_begin);
     __syncthreads();
     blur_horizontally(block);
     __syncthreads();
   }
-  write_tile(block, colour_begin);
+  write_tile(block, color_begin);
 }
 
 // contrast_sums [views * batch][tiles]: the sum of each tile's grey image just before contrast.
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   }
   resize(block);
   if (view.blur_radius > 0) {
-    colour_region(block, 0);
+    color_region(block, 0);
     __syncthreads();
     blur_horizontally(block);
     __syncthreads();

@@ -10,11 +10,11 @@ constexpr int kBlurColumns = 4;  // neighbouring output columns of a thread in t
 static_assert(kBlurColumns == 4 && kGroupRows == 4, "add_taps serves four outputs");
 
 template <int C>
-__device__ __forceinline__ float grey_of(const Pixel<C>& pixel) {
+__device__ __forceinline__ float gray_of(const Pixel<C>& pixel) {
   if constexpr (C == 1) {
     return pixel.v[0];
   } else {
-    return grey(Rgb<float>{pixel.v[0], pixel.v[1], pixel.v[2]});
+    return gray(Rgb<float>{pixel.v[0], pixel.v[1], pixel.v[2]});
   }
 }
 
@@ -60,12 +60,12 @@ __device__ __forceinline__ void jitter(const View& view, int begin, int end, flo
 
 // The operations from position `begin` to the end, and the grey conversion.
 template <int C>
-__device__ __forceinline__ void colour(const View& view, int begin, Group<C>* group) {
+__device__ __forceinline__ void color(const View& view, int begin, Group<C>* group) {
   jitter(view, begin, view.op_count, view.contrast_mean, group);
   if (C == 3 && view.params.flags & kGray) {
 #pragma unroll
     for (Pixel<C>& pixel : group->pixel) {
-      const float value = grey_of(pixel);
+      const float value = gray_of(pixel);
 #pragma unroll
       for (float& channel : pixel.v) channel = value;
     }
@@ -117,19 +117,19 @@ __device__ __forceinline__ double sum_before_contrast(const Block<C>& block, boo
     jitter(view, 0, view.contrast_at, 0.0f, &group);
     if (keep && view.contrast_at > 0) store_group(block, x, y, rows, group);
 #pragma unroll
-    for (int j = 0; j < kGroupRows; ++j) sum += j < rows ? grey_of(group.pixel[j]) : 0.0f;
+    for (int j = 0; j < kGroupRows; ++j) sum += j < rows ? gray_of(group.pixel[j]) : 0.0f;
   });
   return block_sum(static_cast<double>(sum));
 }
 
 // Colours the whole region in place, from operation `begin`.
 template <int C>
-__device__ __forceinline__ void colour_region(const Block<C>& block, int begin) {
+__device__ __forceinline__ void color_region(const Block<C>& block, int begin) {
   const Region& region = block.region;
   for_each_group(region.left, region.top, region.width(), region.height(), [&](int x, int y, int rows) {
     Group<C> group;
     load_group(block, x, y, rows, &group);
-    colour(block.view, begin, &group);
+    color(block.view, begin, &group);
     store_group(block, x, y, rows, group);
   });
 }

@@ -71,9 +71,9 @@ __device__ __forceinline__ void write_rows(const Block<C>& block, const float* o
 }
 
 // Writes the tile; its pixels are blurred horizontally, or (without a blur) still need the colour operations from
-// `colour_begin`. A warp takes kGroupRows rows of 32 columns.
+// `color_begin`. A warp takes kGroupRows rows of 32 columns.
 template <int C>
-__device__ __forceinline__ void write_tile(const Block<C>& block, int colour_begin) {
+__device__ __forceinline__ void write_tile(const Block<C>& block, int color_begin) {
   const AugmentArgs& args = block.args;
   const View& view = block.view;
   const Tile& tile = block.tile;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void write_tile(const Block<C>& block, int colour_beg
       blur_vertically(block, x, tile.y + y, &group);
     } else {
       load_group(block, x, tile.y + y, rows, &group);
-      colour(view, colour_begin, &group);
+      color(view, color_begin, &group);
     }
 #pragma unroll
     for (int j = 0; j < kGroupRows; ++j) {

@@ -162,10 +162,10 @@ __device__ inline void list_jitter_ops(int channels, View* view) {
   if (p.flags & kJitter) {
     for (int k = 0; k < kJitterOps; ++k) {
       const JitterOp op = jitter_op(sequence, k);
-      const bool needs_colour = op == kSaturation || op == kHue;
+      const bool needs_color = op == kSaturation || op == kHue;
       const float factor = op == kBrightness ? p.brightness : op == kContrast ? p.contrast : p.saturation;
       const bool neutral = op == kHue ? p.hue == 0.0f : factor == 1.0f;
-      if (neutral || (needs_colour && channels == 1)) continue;
+      if (neutral || (needs_color && channels == 1)) continue;
       if (op == kContrast) view->contrast_at = view->op_count;
       view->ops |= static_cast<uint32_t>(op) << (4 * view->op_count++);
     }

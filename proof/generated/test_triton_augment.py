@@ -104,12 +104,12 @@ class TestGeneratedCode:
         assert error(TritonAugment(run), images, 224, params, 23) <= 1
 
     @pytest.mark.parametrize("channels_last", [True, False])
-    @pytest.mark.parametrize("images", ["ragged", "grey", "strided", "float32", "one pixel wide"])
+    @pytest.mark.parametrize("images", ["ragged", "gray", "strided", "float32", "one pixel wide"])
     @pytest.mark.parametrize("size", [(40, 17), (70, 80)])
     def test_other_inputs(self, size: tuple[int, int], images: str, channels_last: bool) -> None:
         batch = {
             "ragged": [noise(3, 50, 61), noise(3, 1, 1), noise(80, 33, 3).permute(2, 0, 1)],
-            "grey": noise(2, 1, 45, 60),
+            "gray": noise(2, 1, 45, 60),
             "strided": noise(2, 3, 90, 120)[:, :, 3::2, 5::3],
             "float32": noise(2, 3, 45, 60).float() / 255,
             "one pixel wide": noise(2, 3, 45, 1),

@@ -70,8 +70,8 @@ VARIANTS = {
         lambda: [noise(3, 250, 301), noise(280, 191, 3).permute(2, 0, 1)], (224, 224), torch.float16, blur_kernel=23
     ),
     "ragged to 64": Variant(lambda: [noise(3, 25, 31), noise(28, 19, 3).permute(2, 0, 1)], (64, 64), blur_kernel=7),
-    "grey 28 to 28": Variant(lambda: noise(2, 1, 28, 28), (28, 28), blur_kernel=3),
-    "grey 300 to 200": Variant(lambda: noise(2, 1, 300, 300), (200, 200), blur_kernel=21),
+    "gray 28 to 28": Variant(lambda: noise(2, 1, 28, 28), (28, 28), blur_kernel=3),
+    "gray 300 to 200": Variant(lambda: noise(2, 1, 300, 300), (200, 200), blur_kernel=21),
     "256 to 224, 63 taps": Variant(_channels_last(3, 256, 256), (224, 224), blur_kernel=63),
     "one pixel wide": Variant(lambda: noise(1, 3, 5, 1), (100, 1)),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from simclr_fast.visualize import plt, save, show_image
 
 LONGEST_NAME = 24  # characters of a class's name beside a picture
-COLOURS = {"raw": "tab:gray", "random_init": "tab:orange", "simclr": "tab:blue"}
+COLORS = {"raw": "tab:gray", "random_init": "tab:orange", "simclr": "tab:blue"}
 TRUE_BOX, FOUND_BOX = "#2ecc40", "#ff4136"
 
 _save = functools.partial(save, dpi=120)
@@ -28,7 +28,7 @@ def accuracy_over_labels(
         for encoder, name in encoders.items():
             scores = [score[encoder] for score in results[probe].values()]
             means, deviations = ([100 * (score[key] or 0) for score in scores] for key in ("mean", "std"))
-            axis.errorbar(counts, means, deviations, marker="o", capsize=3, color=COLOURS[encoder], label=name)
+            axis.errorbar(counts, means, deviations, marker="o", capsize=3, color=COLORS[encoder], label=name)
         axis.set(title=title, xlabel="labelled images per class", xscale="log", ylim=(0, 101))
         axis.set_xticks(counts, [str(count) for count in counts])
         axis.minorticks_off()
@@ -55,10 +55,10 @@ def detections(
     for line, (name, boxes) in zip(axes, rows.items()):
         for axis, image, one in zip(line, images, boxes):
             show_image(axis, image)
-            colour = TRUE_BOX if name == "true boxes" else FOUND_BOX
+            color = TRUE_BOX if name == "true boxes" else FOUND_BOX
             for (left, top, right, bottom), label in zip(one["boxes"].tolist(), one["labels"].tolist()):
-                axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=colour))
-                axis.text(left, top - 1, classes[label], color=colour, fontsize=8, va="bottom", parse_math=False)
+                axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=color))
+                axis.text(left, top - 1, classes[label], color=color, fontsize=8, va="bottom", parse_math=False)
         line[0].set_ylabel(name)
     figure.suptitle(f"Objects found on test images (score at least {score:g})")
     return _save(figure, path)
@@ -76,9 +76,9 @@ def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor | Non
         for column, axis in enumerate(axes[row]):
             show_image(axis, queries[row] if column == 0 else found[row, column - 1])
             known = column > 0 and correct is not None
-            colour = "black" if not known else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
+            color = "black" if not known else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
             for side in axis.spines.values():
-                side.set(color=colour, linewidth=2.5)
+                side.set(color=color, linewidth=2.5)
     axes[0, 0].set_title("query", fontsize=9)
     axes[0, 1].set_title("nearest", fontsize=9)
     return _save(figure, path)

@@ -184,8 +184,8 @@ def _map(folder: Path, features: Tensor, labels: Tensor | None, names: list[str]
     path = folder / "embeddings.png"
     title = f"t-SNE of the features of {len(some)} {images}"
     visualize.embedding_map(path, features[some], None if labels is None else labels[some], title, names)
-    colours = "." if labels is None else ", coloured by class."
-    return page.Section("Map of the embeddings", page.picture(path, f"{images.capitalize()}{colours}"))
+    colors = "." if labels is None else ", coloured by class."
+    return page.Section("Map of the embeddings", page.picture(path, f"{images.capitalize()}{colors}"))
 
 
 def _samples(predicted: Tensor, truth: Tensor) -> Tensor:

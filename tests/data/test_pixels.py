@@ -25,9 +25,9 @@ def encoded(image: Image.Image, kind: str, **options) -> Tensor:
     return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, interlaced: int = 0) -> bytes:
+def png(width: int, height: int, bits: int, color: int, rows: bytes, interlaced: int = 0) -> bytes:
     chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlaced)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -59,16 +59,16 @@ def test_jpeg_is_close() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bits_of_grey_are_scaled(kind: str) -> None:
+def test_16_bits_of_gray_are_scaled(kind: str) -> None:
     image = as_array(decode_rgb(encoded(Image.fromarray(DEEP), kind)))
     np.testing.assert_array_equal(image, np.repeat(np.round(DEEP / 257)[..., None], 3, axis=2))
 
 
-@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
-def test_16_bits_of_colour_keep_their_high_byte(colour: int, channels: int) -> None:
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_16_bits_of_color_keep_their_high_byte(color: int, channels: int) -> None:
     value = [0x1234, 0x8000, 0xFF00, 0x7777][:channels]
     rows = (b"\0" + struct.pack(f">{channels}H", *value) * 4) * 3
-    image = as_array(decode_rgb(torch.frombuffer(bytearray(png(4, 3, 16, colour, rows)), dtype=torch.uint8)))
+    image = as_array(decode_rgb(torch.frombuffer(bytearray(png(4, 3, 16, color, rows)), dtype=torch.uint8)))
     expected = [0x12] * 3 if channels == 2 else [0x12, 0x80, 0xFF]
     np.testing.assert_array_equal(image, np.broadcast_to(np.uint8(expected), (3, 4, 3)))
 
@@ -82,8 +82,8 @@ def test_the_first_frame_of_several_is_taken(kind: str) -> None:
 
 
 def test_transparency_is_dropped(recwarn: pytest.WarningsRecorder) -> None:
-    colour = np.broadcast_to(np.uint8([10, 20, 30, 128]), (3, 4, 4))
-    assert decode_rgb(encoded(Image.fromarray(colour), "PNG"))[:, 0, 0].tolist() == [10, 20, 30]
+    color = np.broadcast_to(np.uint8([10, 20, 30, 128]), (3, 4, 4))
+    assert decode_rgb(encoded(Image.fromarray(color), "PNG"))[:, 0, 0].tolist() == [10, 20, 30]
     palette = Image.fromarray(RGB).convert("P")
     drawn = decode_rgb(encoded(palette, "PNG", transparency=bytes(range(256))))
     np.testing.assert_array_equal(as_array(drawn), np.asarray(palette.convert("RGB")))

@@ -41,7 +41,7 @@ torch.save(backbone.to(images.dtype)(images).detach(), "features.pt")
         ({"model": "resnet18", "norm": "group"}, 1),
         ({"model": "resnet50", "norm": "frozen"}, 3),
     ],
-    ids=["resnet18", "cifar stem", "grey, group norm", "resnet50, frozen norm"],
+    ids=["resnet18", "cifar stem", "gray, group norm", "resnet50, frozen norm"],
 )
 def test_torchvision_alone_gives_the_same_features(model: dict, channels: int, tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path / "run", demo_config(**model), channels))

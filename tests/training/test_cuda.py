@@ -98,8 +98,8 @@ def test_nvjpeg_decodes_what_it_can_and_counts_the_rest(tmp_path: Path) -> None:
 
 def write_tinted(path: Path, height: int, width: int, seed: int) -> None:
     """A smooth grey picture under one tint: decoders differ in how they enlarge the colours' smaller planes."""
-    grey = torch.from_numpy(pixels(1, 1, 4, 4, seed=seed)).float() / 2
-    smooth = torch.nn.functional.interpolate(grey, (height, width), mode="bilinear")[0]
+    gray = torch.from_numpy(pixels(1, 1, 4, 4, seed=seed)).float() / 2
+    smooth = torch.nn.functional.interpolate(gray, (height, width), mode="bilinear")[0]
     tint = torch.from_numpy(pixels(3, 1, 1, seed=seed + 100)).float() / 2
     write_jpeg((smooth + tint).to(torch.uint8), str(path), quality=95)
 

@@ -70,11 +70,11 @@ def _far_apart() -> Tensor:
 
 _AUGMENT = VARIANTS | {
     "one pixel to one pixel": Variant(lambda: noise(1, 3, 1, 1), (1, 1)),
-    "one grey pixel to a row": Variant(lambda: noise(1, 1, 1, 1), (1, 70)),
+    "one gray pixel to a row": Variant(lambda: noise(1, 1, 1, 1), (1, 70)),
     "far apart": Variant(_far_apart, (32, 32)),
     "half images": Variant(lambda: noise(2, 3, 33, 33).half(), (40, 17), torch.bfloat16, channels_last=False),
     "bfloat16 images": Variant(lambda: noise(2, 3, 33, 33).bfloat16(), (70, 80), torch.float16),
-    "ragged and grey": Variant(lambda: [noise(1, 25, 31), noise(1, 1, 1)], (70, 80)),
+    "ragged and gray": Variant(lambda: [noise(1, 25, 31), noise(1, 1, 1)], (70, 80)),
 }
 
 

@@ -13,14 +13,14 @@ each adding what it contributes. Results do not depend on scheduling.
 import triton
 import triton.language as tl
 
-from simclr_fast.ops.augment.triton_colour import (
+from simclr_fast.ops.augment.triton_color import (
     BEFORE_CONTRAST,
     GIVEN_MEAN,
     OWN_MEAN,
     blur,
     blur_norm,
-    colour,
-    grey,
+    color,
+    gray,
     jitter,
 )
 from simclr_fast.ops.augment.triton_resize import resize
@@ -106,7 +106,7 @@ def augment_whole_kernel(
     red, green, blue = resize(image, view, row, column, out_height, out_width, image.width, unit, CHANNELS,
                               INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
     valid = (row < out_height) & (column < out_width)
-    red, green, blue = colour(red, green, blue, view, 0.0, valid, out_height * out_width, CHANNELS, OWN_MEAN)
+    red, green, blue = color(red, green, blue, view, 0.0, valid, out_height * out_width, CHANNELS, OWN_MEAN)
     if view.radius > 0:
         norm = blur_norm(view)
         red = blur(red, row, column, 0, 0, out_height, out_width, view, ROWS, COLUMNS) * norm
@@ -134,7 +134,7 @@ def augment_mean_kernel(
                                   INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
         valid = (row < out_height) & (column < out_width)
         red, green, blue = jitter(red, green, blue, view, 0.0, valid, 1, CHANNELS, BEFORE_CONTRAST)
-        total = tl.sum(tl.where(valid, grey(red, green, blue, CHANNELS), 0.0))
+        total = tl.sum(tl.where(valid, gray(red, green, blue, CHANNELS), 0.0))
         tl.store(sums + index.to(tl.int64) * programs + tile, total)
 
 
@@ -180,7 +180,7 @@ def augment_tile_kernel(
             last_column = tl.minimum(right + view.radius, out_width)
             for region_row in range(first_row, last_row, ROWS):
                 for region_column in range(first_column, last_column, COLUMNS):
-                    r, g, b = _coloured(image, view, region_row + row, region_column + column, mean, out_height,
+                    r, g, b = _colored(image, view, region_row + row, region_column + column, mean, out_height,
                                         out_width, unit, CHANNELS, INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
                     r, g, b = _blurred(r, g, b, view, top + row, left + column, region_row, region_column, out_height,
                                        out_width, CHANNELS, ROWS, COLUMNS)  # fmt: skip
@@ -188,7 +188,7 @@ def augment_tile_kernel(
                     green += g
                     blue += b
         else:
-            red, green, blue = _coloured(image, view, first_row + row, first_column + column, mean, out_height,
+            red, green, blue = _colored(image, view, first_row + row, first_column + column, mean, out_height,
                                          out_width, unit, CHANNELS, INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
             red, green, blue = _blurred(red, green, blue, view, top + row, left + column, first_row, first_column,
                                         out_height, out_width, CHANNELS, ROWS, COLUMNS)  # fmt: skip
@@ -198,12 +198,12 @@ def augment_tile_kernel(
 
 
 @triton.jit
-def _coloured(image, view, row, column, mean, out_height, out_width, unit, CHANNELS: tl.constexpr,
+def _colored(image, view, row, column, mean, out_height, out_width, unit, CHANNELS: tl.constexpr,
               INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr,
               SECTOR: tl.constexpr):  # fmt: skip
     red, green, blue = resize(image, view, row, column, out_height, out_width, image.width, unit, CHANNELS,
                               INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
-    return colour(red, green, blue, view, mean, row >= 0, 1, CHANNELS, GIVEN_MEAN)
+    return color(red, green, blue, view, mean, row >= 0, 1, CHANNELS, GIVEN_MEAN)
 
 
 @triton.jit

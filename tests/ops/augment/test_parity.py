@@ -87,11 +87,11 @@ def layouts() -> dict:
         "float32 channels-last": (planar.float() / 255).contiguous(memory_format=torch.channels_last),
         "float16": (planar.float() / 255).half(),
         "bfloat16": (planar.float() / 255).bfloat16(),
-        "grey": planar[:, :1],
-        "grey channels-last": planar[:, :1].contiguous(memory_format=torch.channels_last),
+        "gray": planar[:, :1],
+        "gray channels-last": planar[:, :1].contiguous(memory_format=torch.channels_last),
         "ragged": [noise(3, 40, 50), noise(3, 1, 1), noise(31, 99, 3).permute(2, 0, 1), wide[0, :, 3:30, ::2]],
         "ragged float16": [(image.float() / 255).half() for image in (noise(3, 40, 50), noise(3, 60, 20))],
-        "ragged grey": [noise(1, 28, 28), noise(1, 40, 20)],
+        "ragged gray": [noise(1, 28, 28), noise(1, 40, 20)],
     }
 
 

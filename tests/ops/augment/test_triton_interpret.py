@@ -79,12 +79,12 @@ def layouts() -> dict:
         "float32 channels-last": (planar.float() / 255).contiguous(memory_format=torch.channels_last),
         "float16": (planar.float() / 255).half(),
         "bfloat16": (planar.float() / 255).bfloat16(),
-        "grey": planar[:, :1],
+        "gray": planar[:, :1],
         "ragged": [noise(3, 20, 25), noise(3, 1, 1), noise(15, 49, 3).permute(2, 0, 1)],
         "ragged float16": [
             (image.float() / 255).half() for image in (noise(3, 20, 25), noise(30, 10, 3).movedim(2, 0))
         ],
-        "ragged grey": [noise(1, 14, 14), noise(1, 20, 10)],
+        "ragged gray": [noise(1, 14, 14), noise(1, 20, 10)],
     }
 
 

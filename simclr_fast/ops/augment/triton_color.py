@@ -21,7 +21,7 @@ def _clamp01(x):
 
 
 @triton.jit
-def grey(red, green, blue, CHANNELS: tl.constexpr):
+def gray(red, green, blue, CHANNELS: tl.constexpr):
     """torchvision's luma; the one channel where there is one."""
     if CHANNELS == 1:
         return red
@@ -65,7 +65,7 @@ def jitter(red, green, blue, view, mean, valid, pixels, CHANNELS: tl.constexpr, 
         if MEAN != BEFORE_CONTRAST:  # noqa: SIM102  (known when compiling, unlike the next)
             if op == CONTRAST:
                 if MEAN == OWN_MEAN:
-                    of_all = tl.sum(tl.where(valid, grey(red, green, blue, CHANNELS), 0.0)) / pixels
+                    of_all = tl.sum(tl.where(valid, gray(red, green, blue, CHANNELS), 0.0)) / pixels
                 else:
                     of_all = mean
                 rest = (1.0 - view.contrast) * of_all
@@ -74,7 +74,7 @@ def jitter(red, green, blue, view, mean, valid, pixels, CHANNELS: tl.constexpr, 
                 blue = _clamp01(blue * view.contrast + rest)
         if CHANNELS == 3:
             if op == SATURATION:
-                towards = grey(red, green, blue, CHANNELS) * (1.0 - view.saturation)
+                towards = gray(red, green, blue, CHANNELS) * (1.0 - view.saturation)
                 red = _clamp01(red * view.saturation + towards)
                 green = _clamp01(green * view.saturation + towards)
                 blue = _clamp01(blue * view.saturation + towards)
@@ -84,12 +84,12 @@ def jitter(red, green, blue, view, mean, valid, pixels, CHANNELS: tl.constexpr, 
 
 
 @triton.jit
-def colour(red, green, blue, view, mean, valid, pixels, CHANNELS: tl.constexpr, MEAN: tl.constexpr):
+def color(red, green, blue, view, mean, valid, pixels, CHANNELS: tl.constexpr, MEAN: tl.constexpr):
     """The jitter and the grey conversion."""
     red, green, blue = jitter(red, green, blue, view, mean, valid, pixels, CHANNELS, MEAN)
     if CHANNELS == 3:  # noqa: SIM102
         if (view.flags & GRAY) != 0:
-            red = grey(red, green, blue, CHANNELS)
+            red = gray(red, green, blue, CHANNELS)
             green, blue = red, red
     return red, green, blue
 
