@@ -5,6 +5,17 @@
 // (and does nothing for a view without contrast), augment_tile_kernel does everything, resizing and colouring the tile
 // again: that is cheaper than a trip of the resized image through device memory.
 //
+// The steps of a block, where they stand, and what they compute; u is a channel of a pixel, in [0, 1]:
+//   1. read_view            augment_tile.cuh    the drawn parameters, made safe; the tile, its halo, the jitter's list
+//   2. fill_blur_weights    augment_filter.cuh  w_d = exp(-d^2 / 2 sigma^2) / (their sum over |d| <= radius)
+//   3. resize               augment_resize.cuh  u(y, x) = sum_i sum_j a_i b_j source(i, j) / (sum_i a_i sum_j b_j)
+//                                               with the tap weights a, b of augment_resample.h
+//   4. contrast's mean      augment_filter.cuh  m = the mean of gray(u) over the view, after the operations before it
+//   5. color                augment_color.h     in the drawn order, each clamped to [0, 1]: brightness f u, contrast
+//                                               f u + (1 - f) m, saturation f u + (1 - f) gray(u), hue; then gray(u)
+//   6. blur                 augment_filter.cuh  v(x) = sum_d w_d u(reflected(x + d)), then the same along y
+//   7. write_tile           augment_store.cuh   solarize: 1 - u where u >= threshold; u scale + shift, rounded
+//
 // Every sum is taken in a fixed order: results do not depend on scheduling. Drawn flags are uniform over a block.
 #include "augment_filter.cuh"
 #include "augment_resize.cuh"
@@ -20,15 +31,15 @@ __global__ void __launch_bounds__(kMaxThreads, 2) augment_whole_kernel(AugmentAr
   extern __shared__ __align__(16) char shared[];
   __shared__ View view;
   const BlockIndex index = block_index(args, plan);
-  read_view(args, plan, index, true, &view);
+  read_view(args, plan, index, true, &view);  // 1.
   __syncthreads();
   const Block<C> block = make_block<C>(args, plan, view, index, shared);
-  fill_blur_weights(block);
-  resize(block);
+  fill_blur_weights(block);  // 2.
+  resize(block);             // 3.
 
   int color_begin = 0;
   if (view.has_contrast()) {
-    const double sum = sum_before_contrast(block, true);
+    const double sum = sum_before_contrast(block, true);  // 4., with the operations before contrast
     if (threadIdx.x == 0) {
       view.contrast_mean = static_cast<float>(sum / (static_cast<double>(block.tile.width) * block.tile.height));
     }
@@ -36,12 +47,12 @@ __global__ void __launch_bounds__(kMaxThreads, 2) augment_whole_kernel(AugmentAr
     color_begin = view.contrast_at;
   }
   if (view.blur_radius > 0) {
-    color_region(block, color_begin);
+    color_region(block, color_begin);  // 5.
     __syncthreads();
-    blur_horizontally(block);
+    blur_horizontally(block);  // 6., along rows
     __syncthreads();
   }
-  write_tile(block, color_begin);
+  write_tile(block, color_begin);  // 6. along columns or, without a blur, 5.; and 7.
 }
 
 // contrast_sums [views * batch][tiles]: the sum of each tile's grey image just before contrast.
@@ -51,12 +62,12 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   extern __shared__ __align__(16) char shared[];
   __shared__ View view;
   const BlockIndex index = block_index(args, plan);
-  read_view(args, plan, index, false, &view);
+  read_view(args, plan, index, false, &view);  // 1.
   __syncthreads();
   if (!view.has_contrast()) return;
   const Block<C> block = make_block<C>(args, plan, view, index, shared);
-  resize(block);
-  const double sum = sum_before_contrast(block, false);
+  resize(block);                                         // 3.
+  const double sum = sum_before_contrast(block, false);  // 4., the tile's part
   if (threadIdx.x == 0) {
     contrast_sums[static_cast<int64_t>(index.image) * plan.tiles_x * plan.tiles_y + index.tile] = sum;
   }
@@ -69,11 +80,11 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   extern __shared__ __align__(16) char shared[];
   __shared__ View view;
   const BlockIndex index = block_index(args, plan);
-  read_view(args, plan, index, true, &view);
+  read_view(args, plan, index, true, &view);  // 1.
   __syncthreads();
   const Block<C> block = make_block<C>(args, plan, view, index, shared);
-  fill_blur_weights(block);
-  if (view.has_contrast() && warp_index() == 0) {
+  fill_blur_weights(block);                        // 2.
+  if (view.has_contrast() && warp_index() == 0) {  // 4., from the tiles' parts
     double sum = 0;
     const double* sums = contrast_sums + static_cast<int64_t>(index.image) * sums_per_view;
     for (int k = lane_index(); k < sums_per_view; k += kWarp) sum += sums[k];
@@ -82,14 +93,14 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
       view.contrast_mean = static_cast<float>(sum / (static_cast<double>(args.out_width) * args.out_height));
     }
   }
-  resize(block);
+  resize(block);  // 3.
   if (view.blur_radius > 0) {
-    color_region(block, 0);
+    color_region(block, 0);  // 5.
     __syncthreads();
-    blur_horizontally(block);
+    blur_horizontally(block);  // 6., along rows
     __syncthreads();
   }
-  write_tile(block, 0);
+  write_tile(block, 0);  // 6. along columns or, without a blur, 5.; and 7.
 }
 
 cudaError_t shared_memory_limit(int* bytes) {

@@ -6,7 +6,7 @@
 
 namespace simclr::cuda {
 
-constexpr int kBlurColumns = 4;  // neighbouring output columns of a thread in the horizontal blur
+constexpr int kBlurColumns = 4;  // neighbouring output columns of a thread in the horizontal blur: what a float4 holds
 static_assert(kBlurColumns == 4 && kGroupRows == 4, "add_taps serves four outputs");
 
 template <int C>

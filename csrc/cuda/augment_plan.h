@@ -8,12 +8,19 @@
 namespace simclr::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kMaxThreads = 384;      // two blocks of them leave a thread 80 registers
-constexpr int kChunkRows = 16;        // source rows that are staged and resized at a time
-constexpr int kSectorBytes = 32;      // what device memory is read by
-constexpr int kStagedRowBytes = 384;  // most bytes of a source row staged at a time: whole sectors of 1 or 3 channels
-constexpr int kOutRows = 2;           // output rows that a warp lays out before it writes them
-constexpr int kTapsBytes = 16;        // of a tap table's entry
+// Two blocks of 384 threads leave a thread 80 registers; of 512 they would leave 64, and kernels spill.
+constexpr int kMaxThreads = 384;
+// Source rows that are staged and resized at a time, between two barriers. With 17, two blocks of a tile with 23 taps
+// of blur no longer share a multiprocessor (kTileWidth).
+constexpr int kChunkRows = 16;
+constexpr int kSectorBytes = 32;  // what device memory is read by
+// Most bytes of a source row staged at a time: whole sectors of 1 or 3 channels. One sector more, and two blocks of a
+// tile with 23 taps no longer share a multiprocessor.
+constexpr int kStagedRowBytes = 384;
+// Output rows that a warp lays out before it writes them, over the resize's scratch. Four would outgrow it where views
+// are 32 x 32.
+constexpr int kOutRows = 2;
+constexpr int kTapsBytes = 16;  // of a tap table's entry
 
 // Floats of the blur's weight table: see fill_blur_weights.
 constexpr int weights_length(int margin) { return 2 * margin + 12; }
@@ -34,14 +41,20 @@ struct AugmentPlans {
 
 namespace plan_detail {
 
-constexpr int kLargestWhole = 96;  // output pixels a side of a view that one block may own
+// Output pixels a side of a view that one block may own: 149,200 bytes of shared memory with three channels, of the
+// 166,912 that sm_80 has. At 104 they would be 182,640.
+constexpr int kLargestWhole = 96;
 // Two such blocks share a multiprocessor of sm_80 (164 KiB, of which it keeps 1 KiB per block) beside their static
 // View.
 constexpr int kSharedForTwoBlocks = 81 * 1024 - 464;
+// With three channels and the halo of 23 taps (the recipe at 224) it takes exactly kSharedForTwoBlocks: one row or four
+// columns more, and one block has the multiprocessor to itself.
 constexpr int kTileWidth = 64, kTileHeight = 32;
-// Of the mean, which has no halo: wide, to cut fewer sectors in two, and as high as lets two blocks share.
+// Of the mean, which has no halo: wide, to cut fewer sectors in two, and low enough for two blocks to share (33 rows
+// are too many).
 constexpr int kMeanTileWidth = 128, kMeanTileHeight = 28;
-constexpr int kPixelsForMaxThreads = 2048;  // of a tile; smaller ones take kFewThreads
+// Pixels of a tile from which on it takes kMaxThreads: a thread then has five or more. Smaller ones take kFewThreads.
+constexpr int kPixelsForMaxThreads = 2048;
 constexpr int kFewThreads = 256;
 
 inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -94,7 +107,8 @@ inline AugmentPlans augment_plans(const AugmentArgs& args, int shared_limit) {
       return plans;
     }
   }
-  // The largest tile of which two blocks share a multiprocessor, else the largest that fits.
+  // The largest tile of which two blocks share a multiprocessor, else the largest that fits. With three channels two
+  // blocks share up to 23, 37, 45, 49 and 49 taps of blur; one alone on sm_86 fits up to 33, 49, 55, 57 and 61.
   const int sizes[][2] = {{kTileWidth, kTileHeight}, {32, 32}, {32, 16}, {32, 8}, {32, 4}};
   for (const int limit : {shared_limit < kSharedForTwoBlocks ? shared_limit : kSharedForTwoBlocks, shared_limit}) {
     for (const auto& size : sizes) {

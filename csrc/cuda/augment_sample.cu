@@ -6,7 +6,8 @@
 namespace simclr::cuda {
 namespace {
 
-constexpr int kThreads = 64;
+constexpr int kThreads =
+    64;  // 256 samples in two views are eight blocks; of larger blocks fewer multiprocessors would draw
 constexpr int kQuads = sizeof(AugmentParams) / sizeof(int4);
 
 // Where quad q of thread t's parameters waits in shared memory: eight neighbouring lanes meet all banks, both when each

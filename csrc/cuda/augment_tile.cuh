@@ -150,7 +150,9 @@ struct Spans {
   __device__ __forceinline__ int column(int unit, int row) const { return (unit - row * count) * kWarp + lane_index(); }
 };
 
-constexpr int kGroupRows = 4;  // rows of pixels that a thread colours or blurs together
+// Rows of pixels that a thread colours or blurs together: one branch on the next operation serves them all, and a tap
+// of the vertical blur that is read once serves up to four outputs.
+constexpr int kGroupRows = 4;
 
 // The jitter's operations without those that leave every image as it is.
 __device__ inline void list_jitter_ops(int channels, View* view) {

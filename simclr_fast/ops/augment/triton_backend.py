@@ -18,10 +18,14 @@ from simclr_fast.ops.augment.triton_kernels import augment_mean_kernel, augment_
 from simclr_fast.ops.augment.triton_sample import augment_sample_kernel
 from simclr_fast.triton_launch import Launch, launch_on_device
 
-LARGEST_WHOLE = 64  # output pixels a side of a view that one program holds
-REGION = 64  # a side of what a program of a larger output computes
-REGION_OF_MANY = 32  # the same where the blur's halo takes several
-SECTOR_BYTES = 32
+# Output pixels a side of a view that one program holds, and of what a program of a larger output computes. Three
+# channels of 64 x 64 leave 48 floats to each of 256 threads, in kernels of up to 229 registers; 128 x 128 would spill.
+LARGEST_WHOLE = REGION = 64
+# The same where the blur's halo takes several regions, whose sums are held beside the region itself.
+REGION_OF_MANY = 32
+SECTOR_BYTES = 32  # what device memory is read by
+SAMPLE_BLOCK = 64  # views whose parameters a program draws: 256 samples in two views are eight programs
+SUMS_BLOCK = 32  # tiles' sums that a program adds up at a time: the mean of 224 x 224 has 16
 _IN_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 _OUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _RECIPE_NUMBERS = len(RecipeNumbers._fields)
@@ -90,7 +94,9 @@ class TritonAugment:
             scale, shift = (1.0 / std[c], -mean[c] / std[c]) if c < channels else (1.0, 0.0)
             values |= {f"scale{c}": scale, f"shift{c}": shift}
 
-        most = 64 if vectors else 32  # single elements take more registers
+        # Elements of a source row in a chunk. A longer chunk would take more registers than the region's pixels do;
+        # elements that are loaded one by one take an address each, and spill with 64.
+        most = 64 if vectors else 32
         if max(out_height, out_width) <= LARGEST_WHOLE:
             blocks = _blocks(out_height, out_width, LARGEST_WHOLE, most)
             arguments = shared | values | {"out": out}
@@ -112,7 +118,7 @@ class TritonAugment:
             blocks = _blocks(out_height, out_width, REGION_OF_MANY, most)
         programs = most_programs(out_height, half, blocks["ROWS"]) * most_programs(out_width, half, blocks["COLUMNS"])
         arguments = shared | values | {"sums": sums, "out": out, "programs": programs, "mean_programs": mean_programs}
-        tile = constants | blocks | {"CHANNELS_LAST": channels_last, "MANY": many, "BLOCK_SUMS": 32}
+        tile = constants | blocks | {"CHANNELS_LAST": channels_last, "MANY": many, "BLOCK_SUMS": SUMS_BLOCK}
         # Of the loops over regions ptxas would rather spill than give a thread more than 128 registers.
         warps, options = (8, {"maxnreg": 255}) if many else (_warps(blocks), {})
         grid = (views * batch * programs,)
@@ -145,11 +151,10 @@ class TritonAugment:
         count = views * batch
         if count == 0:
             return params
-        block = 64
         arguments = {"seed": seed, "indices": None if indices is None else indices.contiguous(), "table": table}
         arguments |= {"packed": params, "height": height, "width": width, "batch": batch, "count": count}
-        constants = {"RECIPE": tuple(recipe), "BLOCK": block}
-        grid = (triton.cdiv(count, block),)
+        constants = {"RECIPE": tuple(recipe), "BLOCK": SAMPLE_BLOCK}
+        grid = (triton.cdiv(count, SAMPLE_BLOCK),)
         self.run(Launch(augment_sample_kernel, grid, arguments, constants, 2, 1, {"enable_fp_fusion": False}))
         return params
 
@@ -186,6 +191,7 @@ def _blocks(height: int, width: int, region: int, most: int) -> dict[str, int]:
 
 
 def _warps(blocks: dict[str, int]) -> int:
+    """Eight above 1024 pixels: with four, a thread would hold 96 floats of a 64 x 64 region and spill."""
     return 8 if blocks["ROWS"] * max(blocks["COLUMNS"], blocks["K"]) > 1024 else 4
 
 

@@ -5,6 +5,17 @@ take two: augment_mean_kernel leaves every tile's sum of the grey image that con
 without contrast), augment_tile_kernel does everything, resizing and colouring the tile again. Nothing in between goes
 through device memory. A program holds its pixels in registers, and branches on the drawn flags, which are scalars.
 
+The steps of a program, where they stand, and what they compute; u is a channel of a pixel, in [0, 1]:
+
+    1. read_image, read_view  triton_view.py    the source image; the drawn parameters, made safe; the jitter's list
+    2. resize                 triton_resize.py  u(y, x) = sum_i sum_j a_i b_j source(i, j) / (sum_i a_i sum_j b_j)
+    3. contrast's mean        triton_color.py   m = the mean of gray(u) over the view, after the operations before it
+    4. color                  triton_color.py   in the drawn order, each clamped to [0, 1]: brightness f u, contrast
+                                                f u + (1 - f) m, saturation f u + (1 - f) gray(u), hue; then gray(u)
+    5. blur                   triton_color.py   v(x) = sum_d w_d u(reflected(x + d)) / sum_d w_d, then the same along y,
+                                                w_d = exp(-d^2 / 2 sigma^2)
+    6. _store                 here              solarize: 1 - u where u >= threshold; u scale + shift, rounded
+
 A program computes a region of ROWS x COLUMNS pixels. Of a blurred view it owns the inner part of the region, and the
 rest is its halo; where the halo is too wide for that (MANY), it owns as much as a region and goes over several regions,
 each adding what it contributes. Results do not depend on scheduling.
@@ -99,20 +110,21 @@ def augment_whole_kernel(
     unit: what brings a pixel to [0, 1]. out = x * scale + shift, by channel. K: elements of a source row loaded at
     once. SECTOR: elements in 32 bytes.
     """
+    # 1. What the view is.
     _, sample, index = _owner(tl.program_id(0), 1, views, batch)
     image = read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
     view = read_view(packed, index, image.height, image.width, out_height, out_width, blur_half, CHANNELS)
+    # 2. Its crop, resized.
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     red, green, blue = resize(image, view, row, column, out_height, out_width, image.width, unit, CHANNELS,
                               INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
+    # 3. and 4. The mean is the program's own: it holds the whole view.
     valid = (row < out_height) & (column < out_width)
     red, green, blue = color(red, green, blue, view, 0.0, valid, out_height * out_width, CHANNELS, OWN_MEAN)
-    if view.radius > 0:
-        norm = blur_norm(view)
-        red = blur(red, row, column, 0, 0, out_height, out_width, view, ROWS, COLUMNS) * norm
-        if CHANNELS == 3:
-            green = blur(green, row, column, 0, 0, out_height, out_width, view, ROWS, COLUMNS) * norm
-            blue = blur(blue, row, column, 0, 0, out_height, out_width, view, ROWS, COLUMNS) * norm
+    # 5.
+    red, green, blue = _blurred(red, green, blue, view, row, column, 0, 0, out_height, out_width, CHANNELS, ROWS,
+                                COLUMNS)  # fmt: skip
+    # 6.
     _store(red, green, blue, view, out, index, row, column, out_height, out_width, 0, out_height, out_width, scale0,
            scale1, scale2, shift0, shift1, shift2, CHANNELS, CHANNELS_LAST, ROWS, COLUMNS)  # fmt: skip
 
@@ -124,14 +136,17 @@ def augment_mean_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, K: tl.constexpr, SECTOR: tl.constexpr,
 ):  # fmt: skip
     """sums [views * batch, programs]: the sum of each tile's grey image just before contrast."""
+    # 1.
     tile, sample, index = _owner(tl.program_id(0), programs, views, batch)
     image = read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
     view = read_view(packed, index, image.height, image.width, out_height, out_width, 0, CHANNELS)
     if view.contrast_at < 4:
+        # 2.
         row = tile // tiles_x * ROWS + tl.arange(0, ROWS)[:, None]
         column = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)[None, :]
         red, green, blue = resize(image, view, row, column, out_height, out_width, image.width, unit, CHANNELS,
                                   INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
+        # 3. The operations before contrast, and the tile's part of the mean.
         valid = (row < out_height) & (column < out_width)
         red, green, blue = jitter(red, green, blue, view, 0.0, valid, 1, CHANNELS, BEFORE_CONTRAST)
         total = tl.sum(tl.where(valid, gray(red, green, blue, CHANNELS), 0.0))
@@ -159,6 +174,7 @@ def augment_tile_kernel(
 
     mean_programs: tiles of augment_mean_kernel per view.
     """
+    # 1. What the view is, and which part of it is the program's.
     tile, sample, index = _owner(tl.program_id(0), programs, views, batch)
     image = read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
     view = read_view(packed, index, image.height, image.width, out_height, out_width, blur_half, CHANNELS)
@@ -167,11 +183,12 @@ def augment_tile_kernel(
     if tile < tiles_x * tl.cdiv(out_height, own_rows):
         top, left = tile // tiles_x * own_rows, tile % tiles_x * own_columns
         bottom, right = tl.minimum(top + own_rows, out_height), tl.minimum(left + own_columns, out_width)
+        # 3. From the parts that augment_mean_kernel left.
         mean = 0.0
         if view.contrast_at < 4:
             mean = _contrast_mean(sums, index, mean_programs, out_height * out_width, BLOCK_SUMS)
         row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-        # What the blur reaches: regions from (first_row, first_column), one unless MANY.
+        # 2., 4. and 5. Of what the blur reaches: regions from (first_row, first_column), one unless MANY.
         first_row, first_column = tl.maximum(top - view.radius, 0), tl.maximum(left - view.radius, 0)
         red = tl.zeros((ROWS, COLUMNS), tl.float32)
         green, blue = red, red
@@ -192,6 +209,7 @@ def augment_tile_kernel(
                                          out_width, unit, CHANNELS, INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
             red, green, blue = _blurred(red, green, blue, view, top + row, left + column, first_row, first_column,
                                         out_height, out_width, CHANNELS, ROWS, COLUMNS)  # fmt: skip
+        # 6.
         _store(red, green, blue, view, out, index, top + row, left + column, bottom, right, left, out_height,
                out_width, scale0, scale1, scale2, shift0, shift1, shift2, CHANNELS, CHANNELS_LAST, ROWS,
                COLUMNS)  # fmt: skip
