@@ -36,6 +36,7 @@ FAST_TESTS = (
 )
 # The same Triton's interpreter.
 FAST_TRITON_TESTS = ("tests/ops/ntxent/test_normalize.py",)
+PYTEST_OPTIONS = ("-q", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")  # as `make test`
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def check(pair: Pair) -> None:
 
     run(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
     run(python, "-m", "simclr_fast.info")
-    run(python, "-m", "pytest", "-q", *FAST_TESTS)
-    run(python, "-m", "pytest", "-q", "-m", "interpret", *FAST_TRITON_TESTS)
+    run(python, "-m", "pytest", *PYTEST_OPTIONS, *FAST_TESTS)
+    run(python, "-m", "pytest", *PYTEST_OPTIONS, "-m", "interpret", *FAST_TRITON_TESTS)
 
 
 def main() -> int:
