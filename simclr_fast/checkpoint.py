@@ -22,7 +22,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
-    """Write `content` as the checkpoint of `step`, then remove all others but the newest keep - 1.
+    """Write `content` (`training/state.py` makes it) as that of `step`; remove all others but the newest keep - 1.
 
     The file appears under its name only once it is whole and on disk, so that a process killed at any moment leaves
     whole checkpoints.

@@ -18,7 +18,7 @@ from simclr_fast.models import build_model
 from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics
 
 QUERY_SHARE = 0.1
-LARGEST_BANK = 50_000  # images; of a larger set a fixed random part is used
+LARGEST_SAMPLE = 50_000  # images, queries and bank together; of a larger set a fixed random part is used
 PICTURE_COLUMNS = 10
 MAPPED_IMAGES = 1000  # points of the map of embeddings
 
@@ -30,7 +30,7 @@ class OnlineKnn:
         self.source = dataset.labelled
         self.device = device
         self.preprocess = Preprocess.of(config.augment)
-        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:LARGEST_BANK]
+        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:LARGEST_SAMPLE]
         queries = max(1, int(QUERY_SHARE * len(order)))
         self.queries, self.bank = order[:queries], order[queries:]
 

@@ -27,7 +27,7 @@ from simclr_fast.evaluation.tables import (
 )
 from simclr_fast.optim import lr_at
 
-PUBLISHED_EPOCHS = 90
+PUBLISHED_EPOCHS = 90  # Chen et al. 2020, B.6
 DEMO_EPOCHS = 30
 METHODS = {"sgd": "SGD, augmented images", "lbfgs": "L-BFGS, cached features"}
 SCORES = {"accuracy": "", "top5_accuracy": ", top-5"}

@@ -1,7 +1,7 @@
 """Everything that a run needs to go on exactly: what a checkpoint holds, when one is written, how a run starts from it.
 
-Weights, optimizer, scaler, average, generators and step make up a checkpoint. A run goes on from one (--resume), or
-begins with weights alone (--initial-checkpoint), in the formats that people have them in.
+A checkpoint holds weights, optimizer, scaler, average, generators, step, time, options and what the images were. A run
+goes on from one (--resume), or begins with weights alone (--initial-checkpoint), in the formats that people have.
 """
 
 import dataclasses
@@ -30,8 +30,11 @@ from simclr_fast.training.views import Draw, Images
 # what a run began with is behind it.
 EXACT_OPTIONS = ("augment", "model", "optimization")
 FREE_OPTIONS = ("epochs", "initial_checkpoint")
-CONTENT = {"step": int, "seconds": (int, float), "model": dict, "optimizer": dict, "scaler": dict, "random": dict}
-CONTENT |= {"config": dict}
+CONTENT = {
+    "step": int,
+    "seconds": (int, float),
+    **dict.fromkeys(("model", "optimizer", "scaler", "random", "config"), dict),
+}
 IDENTITY_SAMPLE = 32  # images that are compared, evenly spread, so that a data set of millions takes no time
 
 log = logging.getLogger(__name__)

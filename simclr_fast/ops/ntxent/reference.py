@@ -104,20 +104,6 @@ def row_scale(reduction: str, n: int, columns: int) -> float:
     return {"mean": 1 / (2 * n), "sum": columns / (2 * n), "none": 1.0}[reduction]
 
 
-def ntxent_reference(
-    z0: Tensor, z1: Tensor, temperature: float | Tensor = 0.5, *, eps: float = 1e-8, reduction: str = "mean"
-) -> Tensor:
-    """Positive-anchored NT-Xent of the views z0, z1 [N, D] (any float dtype, N >= 1, D >= 1).
-
-    Returns the mean or sum over the 2N rows, or with reduction "none" the row losses [2N] (view 0, then view 1), in
-    float32 (float64 for float64 inputs). N = 1 has no negatives: its loss is 0.
-    """
-    with without_autocast(z0.device):
-        u = normalize_rows(torch.cat([z0, z1]), eps)  # [2N, D]
-        losses = row_losses(u, u, temperature)
-    return {"mean": losses.mean, "sum": losses.sum, "none": losses.clone}[reduction]()
-
-
 def ntxent_textbook(z0: Tensor, z1: Tensor, temperature: float | Tensor = 0.5) -> Tensor:
     """The loss as usually written (normalise, multiply, mask the diagonal, cross-entropy), mean over the 2N rows.
 
