@@ -6,12 +6,11 @@ H200 (M = 8192, Triton 3.6; `python tools/gpu_check.py --tune`); then comes what
 for D <= 128 (fp16; tf32x3 backward) are those that ptxlab's roofline model puts first: shared memory is the limit
 there, and a warp that owns 32 rows reads half as many bytes per product as one that owns 16.
 
-Elsewhere the largest tile was taken that compiled without spills, for the larger a tile, the fewer bytes a product
-reads. Beside it stands why it is no larger: what the next size breaks, or how many of the 255 registers of a thread its
-most demanding variant has in use already, and how many KiB of shared memory where these are the limit. A forward
-program holds block_m x block_n sums, a backward one as many and block_m x owned_d besides, so that to double block_m
-about doubles a thread's registers; sm_100 has them in tensor memory. "untimed" is a larger tile that compiles, too.
-Nothing was timed on sm_80 and sm_100.
+Elsewhere, for the larger a tile, the fewer bytes a product reads, tiles are about as large as compile without spills.
+Beside each stands what the next size breaks (bytes that spill, or shared memory), or how many of the 255 registers of a
+thread its most demanding variant takes; "fit, untimed" is a larger tile that compiled without spills, too, for whoever
+can time it: nothing was timed on sm_80 and sm_100. A forward program holds block_m x block_n sums, a backward one as
+many and block_m x owned_d besides, so that to double block_m about doubles a thread's registers.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ _FORWARD = {
         64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 255 registers
         _ANY: Tiles(128, 128, 32, 8, 2),  # 233 registers
     },
-    (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 238 registers
+    (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # twice the side spills 7840 bytes
     # With 8 warps a multiprocessor holds one program, with 4 two of them: one computes while the other waits.
     (90, "fp16"): {
         64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 31 us; 64 rows 39, 8 warps 57
@@ -85,9 +84,9 @@ _FORWARD = {
         _ANY: Tiles(128, 128, 32, 4, 2),  # D = 128: 55 us; 64 rows 72
     },
     (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 3)},  # 163 us; 2 stages 179
-    (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},  # 255 registers with the online maximum
-    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 242 likewise
-    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 243 likewise
+    (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},  # twice the side spills 168 bytes with the online maximum
+    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # likewise
+    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 243 registers
 }
 # Instead, where rows have maxima of their own: these need registers, too.
 _FORWARD_ONLINE = {
@@ -102,18 +101,18 @@ _BACKWARD = {
         64: Tiles(128, 64, 64, 4, 2, holds_rows=True),  # 128 columns spill 416 bytes
         128: Tiles(128, 32, 64, 4, 3, holds_rows=True),  # 64 columns spill 224 bytes
         256: Tiles(64, 32, 128, 4, 2, holds_rows=True),  # 64 columns spill 8 bytes
-        _ANY: Tiles(64, 32, 128, 8, 2),  # 172 registers; 64 columns: 234, untimed
+        _ANY: Tiles(64, 32, 128, 8, 2),  # 64 columns fit, untimed
     },
     (80, "tf32"): {
         64: Tiles(64, 64, 64, 4, 2, holds_rows=True),  # 128 columns spill 224 bytes
-        128: Tiles(64, 32, 128, 4, 2, holds_rows=True),  # 218 registers; 64 columns: 242, untimed
+        128: Tiles(64, 32, 128, 4, 2, holds_rows=True),  # 64 columns fit, untimed
         256: Tiles(32, 32, 128, 8, 2, holds_rows=True, special_first=True),  # 64 columns need 129 KiB of 99
-        _ANY: Tiles(32, 32, 128, 8, 2),  # 128 registers; 64 columns: 176, untimed
+        _ANY: Tiles(32, 32, 128, 8, 2),  # 64 columns fit, untimed
     },
     (80, "tf32x3"): {
-        64: Tiles(64, 32, 64, 4, 2),  # 255 registers
-        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 217 registers
-        _ANY: Tiles(32, 32, 64, 8, 2),  # 255 registers, where no column is masked
+        64: Tiles(64, 32, 64, 4, 2),  # 64 columns spill 600 bytes
+        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 64 columns spill 88 bytes
+        _ANY: Tiles(32, 32, 64, 8, 2),  # 64 columns spill 64 bytes
     },
     (90, "fp16"): {
         64: Tiles(128, 64, 64, 8, 3, holds_rows=True),  # 55 us; 4 warps 63
@@ -122,32 +121,32 @@ _BACKWARD = {
         _ANY: Tiles(64, 64, 128, 8, 2, owned_d=512),  # D = 512: 571 us, 1024: 1744; with 256 columns owned 930 and 3015
     },
     (90, "tf32"): {
-        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 119 registers
+        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 64 columns fit, untimed
         128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 317 us; 32 columns 352
         256: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 255 registers
         _ANY: Tiles(128, 32, 64, 8, 2),  # 255 registers
     },
     # 32 rows: mma.sync, which takes operands from registers in any layout.
     (90, "tf32x3"): {
-        64: Tiles(64, 32, 64, 4, 2, holds_rows=True),  # 168 registers
+        64: Tiles(64, 32, 64, 4, 2, holds_rows=True),  # 64 columns fit, untimed
         128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 852 us; 64 rows 1400
         _ANY: Tiles(32, 32, 64, 8, 2),  # 255 registers
     },
     (100, "fp16"): {
-        64: Tiles(128, 64, 64, 8, 2, holds_rows=True, special_first=True),  # 160 registers
-        128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 160 registers
-        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 128 registers
-        _ANY: Tiles(64, 64, 64, 8, 2, special_first=True),  # 101 registers
+        64: Tiles(128, 64, 64, 8, 2, holds_rows=True, special_first=True),  # 128 columns fit, untimed
+        128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 128 columns spill 40 bytes where D = 100, 256 rows 368
+        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 64 columns fit, untimed
+        _ANY: Tiles(64, 64, 64, 8, 2, special_first=True),  # 128 columns fit, untimed
     },
     (100, "tf32"): {
-        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 116 registers
-        128: Tiles(128, 32, 128, 8, 2, holds_rows=True),  # 155 registers
-        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 224 registers
-        _ANY: Tiles(64, 32, 128, 8, 2),  # 208 registers
+        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 64 columns fit, untimed
+        128: Tiles(128, 32, 128, 8, 2, holds_rows=True),  # 64 columns fit, untimed; 256 rows spill 24 bytes
+        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 64 columns need 257 KiB of 227
+        _ANY: Tiles(64, 32, 128, 8, 2),  # 64 columns fit, untimed
     },
     (100, "tf32x3"): {
-        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, special_first=True),  # 122 registers
-        _ANY: Tiles(64, 32, 64, 8, 2),  # 171 registers
+        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, special_first=True),  # 64 columns fit, untimed
+        _ANY: Tiles(64, 32, 64, 8, 2),  # 64 columns fit, untimed
     },
 }
 # Instead, where rows have maxima of their own.
