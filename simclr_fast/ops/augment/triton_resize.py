@@ -1,9 +1,17 @@
 """The crop, resized (antialiased bilinear, separable) into a program's registers: Triton device functions.
 
-The rules are csrc/augment_resample.h's. A region of ROWS x COLUMNS output pixels is made from chunks of K neighbouring
-elements of the source rows. Vertically, every output row loads its own few source rows and adds them up; horizontally,
-every output column picks its taps out of the chunk by tl.gather, which stays within a warp. Where pixels are
-interleaved, an element is a channel of a pixel, and one chunk serves all channels.
+The rules are csrc/augment_resample.h's. Along each axis, with scale = crop length / full length:
+
+    1. find_taps       centre = scale (i + 1/2) of output i, support = max(1, scale), and the weight of source pixel k
+                       w_k = max(0, 1 - |k + 1/2 - centre| / support), later divided by the weights' sum
+    2. _blend_rows     sum_k w_k source(k, .) of every output row
+    3. _blend_columns  sum_k w_k blended(., k) of every output column
+    4. resize          times 1 / (both sums of weights), and what brings a pixel to [0, 1]
+
+A region of ROWS x COLUMNS output pixels is made from chunks of K neighbouring elements of the source rows. Vertically,
+every output row loads its own few source rows and adds them up; horizontally, every output column picks its taps out of
+the chunk by tl.gather, which stays within a warp. Where pixels are interleaved, an element is a channel of a pixel, and
+one chunk serves all channels.
 """
 
 from typing import NamedTuple

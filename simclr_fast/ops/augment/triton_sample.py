@@ -106,6 +106,7 @@ def augment_sample_kernel(
 
     count: views * batch. RECIPE: AugmentRecipe.numbers(), compile-time constants since Triton's arguments are float32.
     """
+    # 1. The counter's words: (block, view, sample number), and the key, the seed.
     mine = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = mine < count
     view, sample = mine // batch, mine % batch
@@ -125,7 +126,8 @@ def augment_sample_kernel(
     view_word = view.to(tl.uint32)
     zero = view_word * 0
 
-    # The crop: the first of ten tries that fits, else torchvision's centred fallback.
+    # 2. The crop: the first of ten tries that fits, else torchvision's centred fallback. A try draws its area A and its
+    # ratio r of width to height: height = sqrt(A) / sqrt(r), width = sqrt(A) sqrt(r), rounded; then its place.
     tall, wide = height.to(tl.float64), width.to(tl.float64)
     area = tall * wide
     ratio = wide / tall
@@ -153,6 +155,7 @@ def augment_sample_kernel(
         box_height, box_width = tl.where(fits, hi, box_height), tl.where(fits, wi, box_width)
         missing = missing & (fits == 0)
 
+    # 3. What is done, and by how much: blocks behind the tries', in csrc/augment_sample.h's order.
     order_word, hflip_word, jitter_word, gray_word = _philox(zero + _CROP_TRIES, view_word, low, high, key0, key1)
     w0, w1, w2, w3 = _philox(zero + (_CROP_TRIES + 1), view_word, low, high, key0, key1)
     blur_word, sigma_word, solarize_word, _ = _philox(zero + (_CROP_TRIES + 2), view_word, low, high, key0, key1)
@@ -171,7 +174,7 @@ def augment_sample_kernel(
     sigma = _bits(_uniform(RECIPE[_at("sigma_low")], RECIPE[_at("sigma_span")], sigma_word))
     threshold = _bits(_double(RECIPE[_at("solarize_threshold")]) + area * 0.0)
 
-    # Words 0..15 of a view side by side, so that lanes write neighbours: joined by the bits of the word's number.
+    # 4. Words 0..15 of a view side by side, so that lanes write neighbours: joined by the bits of the word's number.
     none = view * 0
     evens = tl.join(
         tl.join(tl.join(top, saturation), tl.join(flags, none)),  # 0 8 | 4 12
