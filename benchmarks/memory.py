@@ -10,6 +10,7 @@ import gc
 import importlib
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -26,26 +27,11 @@ def peak_bytes(probe: str, arguments: dict[str, object], preload: tuple[str, ...
     context = multiprocessing.get_context("spawn" if arguments.get("device") == "cuda" else "forkserver")
     if arguments.get("device") != "cuda":
         context.set_forkserver_preload([probe.split(":")[0], *preload])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sender, probe, arguments))
-    process.start()
-    sender.close()
-    try:
-        answer = receiver.recv()
-    except EOFError:
-        answer = f"its process ended with status {process.exitcode}"
-    process.join()
-    if not isinstance(answer, int):
-        raise RuntimeError(f"the memory probe {probe} failed with {arguments}: {answer}")
-    return answer
-
-
-def _send(sender, probe: str, arguments: dict[str, object]) -> None:
-    torch.set_num_threads(THREADS)
-    try:
-        sender.send(_measure(probe, arguments))
-    except Exception as error:  # told to the parent, which raises it
-        sender.send(f"{type(error).__name__}: {error}")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (THREADS,)) as fresh:
+        try:
+            return fresh.submit(_measure, probe, arguments).result()
+        except Exception as error:
+            raise RuntimeError(f"the memory probe {probe} failed with {arguments}: {error!r}") from error
 
 
 def _status(field: str) -> int:
