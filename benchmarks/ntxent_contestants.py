@@ -44,10 +44,6 @@ def extra_bytes(name: str, n: int, d: int) -> float:
     return 64 * m * d
 
 
-def _plain_compiled(temperature: float) -> Loss:
-    return torch.compile(lambda z0, z1: ntxent_textbook(z0, z1, temperature), dynamic=False)
-
-
 def _lightly(temperature: float) -> Loss:
     from lightly.loss import NTXentLoss
 
@@ -102,7 +98,7 @@ def _memeff(temperature: float) -> Loss:
 
 BUILDERS: dict[str, Callable[[float], Loss]] = {
     "plain": lambda t: lambda z0, z1: ntxent_textbook(z0, z1, t),
-    "plain compiled": _plain_compiled,
+    "plain compiled": lambda t: torch.compile(lambda z0, z1: ntxent_textbook(z0, z1, t), dynamic=False),
     "lightly": _lightly,
     "pytorch-metric-learning": _metric_learning,
     "info-nce-pytorch": _info_nce,
@@ -132,16 +128,23 @@ def views(n: int, d: int, dtype: torch.dtype, device: torch.device) -> tuple[Ten
     return tuple((base + noise).to(device, dtype).requires_grad_() for noise in (a, b))
 
 
-def check_against(truth: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> Check:
-    """check((loss, dz0, dz1)) against (loss, rows, gradient of the rows): the larger relative error, the tolerance."""
+Truth = tuple[Tensor, Tensor, Tensor]
+
+
+def errors(result: tuple[Tensor, ...], truth: Truth, scale: float = 1.0) -> tuple[float, float]:
+    """Relative errors of (loss, scale * dz0, scale * dz1), of the loss and of the gradient in the truth's rows.
+
+    truth: (loss, rows, gradient of the rows).
+    """
     loss, rows, gradients = truth
+    off = (result[0].double() - loss).abs() / loss
+    difference = torch.cat(result[1:])[rows].double() / scale - gradients
+    return off.item(), (difference.norm() / gradients.norm()).item()
 
-    def check(result: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
-        off = (result[0].double() - loss).abs() / loss
-        difference = torch.cat(result[1:])[rows].double() - gradients
-        return max(off.item(), (difference.norm() / gradients.norm()).item()), TOLERANCE[dtype]
 
-    return check
+def check_against(truth: Truth, dtype: torch.dtype) -> Check:
+    """check((loss, dz0, dz1)) gives the larger relative error and the tolerance."""
+    return lambda result: (max(errors(result, truth)), TOLERANCE[dtype])
 
 
 def check_ntxent(z0: Tensor, z1: Tensor, temperature: float) -> Check:
@@ -177,9 +180,9 @@ def memory_probe(name: str, n: int, d: int, dtype: str, temperature: float, devi
     That one is tiny, but for the compiled contestant, which would compile again for another shape.
     """
     at = torch.device(device)
-    warm = contestant(name, n if "compiled" in name else 8, d, getattr(torch, dtype), temperature, at, float("inf"))
-    warm.run(Laps(at))
-    large = contestant(name, n, d, getattr(torch, dtype), temperature, at, float("inf"))
+    made = lambda samples: contestant(name, samples, d, getattr(torch, dtype), temperature, at, float("inf"))
+    made(n if "compiled" in name else 8).run(Laps(at))
+    large = made(n)
     if "compiled" in name:
         large.run(Laps(at))
     return lambda: large.run(Laps(at))
