@@ -13,12 +13,7 @@ from simclr_fast.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from simclr_fast.backends import BACKENDS, why_not
 
 NAMES = (*BACKENDS, "torchvision", "kornia", "albumentations", "dali")
-MODULES = {
-    "torchvision": "torchvision",
-    "kornia": "kornia",
-    "albumentations": "albumentations",
-    "dali": "nvidia.dali",
-}
+MODULES = {"dali": "nvidia.dali"}  # of those that are not called as their module
 # What a peer leaves out or does more coarsely, although its views have the right statistics.
 NOTES = {
     "torchvision": "v2, float, per sample",
@@ -66,11 +61,7 @@ def _ours(backend: str, recipe: Recipe, device: torch.device, channels_last: boo
         recipe.size,
         scale=recipe.scale,
         ratio=recipe.ratio,
-        hflip=recipe.hflip,
-        jitter_p=recipe.jitter_p,
-        gray_p=recipe.gray_p,
-        blur_p=recipe.blur_p,
-        solarize_p=recipe.solarize_p,
+        **{name: value for name, value in vars(recipe).items() if name not in ("size", "crop")},
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         backend=backend,
     )
@@ -203,7 +194,7 @@ def absent(name: str, recipe: Recipe, device: torch.device) -> str | None:
     """Why this contestant does not take part; None if it does."""
     if name in BACKENDS:
         return why_not(name, "augment", device)
-    if not installed(MODULES[name]):
+    if not installed(MODULES.get(name, name)):
         return "not installed"
     if name == "albumentations" and device.type == "cuda":
         return "runs on the CPU only"

@@ -95,23 +95,25 @@ def time_call(contestant: Contestant, device: torch.device, calls: int = 1) -> d
     return {phase: statistics.median(values) for phase, values in taken.items()}
 
 
-def _admit(contestant: Contestant | Absent, check: Check | None, device: torch.device) -> tuple[dict, float]:
-    """What is known of a contestant before timing ("absent", "failed", or "error" and "tolerance"); seconds of a call.
+def _admit(contestant: Contestant | Absent, check: Check | None, device: torch.device) -> tuple[dict, float | None]:
+    """What is known of a contestant before timing ("absent", "failed", or "error" and "tolerance"); seconds of a call,
+    None where it is not to be timed.
 
     A peer that raises (out of memory, another version's API) is a finding, as one that is wrong is; that ours must
     neither raise nor be wrong is for `require` to say.
     """
     if isinstance(contestant, Absent):
-        return {"absent": contestant.reason}, 0.0
+        return {"absent": contestant.reason}, None
     try:
         contestant.run(Laps(device))  # first call: lazy initialisation, compilation
         lap = Laps(device)
         result = contestant.run(lap)
         once = lap.seconds()["full"]
     except Exception as error:
-        return {"failed": in_a_line(error)}, 0.0
+        return {"failed": in_a_line(error)}, None
     error, tolerance = (contestant.check or check)(result)
-    return {"error": error, "tolerance": tolerance, **({"note": contestant.note} if contestant.note else {})}, once
+    figures = {"error": error, "tolerance": tolerance, **({"note": contestant.note} if contestant.note else {})}
+    return figures, once if error <= tolerance else None
 
 
 def _plan(once: dict[str, float], gauging: float, budget: float) -> tuple[int, dict[str, int]]:
@@ -150,7 +152,7 @@ def compare(
     once: dict[str, float] = {}
     for contestant in contestants:
         found[contestant.name], seconds = _admit(contestant, check, device)
-        if found[contestant.name].get("error", float("inf")) <= found[contestant.name].get("tolerance", 0.0):
+        if seconds is not None:
             runners.append(contestant)
             once[contestant.name] = seconds
 
