@@ -10,7 +10,6 @@ from benchmarks import (
     bench_scaling,
     bench_train_step,
     ntxent_contestants,
-    train_step_contestants,
 )
 from benchmarks.conftest import SCALES
 from benchmarks.harness import Absent, Contestant
@@ -35,8 +34,8 @@ def test_every_case_can_be_constructed(scale: str) -> None:
                 assert callable(augment_contestants.build(name, recipe, CPU, case.channels_last))
     for case in bench_train_step.CASES[scale]:
         images = bench_augment.photographs(2, 8)
-        for name in train_step_contestants.NAMES[:1] + train_step_contestants.NAMES[-2:]:
-            made = train_step_contestants.contestant(name, case.model, images, 2, 8, CPU)
+        for name in bench_train_step.NAMES[:1] + bench_train_step.NAMES[-2:]:
+            made = bench_train_step.contestant(name, case.model, images, 2, 8, CPU)
             assert isinstance(made, Contestant | Absent)
     for case in bench_scaling.CASES[scale]:
         assert all(n % processes == 0 for n in case.sizes for processes in case.processes)
