@@ -100,27 +100,24 @@ class Runner:
             process.wait()
         self._reap(cut_off=True)
 
-    def _ready(self, job: Job) -> bool:
-        before = (*job.after, *job.needs)
-        ended = all(name not in self.outcomes or self.outcomes[name].status != "running" for name in before)
-        busy_alone = any(alone for *_, alone in self._processes.values())
-        return ended and not busy_alone and not (job.alone and self._processes)
-
     def _start_ready(self, waiting: list[Job]) -> bool:
         started = False
         for job in list(waiting):
+            before = {*job.after, *job.needs}
             ahead = {other.name for other in waiting[: waiting.index(job)]}
-            if (ahead if job.alone else ahead & {*job.after, *job.needs}) or not self._ready(job):
+            busy = {*self._processes}
+            if any(alone for *_, alone in self._processes.values()) or ((ahead | busy) & before):
+                continue
+            if job.alone and (ahead or busy):
                 continue
             waiting.remove(job)
             started = True
             failed = [name for name in job.needs if self.outcomes.get(name, Outcome("passed")).status != "passed"]
-            late = job.until - self.elapsed() < GRACE_SECONDS
-            if job.missing or failed or late:
+            if job.missing or failed or job.until - self.elapsed() < GRACE_SECONDS:
                 why = job.missing or (f"{failed[0]} did not pass" if failed else "its time was up before it began")
                 self.outcomes[job.name] = Outcome("not run", reason=why)
-                continue
-            self._start(job)
+            else:
+                self._start(job)
         return started
 
     def _start(self, job: Job) -> None:

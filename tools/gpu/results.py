@@ -106,11 +106,6 @@ def read_profile(log: Path) -> list[dict[str, str]]:
     return list(kernels.values())
 
 
-def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
-    """The last lines of a log."""
-    return [line[:300] for line in path.read_text(errors="replace").splitlines() if line.strip()][-lines:]
-
-
 def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
     """Everything so far; `about` says what was checked, when, on what."""
     jobs: dict[str, dict] = {}
@@ -118,7 +113,8 @@ def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
         jobs[name] = asdict(outcome)
         log = scratch.logs / f"{name}.log"
         if outcome.status not in ("passed", "running") and log.exists():
-            jobs[name]["tail"] = tail(log)
+            lines = [line[:300] for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            jobs[name]["tail"] = lines[-TAIL_LINES:]
     found = {"check": about, "jobs": jobs}
     if "tests" in outcomes:
         tests = read_tests(scratch.results / "tests.jsonl")
