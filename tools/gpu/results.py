@@ -1,6 +1,5 @@
 """Reads what the jobs of a check have left so far into one dictionary: what gpu_check.json holds."""
 
-import ast
 import csv
 import json
 import re
@@ -19,6 +18,11 @@ PROFILED = (  # of ncu's metrics
     *("Achieved Occupancy", "Theoretical Occupancy", "Registers Per Thread", "Dynamic Shared Memory Per Block"),
     *("Executed Ipc Active", "Issue Slots Busy", "Eligible Warps Per Scheduler", "Grid Size", "Block Size"),
 )
+KERNELS = {  # how a backend's sources define one, and where they are
+    # Between __global__ and the name lie attributes with parentheses of their own.
+    "cpp": (r"__global__[^;{]*?\b(\w+_kernel)\s*\(", "csrc/cuda/*.cu*"),
+    "triton": (r"^def (\w+_kernel)\(", "simclr_fast/**/triton_*.py"),
+}
 Verdict = tuple[str, float | None, str, float]
 
 
@@ -79,14 +83,8 @@ def read_sanitizer(log: Path) -> dict:
 
 def kernels_of_project(source: Path, backend: str) -> set[str]:
     """Names of all kernels that the backend's sources define."""
-    if backend == "cpp":
-        text = "\n".join(path.read_text() for path in sorted((source / "csrc/cuda").glob("*.cu*")))
-        # Between __global__ and the name lie attributes with parentheses of their own.
-        return set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\s*\(", text))
-    sources = sorted((source / "simclr_fast").rglob("triton_*.py"))
-    functions = (node for path in sources for node in ast.walk(ast.parse(path.read_text())))
-    functions = (node for node in functions if isinstance(node, ast.FunctionDef) and node.decorator_list)
-    return {function.name for function in functions if function.name.endswith("_kernel")}
+    pattern, files = KERNELS[backend]
+    return {name for path in source.glob(files) for name in re.findall(pattern, path.read_text(), re.MULTILINE)}
 
 
 def kernels_not_reached(source: Path, backend: str, log: Path) -> list[str]:
