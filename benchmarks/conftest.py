@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.environment import environment
+
 SCALES = ("smoke", "quick", "full")
 
 
@@ -38,8 +40,5 @@ def budget(scale: str) -> float:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    from benchmarks.environment import environment
-
-    machine_info["simclr_fast"] = environment(
-        torch.device(config.option.device), config.option.bench_threads, config.option.scale
-    )
+    option = config.option
+    machine_info["simclr_fast"] = environment(option.device, option.bench_threads, option.scale)

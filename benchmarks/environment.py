@@ -1,19 +1,48 @@
-"""What a figure was measured on: hardware, clocks, versions, commit."""
+"""What a figure was measured on: hardware, clocks, versions, commit.
 
+The GPU check asks here, too, before anything is built: only `environment` needs torch and the package.
+"""
+
+import importlib.metadata
 import os
 import platform
 import re
+import shutil
+import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
-from simclr_fast._extension import build_info
-from tools.gpu.machine import commit_of_checkout, cores, output_of, versions_of
-
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
     *("torch", "torchvision", "triton", "lightly", "pytorch-metric-learning", "info-nce-pytorch", "inf-cl", "memeff"),
     *("kornia", "albumentations", "nvidia-dali-cuda130"),
 )
+
+
+def output_of(*command: str) -> str:
+    """What a command prints, or nothing where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """The version of every package, None where it is not installed."""
+    there = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages}
+    return {name: None if found is None else found.version for name, found in there.items()}
+
+
+def cores() -> int | None:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def commit_of_checkout(short: str = "--short") -> tuple[str, bool]:
+    """The checkout's commit, "" where git cannot say, and whether files were changed since."""
+    git = ("git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT))
+    changed = output_of(*git, "status", "--porcelain", "--untracked-files=no")
+    return output_of(*git, "rev-parse", short, "HEAD"), bool(changed)
 
 
 def _cpuinfo(field: str) -> str:
@@ -23,11 +52,15 @@ def _cpuinfo(field: str) -> str:
     return value[1].strip() if value else ""
 
 
-def environment(device: torch.device, threads: int, scale: str) -> dict[str, object]:
+def environment(device: str, threads: int, scale: str) -> dict[str, object]:
     """Hardware, versions, commit and the extent of the run, as JSON-ready values."""
+    import torch
+
+    from simclr_fast._extension import build_info
+
     commit, modified = commit_of_checkout()
     found = {
-        "device": str(device),
+        "device": device,
         "scale": scale,
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -44,7 +77,7 @@ def environment(device: torch.device, threads: int, scale: str) -> dict[str, obj
         "commit": commit,
         "modified": modified,
     }
-    if device.type == "cuda":
+    if device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name(device)
         query = "clocks.sm,clocks.mem,clocks.max.sm,power.limit,driver_version"
         found["clocks"] = output_of("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")

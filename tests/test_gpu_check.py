@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.environment import ROOT
 from tools.gpu import bench, plan, results
 from tools.gpu.jobs import Job, Outcome
-from tools.gpu.machine import ROOT
 from tools.gpu.page import page, summary
 from tools.gpu.scratch import Scratch
 

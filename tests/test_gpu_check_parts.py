@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.environment import ROOT
 from tools.gpu import TESTS_FILE, bench, plan, record_tests, results, tune
 from tools.gpu.jobs import Job, Outcome, Runner
-from tools.gpu.machine import ROOT
 from tools.gpu.scratch import Scratch, digest
 
 PYTHON = [sys.executable, "-c"]

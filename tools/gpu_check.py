@@ -22,9 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
 
+from benchmarks.environment import commit_of_checkout  # noqa: E402
 from tools.gpu.bench import replace  # noqa: E402  (the path comes first)
 from tools.gpu.jobs import Runner  # noqa: E402
-from tools.gpu.machine import commit_of_checkout  # noqa: E402
 from tools.gpu.page import page, summary  # noqa: E402
 from tools.gpu.plan import STEPS, chosen_steps, plan  # noqa: E402
 from tools.gpu.results import failures, gather, short  # noqa: E402

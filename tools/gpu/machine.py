@@ -1,47 +1,16 @@
 """Prints as JSON what a check runs on: versions, processor and card; the first of its steps, which needs no build."""
 
-import importlib.metadata
 import json
-import os
 import platform
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.environment import cores, output_of, versions_of
+
 PACKAGES = (
     *("torch", "torchvision", "triton", "numpy", "setuptools", "ninja", "pybind11", "pytest", "pytest-xdist"),
     *("pytest-timeout", "hypothesis", "tyro", "mlxtend", "datasets", "kornia", "lightly", "pytorch-metric-learning"),
 )
 NVIDIA_SMI = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
-
-
-def output_of(*command: str) -> str:
-    """What a command prints, or nothing where it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
-    """The version of every package, None where it is not installed."""
-    there = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages}
-    return {name: None if found is None else found.version for name, found in there.items()}
-
-
-def cores() -> int | None:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def commit_of_checkout(short: str = "--short") -> tuple[str, bool]:
-    """The checkout's commit, "" where git cannot say, and whether files were changed since."""
-    git = ("git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT))
-    changed = output_of(*git, "status", "--porcelain", "--untracked-files=no")
-    return output_of(*git, "rev-parse", short, "HEAD"), bool(changed)
 
 
 def describe() -> dict:

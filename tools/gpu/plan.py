@@ -6,10 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.environment import ROOT
 from tools.gpu import OURS, TESTS_FILE
 from tools.gpu.bench import SECTIONS
 from tools.gpu.jobs import Job
-from tools.gpu.machine import ROOT
 from tools.gpu.scratch import Scratch
 
 SHARED_PART = 0.5  # of the time, at most, for build, tests and sanitizers; where something is measured as well

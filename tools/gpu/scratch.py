@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.gpu.machine import ROOT
+from benchmarks.environment import ROOT
 
 COPIED = (
     *("simclr_fast", "csrc", "tests", "proof", "benchmarks", "tools", "docs/tables"),
