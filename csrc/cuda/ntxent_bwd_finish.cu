@@ -91,7 +91,6 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
 
 template <class T, class S>
 cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
-  S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
   BwdFinishTask<T, S> task = {};
   for (int view = 0; view < 2; ++view) {
     task.z[view] = static_cast<const T*>(args.z[view]);
@@ -106,7 +105,8 @@ cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStr
   task.temperature = temperature_of<S>(args);
   task.weights = weights_of<S>(args);
   task.partials = partials_of<S>(args, plan);
-  task.sums = {block_sums, task.partials.finished};
+  task.sums.of_block = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
+  task.sums.finished = task.partials.finished;
   task.d = args.d;
   task.u_columns = args.u_columns;
   task.du_columns = plan.du_columns;

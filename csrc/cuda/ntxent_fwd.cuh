@@ -106,7 +106,6 @@ FwdPartials<Partial> partials_of(const SimclrNtxentFwdArgs& args, const FwdPlan&
 template <class E, class S, class Statistics>
 cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream) {
   const auto partials = partials_of<typename Statistics::Partial>(args, plan);
-  S* block_sums = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
   FwdFinishTask<E, S> task = {};
   task.u = static_cast<const E*>(args.u);
   task.u_columns = args.u_columns;
@@ -117,7 +116,8 @@ cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cud
   task.loss = static_cast<S*>(args.loss);
   task.scale = static_cast<S>(args.scale);
   task.reduce = args.reduce != 0;
-  task.sums = {block_sums, partials.finished};
+  task.sums.of_block = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
+  task.sums.finished = partials.finished;
   return SIMCLR_LAUNCH((ntxent_fwd_finish_kernel<E, S, Statistics>), plan.finish_blocks, kFwdFinishThreads, 0, stream,
                        task, partials.of_slot, plan.slots);
 }
