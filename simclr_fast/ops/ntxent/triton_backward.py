@@ -29,6 +29,7 @@ from simclr_fast.ops.ntxent.triton_common import (
 )
 
 OPERAND_SHIFT = tl.constexpr(14.0)  # log2 of the factor carried by an fp16 coefficient
+OPERAND_UNSHIFT = tl.constexpr(2.0**-OPERAND_SHIFT.value)  # takes it out again
 MASKED = tl.constexpr(-1e30)  # a logit whose exponential is 0, as is its product with the logit
 LEAST_PULL = tl.constexpr(1e-30)  # what a pull counts in W at least: no w / W overflows
 
@@ -57,7 +58,7 @@ def ntxent_bwd_coefficients_kernel(
     dloss_ptr,  # [] if REDUCED else [columns]
     lse_neg_ptr,  # [columns]
     s_pos_ptr,  # [columns]
-    term_ptr,  # [columns] out: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
+    term_ptr,  # [columns] out: what a term is made of: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
     weight_ptr,  # [columns + 1] out: w / W, then W
     positive_ptr,  # [columns] out: (w_i pull_i + w_p pull_p) / W
     temperature,
@@ -289,7 +290,7 @@ def ntxent_bwd_kernel(
 
     # 4. The split's partial of t du / W, without the shift of the exponents (2^OPERAND_SHIFT).
     part = part_ptr + tl.program_id(1).to(tl.int64) * 2 * n * D
-    unshift: tl.constexpr = 2.0**-14 if half else 1.0
+    unshift: tl.constexpr = OPERAND_UNSHIFT if half else 1.0
     for c in tl.static_range(SLICES):
         d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
         offsets = local.to(tl.int64)[:, None] * D + d[None, :]

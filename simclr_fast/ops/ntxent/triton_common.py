@@ -1,7 +1,8 @@
 """Device functions that the Triton NT-Xent kernels share: the rule of a row, products, loads, and which pairs count.
 
 Triton divides float32, and takes its square root, approximately. Where the loss or a gradient depends on the result,
-the kernels call tl.div_rn and tl.sqrt_rn, which round as IEEE 754 says.
+the kernels call tl.div_rn and tl.sqrt_rn, which round as IEEE 754 says. Numbers of the batch are not specialised on
+(do_not_specialize): a batch of another size would be compiled anew. A name that ends in 2 is to base 2.
 """
 
 import triton
@@ -9,10 +10,9 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-# Two ways to keep exponentials in range. Constant maximum: |s_ij| <= 1/t, so that exp(s_ij - 1/t) lies between
-# exp(-2/t) and 1, and 1/t can stand for the maximum of every row. exp(-80) = 1.8e-35 is a normal float32; at 88 it
-# would be none. Online maximum: for smaller t, or one that only the device knows, every row's own, found on the way.
-CONSTANT_MAX_LIMIT = 80.0  # of 2/t
+# The largest 2/t for which 1/t stands for the maximum of every row; beyond, and for a temperature that only the device
+# knows, every row has its own, found on the way. csrc/ntxent.h says why 80.
+CONSTANT_MAX_LIMIT = 80.0
 
 
 @triton.jit

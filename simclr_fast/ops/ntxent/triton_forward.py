@@ -36,7 +36,7 @@ def ntxent_normalize_kernel(
     D,
     stride0,
     stride1,
-    UNIT: tl.constexpr,
+    UNIT: tl.constexpr,  # of the strides; see load_views
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,  # >= D
 ):
@@ -118,7 +118,7 @@ def ntxent_fwd_kernel(
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,  # rows and columns of a tile
     BLOCK_D: tl.constexpr,
-    SLICES: tl.constexpr,  # of BLOCK_D of the D columns, with HOLD_ROWS
+    SLICES: tl.constexpr,  # number of slices of BLOCK_D columns that D has; used with HOLD_ROWS
     HOLD_ROWS: tl.constexpr,  # u of the row tile stays on chip while a band of column tiles goes by
     EVEN: tl.constexpr,  # BLOCK_M divides the rows and the columns
     EVEN_D: tl.constexpr,  # BLOCK_D divides D
@@ -132,9 +132,8 @@ def ntxent_fwd_kernel(
         tl.store(done_ptr, 0)
     rows = 2 * n
     column_tiles = tl.cdiv(columns, BLOCK_M)
-    to_log2 = tl.div_rn(
-        LOG2_E, read_temperature(temperature, temperature_ptr)
-    )  # log2(e) / t, also the constant maximum
+    # log2(e) / t, which is also the constant maximum to base 2.
+    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
     row_slot = (column_slots + tl.program_id(1)).to(tl.int64) * rows
     column_slot = tl.program_id(0).to(tl.int64) * rows
 
@@ -264,14 +263,16 @@ def ntxent_fwd_finish_kernel(
         else:
             row_sum += tl.sum(sums, axis=0)
 
-    # 2. lse_neg_i = log(sum_j exp(s_ij - m_i)) + m_i; a row without negatives has -inf.
+    # 2. lse_neg_i = log(sum_j exp(s_ij - m_i)) + m_i; a row without negatives has -inf. The rounding of to_log2, 6e-8
+    #    of a logit, stays in the online maximum; CUDA's kernel takes it out (csrc/cuda/ntxent_statistics.cuh).
     if ONLINE_MAX:
         natural_max = tl.div_rn(row_max, LOG2_E)
     else:
         natural_max = tl.div_rn(1.0, temperature)
     lse_neg = tl.where(row_sum == 0.0, -float("inf"), tl.log(row_sum) + natural_max)
 
-    # 3. s_ip = u_i . u_p / t, on the ordinary cores: aligned pairs lose what the tensor cores round away.
+    # 3. s_ip = u_i . u_p / t, on the ordinary cores: between aligned pairs this one logit decides the loss, and tensor
+    #    cores would round it.
     partner = tl.where(local < n, local + n, local - n)
     product = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, D, BLOCK_D):
@@ -282,12 +283,13 @@ def ntxent_fwd_finish_kernel(
         product += tl.sum(u.to(tl.float32) * u_partner.to(tl.float32), axis=1)  # [BLOCK_M, BLOCK_D] summed
     s_pos = tl.div_rn(product, temperature)
 
-    # 4. L_i.
+    # 4. Row losses, and the statistics that the backward needs.
     loss = row_loss(lse_neg, s_pos)
     tl.store(lse_neg_ptr + local, lse_neg, mask=inside)
     tl.store(s_pos_ptr + local, s_pos, mask=inside)
 
-    # 5. The loss: scale * sum_i L_i, or all L_i. Whoever finds that all others are done adds up the programs' parts.
+    # 5. The loss: scale * sum_i L_i, or all L_i. Whoever finds that all others are done adds up the programs' parts,
+    #    which others wrote meanwhile: volatile, so that none comes from this multiprocessor's cache.
     if REDUCED:
         tl.store(part_ptr + pid, tl.sum(tl.where(inside, loss, 0.0), axis=0))
         programs = tl.num_programs(0)

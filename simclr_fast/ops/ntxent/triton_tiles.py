@@ -20,7 +20,9 @@ from functools import cache
 
 import torch
 
-MAX_SLOTS = 128  # partial sums per row that the forward kernel keeps for each of rows and columns: at most 1 KiB a row
+# Partial sums per row that the forward kernel keeps for each of rows and columns: at most 1 KiB a row, and 2 KiB with
+# the online maximum.
+MAX_SLOTS = 128
 _ANY = 1 << 30
 
 
