@@ -33,7 +33,7 @@ constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 
 // The largest 2/t that the constant maximum serves: exp(s - 1/t) lies in [exp(-2/t), 1], and exp(-80) = 2e-35 is normal
-// in float32 with three digits to spare; from 87 on exponentials, and sums of few of them, would be flushed to zero.
+// in float32 with three digits to spare; from 88 on exponentials, and sums of few of them, would be flushed to zero.
 constexpr double kConstantMaxLimit = 80.0;
 
 inline bool uses_constant_max(double temperature) { return 2 / temperature <= kConstantMaxLimit; }
@@ -46,7 +46,7 @@ struct Pairing {
   HOST_DEVICE Index column_of(Index row) const { return row_offset + row; }
   HOST_DEVICE Index positive_of(Index row) const { return row_offset + (row < n ? row + n : row - n); }
 
-  // No pair of what pads a tile is one.
+  // Rows and columns that pad a tile form no negative pairs.
   HOST_DEVICE bool is_negative(Index row, Index column) const {
     const Index own = column_of(row), positive = positive_of(row);
     const bool inside = row < rows && column < columns;

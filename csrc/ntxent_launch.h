@@ -1,4 +1,5 @@
 // The steps of NT-Xent as the binding calls them: one family of arguments, filled by name, for the CPU and for CUDA.
+// tests/ntxent_launchers.py mirrors them field by field, in this order.
 //
 // Rows are the 2n local ones (view 0, then view 1); columns are all M of them, the rows of all processes in rank order.
 // Local row i is column row_offset + i and its positive is column row_offset + (i + n) mod 2n. csrc/ntxent.h holds the

@@ -1,4 +1,4 @@
-// Between the two steps of the NT-Xent backward: partial sums of du per split of the columns.
+// Between the two launches of the NT-Xent backward: partial sums of du per split of the columns.
 #pragma once
 
 #include "ntxent_math.cuh"
@@ -12,7 +12,7 @@ template <class S>
 struct BwdPartials {
   S* du;               // [splits][rows][du_columns]
   S* own_logits;       // [splits][rows]; null where dt is not wanted
-  unsigned* finished;  // the first step must zero it
+  unsigned* finished;  // the first launch must zero it
 };
 
 template <class S>

@@ -1,4 +1,4 @@
-// NT-Xent backward, second step: du -> dz and dt.
+// NT-Xent backward, the second launch: du -> dz and dt. The C entry point of both launches is here, too.
 //
 //   du_i = (sum of its partials, in order) - (w_i pull_i + w_p pull_p) / t u_p
 //

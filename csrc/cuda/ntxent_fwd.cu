@@ -2,10 +2,10 @@
 //
 // ntxent_fwd_kernel: one CTA takes a row band x column band of 128 x 128 tiles. The logits are symmetric: in a single
 // process only tiles on and above the diagonal are computed, and a tile off the diagonal gives row sums to its rows and
-// column sums to its columns (M^2 D / 2 multiply-adds). Every CTA writes its partials to slots of its own: band b of
-// the rows gets one partial from each of the at most kMaxSlots bands, so partials take O(M) memory, and a CTA that has
-// several tiles for one slot adds them up in a fixed order. ntxent_fwd_finish_kernel (ntxent_fwd.cuh) adds up each
-// row's slots, and multiplies the rows of the pairs, which the tiles leave out.
+// column sums to its columns (M^2 D / 2 multiply-adds). Every CTA writes its partials to slots of its own: a row gets
+// one partial for each of the at most kFwdMaxSlots bands that the columns are cut into, so partials take O(M) memory,
+// and a CTA that has several tiles for one slot adds them up in a fixed order. ntxent_fwd_finish_kernel
+// (ntxent_fwd.cuh) adds up each row's slots, and multiplies the rows of the pairs, which the tiles leave out.
 #include "../ntxent_launch.h"
 #include "ntxent_fwd.cuh"
 #include "ntxent_statistics.cuh"
@@ -18,8 +18,8 @@ constexpr int kTile = kFwdTile;  // rows and columns of a tile
 constexpr int kThreads = 128;    // 2 x 2 warps, each 64 x 64
 constexpr int kDepthBytes = kFwdDepthBytes;
 constexpr int kDepthSteps = kDepthBytes / kStepBytes;
-constexpr int kStages =
-    2;  // three would leave an SM of sm_80 one CTA instead of two, and exceed sm_86 with an online maximum
+// Three would leave an SM of sm_80 one CTA instead of two, and exceed sm_86 with an online maximum.
+constexpr int kStages = 2;
 constexpr int kOperandBytes = kTile * kDepthBytes;
 constexpr int kStageBytes = 2 * kOperandBytes;  // row tile and column tile
 
@@ -165,13 +165,15 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
     if (task.pairing.needs_mask(row, kTile, column, kTile)) {
       mask_tile(acc, task.pairing, row + warp_row, column + warp_column);
     }
+    // The constant maximum, 1/t, is to base 2 the scale itself.
     Statistics::of_tile(acc, scale, scale, row_partials + warp % 2 * kTile + warp_row,
                         column_partials + warp / 2 * kTile + warp_column);
     __syncthreads();
 
     // 4. Into this CTA's slots; the columns' sums are, by symmetry, those of the rows of the same numbers.
-    // The slots of one band of rows are numbered by the other band. In a CTA on the diagonal both are the same, and a
-    // row tile meets its first partial as the column tile of the CTA's first row of tiles.
+    // A row's slots are numbered by the band that the columns lie in. Where both bands are the same, a row tile after
+    // the first already holds column sums, made when the first row of tiles met it. No barrier is needed: thread k
+    // alone touches the partials of every tile's row k and column k.
     const bool on_diagonal = task.plan.symmetric && bands.row == bands.column;
     const bool first_of_row =
         tile.column_tile == bands.column_begin && (!on_diagonal || tile.row_tile == bands.row_begin);
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
                              Statistics::combine(column_partials[threadIdx.x], column_partials[kTile + threadIdx.x]),
                              tile.row_tile == bands.row_begin);
     }
-    // 5. On to the next tile.
+    // 5. Clear the accumulators.
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
 #pragma unroll

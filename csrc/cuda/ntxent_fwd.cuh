@@ -1,4 +1,4 @@
-// Between the two steps of the NT-Xent forward: partial log-sum-exps per row, and the kernel that finishes them.
+// Between the two launches of the NT-Xent forward: partial log-sum-exps per row, and the kernel that finishes them.
 #pragma once
 
 #include "ntxent_math.cuh"
@@ -89,11 +89,11 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
   if (task.reduce && grid_sum(loss, task.sums, &total)) *task.loss = task.scale * total;
 }
 
-// Where the first step leaves what the second needs.
+// Where the first launch leaves what the second needs.
 template <class Partial>
 struct FwdPartials {
   Partial* of_slot;    // [slots][rows]
-  unsigned* finished;  // the first step must zero it
+  unsigned* finished;  // the first launch must zero it
 };
 
 template <class Partial>

@@ -17,10 +17,10 @@ constexpr int kFwdTile = 128;
 // Of a row of u, per pipeline stage: the eight chunks after which the swizzle repeats. Two stages of two operands take
 // 64 KiB; with 256 bytes it would be 128, more than the 99 KiB of a block on sm_86 and sm_89.
 constexpr int kFwdDepthBytes = 128;
-// Partials per row: up to M = 8192 a band is one tile. More would mean more to add up in the second step, and a larger
-// workspace; 64 bands make 2080 CTAs already.
+// Partials per row: up to M = 8192 a band is one tile. More would mean more to add up in the second launch, and a
+// larger workspace; 64 bands make 2080 CTAs already.
 constexpr int kFwdMaxSlots = 64;
-// Threads of the forward's second step that multiply a sample's two rows: eight loads of 16 bytes are a line of 128.
+// Threads of the forward's second launch that multiply a sample's two rows: eight loads of 16 bytes are a line of 128.
 // With four, a warp's loads would touch half lines; with 16, rows of D = 64 in fp16 would leave half of them idle.
 constexpr int kLanesPerPair = 8;
 // Samples of one of its blocks, which thus has 256 threads. 64 of these finish a row each afterwards.
@@ -124,9 +124,9 @@ constexpr int kBwdMaxSlices = kBwdMaxThreads / 32;
 // Columns of S at a time: their accumulators are one A operand of the product with u (fp16: one mma deep, fp32: two). 8
 // would be half an operand, 32 would take twice the registers for logits, of which none are left.
 constexpr int kBwdPanel = 16;
-// Partial sums of du per row: each is written, and read again by the second step, in full fp32.
+// Partial sums of du per row: each is written, and read again by the second launch, in full fp32.
 constexpr int kBwdMaxSplits = 8;
-// Rows of a block of the backward's second step, one a warp: M = 1024 makes 256 blocks, some for every multiprocessor.
+// Rows of a block of the backward's second launch, one a warp: of M = 1024 they make 256 blocks, some for every SM.
 constexpr int kBwdFinishWarps = 4;
 
 struct BwdPlan {

@@ -76,7 +76,7 @@ __device__ __forceinline__ void load_step(uint32_t (&r)[4], const unsigned char*
 struct HalfOperand {
   using Element = __half;
   static constexpr int kRowFragments = 2;   // 16-row fragments that a warp of the backward kernel owns
-  static constexpr int kStepsUnrolled = 4;  // of the forward kernel's
+  static constexpr int kStepsUnrolled = 4;  // of a stage in the forward: all of them
 
   template <int N>
   struct Fragment {
