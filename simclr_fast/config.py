@@ -48,7 +48,7 @@ class DataOptions:
 class AugmentOptions:
     """How a view is drawn from an image."""
 
-    img_size: int = 224
+    size: int = 224
     """Side of a view (pixels)."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of the random crop as a share of the image (fractions)."""
@@ -56,13 +56,13 @@ class AugmentOptions:
     """Aspect ratio of the random crop (width / height)."""
     hflip: float = 0.5
     """Horizontal flip (probability)."""
-    color_jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
     """Strengths of brightness, contrast, saturation and hue jitter (factors; hue as a share of the colour circle)."""
-    color_jitter_prob: float = 0.8
+    jitter_p: float = 0.8
     """Colour jitter (probability)."""
-    grayscale_prob: float = 0.2
+    gray_p: float = 0.2
     """Conversion to grey (probability)."""
-    gaussian_blur_prob: float = 0.5
+    blur_p: float = 0.5
     """Gaussian blur of sigma 0.1 to 2 pixels (probability)."""
     rotate: float = 0.0
     """Largest rotation either way (degrees)."""
@@ -72,6 +72,10 @@ class AugmentOptions:
     """Mean subtracted from each channel (of values in [0, 1]); one number serves grey images."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation each channel is divided by (of values in [0, 1])."""
+
+    def fused(self) -> dict[str, Any]:
+        """The arguments of SimCLRAugment; rotation and shear are done after it."""
+        return {name: value for name, value in vars(self).items() if name not in ("rotate", "shear")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,12 +201,12 @@ RECIPES: dict[str, Config] = {
         recipe="demo",
         data=DataOptions(dataset="mnist5k", workers=0),
         augment=AugmentOptions(
-            img_size=28,
+            size=28,
             scale=(0.4, 1.0),
             hflip=0.0,
-            color_jitter=(0.4, 0.4, 0.0, 0.0),
-            grayscale_prob=0.0,
-            gaussian_blur_prob=0.0,
+            jitter=(0.4, 0.4, 0.0, 0.0),
+            gray_p=0.0,
+            blur_p=0.0,
             rotate=25.0,
             shear=0.3,
             mean=(0.0,),  # black stays 0, what rotated corners are filled with
@@ -224,9 +228,9 @@ RECIPES: dict[str, Config] = {
         recipe="cifar10",
         data=DataOptions(dataset="cifar10", workers=0),
         augment=AugmentOptions(
-            img_size=32,
-            color_jitter=(0.4, 0.4, 0.4, 0.1),
-            gaussian_blur_prob=0.0,
+            size=32,
+            jitter=(0.4, 0.4, 0.4, 0.1),
+            blur_p=0.0,
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
         ),
@@ -252,14 +256,14 @@ PROBABILITY: Rule = (lambda value: 0 <= value <= 1, "a probability in [0, 1]")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("epochs", "lr_base_size", "head_hidden", "head_dim", "checkpoint_hist", "log_interval"), COUNT),
     **dict.fromkeys(("micro_batch_size", "workers", "seed", "knn_epochs", "profile", "threads"), COUNT_OR_ZERO),
-    **dict.fromkeys(("hflip", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob"), PROBABILITY),
+    **dict.fromkeys(("hflip", "jitter_p", "gray_p", "blur_p"), PROBABILITY),
     **dict.fromkeys(("weight_decay", "shear"), NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "model_ema_decay"), DECAY),
     **dict.fromkeys(("lr", "lr_base"), ABOVE_ZERO),
     "temperature": POSITIVE,
     "batch_size": (lambda value: value >= 2, "2 or more; one image has no others to differ from"),
     "clip_grad": (lambda value: value > 0, "a number > 0, or None"),
-    "img_size": (lambda value: value >= 8, "at least 8 pixels"),
+    "size": (lambda value: value >= 8, "at least 8 pixels"),
     "scale": (lambda value: 0 < value[0] <= value[1] <= 1, "two fractions, 0 < low <= high <= 1"),
     "ratio": (lambda value: 0 < value[0] <= value[1], "two numbers, 0 < low <= high"),
     "rotate": (lambda value: 0 <= value <= 180, "degrees in [0, 180]"),
@@ -271,7 +275,7 @@ RULES: dict[str, Rule] = {
 
 def check(config: Config, world_size: int = 1) -> None:
     """Raise ConfigError for a value that cannot work; what only the data or the device can tell is checked there."""
-    o, jitter, r = config.optimization, config.augment.color_jitter, config.run
+    o, jitter, r = config.optimization, config.augment.jitter, config.run
     groups = [config.data, config.augment, config.model, o, config.speed, r]
     for name, value in ((name, value) for group in groups for name, value in vars(group).items() if name in RULES):
         fulfils, remedy = RULES[name]
@@ -282,7 +286,7 @@ def check(config: Config, world_size: int = 1) -> None:
     fits = o.micro_batch_size == 0 or local % o.micro_batch_size == 0
     require(fits, "micro_batch_size", o.micro_batch_size, f"it must divide the {local} images of a process")
     require(0 <= o.warmup_epochs <= o.epochs, "warmup_epochs", o.warmup_epochs, f"pass 0 to {o.epochs} (--epochs)")
-    require(min(jitter) >= 0 and jitter[3] <= 0.5, "color_jitter", jitter, "hue is at most 0.5")
+    require(min(jitter) >= 0 and jitter[3] <= 0.5, "jitter", jitter, "hue is at most 0.5")
     wandb_serves = not r.log_wandb or importlib.util.find_spec("wandb") is not None
     require(wandb_serves, "log_wandb", r.log_wandb, "the package 'wandb' is missing; pip install wandb")
 

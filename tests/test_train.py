@@ -24,7 +24,7 @@ from simclr_fast.models import build_model
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.views import Draw, Views
 
-SMALL = ["demo", "--batch-size", "500", "--img-size", "8", "--epochs", "1", "--head-hidden", "32", "--threads", "1"]
+SMALL = ["demo", "--batch-size", "500", "--size", "8", "--epochs", "1", "--head-hidden", "32", "--threads", "1"]
 
 
 def help_text(capsys, *arguments: str) -> str:
@@ -96,10 +96,10 @@ def test_recipes_hold_the_published_constants() -> None:
     imagenet, cifar = RECIPES["imagenet"], RECIPES["cifar10"]
     o = imagenet.optimization
     assert (o.opt, o.temperature, o.lr_base, o.weight_decay, o.warmup_epochs) == ("lars", 0.1, 0.3, 1e-6, 10)
-    assert imagenet.augment.color_jitter == (0.8, 0.8, 0.8, 0.2)
+    assert imagenet.augment.jitter == (0.8, 0.8, 0.8, 0.2)
     assert (imagenet.model.model, imagenet.model.head_hidden, imagenet.model.head_dim) == ("resnet50", 2048, 128)
-    assert cifar.augment.color_jitter == (0.4, 0.4, 0.4, 0.1)
-    assert (cifar.augment.gaussian_blur_prob, cifar.model.stem, cifar.optimization.temperature) == (0, "cifar", 0.5)
+    assert cifar.augment.jitter == (0.4, 0.4, 0.4, 0.1)
+    assert (cifar.augment.blur_p, cifar.model.stem, cifar.optimization.temperature) == (0, "cifar", 0.5)
     for config in RECIPES.values():
         check(config)
 

@@ -68,7 +68,7 @@ def describe(run: Run) -> dict[str, Any]:
         "stem": model.stem,
         "norm": model.norm,
         "channels": run.channels,
-        "image_size": augment.img_size,
+        "image_size": augment.size,
         "mean": list(augment.mean),
         "std": list(augment.std),
         "step": run.step,
@@ -107,7 +107,7 @@ def run_onnx(path: Path, images: Tensor) -> Tensor:
 
 def sample_images(run: Run, count: int = 4) -> Tensor:
     """Inputs to compare implementations with, float32 [count, C, S, S]."""
-    size = run.config.augment.img_size
+    size = run.config.augment.size
     return torch.randn(count, run.channels, size, size, generator=torch.Generator().manual_seed(0))
 
 

@@ -34,7 +34,7 @@ class Preprocess:
     @staticmethod
     def of(augment: AugmentOptions) -> "Preprocess":
         """The test-time view that belongs to a recipe."""
-        return Preprocess(augment.img_size, mean=augment.mean, std=augment.std)
+        return Preprocess(augment.size, mean=augment.mean, std=augment.std)
 
     def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
         """Images uint8 [B, C, H, W], or a list of B images [C, H, W], to float32 [B, C, size, size] on their device."""
@@ -119,7 +119,6 @@ class LabelledBatches:
     """
 
     def __init__(self, source: Source, batch_size: int, run: Run, seed: int, process: Process):
-        augment = run.config.augment
         batch_size = min(batch_size, len(source) // process.world_size * process.world_size)
         if batch_size == 0:
             raise ConfigError(f"{len(source)} labelled images cannot be shared by {process.world_size} processes")
@@ -129,18 +128,8 @@ class LabelledBatches:
             source, batch_size, seed, process.device, run.config.data, process.rank, process.world_size
         )
         self.steps_per_epoch = self.loader.sampler.steps_per_epoch
-        self.augment = SimCLRAugment(
-            augment.img_size,
-            scale=augment.scale,
-            ratio=augment.ratio,
-            hflip=augment.hflip,
-            jitter_p=0.0,
-            gray_p=0.0,
-            blur_p=0.0,
-            mean=augment.mean,
-            std=augment.std,
-            views=1,
-        )
+        crop_and_flip = dataclasses.replace(run.config.augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0)
+        self.augment = SimCLRAugment(**crop_and_flip.fused(), views=1)
 
     def steps(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first `count` batches, epoch after epoch."""

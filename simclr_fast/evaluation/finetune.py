@@ -172,5 +172,5 @@ def _classifier(session: Session, init: str, seed: int, classes: int) -> Classif
     run = session.run
     backbone = run.encoder() if init == "checkpoint" else run.random_init(seed)
     with torch.no_grad():
-        features = backbone(torch.zeros(1, run.channels, *[run.config.augment.img_size] * 2)).shape[1]
+        features = backbone(torch.zeros(1, run.channels, *[run.config.augment.size] * 2)).shape[1]
     return Classifier(backbone, features, classes)

@@ -81,7 +81,7 @@ def _representation(session: Session) -> list[page.Section]:
     encoder, preprocess = run.encoder().to(device), preprocess_of(run)
     features = lambda source, indices: embed(encoder, source, preprocess, device, indices)
     sections = labelled_sections if measurable(data) else training_sections
-    return sections(data, features, session.folder, run.config.augment.img_size, device)
+    return sections(data, features, session.folder, run.config.augment.size, device)
 
 
 def _table(one: ResultTable) -> str:

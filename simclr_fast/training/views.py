@@ -51,20 +51,8 @@ class Views:
         self.rotate = math.radians(options.rotate)
         self.shear = options.shear
         self.warps = options.rotate > 0 or options.shear > 0
-        self.augment = SimCLRAugment(
-            options.img_size,
-            scale=options.scale,
-            ratio=options.ratio,
-            hflip=options.hflip,
-            jitter=options.color_jitter,
-            jitter_p=options.color_jitter_prob,
-            gray_p=options.grayscale_prob,
-            blur_p=options.gaussian_blur_prob,
-            mean=options.mean,
-            std=options.std,
-            dtype=torch.float32 if self.warps else self.dtype,
-            memory_format=self.layout,
-        )
+        dtype = torch.float32 if self.warps else self.dtype
+        self.augment = SimCLRAugment(**options.fused(), dtype=dtype, memory_format=self.layout)
 
     def draw(self, indices: Tensor, step: int, *, first: int = 0, batch_size: int | None = None) -> Draw:
         """The draw for images `indices` [b], entries first, first + 1, ... of the step's batch_size images."""

@@ -13,7 +13,7 @@ import train
 from simclr_fast.data import sources
 from simclr_fast.run_files import read_metrics
 
-SMALL = ["imagenet", "--model", "resnet18", "--stem", "cifar", "--img-size", "32", "--head-hidden", "32"]
+SMALL = ["imagenet", "--model", "resnet18", "--stem", "cifar", "--size", "32", "--head-hidden", "32"]
 SMALL += ["--batch-size", "8", "--epochs", "2", "--warmup-epochs", "1", "--knn-epochs", "2", "--log-interval", "1"]
 
 

@@ -45,7 +45,7 @@ def write_run(folder: Path, config: Config, channels: int = 1, seed: int = 5) ->
     torch.manual_seed(seed)
     model = build_model(config.model, channels)
     with torch.no_grad():
-        model.train()(torch.rand(8, channels, config.augment.img_size, config.augment.img_size))  # moves batch norm
+        model.train()(torch.rand(8, channels, config.augment.size, config.augment.size))  # moves batch norm
     content = {"step": 3, "model": model.state_dict(), "ema": None, "config": as_dict(config)}
     return checkpoint.save(folder, 3, content, keep=1)
 

@@ -25,13 +25,13 @@ def test_preprocess_normalises_images_of_the_right_size() -> None:
 
 
 def test_preprocess_of_a_run_is_its_recipe(tmp_path: Path) -> None:
-    run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,), img_size=24)))
+    run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,), size=24)))
     images = torch.randint(0, 256, (3, 1, 24, 24), dtype=torch.uint8)
     torch.testing.assert_close(preprocess_of(run)(images), (images / 255 - 0.3) / 0.6)
 
 
 def test_online_knn_normalises_as_the_recipe_says() -> None:
-    config = plain_config(mean=(0.3,), std=(0.6,), img_size=8)
+    config = plain_config(mean=(0.3,), std=(0.6,), size=8)
     images = ImageArrays(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), torch.arange(40) % 2)
     made = OnlineKnn(Dataset(images, images), config, CPU).preprocess(images.images)
     torch.testing.assert_close(made, (images.images / 255 - 0.3) / 0.6)
@@ -47,7 +47,7 @@ def test_online_knn_is_not_the_share_of_the_largest_class() -> None:
         level[1].weight.copy_(torch.tensor([[0.0], [0.5]]).expand(2, 64) / 64)
         level[1].bias.copy_(torch.tensor([1.0, 0.5]))
     source = ImageArrays(images, labels)
-    config = plain_config(mean=(0.5,), std=(0.5,), img_size=8)
+    config = plain_config(mean=(0.5,), std=(0.5,), size=8)
     assert OnlineKnn(Dataset(source, source), config, CPU).accuracy(level) == 1.0
 
 

@@ -113,7 +113,7 @@ CRAFTED = {
     "channels that no memory holds": _channels,
     "a backbone of no name": lambda content: content["config"]["model"].update(model="resnet"),
     "a name that is a number": lambda content: content["config"]["model"].update(model=3),
-    "a size that is text": lambda content: content["config"]["augment"].update(img_size="28"),
+    "a size that is text": lambda content: content["config"]["augment"].update(size="28"),
     "means that are text": lambda content: content["config"]["augment"].update(mean="0"),
     "an average that is a list": lambda content: content.update(ema=[1, 2]),
     "weights by number": lambda content: content.update(model=dict(enumerate(content["model"].values()))),

@@ -18,7 +18,7 @@ CONTEXT.set_forkserver_preload(["train"])
 PATIENCE = 600  # seconds
 
 # A demo that takes about a second: 8-pixel views, 8 steps per epoch.
-SMALL = ("demo", "--batch-size", "500", "--img-size", "8", "--head-hidden", "32", "--threads", "1", "--no-eval")
+SMALL = ("demo", "--batch-size", "500", "--size", "8", "--head-hidden", "32", "--threads", "1", "--no-eval")
 SMALL += ("--knn-epochs", "0", "--log-interval", "1")
 
 

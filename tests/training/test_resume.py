@@ -83,7 +83,7 @@ def test_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(number: sig
         write_image(tmp_path / "data" / f"{i}.jpg", 16, 16, seed=i)
     folder, log = tmp_path / "run", tmp_path / "log"
     files = ("imagenet", "--data-dir", str(tmp_path / "data"), "--workers", "2", "--model", "resnet_mini")
-    small = ("--img-size", "8", "--batch-size", "4", "--epochs", "10000", "--head-hidden", "32", "--log-interval", "1")
+    small = ("--size", "8", "--batch-size", "4", "--epochs", "10000", "--head-hidden", "32", "--log-interval", "1")
     processes = start((*files, *small, "--threads", "1", "--output", str(folder)), log, group=True)
     pid = processes[0].pid
     try:

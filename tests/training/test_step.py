@@ -91,7 +91,7 @@ def test_random_layers_draw_the_same_in_both_passes() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 16))
     seen: list[Tensor] = []
     model.register_forward_hook(lambda _module, _inputs, z: seen.append(z.detach().clone()))
-    options = dataclasses.replace(config("group").augment, img_size=8)
+    options = dataclasses.replace(config("group").augment, size=8)
     step = TrainStep(
         model,
         Views(options, seed=0),
@@ -175,7 +175,7 @@ def test_no_graph_break_in_augmentation_and_loss() -> None:
 
 
 def test_channels_last_reaches_the_backbone() -> None:
-    views = Views(AugmentOptions(img_size=16), seed=0, channels_last=True)
+    views = Views(AugmentOptions(size=16), seed=0, channels_last=True)
     batch = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
     made = views.apply(batch, views.draw(torch.arange(4), 0))
     assert made.is_contiguous(memory_format=torch.channels_last)

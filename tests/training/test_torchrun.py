@@ -66,7 +66,7 @@ def test_a_process_that_fails_ends_the_job_with_its_error(tmp_path: Path) -> Non
         write_image(tmp_path / "data" / f"{i:02d}.jpg", 20, 20, seed=i)
     (tmp_path / "data" / "03.jpg").write_bytes(b"broken")
     data = ("imagenet", "--data-dir", str(tmp_path / "data"), "--workers", "0", "--max-bad-images", "0")
-    small = ("--model", "resnet18", "--img-size", "16", "--batch-size", "16", "--warmup-epochs", "0", "--no-eval")
+    small = ("--model", "resnet18", "--size", "16", "--batch-size", "16", "--warmup-epochs", "0", "--no-eval")
     with torchrun(*data, *small, "--output", str(tmp_path / "run")) as job:
         said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1

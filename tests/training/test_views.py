@@ -48,14 +48,14 @@ def test_step_seed_and_view_change_the_views() -> None:
 
 def plain(**changes) -> AugmentOptions:
     """The whole image, unchanged but for `changes`."""
-    still = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "color_jitter_prob": 0.0, "rotate": 0.0, "shear": 0.0}
+    still = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "jitter_p": 0.0, "rotate": 0.0, "shear": 0.0}
     return dataclasses.replace(DEMO, **(still | changes))
 
 
 def test_rotation_turns_a_bar_by_at_most_its_angle() -> None:
     bar = torch.zeros(64, 1, 29, 29, dtype=torch.uint8)
     bar[:, :, 14, 4:25] = 255  # horizontal, through the centre
-    views = Views(dataclasses.replace(plain(rotate=30.0), img_size=29), seed=0)
+    views = Views(dataclasses.replace(plain(rotate=30.0), size=29), seed=0)
     turned = views.apply(bar, views.draw(torch.arange(64), 0))[:, 0]  # [128, 29, 29]
     y, x = torch.meshgrid(torch.arange(29.0) - 14, torch.arange(29.0) - 14, indexing="ij")
     mass = turned.sum((1, 2))
@@ -69,7 +69,7 @@ def test_rotation_turns_a_bar_by_at_most_its_angle() -> None:
 def test_shear_moves_rows_in_proportion_to_their_height() -> None:
     column = torch.zeros(32, 1, 29, 29, dtype=torch.uint8)
     column[:, :, 4:25, 14] = 255
-    views = Views(dataclasses.replace(plain(shear=0.3), img_size=29), seed=0)
+    views = Views(dataclasses.replace(plain(shear=0.3), size=29), seed=0)
     sheared = views.apply(column, views.draw(torch.arange(32), 0))[:, 0]
     x = torch.arange(29.0) - 14
     centre = (sheared * x).sum(2) / sheared.sum(2).clamp_min(1e-6)  # [64, 29], of every row

@@ -48,7 +48,7 @@ class Training:
         recipe = RECIPES[self.setting.recipe]
         model_options = replace(recipe.model, model=self.setting.model)
         optimization = replace(recipe.optimization, batch_size=self.setting.batch)
-        augment = replace(recipe.augment, img_size=32) if bench.dry else recipe.augment
+        augment = replace(recipe.augment, size=32) if bench.dry else recipe.augment
         torch.manual_seed(0)
         torch.set_float32_matmul_precision("high")
         device = bench.device.torch
