@@ -4,8 +4,6 @@ import dataclasses
 import statistics
 
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from simclr_fast.data import Dataset
@@ -82,7 +80,10 @@ class ResultTable:
         body = [[setting, *(_text(cells[key]) for key in columns)] for setting, cells in rows.items()]
         return ResultTable(title, [first, *columns.values()], body)
 
-    def rich(self) -> Table:
+    def rich(self) -> "rich.table.Table":
+        from rich.table import Table  # accuracies can be had without the packages of training
+        from rich.text import Text
+
         # As Text: names of classes and files may hold square brackets, which rich takes for markup in a string.
         table = Table(title=Text(self.title))
         for number, name in enumerate(self.columns):
