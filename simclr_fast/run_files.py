@@ -10,9 +10,8 @@ from simclr_fast.errors import ConfigError
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
-ONLINE_KNN_K = (
-    20  # neighbours of the metric "knn"; with many more, a small data set gives the share of its largest class
-)
+# Neighbours of the metric "knn"; with many more, a small data set gives the share of its largest class.
+ONLINE_KNN_K = 20
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 
 DPI = 130
+MAPPED_IMAGES = 1000  # points of a map of embeddings
 GRID_SIDE = 288  # pixels of an image in the view grid: twice what is drawn of it, whatever the camera gave
 
 

@@ -13,6 +13,7 @@ from simclr_fast.data import Dataset
 from simclr_fast.evaluation.comparison import compare, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import Preprocess, embed
 from simclr_fast.evaluation.probes import knn_accuracy
+from simclr_fast.evaluation.splits import random_part
 from simclr_fast.evaluation.tables import class_names
 from simclr_fast.models import build_model
 from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics
@@ -20,7 +21,6 @@ from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chan
 QUERY_SHARE = 0.1
 LARGEST_SAMPLE = 50_000  # images, queries and bank together; of a larger set a fixed random part is used
 PICTURE_COLUMNS = 10
-MAPPED_IMAGES = 1000  # points of the map of embeddings
 
 
 class OnlineKnn:
@@ -30,7 +30,7 @@ class OnlineKnn:
         self.source = dataset.labelled
         self.device = device
         self.preprocess = Preprocess.of(config.augment)
-        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(0))[:LARGEST_SAMPLE]
+        order = random_part(len(self.source), LARGEST_SAMPLE)
         queries = max(1, int(QUERY_SHARE * len(order)))
         self.queries, self.bank = order[:queries], order[queries:]
 
@@ -66,7 +66,7 @@ def draw_pictures(
     visualize.learning_curves(paths[1], read_metrics(folder / METRICS_FILE), chance)
     if dataset.test is not None and dataset.test.labels is not None:
         paths.append(folder / "embeddings.png")
-        chosen = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))[:MAPPED_IMAGES]
+        chosen = random_part(len(dataset.test), visualize.MAPPED_IMAGES)
         features = embed(encoder, dataset.test, Preprocess.of(config.augment), device, chosen)
         title = f"Encoder features of {len(chosen)} test images"
         visualize.embedding_map(paths[2], features, dataset.test.labels[chosen], title, class_names(dataset))

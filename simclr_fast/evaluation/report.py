@@ -15,12 +15,11 @@ from simclr_fast.evaluation.features import embed, preprocess_of
 from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session, measurable
-from simclr_fast.evaluation.splits import fixed_part
+from simclr_fast.evaluation.splits import fixed_part, random_part
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_names
 from simclr_fast.run_files import METRICS_FILE, chance_level, read_comparison, read_metrics, read_results
 
 PAGE_FILE = "report.html"
-MAP_IMAGES = 1000
 SAMPLE_QUERIES = 8
 SAMPLE_NEIGHBOURS = 8
 
@@ -162,7 +161,7 @@ def training_sections(
     chosen = fixed_part(len(source), LARGEST[0])
     bank = features_of(source, chosen)
     labels = None if source.labels is None else source.labels[chosen]
-    samples = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:SAMPLE_QUERIES]
+    samples = random_part(len(bank), SAMPLE_QUERIES)
     _, near = nearest(bank, None, SAMPLE_NEIGHBOURS, device, samples)
     neighbours = pictures.neighbours(
         folder / "neighbours.png",
@@ -180,7 +179,7 @@ def training_sections(
 
 
 def _map(folder: Path, features: Tensor, labels: Tensor | None, names: list[str], images: str) -> page.Section:
-    some = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:MAP_IMAGES]
+    some = random_part(len(features), visualize.MAPPED_IMAGES)
     path = folder / "embeddings.png"
     title = f"t-SNE of the features of {len(some)} {images}"
     visualize.embedding_map(path, features[some], None if labels is None else labels[some], title, names)

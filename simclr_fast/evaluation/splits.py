@@ -39,11 +39,14 @@ def balanced_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def fixed_part(size: int, limit: int) -> Tensor:
-    """Indices of all of `size` images, or of the same random `limit` of them where there are more."""
-    if size <= limit:
-        return torch.arange(size)
+def random_part(size: int, limit: int) -> Tensor:
+    """Indices of at most `limit` of `size` images in random order, the same at every call."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:limit]
+
+
+def fixed_part(size: int, limit: int) -> Tensor:
+    """Indices of all of `size` images, in their order, or of a `random_part` of them where there are more."""
+    return torch.arange(size) if size <= limit else random_part(size, limit)
 
 
 def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
