@@ -17,6 +17,9 @@ GPU = "H100-SXM"  # of the model
 SECTOR = 32
 CIFAR = (("strength", 0.5), ("blur_p", 0.0), ("blur_kernel", 1))
 Row = dict[str, Any]
+# Of a launch: wavefronts of shared memory over the ideal; bytes that are used of those that a request moves.
+MAX_BANK_CONFLICTS = 1.1
+MIN_COALESCING = 0.9
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,24 @@ def ratios(rows: list[Row]) -> tuple[float, float]:
     """Unique bytes and sector bytes of a call's launches over its floor."""
     floor = rows[0]["floor_bytes"]
     return sum(row["unique_bytes"] for row in rows) / floor, sum(row["sector_bytes"] for row in rows) / floor
+
+
+def check_bounds(rows: list[Row], call: str, most_unique: float, most_sectors: float) -> None:
+    """Asserts that the launches of a call move few bytes over its floor, without spills, conflicts or waste.
+
+    most_unique, most_sectors: of `ratios`. The mean kernel, which writes one number per block or program, may store as
+    it likes.
+    """
+    unique, sectors = ratios(rows)
+    assert unique <= most_unique, f"{call}: {unique} of the floor"
+    assert sectors <= most_sectors, f"{call}: {sectors} of the floor"
+    for row in rows:
+        where = f"{row['kernel']} in {call}"
+        assert row["spill_bytes"] == 0, where
+        assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
+        assert row["coalescing_load"] >= MIN_COALESCING, where
+        if not row["kernel"].startswith("augment_mean_kernel"):
+            assert row["coalescing_store"] >= MIN_COALESCING, where
 
 
 def markdown_tables(table: Row) -> list[str]:

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from proof.generated import aot, ptxlab_augment
-from proof.generated.augment_counts import WORKLOADS, Workload, by_call, ratios
+from proof.generated.augment_counts import (
+    MAX_BANK_CONFLICTS,
+    MIN_COALESCING,
+    WORKLOADS,
+    Workload,
+    by_call,
+    check_bounds,
+)
 from proof.generated.ptx import Program, cuda_home, load_ptxlab
 from proof.generated.ptxlab_augment import SOURCES, TABLE
 from proof.simt import augment as simt
@@ -21,8 +28,6 @@ needs_simulator = [
 ]
 # Over the floor: bytes of device memory; bytes asked of L1 and L2, where tiles read their halos and seams again.
 MAX_UNIQUE, MAX_SECTORS = 1.5, 1.5
-MAX_BANK_CONFLICTS = 1.1
-MIN_COALESCING = 0.9
 SMALL = (
     Workload("33 -> 35", 2, 33, 35, torch.float32, (("blur_kernel", 5), ("solarize_p", 0.5))),
     Workload("50 -> 100", 1, 50, 100, torch.float16, (("blur_p", 1.0), ("jitter_p", 1.0))),
@@ -81,13 +86,4 @@ def test_committed_counts_are_within_bounds() -> None:
     calls = by_call(table)
     assert list(calls) == [workload.name for workload in WORKLOADS]
     for name, rows in calls.items():
-        unique, sectors = ratios(rows)
-        assert unique <= MAX_UNIQUE, name
-        assert sectors <= MAX_SECTORS, name
-        for row in rows:
-            where = f"{row['kernel']} in {name}"
-            assert row["spill_bytes"] == 0, where
-            assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
-            assert row["coalescing_load"] >= MIN_COALESCING, where
-            if not row["kernel"].startswith("augment_mean_kernel"):  # which writes one number per block
-                assert row["coalescing_store"] >= MIN_COALESCING, where
+        check_bounds(rows, name, MAX_UNIQUE, MAX_SECTORS)

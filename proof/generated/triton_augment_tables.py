@@ -3,7 +3,6 @@
 python -m proof.generated.triton_augment_tables [aot] [counts] writes docs/tables/{aot,counts}_triton_augment.{json,md}
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from proof.generated.augment_counts import WORKLOADS, Row, Workload, count_row, error_and_floor, markdown_tables
 from proof.generated.triton_code import (
-    TABLES,
     committed_table,
     compile_in_processes,
     compile_launch,
     resources,
+    rewrite_tables,
     simulate,
 )
 from simclr_fast.augmentation import SimCLRAugment
@@ -26,7 +25,6 @@ from simclr_fast.ops.augment import ImageBatch
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
-from tools.tables import write_table
 
 ARCHS = (80, 90, 100)
 
@@ -207,10 +205,5 @@ def committed(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["aot", "counts"]
-    if "aot" in wanted:
-        aot = aot_table(aot_keys())
-        write_table(TABLES / "aot_triton_augment.json", aot, aot_markdown(aot))
-    if "counts" in wanted:
-        counts = counts_table()
-        write_table(TABLES / "counts_triton_augment.json", counts, counts_markdown(counts))
+    makers = {"aot": (lambda: aot_table(aot_keys()), aot_markdown), "counts": (counts_table, counts_markdown)}
+    rewrite_tables("triton_augment", makers)

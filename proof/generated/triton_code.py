@@ -23,6 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from simclr_fast.triton_launch import Launch
+from tools.tables import write_table
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs" / "tables"
@@ -99,6 +100,17 @@ def compile_in_processes(rows_of: Callable[[Any], dict[str, Any]], keys: list[An
 def committed_table(name: str) -> dict[str, Any]:
     """docs/tables/NAME.json."""
     return json.loads((TABLES / f"{name}.json").read_text())
+
+
+def rewrite_tables(name: str, makers: dict[str, tuple[Callable[[], Any], Callable[[Any], str]]]) -> None:
+    """Writes docs/tables/KIND_NAME.{json,md} for each kind on the command line, or all of `makers`.
+
+    makers: by kind, what makes the table, and what makes Markdown of it.
+    """
+    for kind in sys.argv[1:] or makers:
+        make, markdown = makers[kind]
+        table = make()
+        write_table(TABLES / f"{kind}_{name}.json", table, markdown(table))
 
 
 def is_of_this_release(table: dict[str, Any]) -> bool:

@@ -5,25 +5,23 @@ python -m proof.generated.triton_tables [aot] [counts]      writes docs/tables/{
 
 import itertools
 import math
-import sys
 from typing import Any
 
 import torch
 import triton
 
 from proof.generated.triton_code import (
-    TABLES,
     committed_table,
     compile_in_processes,
     compile_launch,
     ptxlab,
     resources,
+    rewrite_tables,
     simulate,
 )
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
-from tools.tables import write_table
 
 ARCHS = (80, 90, 100)
 OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "tf32x3": (torch.float32, "ieee")}
@@ -228,10 +226,5 @@ def committed(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["aot", "counts"]
-    if "aot" in wanted:
-        aot = aot_table(aot_keys())
-        write_table(TABLES / "aot_triton.json", aot, aot_markdown(aot))
-    if "counts" in wanted:
-        counts = counts_table()
-        write_table(TABLES / "counts_triton.json", counts, counts_markdown(counts))
+    makers = {"aot": (lambda: aot_table(aot_keys()), aot_markdown), "counts": (counts_table, counts_markdown)}
+    rewrite_tables("triton", makers)
