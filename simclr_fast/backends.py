@@ -41,7 +41,7 @@ def describe(name: str, op: Op) -> None:
     _ops[name] = op
 
 
-def _facts(op: str) -> Op:
+def described(op: str) -> Op:
     """What was told of simclr_fast::OP; of one that nobody described, its own name."""
     return _ops.get(op, Op(op))
 
@@ -68,7 +68,7 @@ def _compiled_for(capability: tuple[int, int], archs: str) -> bool:
 
 def _triton_is_faster(op: str, device: torch.device) -> bool:
     """Whether op's Triton kernels are the faster ones on this device, where there is much to do."""
-    majors = _facts(op).triton_is_faster_on
+    majors = described(op).triton_is_faster_on
     return device.type == "cuda" and bool(majors) and torch.cuda.get_device_capability(device)[0] in majors
 
 
@@ -80,7 +80,7 @@ def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype | No
     """Why `backend` cannot serve `op` ("augment") for tensors of `dtype` on `device`; None if it can."""
     if backend == "reference":
         return None
-    facts = _facts(op)
+    facts = described(op)
     if backend == "triton":
         if device.type != "cuda":
             return f"Triton kernels run on CUDA tensors, these are on {device.type}"
@@ -136,7 +136,8 @@ def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | N
     if backend != "auto":
         if reason := why_not(backend, op, device, dtype):
             raise RuntimeError(
-                f"backend={backend!r} cannot serve {_facts(op).called} on {device}: {reason}; or choose backend='auto'"
+                f"backend={backend!r} cannot serve {described(op).called} on {device}: {reason}; "
+                "or choose backend='auto'"
             )
         return backend
     if large and _triton_is_faster(op, device) and why_not("triton", op, device, dtype) is None:
@@ -148,7 +149,7 @@ def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | N
             break
     if candidate == "reference":
         missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-        _warn_once(f"{_facts(op).called} runs as plain PyTorch on {device} ({missing})")
+        _warn_once(f"{described(op).called} runs as plain PyTorch on {device} ({missing})")
     return candidate
 
 

@@ -3,7 +3,9 @@
 import ast
 import graphlib
 import re
+import symtable
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,27 @@ def imported_files(path: Path) -> Iterator[Path | None]:
         elif isinstance(node, ast.ImportFrom):
             names = [alias.name for alias in node.names if alias.name != "_C"]  # compiled: imports nothing of ours
             yield from (file_of(f"{node.module}.{name}") or file_of(node.module) for name in names)
+
+
+@cache
+def defined_in(path: Path) -> set[str]:
+    """The names that the file's top level defines."""
+    symbols = symtable.symtable(path.read_text(), str(path), "exec").get_symbols()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+
+
+@pytest.mark.parametrize("folder", ["simclr_fast", "benchmarks", "tools", "tests", "proof"])
+def test_every_name_that_is_imported_from_the_package_exists(folder: str) -> None:
+    """An import inside a command would fail only when someone runs that command."""
+    checked = 0
+    for path in (*python_files(ROOT / folder), ROOT / "train.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (source := file_of(node.module)) is not None:
+                names = [alias.name for alias in node.names if alias.name != "_C"]
+                missing = [n for n in names if n not in defined_in(source) and file_of(f"{node.module}.{n}") is None]
+                assert not missing, f"{path}: {node.module} has no {', '.join(missing)}"
+                checked += len(names)
+    assert checked > 10
 
 
 def arrows() -> dict[str, set[str]]:
