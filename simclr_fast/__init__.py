@@ -2,7 +2,7 @@
 
 from simclr_fast.augmentation import SimCLRAugment, SimCLREval
 from simclr_fast.backbone import load_backbone
-from simclr_fast.losses import NTXentLoss, ntxent_loss
+from simclr_fast.losses import NTXentLoss, ntxent_loss, similarity_logsumexp
 from simclr_fast.temperature import LearnedTemperature
 
 __version__ = "0.1.0"
@@ -15,4 +15,5 @@ __all__ = [
     "__version__",
     "load_backbone",
     "ntxent_loss",
+    "similarity_logsumexp",
 ]

@@ -97,7 +97,7 @@ def test_float64_on_cuda_without_the_extension_is_served_by_the_reference(
 ) -> None:
     """The choice is made as for CUDA tensors; what it chose then runs here."""
     on_cuda = lambda backend, op, device, dtype, large=False: backends.resolve_backend(backend, op, CUDA, dtype)
-    monkeypatch.setattr(losses, "resolve_backend", on_cuda)
+    monkeypatch.setattr("simclr_fast.losses.ntxent.resolve_backend", on_cuda)
     z0, z1 = torch.randn(2, 6, 4, dtype=torch.float64)
     with pytest.warns(
         RuntimeWarning, match="triton: the Triton kernels of ntxent_loss take no torch.float64"

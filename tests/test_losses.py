@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from simclr_fast import NTXentLoss, losses, ntxent_loss
+from simclr_fast import NTXentLoss, ntxent_loss
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
 from tests.helpers import relative_error
 
@@ -144,7 +144,7 @@ def test_nan_reaches_the_loss_and_every_gradient(dtype: torch.dtype) -> None:
 
 def test_precision_follows_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(losses, "ntxent", lambda *_, precision, **__: seen.append(precision))
+    monkeypatch.setattr("simclr_fast.losses.ntxent.ntxent", lambda *_, precision, **__: seen.append(precision))
     before = torch.get_float32_matmul_precision()
     try:
         for name in ("highest", "high", "medium"):

@@ -51,7 +51,8 @@ class Ops(NamedTuple):
     bwd: Callable
 
 
-def _operand_dtype(z: Tensor) -> torch.dtype:
+def operand_dtype(z: Tensor) -> torch.dtype:
+    """The dtype of the unit rows that the kernels multiply."""
     half = z.dtype in (torch.float16, torch.bfloat16)
     return torch.float16 if half and z.device.type == "cuda" else compute_dtype(z.dtype)
 
@@ -63,7 +64,7 @@ def _define(suffix: str) -> Ops:
 
     @torch.library.register_fake(f"simclr_fast::ntxent_normalize{suffix}")
     def _(z0, z1, eps):
-        dtype, width = _operand_dtype(z0), z0.shape[1]
+        dtype, width = operand_dtype(z0), z0.shape[1]
         if z0.device.type == "cuda" and suffix == "":
             per_16_bytes = 16 // dtype.itemsize
             width = (width + per_16_bytes - 1) // per_16_bytes * per_16_bytes
@@ -83,7 +84,7 @@ def _define(suffix: str) -> Ops:
     return Ops(*(getattr(torch.ops.simclr_fast, f"ntxent_{name}{suffix}").default for name in _SCHEMAS))
 
 
-_OPS = {"cpp": _define(""), "triton": _define("_triton")}
+OPS = {"cpp": _define(""), "triton": _define("_triton")}
 describe("ntxent_fwd", NTXENT)
 
 if has_triton():
@@ -119,7 +120,7 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def forward(z0, z1, temperature_tensor, options: Options):
         rank, world = distributed.rank_and_size(options.group)
-        n, ops, reduction = z0.shape[0], _OPS[options.backend], options.reduction
+        n, ops, reduction = z0.shape[0], OPS[options.backend], options.reduction
         local_u, inv_norm = ops.normalize(z0, z1, options.eps)
         u = local_u if world == 1 else distributed.all_gather_shards(local_u, options.group)  # [M, D']
         loss, lse_neg, s_pos = ops.fwd(
@@ -173,7 +174,7 @@ class _NTXentGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(dloss, z0, z1, temperature_tensor, saved: _Saved, need_dt: bool, options: Options):
-        return _OPS[options.backend].bwd(
+        return OPS[options.backend].bwd(
             dloss,
             z0,
             z1,

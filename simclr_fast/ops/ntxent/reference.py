@@ -70,22 +70,36 @@ def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
     return (wide / norm.clamp_min(eps)).to(compute_dtype(z.dtype))
 
 
+def similarity_logits(
+    rows: Tensor, columns: Tensor, temperature: float | Tensor, row_offset: int = 0, exclude: str = "none"
+) -> Tensor:
+    """s_ij [n, m] of the unit rows [n, D] and columns [m, D], -inf where row i leaves column j out.
+
+    exclude: "none"; "self", column row_offset + i; "pair", also column row_offset + (i + n / 2) mod n. Products are
+    summed in parts of 32: small temperatures amplify the rounding of one long sum.
+    """
+    s = sum(a @ b.T for a, b in zip(rows.split(32, dim=1), columns.split(32, dim=1))) / temperature
+    if exclude == "none":
+        return s
+    i = torch.arange(rows.shape[0], device=rows.device)
+    j = torch.arange(columns.shape[0], device=rows.device)
+    left_out = j == row_offset + i[:, None]
+    if exclude == "pair":
+        left_out |= j == row_offset + ((i + rows.shape[0] // 2) % rows.shape[0])[:, None]
+    return s.masked_fill(left_out, -torch.inf)
+
+
 def row_statistics(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
     """lse_neg [2n] and s_pos [2n] (float64) of the unit rows u [2n, D] against the columns u_all [M, D].
 
     Row i is column row_offset + i, and its positive is column row_offset + (i + n) mod 2n. The positive's logit is
     computed in float64: where pairs are aligned it is the largest, and L_i is small and as wrong, relatively, as it.
-    The other logits are summed in parts of 32 products: small temperatures amplify the rounding of one long sum.
     """
-    rows = torch.arange(u.shape[0], device=u.device)
-    own = row_offset + rows
-    positive = row_offset + (rows + u.shape[0] // 2) % u.shape[0]
-    s = sum(a @ b.T for a, b in zip(u.split(32, dim=1), u_all.split(32, dim=1))) / temperature  # [2n, M]
-    excluded = torch.zeros_like(s, dtype=torch.bool)
-    excluded[rows, own] = True
-    excluded[rows, positive] = True
-    lse_neg = torch.logsumexp(s.masked_fill(excluded, -torch.inf), dim=1)
+    s = similarity_logits(u, u_all, temperature, row_offset, "pair")  # [2n, M]
+    lse_neg = torch.logsumexp(s, dim=1)
     wide = _wide_dtype(u)
+    rows = torch.arange(u.shape[0], device=u.device)
+    positive = row_offset + (rows + u.shape[0] // 2) % u.shape[0]
     s_pos = (u.to(wide) * u_all[positive].to(wide)).sum(dim=1) / temperature
     return lse_neg, s_pos
 

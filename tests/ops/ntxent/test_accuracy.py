@@ -117,7 +117,7 @@ def test_half_before_the_gradient_is_rounded(dtype: torch.dtype, kind: str, temp
     """The operator's gradient is of its z's type, and these may be float32 where u was made of a half type."""
     z0, z1 = embeddings(kind, 256, 128, dtype)
     _, dz_true, _ = mean_truth(z0, z1, temperature)
-    values = run_steps(ops._OPS["cpp"], z0, z1, temperature, need_dt=False, dz_dtype=torch.float32)
+    values = run_steps(ops.OPS["cpp"], z0, z1, temperature, need_dt=False, dz_dtype=torch.float32)
     dz = torch.cat([values.dz0, values.dz1])
     assert gradient_error(dz, dz_true, torch.cat([z0, z1]), temperature, kind) <= 3e-5
 

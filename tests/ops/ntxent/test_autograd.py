@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from simclr_fast import NTXentLoss, losses, ntxent_loss
+from simclr_fast import NTXentLoss, ntxent_loss
 from tests.helpers import relative_error
 from tests.ntxent_truth import mean_truth
 
@@ -160,7 +160,7 @@ def test_func_grad_works_and_what_does_not_says_so() -> None:
 
 def test_nothing_of_a_cuda_tensor_is_read_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have no values: to read one, or a shape that depends on one, raises. So graphs can be captured."""
-    monkeypatch.setattr(losses, "resolve_backend", lambda *_: "triton")
+    monkeypatch.setattr("simclr_fast.losses.ntxent.resolve_backend", lambda *_: "triton")
     with FakeTensorMode():
         z0, z1 = (torch.empty(6, 4, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
         temperature = torch.empty((), device="cuda", requires_grad=True)

@@ -1,22 +1,25 @@
 """The public NT-Xent loss: `ntxent_loss` and the module `NTXentLoss`."""
 
-import numbers
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from simclr_fast import distributed
 from simclr_fast.backends import check_backend, resolve_backend
+from simclr_fast.losses.arguments import (
+    Backend,
+    Precision,
+    Reduction,
+    check_options,
+    check_rows,
+    check_together,
+    common_dtype,
+    default_precision,
+    for_backward,
+    ready_temperature,
+)
 from simclr_fast.ops.ntxent.limits import is_large
 from simclr_fast.ops.ntxent.ops import ntxent
-from simclr_fast.ops.ntxent.reference import compute_dtype
-from simclr_fast.temperature import check_temperature, is_symbolic
-
-Reduction = Literal["mean", "sum", "none"]
-Precision = Literal["ieee", "tf32"]
-Backend = Literal["auto", "cpp", "triton", "reference"]
-_FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from simclr_fast.temperature import check_temperature
 
 
 def ntxent_loss(
@@ -60,18 +63,13 @@ def ntxent_loss(
         RuntimeError: the named backend cannot serve the views.
     """
     _check_views(z0, z1)
-    temperature = check_temperature(temperature, z0)
-    _check_options(reduction, eps, precision)
-    z0, z1 = _common_dtype(z0, z1)
-    if is_symbolic(temperature):
-        # An operator's float argument is a constant of the graph: every value would be compiled anew.
-        temperature = z0.new_ones((), dtype=compute_dtype(z0.dtype)) * temperature
-    if isinstance(temperature, Tensor):
-        temperature = _for_backward(temperature).to(compute_dtype(z0.dtype))
-    precision = _default_precision() if precision is None else precision
+    check_options(reduction, eps, precision)
+    z0, z1 = common_dtype(z0, z1)
+    temperature = ready_temperature(temperature, z0)
+    precision = default_precision() if precision is None else precision
     return ntxent(
-        _for_backward(z0),
-        _for_backward(z1),
+        for_backward(z0),
+        for_backward(z1),
         temperature,
         reduction=reduction,
         eps=float(eps),
@@ -107,7 +105,7 @@ class NTXentLoss(nn.Module):
             )
         if gather_distributed:
             distributed.default_group()  # raises where torch.distributed is missing
-        _check_options(reduction, eps, precision)
+        check_options(reduction, eps, precision)
         check_backend(backend)
         if not isinstance(temperature, nn.Module):
             temperature = check_temperature(temperature)
@@ -142,59 +140,9 @@ class NTXentLoss(nn.Module):
         )
 
 
-# A constant of the graph where torch.compile traces: it cannot trace the getter.
-@torch.compiler.assume_constant_result
-def _default_precision() -> str:
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _for_backward(x: Tensor) -> Tensor:
-    """x, or a copy where autograd could not save x: a tensor made under inference_mode, as a frozen teacher's view."""
-    if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
-        return x
-    return x.clone()
-
-
-def _common_dtype(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
-    """The views in the wider of their dtypes: autocast may leave one branch of a model in float32."""
-    if z0.dtype == z1.dtype:
-        return z0, z1
-    wider = torch.promote_types(z0.dtype, z1.dtype)
-    return z0.to(wider), z1.to(wider)
-
-
-def _check_options(reduction: str, eps: float, precision: str | None) -> None:
-    _check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
-        raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
-    if not eps > 0:
-        raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
-    if precision is not None:
-        _check_choice("precision", precision, ("ieee", "tf32"))
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
-
-
 def _check_views(z0: Tensor, z1: Tensor) -> None:
-    for name, z in (("z0", z0), ("z1", z1)):
-        if not isinstance(z, Tensor):
-            raise TypeError(f"{name} is a {type(z).__name__}: pass a torch.Tensor [N, D]")
-        if z.dtype not in _FLOAT_DTYPES:
-            raise TypeError(
-                f"{name} has dtype {z.dtype}: pass float16, bfloat16, float32 or float64, e.g. {name}.float()"
-            )
-        if z.layout != torch.strided:
-            raise ValueError(f"{name} has layout {z.layout}: pass a dense tensor, e.g. {name}.to_dense()")
-        if z.ndim != 2:
-            raise ValueError(f"{name} has shape {tuple(z.shape)}: pass [N, D], one embedding per row")
-        if z.numel() == 0:
-            raise ValueError(f"{name} has shape {tuple(z.shape)}: it is empty; pass at least one row and one column")
+    check_rows("z0", z0)
+    check_rows("z1", z1)
     if z0.shape != z1.shape:
         raise ValueError(f"z0 {tuple(z0.shape)} and z1 {tuple(z1.shape)} differ in shape: row i of both is one sample")
-    if z0.device != z1.device:
-        raise ValueError(f"z0 is on {z0.device} and z1 is on {z1.device}: move one of them")
-    if z0.dtype != z1.dtype and (z0.device.type == "meta" or not torch.is_autocast_enabled(z0.device.type)):
-        raise TypeError(f"z0 is {z0.dtype} and z1 is {z1.dtype}: convert one of them")
+    check_together(("z0", "z1"), z0, z1)

@@ -1,0 +1,87 @@
+"""What every loss asks of its arguments, and how they are made ready for an op."""
+
+import numbers
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from simclr_fast.ops.ntxent.reference import compute_dtype
+from simclr_fast.temperature import check_temperature, is_symbolic
+
+Reduction = Literal["mean", "sum", "none"]
+Precision = Literal["ieee", "tf32"]
+Backend = Literal["auto", "cpp", "triton", "reference"]
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_rows(name: str, z: Tensor, empty: bool = False) -> None:
+    """Raises TypeError or ValueError unless z is a dense float tensor [N, D] with D >= 1, and N >= 1 unless `empty`."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name} is a {type(z).__name__}: pass a torch.Tensor [N, D]")
+    if z.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {z.dtype}: pass float16, bfloat16, float32 or float64, e.g. {name}.float()")
+    if z.layout != torch.strided:
+        raise ValueError(f"{name} has layout {z.layout}: pass a dense tensor, e.g. {name}.to_dense()")
+    if z.ndim != 2:
+        raise ValueError(f"{name} has shape {tuple(z.shape)}: pass [N, D], one embedding per row")
+    if z.shape[1] == 0 or (z.shape[0] == 0 and not empty):
+        raise ValueError(f"{name} has shape {tuple(z.shape)}: it is empty; pass at least one row and one column")
+
+
+def check_together(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
+    """Raises unless the two are on one device and, outside autocast, of one dtype."""
+    if z0.device != z1.device:
+        raise ValueError(f"{names[0]} is on {z0.device} and {names[1]} is on {z1.device}: move one of them")
+    if z0.dtype != z1.dtype and (z0.device.type == "meta" or not torch.is_autocast_enabled(z0.device.type)):
+        raise TypeError(f"{names[0]} is {z0.dtype} and {names[1]} is {z1.dtype}: convert one of them")
+
+
+def check_options(reduction: str, eps: float, precision: str | None) -> None:
+    """Raises TypeError or ValueError for an option that the losses share."""
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
+        raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
+    if not eps > 0:
+        raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
+    if precision is not None:
+        check_choice("precision", precision, ("ieee", "tf32"))
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError, which lists the choices, for a value that is none of them."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+# A constant of the graph where torch.compile traces: it cannot trace the getter.
+@torch.compiler.assume_constant_result
+def default_precision() -> str:
+    """What torch.get_float32_matmul_precision() asks of float32 products."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def for_backward(x: Tensor) -> Tensor:
+    """x, or a copy where autograd could not save x: a tensor made under inference_mode, as a frozen teacher's view."""
+    if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
+        return x
+    return x.clone()
+
+
+def common_dtype(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes: autocast may leave one branch of a model in float32."""
+    if z0.dtype == z1.dtype:
+        return z0, z1
+    wider = torch.promote_types(z0.dtype, z1.dtype)
+    return z0.to(wider), z1.to(wider)
+
+
+def ready_temperature(temperature: float | Tensor, z: Tensor) -> float | Tensor:
+    """The temperature, checked, as an op takes it: a float, or a 0-dim tensor of the dtype of z's statistics."""
+    temperature = check_temperature(temperature, z)
+    if is_symbolic(temperature):
+        # An operator's float argument is a constant of the graph: every value would be compiled anew.
+        temperature = z.new_ones((), dtype=compute_dtype(z.dtype)) * temperature
+    if isinstance(temperature, Tensor):
+        temperature = for_backward(temperature).to(compute_dtype(z.dtype))
+    return temperature

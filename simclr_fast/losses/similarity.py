@@ -1,0 +1,105 @@
+"""The public primitive: `similarity_logsumexp`, of which a contrastive loss of one's own is made in three lines."""
+
+import torch
+from torch import Tensor
+
+from simclr_fast.backends import resolve_backend
+from simclr_fast.losses.arguments import (
+    Backend,
+    Precision,
+    check_choice,
+    check_options,
+    check_rows,
+    check_together,
+    common_dtype,
+    default_precision,
+    for_backward,
+    ready_temperature,
+)
+from simclr_fast.ops.ntxent.limits import is_large
+from simclr_fast.ops.ntxent.similarity import EXCLUDE, Exclude, similarity
+
+
+def similarity_logsumexp(
+    rows: Tensor,
+    columns: Tensor | None = None,
+    temperature: float | Tensor = 0.5,
+    *,
+    exclude: Exclude = "none",
+    both: bool = False,
+    normalize: bool = True,
+    group: "torch.distributed.ProcessGroup | None" = None,
+    eps: float = 1e-8,
+    precision: Precision | None = None,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log sum_j exp(x_i . y_j / temperature) over the columns j of each row i, exact, in memory linear in n + m.
+
+    x_i is rows_i / max(|rows_i|, eps), y_j likewise of columns. Never holds an n x m matrix, forward or backward.
+
+    Args:
+        rows: [n, D], n >= 1, D >= 1; float16, bfloat16, float32 or float64, any strides.
+        columns: [m, D], m >= 0, or None for the rows themselves. Under autocast the two may differ in dtype.
+        temperature: a positive float, or a 0-dim tensor on the rows' device, which may require grad.
+        exclude: the columns that row i leaves out: "none"; "self", column i; "pair", for columns=None, columns i and
+            (i + n / 2) mod n: itself and its partner, in the order of the views of `ntxent_loss`.
+        both: also return the log-sum-exp of each column over the rows, from the same products.
+        normalize: False takes rows and columns as they are. They should then be unit rows: logits beyond 1/temperature
+            may leave the range of exp.
+        group: processes whose columns are columns of every row, in rank order, and whose rows, for `both`, are rows of
+            every column; all must call with equal n, m, D and options. "self" then is the row's own index in its own
+            process. The gradient is that of the sum over the ranks of what each makes of its result.
+        eps, precision, backend: those of `ntxent_loss`.
+
+    Returns:
+        lse [n], and with `both` (lse [n], lse of the columns [m]); float32 (float64 for float64 rows). -inf where
+        nothing is left to sum over. Differentiable once in rows, columns and temperature.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, shape, dtype, device or value.
+        RuntimeError: the named backend cannot serve the rows.
+    """
+    check_choice("exclude", exclude, EXCLUDE)
+    check_rows("rows", rows)
+    if columns is None:
+        _check_of_rows_alone(rows, exclude, both)
+    else:
+        check_rows("columns", columns, empty=True)
+        _check_columns(rows, columns, exclude, group)
+        rows, columns = common_dtype(rows, columns)
+        columns = for_backward(columns)
+    check_options("none", eps, precision)
+    temperature = ready_temperature(temperature, rows)
+    precision = default_precision() if precision is None else precision
+    lse, column_lse = similarity(
+        for_backward(rows),
+        columns,
+        temperature,
+        exclude=exclude,
+        both=both,
+        eps=float(eps) if normalize else None,
+        precision=precision,
+        backend=resolve_backend(backend, "similarity_fwd", rows.device, rows.dtype, is_large(rows, precision, group)),
+        group=group,
+    )
+    return (lse, column_lse) if both else lse
+
+
+def _check_of_rows_alone(rows: Tensor, exclude: str, both: bool) -> None:
+    if both:
+        raise ValueError("both=True: without columns the rows are the columns, and both results are one; pass columns")
+    if exclude == "pair" and rows.shape[0] % 2:
+        raise ValueError(f"exclude='pair' with {rows.shape[0]} rows: pass an even number, view 0 before view 1")
+
+
+def _check_columns(rows: Tensor, columns: Tensor, exclude: str, group: object) -> None:
+    check_together(("rows", "columns"), rows, columns)
+    if rows.shape[1] != columns.shape[1]:
+        raise ValueError(f"rows {tuple(rows.shape)} and columns {tuple(columns.shape)} differ in width D")
+    if exclude == "pair":
+        raise ValueError("exclude='pair': pairs are of the rows themselves; pass columns=None, or exclude='self'")
+    if exclude == "self" and group is not None and rows.shape[0] != columns.shape[0]:
+        raise ValueError(
+            f"exclude='self' with a group: rows {tuple(rows.shape)} and columns {tuple(columns.shape)} differ in "
+            "number; pass one column per row"
+        )
