@@ -71,7 +71,7 @@ def similarity_logsumexp(
     check_options("none", eps, precision)
     temperature = ready_temperature(temperature, rows)
     precision = default_precision() if precision is None else precision
-    lse, column_lse = similarity(
+    lse, column_lse, _ = similarity(
         for_backward(rows),
         columns,
         temperature,

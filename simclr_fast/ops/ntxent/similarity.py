@@ -79,6 +79,7 @@ class Options(NamedTuple):
     temperature: float
     exclude: str
     both: bool
+    need_max: bool
     eps: float | None
     precision: str
     backend: str
@@ -108,7 +109,7 @@ def _operands(rows: Tensor, columns: Tensor | None, options: Options) -> tuple[T
 
 
 class _Similarity(torch.autograd.Function):
-    """(lse [n], column_lse [m] or [0]), then the fields of _Saved."""
+    """(lse [n], column_lse [m] or [0], max [n] or [0]), then the fields of _Saved."""
 
     @staticmethod
     def forward(rows, columns, temperature_tensor, options: Options):
@@ -128,12 +129,13 @@ class _Similarity(torch.autograd.Function):
             "precision": options.precision,
             "row_offset": rank * n,
             "exclude": options.exclude,
-            "need_max": False,
         }
         one_pass = options.both and world == 1
-        lse, _, column_lse = fwd(x, x_all if y_all is None else y_all, both=one_pass, **numbers)
+        lse, maximum, column_lse = fwd(
+            x, x_all if y_all is None else y_all, both=one_pass, need_max=options.need_max, **numbers
+        )
         if options.both and world > 1:
-            column_lse = fwd(y, x_all, both=False, **(numbers | {"row_offset": rank * y.shape[0]}))[0]
+            column_lse = fwd(y, x_all, both=False, need_max=False, **(numbers | {"row_offset": rank * y.shape[0]}))[0]
         lse_all, column_lse_all = lse, column_lse
         if world > 1:
             lse_all = distributed.all_gather_shards(lse, options.group)
@@ -142,6 +144,7 @@ class _Similarity(torch.autograd.Function):
         return (
             lse,
             column_lse,
+            maximum,
             x_all,
             inv_norm,
             lse_all.clone(),
@@ -152,8 +155,8 @@ class _Similarity(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         rows, columns, temperature_tensor, ctx.options = inputs
-        _, column_lse, *saved = output
-        ctx.mark_non_differentiable(*(x for x in saved if x is not None))
+        _, column_lse, maximum, *saved = output
+        ctx.mark_non_differentiable(maximum, *(x for x in saved if x is not None))
         if not ctx.options.both:
             ctx.mark_non_differentiable(column_lse)
         ctx.set_materialize_grads(False)
@@ -287,19 +290,21 @@ def similarity(
     precision: str,
     backend: str,
     group: "torch.distributed.ProcessGroup | None",
-) -> tuple[Tensor, Tensor]:
-    """(lse [n], column_lse [m] with `both`, else [0]) of valid arguments by a named backend.
+    need_max: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(lse [n], column_lse [m] with `both`, else [0], max [n] with `need_max`, else [0]) by a named backend.
 
-    `simclr_fast.losses.similarity.similarity_logsumexp` documents and checks them; eps None: without normalisation.
+    `simclr_fast.losses.similarity.similarity_logsumexp` documents and checks the arguments; eps None: without
+    normalisation. max, each row's largest logit (-inf of none), has no gradient.
     """
     if backend == "reference" or (columns is not None and columns.shape[0] == 0):  # of no columns there is no product
-        return _reference(rows, columns, temperature, exclude, both, eps, group)
+        return _reference(rows, columns, temperature, exclude, both, need_max, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-    options = Options(value, exclude, both, eps, precision, backend, group)
-    return _Similarity.apply(rows, columns, tensor, options)[:2]
+    options = Options(value, exclude, both, need_max, eps, precision, backend, group)
+    return _Similarity.apply(rows, columns, tensor, options)[:3]
 
 
-def _reference(rows, columns, temperature, exclude, both, eps, group) -> tuple[Tensor, Tensor]:
+def _reference(rows, columns, temperature, exclude, both, need_max, eps, group) -> tuple[Tensor, Tensor, Tensor]:
     """Plain PyTorch under the same rules for several processes, O(n m) memory; differentiated by autograd."""
     rank, world = distributed.rank_and_size(group)
 
@@ -312,7 +317,13 @@ def _reference(rows, columns, temperature, exclude, both, eps, group) -> tuple[T
     with without_autocast(rows.device):
         x = operands(rows)
         y = x if columns is None else operands(columns)
-        lse = torch.logsumexp(similarity_logits(x, of_all(y), temperature, rank * x.shape[0], exclude), dim=1)
-        if not both:
-            return lse, lse.new_empty(0)
-        return lse, torch.logsumexp(similarity_logits(y, of_all(x), temperature, rank * y.shape[0], exclude), dim=1)
+        s = similarity_logits(x, of_all(y), temperature, rank * x.shape[0], exclude)
+        lse = torch.logsumexp(s, dim=1)
+        column_lse = maximum = lse.new_empty(0)
+        if both:
+            s_columns = similarity_logits(y, of_all(x), temperature, rank * y.shape[0], exclude)
+            column_lse = torch.logsumexp(s_columns, dim=1)
+        if need_max:
+            # The column before the logits gives rows without columns a maximum, too.
+            maximum = F.pad(s.detach(), (1, 0), value=-torch.inf).amax(dim=1)
+        return lse, column_lse, maximum
