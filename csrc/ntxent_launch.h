@@ -28,11 +28,11 @@ struct SimclrDevice {
 };
 
 struct SimclrNtxentNormalizeArgs {
-  const void* z[2];     // [n, d] each, of z_dtype
+  const void* z[2];     // [n[0], d] and [n[1], d], of z_dtype; n[1] may be 0
   int64_t z_stride[2];  // elements between rows; columns are adjacent
-  void* u;              // [2n, u_columns]
-  void* inv_norm;       // [2n]: 1 / max(|z_i|, eps)
-  int64_t n, d, u_columns;
+  void* u;              // [n[0] + n[1], u_columns]
+  void* inv_norm;       // [n[0] + n[1]]: 1 / max(|z_i|, eps)
+  int64_t n[2], d, u_columns;
   double eps;
   int z_dtype;
 };
@@ -52,7 +52,7 @@ struct SimclrNtxentFwdArgs {
 
 struct SimclrNtxentBwdArgs {
   const void* dloss;     // [] if reduce, else [columns]
-  const void* z[2];      // CUDA: as in SimclrNtxentNormalizeArgs
+  const void* z[2];      // [n, d] each, of z_dtype; CUDA
   const void* u;         // [columns, u_columns]
   const void* inv_norm;  // [2n]
   const void* lse_neg;   // [columns]

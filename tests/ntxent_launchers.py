@@ -19,7 +19,7 @@ class Device(ctypes.Structure):
 class NormalizeArgs(ctypes.Structure):
     _fields_ = [
         ("z", POINTER * 2), ("z_stride", INT64 * 2), ("u", POINTER), ("inv_norm", POINTER),
-        ("n", INT64), ("d", INT64), ("u_columns", INT64), ("eps", DOUBLE), ("z_dtype", INT),
+        ("n", INT64 * 2), ("d", INT64), ("u_columns", INT64), ("eps", DOUBLE), ("z_dtype", INT),
     ]  # fmt: skip
 
 
@@ -103,15 +103,15 @@ class NtxentLaunchers:
 
     def normalize(self, z0: Tensor, z1: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
         self.tensors = []
-        n, d = z0.shape
+        rows, d = z0.shape[0] + z1.shape[0], z0.shape[1]
         dtype = operand_dtype(z0.dtype)
         columns = self.library.value("simclr_ntxent_operand_columns", d, ctypes.c_int(DTYPES[dtype]))
-        u = filled(2 * n, columns, dtype=dtype)
-        inv_norm = filled(2 * n, dtype=statistics_dtype(z0.dtype))
+        u = filled(rows, columns, dtype=dtype)
+        inv_norm = filled(rows, dtype=statistics_dtype(z0.dtype))
         args = NormalizeArgs(
             z=(POINTER * 2)(self._pointer(z0), self._pointer(z1)), z_stride=(INT64 * 2)(z0.stride(0), z1.stride(0)),
-            u=self._pointer(u), inv_norm=self._pointer(inv_norm), n=n, d=d, u_columns=columns, eps=eps,
-            z_dtype=DTYPES[z0.dtype],
+            u=self._pointer(u), inv_norm=self._pointer(inv_norm), n=(INT64 * 2)(z0.shape[0], z1.shape[0]), d=d,
+            u_columns=columns, eps=eps, z_dtype=DTYPES[z0.dtype],
         )  # fmt: skip
         self._launch("normalize", args)
         return u, inv_norm

@@ -66,8 +66,8 @@ namespace {
 template <class Z, class T>
 void normalize_rows(const SimclrNtxentNormalizeArgs& args, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
-    const int view = i >= args.n;
-    const Z* z = static_cast<const Z*>(args.z[view]) + (i - view * args.n) * args.z_stride[view];
+    const int view = i >= args.n[0];
+    const Z* z = static_cast<const Z*>(args.z[view]) + (i - view * args.n[0]) * args.z_stride[view];
     T* u = static_cast<T*>(args.u) + i * args.u_columns;
     const double norm = std::sqrt(dot(z, z, args.d));
     double first = 1, scale = norm <= args.eps ? 1 / args.eps : 1 / norm;  // a NaN norm is not clamped
@@ -101,7 +101,7 @@ void with_element_types(int z_dtype, const F& f) {
 
 void ntxent_normalize(const SimclrNtxentNormalizeArgs& args, const Parallel& parallel) {
   with_element_types(args.z_dtype, [&](auto z, auto t) {
-    parallel(2 * args.n, 64,
+    parallel(args.n[0] + args.n[1], 64,
              [&](int64_t begin, int64_t end) { normalize_rows<decltype(z), decltype(t)>(args, begin, end); });
   });
 }

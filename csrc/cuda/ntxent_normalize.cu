@@ -16,9 +16,10 @@ template <class T, class U, class S, class W>
 struct NormalizeTask {
   const T* z[2];
   int64_t z_stride[2];
-  U* u;         // [2n, u_columns]
-  S* inv_norm;  // [2n]
-  int64_t n, d, u_columns;
+  U* u;         // [rows, u_columns]
+  S* inv_norm;  // [rows]
+  int64_t n;    // rows of view 0; the others are of view 1
+  int64_t rows, d, u_columns;
   W eps;
   S clamped_inv_norm;
 };
@@ -26,7 +27,7 @@ struct NormalizeTask {
 template <class T, class U, class S, class W>
 __global__ void __launch_bounds__(32 * kWarps) ntxent_normalize_kernel(const NormalizeTask<T, U, S, W> task) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (row >= 2 * task.n) return;
+  if (row >= task.rows) return;
   const int lane = threadIdx.x % 32, view = row >= task.n;
   const T* z = (view ? task.z[1] : task.z[0]) + (row - view * task.n) * (view ? task.z_stride[1] : task.z_stride[0]);
 
@@ -62,12 +63,13 @@ cudaError_t run(const SimclrNtxentNormalizeArgs& args, cudaStream_t stream) {
   }
   task.u = static_cast<U*>(args.u);
   task.inv_norm = static_cast<S*>(args.inv_norm);
-  task.n = args.n;
+  task.n = args.n[0];
+  task.rows = args.n[0] + args.n[1];
   task.d = args.d;
   task.u_columns = args.u_columns;
   task.eps = static_cast<W>(args.eps);
   task.clamped_inv_norm = clamped_inv_norm<S>(args.eps);
-  return SIMCLR_LAUNCH((ntxent_normalize_kernel<T, U, S, W>), static_cast<unsigned>(ceil_div(2 * args.n, kWarps)),
+  return SIMCLR_LAUNCH((ntxent_normalize_kernel<T, U, S, W>), static_cast<unsigned>(ceil_div(task.rows, kWarps)),
                        32 * kWarps, 0, stream, task);
 }
 
@@ -77,7 +79,7 @@ cudaError_t run(const SimclrNtxentNormalizeArgs& args, cudaStream_t stream) {
 extern "C" int simclr_ntxent_normalize(const SimclrNtxentNormalizeArgs* args, void* stream_pointer) {
   using namespace simclr::cuda;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_pointer);
-  if (args->n <= 0 || args->d <= 0 || args->u_columns < args->d) return cudaErrorInvalidValue;
+  if (args->n[0] <= 0 || args->n[1] < 0 || args->d <= 0 || args->u_columns < args->d) return cudaErrorInvalidValue;
   switch (args->z_dtype) {
     case SIMCLR_HALF:
       return run<__half, __half, float, float>(*args, stream);

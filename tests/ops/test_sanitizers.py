@@ -24,7 +24,7 @@ MUTANTS = (
      "weight(columns_padded), lse(columns_padded)"),
     ("ntxent", "padding read from u",
      "const int64_t filled = row < rows ? width : 0;", "const int64_t filled = width;"),
-    ("ntxent", "rows of the second view", "(i - view * args.n) * args.z_stride[view]", "i * args.z_stride[view]"),
+    ("ntxent", "rows of the second view", "(i - view * args.n[0]) * args.z_stride[view]", "i * args.z_stride[view]"),
     ("ntxent", "padding not masked", "row + height > rows || column + width", "column + width"),
 )  # fmt: skip
 

@@ -3,7 +3,7 @@
 Rows, columns and statistics are those of docs/ntxent.md: a process holds n samples in two views, 2n rows; columns are
 the M rows of all processes in rank order, of which its own start at row_offset.
 
-    normalize  z0, z1 [n, D] -> u [2n, D'], inv_norm [2n]
+    normalize  z0 [n, D], z1 [n', D], n' >= 0 -> u [n + n', D'], inv_norm [n + n'] (the loss has n' = n)
     fwd        u [M, D'] -> loss ([] = sum of L_i times their scale, or [2n] with reduction "none"), lse_neg, s_pos [2n]
     bwd        dloss ([], or [M] with reduction "none"), ... -> dz0, dz1 [n, D], dt []
 
@@ -68,7 +68,7 @@ def _define(suffix: str) -> Ops:
         if z0.device.type == "cuda" and suffix == "":
             per_16_bytes = 16 // dtype.itemsize
             width = (width + per_16_bytes - 1) // per_16_bytes * per_16_bytes
-        rows = 2 * z0.shape[0]
+        rows = z0.shape[0] + z1.shape[0]
         return z0.new_empty((rows, width), dtype=dtype), z0.new_empty(rows, dtype=compute_dtype(z0.dtype))
 
     @torch.library.register_fake(f"simclr_fast::ntxent_fwd{suffix}")

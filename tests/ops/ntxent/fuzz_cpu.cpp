@@ -93,7 +93,7 @@ void one_case() {
     args.z_stride[1] = stride[1];
     args.u = u.data() + 2 * n * process * dim;
     args.inv_norm = inv_norm.data();
-    args.n = n;
+    args.n[0] = args.n[1] = n;
     args.d = args.u_columns = dim;
     args.eps = eps;
     args.z_dtype = kDtype<Z>;

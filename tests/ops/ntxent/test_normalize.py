@@ -58,6 +58,18 @@ def test_matches_float64(backend: str, shape: tuple[int, int], dtype: torch.dtyp
     check(backend, *shape, dtype, strided=strided)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [(5, 2), (2, 5), (3, 0)], ids=str)
+def test_views_may_differ_in_number(rows: tuple[int, int], dtype: torch.dtype) -> None:
+    """The rows and columns of similarity_logsumexp; without columns the second view is empty."""
+    views = [torch.randn(n, 7, dtype=torch.float64).to(dtype) for n in rows]
+    u, inv_norm = OPS.ntxent_normalize(*views, EPS)
+    of_each = [OPS.ntxent_normalize(view, view, EPS) for view in views if view.shape[0]]
+    assert torch.equal(u, torch.cat([both.chunk(2)[0] for both, _ in of_each]))
+    assert torch.equal(inv_norm, torch.cat([both.chunk(2)[0] for _, both in of_each]))
+    torch.library.opcheck(OPS.ntxent_normalize.default, (*views, EPS))
+
+
 @pytest.mark.interpret
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES_OF_TRITON, ids=str)
