@@ -20,7 +20,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _wide_dtype(z: Tensor) -> torch.dtype:
+def wide_dtype(z: Tensor) -> torch.dtype:
     """What norms and positives are computed in: float64 where the device has it."""
     return torch.float32 if z.device.type == "mps" else torch.float64
 
@@ -58,16 +58,25 @@ def row_pull(lse_neg: Tensor, s_pos: Tensor) -> Tensor:
     return torch.sigmoid(lse_neg - s_pos)
 
 
-def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
-    """z / max(|z|, eps) along the last dimension of z [N, D], in `compute_dtype(z.dtype)`.
+def unit_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
+    """z / max(|z|, eps) along the last dimension of z [..., D], in float64 where the device has it.
 
     An error of a norm scales every logit of its row, hence float64. Rows are scaled by their largest entry first, so
     that no square overflows.
     """
-    wide = z.to(_wide_dtype(z))
+    wide = z.to(wide_dtype(z))
+    return wide / row_norms(wide, eps).clamp_min(eps)
+
+
+def row_norms(wide: Tensor, eps: float) -> Tensor:
+    """|z| of wide rows [..., D], [..., 1]; less than eps where it is less than eps, however small its squares are."""
     peak = wide.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
-    norm = peak * torch.linalg.vector_norm(wide / peak, dim=-1, keepdim=True)
-    return (wide / norm.clamp_min(eps)).to(compute_dtype(z.dtype))
+    return peak * torch.linalg.vector_norm(wide / peak, dim=-1, keepdim=True)
+
+
+def normalize_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
+    """`unit_rows` of z [N, D], in `compute_dtype(z.dtype)`."""
+    return unit_rows(z, eps).to(compute_dtype(z.dtype))
 
 
 def similarity_logits(
@@ -97,7 +106,7 @@ def row_statistics(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_of
     """
     s = similarity_logits(u, u_all, temperature, row_offset, "pair")  # [2n, M]
     lse_neg = torch.logsumexp(s, dim=1)
-    wide = _wide_dtype(u)
+    wide = wide_dtype(u)
     rows = torch.arange(u.shape[0], device=u.device)
     positive = row_offset + (rows + u.shape[0] // 2) % u.shape[0]
     s_pos = (u.to(wide) * u_all[positive].to(wide)).sum(dim=1) / temperature

@@ -1,0 +1,129 @@
+"""`pair_logits`: the logits of given pairs of rows, which a contrastive loss needs beside the log-sum-exps.
+
+Where pairs are aligned, the positive's logit is the largest of its row, the loss is small, and as wrong, relatively, as
+this logit. Hence it is computed in float64 where the device has it, normalisation included, of a part of the rows at a
+time, so that the float64 copies stay small.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from simclr_fast.ops.ntxent.reference import row_norms, unit_rows, wide_dtype, without_autocast
+
+# Elements of a part: a few float64 copies of it fit a core's L2 cache. On CUDA, where each part costs launches, a copy
+# is 256 MiB.
+_PART = {"cpu": 2**16, "cuda": 2**25}
+
+
+def pair_logits(
+    a: Tensor,
+    b: Tensor,
+    temperature: float | Tensor,
+    *,
+    eps: float = 1e-8,
+    normalize: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """u . v / temperature for each pair of rows, u = a / max(|a|, eps) and v = b / max(|b|, eps).
+
+    Args:
+        a, b: [..., D], of one shape; any float dtype. Valid arguments are the caller's business.
+        temperature: a float or a 0-dim tensor, which may require grad.
+        normalize: False takes the rows as they are.
+        backend: "reference" is plain PyTorch, also for forward mode and vmap; any other keeps nothing for the backward
+            pass but a and b.
+
+    Returns:
+        [...] in float64 (float32 on devices that lack it); differentiable as often as wanted in a, b and temperature.
+    """
+    length = float(eps) if normalize else None
+    with without_autocast(a.device):
+        if backend == "reference":
+            u, v = (x.to(wide_dtype(x)) if length is None else unit_rows(x, length) for x in (a, b))
+            return (u * v).sum(dim=-1) / temperature
+        value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
+        return _PairLogits.apply(a, b, tensor, value, length)
+
+
+class _PairLogits(torch.autograd.Function):
+    """The logits of pairs [...]; the backward computes the unit rows anew."""
+
+    @staticmethod
+    def forward(a, b, temperature_tensor, temperature: float, eps: float | None):
+        def cosines(a: Tensor, b: Tensor) -> tuple[Tensor]:
+            return ((wide_rows(a, eps)[0] * wide_rows(b, eps)[0]).sum(dim=-1),)
+
+        t = temperature if temperature_tensor is None else temperature_tensor
+        return in_parts(cosines, a, b)[0] / t
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, temperature_tensor, ctx.temperature, ctx.eps = inputs
+        ctx.save_for_backward(a, b, temperature_tensor)
+
+    @staticmethod
+    def backward(ctx, ds):
+        a, b, temperature_tensor = ctx.saved_tensors
+        t = ctx.temperature if temperature_tensor is None else temperature_tensor
+        need_a, need_b, need_dt = ctx.needs_input_grad[:3]
+
+        def gradients(a: Tensor, b: Tensor, dcosine: Tensor) -> list[Tensor]:
+            u, scale_a = wide_rows(a, ctx.eps)
+            v, scale_b = wide_rows(b, ctx.eps)
+            g = dcosine[..., None]
+            results = []
+            if need_a:
+                results.append(through_normalization(g * v, u, scale_a, ctx.eps).to(a.dtype))
+            if need_b:
+                results.append(through_normalization(g * u, v, scale_b, ctx.eps).to(b.dtype))
+            if need_dt:
+                results.append((u * v).sum(dim=-1))
+            return results
+
+        with without_autocast(a.device):
+            results = list(in_parts(gradients, a, b, ds / t))
+            da = results.pop(0) if need_a else None
+            db = results.pop(0) if need_b else None
+            dt = -(ds * results.pop(0)).sum() / (t * t) if need_dt else None
+        return da, db, dt if dt is None else dt.to(temperature_tensor.dtype), None, None
+
+
+def wide_rows(z: Tensor, eps: float | None) -> tuple[Tensor, Tensor | None]:
+    """u = z / max(|z|, eps) in float64 and |z| [..., 1]; z as it is, and None, where eps is None."""
+    wide = z.to(wide_dtype(z))
+    if eps is None:
+        return wide, None
+    norm = row_norms(wide, eps)
+    return wide / norm.clamp_min(eps), norm
+
+
+def through_normalization(du: Tensor, u: Tensor, norm: Tensor | None, eps: float | None) -> Tensor:
+    """dz of du: (du - u (u . du)) / |z|, or du / eps where the norm was clamped; du without normalisation."""
+    if norm is None:
+        return du
+    along = u * (u * du).sum(dim=-1, keepdim=True)
+    return torch.where(norm < eps, du, du - along) / norm.clamp_min(eps)
+
+
+def in_parts(function: Callable[..., tuple[Tensor, ...] | list[Tensor]], *rows: Tensor) -> tuple[Tensor, ...]:
+    """The results [n, ...] of a function of rows [n, ...], called for a part of the rows at a time.
+
+    All at once where autograd records it (a second derivative), and where torch.compile would make a constant of the
+    number of parts.
+    """
+    n, limit = rows[0].shape[0], _PART.get(rows[0].device.type)
+    whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or limit is None
+    if whole or rows[0].numel() <= limit:
+        return tuple(function(*rows))
+    step = max(1, limit * n // rows[0].numel())
+    results: list[Tensor] = []
+    for begin in range(0, n, step):
+        end = min(begin + step, n)
+        parts = function(*(x[begin:end] for x in rows))
+        if not results:
+            results = [part.new_empty((n, *part.shape[1:])) for part in parts]
+        for result, part in zip(results, parts):
+            result[begin:end] = part
+    return tuple(results)
