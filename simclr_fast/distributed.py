@@ -68,6 +68,31 @@ def check_same_on_all_ranks(shared: Sequence[Shared], device: torch.device, grou
         torch._assert_async(equal.all(), f"all ranks of the group must have the same {names}")
 
 
+def check_same_call(
+    name: str,
+    z: Tensor,
+    temperature: float | Tensor,
+    reduction: str,
+    eps: float,
+    group: "dist.ProcessGroup",
+    *others: Shared,
+) -> None:
+    """check_same_on_all_ranks of what every loss is called with: rows z [n, D] under their name, and its options."""
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    reductions = ("mean", "sum", "none")
+    alike = "pass the same to every rank"
+    shared = (
+        Shared(f"rows of {name}", z.shape[0], "use a sampler that drops the last, smaller batch"),
+        Shared(f"columns of {name}", z.shape[1], "use the same model on every rank"),
+        Shared(f"dtype of {name}", dtypes.index(z.dtype), "use the same model and autocast everywhere", dtypes),
+        Shared("reduction", reductions.index(reduction), alike, reductions),
+        Shared("eps", eps, alike),
+        Shared("temperature", temperature, f"{alike}; a learned one belongs inside the module that DDP wraps"),
+        *others,
+    )
+    check_same_on_all_ranks(shared, z.device, group)
+
+
 class _AllGatherWithGradient(torch.autograd.Function):
     """all_gather_shards whose backward sums the gradients that all ranks have for this rank's shard."""
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from simclr_fast import distributed
-from simclr_fast.backends import check_backend, resolve_backend
+from simclr_fast.backends import resolve_backend
 from simclr_fast.losses.arguments import (
     Backend,
     Precision,
@@ -17,9 +16,9 @@ from simclr_fast.losses.arguments import (
     for_backward,
     ready_temperature,
 )
+from simclr_fast.losses.module import ContrastiveLoss
 from simclr_fast.ops.ntxent.limits import is_large
 from simclr_fast.ops.ntxent.ops import ntxent
-from simclr_fast.temperature import check_temperature
 
 
 def ntxent_loss(
@@ -79,12 +78,10 @@ def ntxent_loss(
     )
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(ContrastiveLoss):
     """`ntxent_loss` as a module, call-compatible with lightly's: `loss = NTXentLoss(temperature=0.5)(z0, z1)`.
 
-    `gather_distributed=True` compares with the rows of all processes (of the default group; alone without one). A
-    tensor as `temperature` moves with the module; an nn.Parameter is learned with it; a module is called for it, as
-    `LearnedTemperature` is meant to be. The other options are those of `ntxent_loss`, and checked here.
+    The options are those of `ntxent_loss` and `ContrastiveLoss`.
     """
 
     def __init__(
@@ -98,46 +95,17 @@ class NTXentLoss(nn.Module):
         precision: Precision | None = None,
         backend: Backend = "auto",
     ):
-        super().__init__()
         if memory_bank_size != 0:
             raise NotImplementedError(
                 f"memory_bank_size={memory_bank_size!r}: memory banks are not implemented; use 0 and a larger batch"
             )
-        if gather_distributed:
-            distributed.default_group()  # raises where torch.distributed is missing
-        check_options(reduction, eps, precision)
-        check_backend(backend)
-        if not isinstance(temperature, nn.Module):
-            temperature = check_temperature(temperature)
-        if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
-            self.register_buffer("temperature", temperature)
-        else:
-            self.temperature = temperature
-        self.gather_distributed = gather_distributed
-        self.reduction = reduction
-        self.eps = eps
-        self.precision = precision
-        self.backend = backend
+        super().__init__(
+            temperature, gather_distributed, reduction=reduction, eps=eps, precision=precision, backend=backend
+        )
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """The loss of the views out0, out1 [N, D], which are z0, z1 of `ntxent_loss` under lightly's names."""
-        return ntxent_loss(
-            out0,
-            out1,
-            self.temperature() if isinstance(self.temperature, nn.Module) else self.temperature,
-            reduction=self.reduction,
-            group=distributed.default_group() if self.gather_distributed else None,
-            eps=self.eps,
-            precision=self.precision,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """The options, for print(module)."""
-        return (
-            f"temperature={self.temperature}, gather_distributed={self.gather_distributed}, "
-            f"reduction={self.reduction!r}, backend={self.backend!r}"
-        )
+        return ntxent_loss(out0, out1, **self.options())
 
 
 def _check_views(z0: Tensor, z1: Tensor) -> None:

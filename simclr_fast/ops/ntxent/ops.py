@@ -217,7 +217,7 @@ def ntxent(
 ) -> Tensor:
     """The loss of valid arguments by a named backend; `simclr_fast.losses.ntxent_loss` documents and checks them."""
     if group is not None and distributed.rank_and_size(group)[1] > 1:
-        _check_ranks(z0, temperature, reduction, eps, group)
+        distributed.check_same_call("z0", z0, temperature, reduction, eps, group)
     if backend == "reference":
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
@@ -230,23 +230,6 @@ def ntxent(
         if "jvp" not in str(error):
             raise
         raise RuntimeError("ntxent_loss has no forward-mode derivative; use backend='reference'") from error
-
-
-def _check_ranks(z: Tensor, temperature: float | Tensor, reduction: str, eps: float, group) -> None:
-    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    reductions = ("mean", "sum", "none")
-    alike = "pass the same to every rank"
-    shared = (
-        distributed.Shared("rows of z0", z.shape[0], "use a sampler that drops the last, smaller batch"),
-        distributed.Shared("columns of z0", z.shape[1], "use the same model on every rank"),
-        distributed.Shared("dtype of z0", dtypes.index(z.dtype), "use the same model and autocast everywhere", dtypes),
-        distributed.Shared("reduction", reductions.index(reduction), alike, reductions),
-        distributed.Shared("eps", eps, alike),
-        distributed.Shared(
-            "temperature", temperature, f"{alike}; a learned one belongs inside the module that DDP wraps"
-        ),
-    )
-    distributed.check_same_on_all_ranks(shared, z.device, group)
 
 
 def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:
