@@ -10,17 +10,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import triton
 
-from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backward import (
     ntxent_bwd_coefficients_kernel,
     ntxent_bwd_finish_kernel,
     ntxent_bwd_kernel,
 )
-from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
 from simclr_fast.ops.ntxent.triton_forward import ntxent_fwd_finish_kernel, ntxent_fwd_kernel, ntxent_normalize_kernel
+from simclr_fast.ops.ntxent.triton_host import (
+    COEFFICIENT_ROWS,
+    FINISH_ROWS,
+    ROW_STAGES,
+    ROW_WARPS,
+    ceil_div,
+    dot_precision,
+    needs_online_max,
+    operand_dtype,
+    readable_rows,
+    row_blocks,
+    stride_unit,
+    tl_precision,
+)
 from simclr_fast.ops.ntxent.triton_tiles import (
     Target,
     backward_splits,
@@ -29,15 +40,7 @@ from simclr_fast.ops.ntxent.triton_tiles import (
     forward_tiles,
     target_of,
 )
-from simclr_fast.triton_launch import Launch, aligned, launch_on_device
-
-# Full float32 ("ieee") on tensor cores: three tf32 products of operands split in two, a few ulps from FMA's result.
-_DOT_OF = {"ieee": "tf32x3", "tf32": "tf32"}
-
-_ROW_WARPS = 8  # warps of a program of the row-wise kernels
-_ROW_STAGES = 2
-_FINISH_ROWS = 16  # of a program of the forward's finish; with 64, a multiprocessor gets one, which waits for its loads
-_COEFFICIENT_ROWS = 128  # of a program that makes coefficients; each of them reads the statistics of all rows
+from simclr_fast.triton_launch import Launch, launch_on_device
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,19 @@ class TritonNtxent:
     target: Callable[[torch.device], Target] = target_of
 
     def normalize(self, z0: torch.Tensor, z1: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """z0, z1 [n, D] of one float type -> u [2n, D] (fp16 for half inputs, else fp32), inv_norm [2n] fp32."""
-        operand = _operand_dtype(z0)
-        z0, z1 = _readable_rows(z0), _readable_rows(z1)
+        """z0 [n0, D], z1 [n1, D] of one float type -> u [n0 + n1, D] (fp16 for half inputs, else fp32), inv_norm."""
+        operand = operand_dtype(z0)
+        z0, z1 = readable_rows(z0), readable_rows(z1)
         n, dim = z0.shape
-        u = z0.new_empty((2 * n, dim), dtype=operand)
-        inv_norm = z0.new_empty(2 * n, dtype=torch.float32)
-        block_m, block_d = _row_blocks(dim)
-        unit = _stride_unit(dim)
+        rows = n + z1.shape[0]
+        u = z0.new_empty((rows, dim), dtype=operand)
+        inv_norm = z0.new_empty(rows, dtype=torch.float32)
+        block_m, block_d = row_blocks(dim)
+        unit = stride_unit(dim)
         self.run(
             Launch(
                 kernel=ntxent_normalize_kernel,
-                grid=(_ceil_div(2 * n, block_m),),
+                grid=(ceil_div(rows, block_m),),
                 arguments={
                     "z0_ptr": z0,
                     "z1_ptr": z1,
@@ -67,13 +71,14 @@ class TritonNtxent:
                     "inv_norm_ptr": inv_norm,
                     "eps": eps,
                     "n": n,
+                    "rows": rows,
                     "D": dim,
                     "stride0": z0.stride(0) // unit,
                     "stride1": z1.stride(0) // unit,
                 },
                 constants={"UNIT": unit, "BLOCK_M": block_m, "BLOCK_D": block_d},
-                num_warps=_ROW_WARPS,
-                num_stages=_ROW_STAGES,
+                num_warps=ROW_WARPS,
+                num_stages=ROW_STAGES,
             )
         )
         return u, inv_norm
@@ -94,16 +99,16 @@ class TritonNtxent:
         rows = 2 * n
         reduced = reduction != "none"
         target = self.target(u.device)
-        dot = _dot_precision(u, precision)
-        online_max = _needs_online_max(temperature, temperature_tensor)
+        dot = dot_precision(u, precision)
+        online_max = needs_online_max(temperature, temperature_tensor)
         tiles = forward_tiles(target, dot, dim, online_max)
-        row_tiles, column_tiles = _ceil_div(rows, tiles.block_m), _ceil_div(columns, tiles.block_m)
+        row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_m)
         symmetric = row_offset == 0 and columns == rows
         band_m, band_n = forward_bands(target, symmetric, row_tiles, column_tiles)
-        row_bands, column_bands = _ceil_div(row_tiles, band_m), _ceil_div(column_tiles, band_n)
+        row_bands, column_bands = ceil_div(row_tiles, band_m), ceil_div(column_tiles, band_n)
         column_slots = row_bands if symmetric else 0
         slots = column_slots + column_bands
-        programs = _ceil_div(rows, _FINISH_ROWS)
+        programs = ceil_div(rows, FINISH_ROWS)
 
         sums = u.new_empty((slots, rows), dtype=torch.float32)
         maxima = torch.empty_like(sums) if online_max else sums
@@ -133,10 +138,10 @@ class TritonNtxent:
                     "D": dim,
                     "SYMMETRIC": symmetric,
                     "ONLINE_MAX": online_max,
-                    "PRECISION": _tl_precision(dot),
+                    "PRECISION": tl_precision(dot),
                     "BLOCK_M": tiles.block_m,
                     "BLOCK_D": tiles.block_d,
-                    "SLICES": _ceil_div(dim, tiles.block_d),
+                    "SLICES": ceil_div(dim, tiles.block_d),
                     "HOLD_ROWS": tiles.holds_rows,
                     "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
                     "EVEN_D": dim % tiles.block_d == 0,
@@ -174,11 +179,11 @@ class TritonNtxent:
                     "SYMMETRIC": symmetric,
                     "ONLINE_MAX": online_max,
                     "TILE_M": tiles.block_m,
-                    "BLOCK_M": _FINISH_ROWS,
+                    "BLOCK_M": FINISH_ROWS,
                     "BLOCK_SLOTS": 128,
                     "BLOCK_D": 64,
                 },
-                num_stages=_ROW_STAGES,
+                num_stages=ROW_STAGES,
             )
         )
         return loss, lse_neg, s_pos
@@ -202,19 +207,19 @@ class TritonNtxent:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """dloss [], or [M] with reduction "none", u [M, D], lse_neg, s_pos [M] -> dz0, dz1 [n, D], dt []."""
         u, dloss, lse_neg, s_pos = (x.contiguous() for x in (u, dloss, lse_neg, s_pos))
-        z0, z1 = _readable_rows(z0), _readable_rows(z1)
+        z0, z1 = readable_rows(z0), readable_rows(z1)
         n, dim = z0.shape
         columns = u.shape[0]
         target = self.target(u.device)
-        dot = _dot_precision(u, precision)
-        online_max = _needs_online_max(temperature, temperature_tensor)
+        dot = dot_precision(u, precision)
+        online_max = needs_online_max(temperature, temperature_tensor)
         tiles = backward_tiles(target, dot, dim, online_max)
         slices = tiles.slices(dim)
-        owners = _ceil_div(dim, slices * tiles.block_d)  # programs that share out the columns of the gradient
-        row_tiles, column_tiles = _ceil_div(2 * n, tiles.block_m), _ceil_div(columns, tiles.block_n)
+        owners = ceil_div(dim, slices * tiles.block_d)  # programs that share out the columns of the gradient
+        row_tiles, column_tiles = ceil_div(2 * n, tiles.block_m), ceil_div(columns, tiles.block_n)
         splits = backward_splits(target, row_tiles * owners, column_tiles)
-        block_m, block_d = _row_blocks(dim)
-        unit = _stride_unit(dim)
+        block_m, block_d = row_blocks(dim)
+        unit = stride_unit(dim)
 
         term = u.new_empty(columns, dtype=torch.float32)
         weight = u.new_empty(columns + 1, dtype=torch.float32)
@@ -227,7 +232,7 @@ class TritonNtxent:
         self.run(
             Launch(
                 kernel=ntxent_bwd_coefficients_kernel,
-                grid=(_ceil_div(columns, _COEFFICIENT_ROWS),),
+                grid=(ceil_div(columns, COEFFICIENT_ROWS),),
                 arguments={
                     "dloss_ptr": dloss,
                     "lse_neg_ptr": lse_neg,
@@ -243,13 +248,13 @@ class TritonNtxent:
                 constants={
                     "REDUCED": reduction != "none",
                     "ONLINE_MAX": online_max,
-                    "BLOCK_M": _COEFFICIENT_ROWS,
+                    "BLOCK_M": COEFFICIENT_ROWS,
                     # Many numbers at once, since every program waits for all of them: with 1024 and 4 warps 10 us
                     # instead of 7. But not more than there are: a masked step does not load vectors.
                     "BLOCK_SCAN": 4096 if columns >= 4096 else 1024,
                 },
-                num_warps=_ROW_WARPS,
-                num_stages=_ROW_STAGES,
+                num_warps=ROW_WARPS,
+                num_stages=ROW_STAGES,
             )
         )
         self.run(
@@ -274,7 +279,7 @@ class TritonNtxent:
                     "D": dim,
                     "NEED_DT": need_dt,
                     "ONLINE_MAX": online_max,
-                    "PRECISION": _tl_precision(dot),
+                    "PRECISION": tl_precision(dot),
                     "BLOCK_M": tiles.block_m,
                     "BLOCK_N": tiles.block_n,
                     "BLOCK_D": tiles.block_d,
@@ -291,7 +296,7 @@ class TritonNtxent:
         self.run(
             Launch(
                 kernel=ntxent_bwd_finish_kernel,
-                grid=(_ceil_div(2 * n, block_m),),
+                grid=(ceil_div(2 * n, block_m),),
                 arguments={
                     "part_ptr": part,
                     "dt_part_ptr": dt_part,
@@ -324,58 +329,11 @@ class TritonNtxent:
                     "BLOCK_D": block_d,
                     "BLOCK_DT": 128,
                 },
-                num_warps=_ROW_WARPS,
-                num_stages=_ROW_STAGES,
+                num_warps=ROW_WARPS,
+                num_stages=ROW_STAGES,
             )
         )
         return dz0, dz1, dt
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)  # triton.cdiv takes 7 us a call
-
-
-def _needs_online_max(temperature: float, temperature_tensor: torch.Tensor | None) -> bool:
-    return temperature_tensor is not None or 2.0 / temperature > CONSTANT_MAX_LIMIT
-
-
-def _operand_dtype(z: torch.Tensor) -> torch.dtype:
-    if z.dtype not in NTXENT.triton_takes:
-        raise TypeError(f"backend='triton' takes no {z.dtype}, which z0 is: cast it, or use another backend")
-    return torch.float32 if z.dtype == torch.float32 else torch.float16
-
-
-def _dot_precision(u: torch.Tensor, precision: str) -> str:
-    """Name of the product in the tile tables: "fp16", "tf32" or "tf32x3"."""
-    if u.dtype not in (torch.float16, torch.float32):
-        raise TypeError(f"backend='triton' takes u of float16 or float32, got {u.dtype}")
-    if precision not in _DOT_OF:
-        raise ValueError(f"precision must be one of {sorted(_DOT_OF)}, got {precision!r}")
-    return "fp16" if u.dtype == torch.float16 else _DOT_OF[precision]
-
-
-def _tl_precision(dot: str) -> str:
-    return "ieee" if dot == "fp16" else dot  # tl.dot asks for a precision of fp16 operands too, and ignores it
-
-
-def _stride_unit(dim: int) -> int:
-    """What strides are counted in; that it depends on D alone leaves one compiled variant for all rows of that D."""
-    return 16 if dim % 16 == 0 else 1
-
-
-def _readable_rows(z: torch.Tensor) -> torch.Tensor:
-    """z [n, D] or a copy: contiguous rows, a stride of whole units, an aligned start."""
-    readable = z.stride(1) == 1 and z.stride(0) % _stride_unit(z.shape[1]) == 0
-    return aligned(z if readable else z.contiguous())
-
-
-def _row_blocks(dim: int) -> tuple[int, int]:
-    """(rows, columns) that a program of the row-wise kernels holds: whole rows, and 4 elements a thread where they fit.
-
-    With 4, a warp's float32 and float16 accesses both fill their sectors.
-    """
-    block_d = triton.next_power_of_2(dim)
-    return max(1, 4 * 32 * _ROW_WARPS // block_d), block_d
 
 
 _default = TritonNtxent()

@@ -362,10 +362,10 @@ def ntxent_bwd_finish_kernel(
     # 2. g_i -= (w_i pull_i + w_p pull_p) / W u_p. Between aligned pairs it nearly cancels the rest: of half inputs, u_i
     #    and u_p are made of z again, for u is rounded to fp16.
     inv_norm = tl.load(inv_norm_ptr + local, mask=inside, other=0.0)
-    direction = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D, UNIT) * inv_norm[:, None]
+    direction = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, 2 * n, D, UNIT) * inv_norm[:, None]
     partner = tl.where(local < n, local + n, local - n)
     if u_ptr.dtype.element_ty == tl.float16:
-        u_partner = load_views(z0_ptr, z1_ptr, stride0, stride1, partner, d, n, D, UNIT)  # [BLOCK_M, BLOCK_D]
+        u_partner = load_views(z0_ptr, z1_ptr, stride0, stride1, partner, d, n, 2 * n, D, UNIT)  # [BLOCK_M, BLOCK_D]
         u_partner *= tl.load(inv_norm_ptr + partner, mask=inside, other=0.0)[:, None]
     else:
         u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)

@@ -130,14 +130,14 @@ def load_vector(base, index, limit, EVEN: tl.constexpr):
 
 
 @triton.jit
-def load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D, UNIT: tl.constexpr):
-    """Local rows of view 0 stacked on view 1, as float32, zero outside.  # [len(local), len(d)]
+def load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, rows, D, UNIT: tl.constexpr):
+    """Local rows of view 0 (n) stacked on view 1 (rows - n), as float32, zero outside.  # [len(local), len(d)]
 
     stride0, stride1: from row to row, in units of UNIT elements: what a constant multiplies, vector loads can rely on.
     """
     row = local.to(tl.int64)[:, None]
     first = (row < n) & (d < D)[None, :]
-    second = (row >= n) & (row < 2 * n) & (d < D)[None, :]
+    second = (row >= n) & (row < rows) & (d < D)[None, :]
     z0 = tl.load(z0_ptr + row * (stride0 * UNIT) + d[None, :], mask=first, other=0.0)
     z1 = tl.load(z1_ptr + (row - n) * (stride1 * UNIT) + d[None, :], mask=second, other=0.0)
     return tl.where(row < n, z0.to(tl.float32), z1.to(tl.float32))

@@ -25,14 +25,15 @@ from simclr_fast.ops.ntxent.triton_common import (
 )
 
 
-@triton.jit(do_not_specialize=["n", "stride0", "stride1"])
+@triton.jit(do_not_specialize=["n", "rows", "stride0", "stride1"])
 def ntxent_normalize_kernel(
     z0_ptr,  # [n, D], row stride stride0 * UNIT
-    z1_ptr,  # [n, D], row stride stride1 * UNIT
-    u_ptr,  # [2n, D] out
-    inv_norm_ptr,  # [2n] out
+    z1_ptr,  # [rows - n, D], row stride stride1 * UNIT
+    u_ptr,  # [rows, D] out
+    inv_norm_ptr,  # [rows] out
     eps,
     n,
+    rows,
     D,
     stride0,
     stride1,
@@ -44,7 +45,7 @@ def ntxent_normalize_kernel(
     # 1. Rows of both views, view 0 first.
     local = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     d = tl.arange(0, BLOCK_D)
-    z = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, D, UNIT)  # [BLOCK_M, BLOCK_D]
+    z = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, rows, D, UNIT)  # [BLOCK_M, BLOCK_D]
 
     # 2. down = 2^-e, e the exponent of the largest entry, and up = 1 / down, both exact: of rows so scaled, no square
     #    overflows or vanishes. down is kept a normal number.
@@ -66,7 +67,7 @@ def ntxent_normalize_kernel(
     inv_norm = tl.where(clamped, inv_eps, inv_root * down)
 
     # 5. Store; offsets may exceed 32 bits.
-    inside = local < 2 * n
+    inside = local < rows
     offsets = local.to(tl.int64)[:, None] * D + d[None, :]
     tl.store(u_ptr + offsets, u.to(u_ptr.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
     tl.store(inv_norm_ptr + local, inv_norm, mask=inside)
