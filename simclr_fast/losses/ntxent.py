@@ -1,4 +1,6 @@
-"""The public NT-Xent loss: `ntxent_loss` and the module `NTXentLoss`."""
+"""The public NT-Xent loss and its variants: `ntxent_loss`, and the module `NTXentLoss`."""
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +19,35 @@ from simclr_fast.losses.arguments import (
     ready_temperature,
 )
 from simclr_fast.losses.module import ContrastiveLoss
+from simclr_fast.losses.ntxent_rows import (
+    Call,
+    check_ranks,
+    loss_of_rows,
+    rows_of_pairs,
+    weights_of_rows,
+)
+from simclr_fast.losses.rows import reduce_rows
+from simclr_fast.losses.statistics import NTXentStatistics
 from simclr_fast.ops.ntxent.limits import is_large
 from simclr_fast.ops.ntxent.ops import ntxent
+from simclr_fast.ops.ntxent.reference import compute_dtype
 
 
 def ntxent_loss(
     z0: Tensor,
-    z1: Tensor,
+    z1: Tensor | None = None,
     temperature: float | Tensor = 0.5,
     *,
+    decoupled: bool = False,
+    weights: Tensor | None = None,
+    return_stats: bool = False,
     reduction: Reduction = "mean",
     group: "torch.distributed.ProcessGroup | None" = None,
     eps: float = 1e-8,
     precision: Precision | None = None,
     backend: Backend = "auto",
-) -> Tensor:
-    """The NT-Xent loss of two views, exact, in memory linear in N.
+) -> Tensor | tuple[Tensor, NTXentStatistics]:
+    """The NT-Xent loss of two views or more, exact, in memory linear in N.
 
     Row i of z0 and row i of z1 are a positive pair; all other rows of both views are negatives. With unit rows
     u_i = z_i / max(|z_i|, eps) and s_ij = u_i . u_j / temperature, the loss of row i is
@@ -40,10 +55,16 @@ def ntxent_loss(
 
     Args:
         z0, z1: [N, D], N >= 1, D >= 1; float16, bfloat16, float32 or float64, any strides. Under autocast the two may
-            differ in dtype, and the narrower is widened.
+            differ in dtype, and the narrower is widened. Or views [V, N, D] alone: of V > 2 views row i's loss is its
+            mean over the V - 1 positives, all in the denominator (Khosla et al. 2020, eq. 2, a sample being a class).
         temperature: a positive float, or a 0-dim tensor on the views' device, which may require grad. A tensor on CUDA
             is never read by the host, hence its value is not checked: a temperature <= 0 gives a meaningless loss.
             torch.compile makes a graph for the first float it meets, and one for all floats after it.
+        decoupled: leaves the positive out of the denominator: log sum_{j != i, p} exp(s_ij) - s_ip (Yeh et al. 2022,
+            "Decoupled Contrastive Learning", eq. 6). Of two views; needs a second sample.
+        weights: [N], a factor on the losses of all rows of a sample. "mean" still divides by the number of rows, not by
+            the sum of the weights. Any real dtype; differentiable.
+        return_stats: also return the batch's `NTXentStatistics`. Of two views.
         reduction: "mean" or "sum" over the 2N rows, or "none" for the row losses [2N], view 0 before view 1.
         group: processes whose rows are also negatives; all of them must call with equal N, D, temperature, reduction
             and eps. "mean" and "sum" then return the loss of the whole batch on every rank, and the mean of the ranks'
@@ -54,28 +75,31 @@ def ntxent_loss(
         backend: "auto", "cpp" (compiled extension), "triton" or "reference" (plain PyTorch, O(N^2) memory).
 
     Returns:
-        float32 (float64 for float64 views), never negative; differentiable once in z0, z1 and temperature (as often as
-        wanted with backend="reference"). A NaN in a view gives NaN.
+        The loss, and with `return_stats` (loss, statistics). float32 (float64 for float64 views), never negative unless
+        decoupled; differentiable once in the views, temperature and weights (as often as wanted with
+        backend="reference"). A NaN in a view gives NaN.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape, dtype, device or value.
         RuntimeError: the named backend cannot serve the views.
     """
-    _check_views(z0, z1)
-    check_options(reduction, eps, precision)
-    z0, z1 = common_dtype(z0, z1)
-    temperature = ready_temperature(temperature, z0)
-    precision = default_precision() if precision is None else precision
-    return ntxent(
-        for_backward(z0),
-        for_backward(z1),
-        temperature,
-        reduction=reduction,
-        eps=float(eps),
-        precision=precision,
-        backend=resolve_backend(backend, "ntxent_fwd", z0.device, z0.dtype, is_large(z0, precision, group)),
-        group=group,
+    if z1 is None:
+        z0, z1 = _views_of(z0)
+    _check_views(("z0", "z1"), z0, z1)
+    fused = not (decoupled or return_stats)
+    call = Call(temperature, decoupled, return_stats, reduction, eps, precision, backend, group)
+    z0, z1, call = _ready(z0, z1, call, "ntxent_fwd" if fused else "similarity_fwd")
+    if weights is not None:
+        weights = weights_of_rows(weights, z0, views=2)
+    if not fused:
+        return loss_of_rows(rows_of_pairs(z0, z1, call), weights, call)
+    loss = partial(
+        ntxent, z0, z1, call.temperature, eps=call.eps, precision=call.precision, backend=call.backend, group=group
     )
+    if weights is None:
+        return loss(reduction=reduction)
+    check_ranks("z0", z0, call)
+    return reduce_rows(loss(reduction="none") * weights, reduction, group, dtype=compute_dtype(z0.dtype))
 
 
 class NTXentLoss(ContrastiveLoss):
@@ -90,6 +114,8 @@ class NTXentLoss(ContrastiveLoss):
         memory_bank_size: int = 0,
         gather_distributed: bool = False,
         *,
+        decoupled: bool = False,
+        return_stats: bool = False,
         reduction: Reduction = "mean",
         eps: float = 1e-8,
         precision: Precision | None = None,
@@ -102,15 +128,52 @@ class NTXentLoss(ContrastiveLoss):
         super().__init__(
             temperature, gather_distributed, reduction=reduction, eps=eps, precision=precision, backend=backend
         )
+        self.decoupled = decoupled
+        self.return_stats = return_stats
 
-    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss of the views out0, out1 [N, D], which are z0, z1 of `ntxent_loss` under lightly's names."""
-        return ntxent_loss(out0, out1, **self.options())
+    def forward(
+        self,
+        out0: Tensor,
+        out1: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        return_stats: bool | None = None,
+    ) -> Tensor | tuple[Tensor, NTXentStatistics]:
+        """The loss of the views out0, out1 [N, D], which are z0, z1 of `ntxent_loss` under lightly's names.
+
+        return_stats: whether this call is to return the statistics, too; None: as the module's option says.
+        """
+        return_stats = self.return_stats if return_stats is None else return_stats
+        options = self.options() | {"decoupled": self.decoupled, "return_stats": return_stats}
+        return ntxent_loss(out0, out1, weights=weights, **options)
 
 
-def _check_views(z0: Tensor, z1: Tensor) -> None:
-    check_rows("z0", z0)
-    check_rows("z1", z1)
+def _ready(z0: Tensor, z1: Tensor, call: Call, op: str) -> tuple[Tensor, Tensor, Call]:
+    """Checked views, and a call with checked options, as an op takes them."""
+    check_options(call.reduction, call.eps, call.precision)
+    z0, z1 = common_dtype(z0, z1)
+    precision = default_precision() if call.precision is None else call.precision
+    call = call._replace(
+        temperature=ready_temperature(call.temperature, z0),
+        eps=float(call.eps),
+        precision=precision,
+        backend=resolve_backend(call.backend, op, z0.device, z0.dtype, is_large(z0, precision, call.group)),
+    )
+    return for_backward(z0), for_backward(z1), call
+
+
+def _views_of(views: Tensor) -> tuple[Tensor, Tensor]:
+    """The two views of a stack [2, N, D]."""
+    if not isinstance(views, Tensor) or views.ndim != 3 or views.shape[0] != 2:
+        shape = tuple(views.shape) if isinstance(views, Tensor) else type(views).__name__
+        raise ValueError(f"z0 is {shape} and z1 is None: pass z0 and z1 [N, D], or all views in one tensor [V, N, D]")
+    return views.unbind()
+
+
+def _check_views(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
+    for name, z in zip(names, (z0, z1)):
+        check_rows(name, z)
     if z0.shape != z1.shape:
-        raise ValueError(f"z0 {tuple(z0.shape)} and z1 {tuple(z1.shape)} differ in shape: row i of both is one sample")
-    check_together(("z0", "z1"), z0, z1)
+        shapes = [f"{name} {tuple(z.shape)}" for name, z in zip(names, (z0, z1))]
+        raise ValueError(f"{' and '.join(shapes)} differ in shape: row i of both is one sample")
+    check_together(names, z0, z1)
