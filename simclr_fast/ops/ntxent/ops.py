@@ -23,6 +23,7 @@ from torch import Tensor
 
 from simclr_fast import distributed
 from simclr_fast.backends import describe, has_triton
+from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.reference import (
     compute_dtype,
@@ -158,7 +159,8 @@ class _NTXent(torch.autograd.Function):
         if ctx.options.reduction == "none" and distributed.rank_and_size(ctx.options.group)[1] > 1:
             dloss = distributed.all_gather_shards(dloss, ctx.options.group)  # [M]
         need_dt = ctx.needs_input_grad[2]
-        dz0, dz1, dt = _NTXentGradient.apply(dloss, z0, z1, temperature_tensor, _Saved(*saved), need_dt, ctx.options)
+        inputs = (dloss, z0, z1, temperature_tensor, _Saved(*saved), need_dt, ctx.options)
+        dz0, dz1, dt = function.apply(_NTXentGradient, "ntxent_loss", *inputs)
         return dz0, dz1, dt if need_dt else None, None
 
     @staticmethod
@@ -222,14 +224,7 @@ def ntxent(
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     options = Options(value, reduction, eps, precision, backend, group)
-    if torch.compiler.is_compiling():
-        return _NTXent.apply(z0, z1, tensor, options)[0]
-    try:
-        return _NTXent.apply(z0, z1, tensor, options)[0]
-    except NotImplementedError as error:  # torch.compile traces no Function that has a jvp of its own to say this in
-        if "jvp" not in str(error):
-            raise
-        raise RuntimeError("ntxent_loss has no forward-mode derivative; use backend='reference'") from error
+    return function.apply(_NTXent, "ntxent_loss", z0, z1, tensor, options)[0]
 
 
 def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:

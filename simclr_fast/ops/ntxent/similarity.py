@@ -28,6 +28,7 @@ from torch import Tensor
 
 from simclr_fast import distributed
 from simclr_fast.backends import describe
+from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.limits import SIMILARITY
 from simclr_fast.ops.ntxent.ops import OPS as NTXENT_OPS
 from simclr_fast.ops.ntxent.ops import operand_dtype
@@ -168,9 +169,8 @@ class _Similarity(torch.autograd.Function):
             return None, None, None, None
         rows, columns, temperature_tensor, *saved = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        return *_SimilarityGradient.apply(
-            drows, dcolumns, rows, columns, temperature_tensor, _Saved(*saved), needs, ctx.options
-        ), None
+        inputs = (drows, dcolumns, rows, columns, temperature_tensor, _Saved(*saved), needs, ctx.options)
+        return *function.apply(_SimilarityGradient, "similarity_logsumexp", *inputs), None
 
     @staticmethod
     def vmap(info, in_dims, *args):
@@ -301,7 +301,7 @@ def similarity(
         return _reference(rows, columns, temperature, exclude, both, need_max, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     options = Options(value, exclude, both, need_max, eps, precision, backend, group)
-    return _Similarity.apply(rows, columns, tensor, options)[:3]
+    return function.apply(_Similarity, "similarity_logsumexp", rows, columns, tensor, options)[:3]
 
 
 def _reference(rows, columns, temperature, exclude, both, need_max, eps, group) -> tuple[Tensor, Tensor, Tensor]:

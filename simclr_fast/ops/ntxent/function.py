@@ -1,0 +1,39 @@
+"""How the losses call their autograd Functions: in eager mode without the price of what transforms of a call need.
+
+torch.func and torch.compile want a Function whose forward knows no ctx and leaves to setup_context what is saved. To
+call one costs more host time than the kernels of a small batch, because PyTorch inspects the signature of forward and
+binds it at every call. Where no transform looks on, the same forward and setup_context run behind a forward with ctx.
+"""
+
+from functools import cache
+
+import torch
+
+
+def apply(function: type[torch.autograd.Function], called: str, *inputs: object) -> tuple:
+    """function.apply(*inputs), of a Function that has setup_context, and no jvp.
+
+    Raises RuntimeError under forward-mode differentiation; `called` is what users call to run the function.
+    """
+    if torch.compiler.is_compiling():
+        return function.apply(*inputs)
+    transformed = torch._C._are_functorch_transforms_active()  # Function.apply itself asks this
+    try:
+        return (function if transformed else _with_ctx(function)).apply(*inputs)
+    except NotImplementedError as error:  # torch.compile traces no Function that has a jvp of its own to say this in
+        if "jvp" not in str(error):
+            raise
+        raise RuntimeError(f"{called} has no forward-mode derivative; use backend='reference'") from error
+
+
+@cache
+def _with_ctx(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """The Function of the same name whose forward takes ctx, and does what forward and setup_context of this one do."""
+
+    def forward(ctx, *inputs):
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), parts)

@@ -1,0 +1,60 @@
+"""The way of the losses to autograd: how much Python a call runs, what it serves, and what it refuses."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from simclr_fast import NTXentLoss
+from simclr_fast.ops.ntxent.reference import ntxent_textbook
+
+# Of a step on CPU tensors, beside the calls that torch.autograd.grad makes. With a Function that has setup_context it
+# is 220, for PyTorch inspects and binds the signature of its forward at every call.
+MOST_CALLS = 60
+LOSS = NTXentLoss(0.2, backend="cpp")
+
+
+def python_calls(function: Callable[[], object]) -> int:
+    """How many Python functions a call of this one runs, itself among them."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+def test_a_step_runs_little_python() -> None:
+    z0, z1 = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
+    of = lambda loss: lambda: torch.autograd.grad(loss(z0, z1), (z0, z1))
+    of(LOSS)()  # what is looked up once
+    floor = python_calls(of(lambda z0, z1: (z0 * z1).sum()))
+    assert python_calls(of(ntxent_textbook)) > floor
+    assert python_calls(of(LOSS)) - floor <= MOST_CALLS
+
+
+def test_gradients_of_many_upstream_gradients_at_once() -> None:
+    z0, z1 = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
+    loss = LOSS(z0, z1)
+    many = torch.autograd.grad(loss, z0, torch.tensor([0.0, 1.0, -2.0]), is_grads_batched=True, retain_graph=True)[0]
+    one = torch.autograd.grad(loss, z0)[0]
+    assert torch.allclose(many, torch.stack([0 * one, one, -2 * one]), rtol=1e-6)
+
+
+def test_forward_mode_is_refused_in_both_directions() -> None:
+    z0, z1 = (torch.randn(4, 8, requires_grad=True) for _ in range(2))
+    loss = LOSS(z0, z1)
+    refused = pytest.raises(RuntimeError, match=r"ntxent_loss has no forward-mode derivative.*backend='reference'")
+    with forward_ad.dual_level(), refused:
+        LOSS(forward_ad.make_dual(z0.detach(), z1.detach()), z1)
+    with forward_ad.dual_level(), refused:
+        torch.autograd.grad(loss, z0, forward_ad.make_dual(torch.ones(()), torch.ones(())))
