@@ -38,10 +38,12 @@ constexpr double kConstantMaxLimit = 80.0;
 
 inline bool uses_constant_max(double temperature) { return 2 / temperature <= kConstantMaxLimit; }
 
-// Which columns are a row's own, its positive and its negatives. Index: int on GPUs (columns < 2^31), int64_t on CPUs.
+// Which columns are a row's own, its positive and its negatives: all others. Index: int on GPUs (columns < 2^31), int64_t
+// on CPUs. Beside NT-Xent's pairs, 2n rows of two views, this expresses what the primitive leaves out of its sums.
 template <class Index>
 struct Pairing {
-  Index n, rows, columns, row_offset;  // rows = 2 n
+  Index n;  // from a row of view 0 to its positive; 0: every row is its own
+  Index rows, columns, row_offset;
 
   HOST_DEVICE Index column_of(Index row) const { return row_offset + row; }
   HOST_DEVICE Index positive_of(Index row) const { return row_offset + (row < n ? row + n : row - n); }

@@ -5,18 +5,12 @@
 #include <string>
 #include <tuple>
 
-#include "binding.h"
-#include "ntxent_launch.h"
+#include "loss_binding.h"
 
 namespace simclr {
 namespace {
 
-struct Cpu {
-  static constexpr bool kHalfOperands = false;
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-  };
-
+struct Cpu : CpuDevice {
   static int64_t operand_columns(int64_t d, int) { return d; }
   static void run(SimclrNtxentNormalizeArgs& args, const Tensor&) { cpu::ntxent_normalize(args, torch_threads()); }
   static void run(SimclrNtxentFwdArgs& args, const Tensor&) { cpu::ntxent_fwd(args, torch_threads()); }
@@ -24,12 +18,7 @@ struct Cpu {
 };
 
 #ifdef USE_CUDA
-struct Cuda {
-  static constexpr bool kHalfOperands = true;  // fp16, for the tensor cores
-  struct Guard : torch::stable::accelerator::DeviceGuard {
-    explicit Guard(const Tensor& x) : DeviceGuard(x.get_device_index()) {}
-  };
-
+struct Cuda : CudaDevice {
   static int64_t operand_columns(int64_t d, int u_dtype) { return simclr_ntxent_operand_columns(d, u_dtype); }
   static void run(SimclrNtxentNormalizeArgs& args, const Tensor& u) {
     check_launch(simclr_ntxent_normalize(&args, current_stream(u)), "ntxent_normalize_kernel");
@@ -46,37 +35,8 @@ struct Cuda {
     args.workspace = workspace.mutable_data_ptr();
     check_launch(simclr_ntxent_bwd(&args, current_stream(u)), "ntxent_bwd_kernel");
   }
-
- private:
-  static Tensor bytes(const Tensor& like, int64_t size) {
-    return torch::stable::new_empty(like, {size}, ScalarType::Byte);
-  }
 };
 #endif
-
-int dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Half:
-      return SIMCLR_HALF;
-    case ScalarType::BFloat16:
-      return SIMCLR_BFLOAT16;
-    case ScalarType::Float:
-      return SIMCLR_FLOAT;
-    case ScalarType::Double:
-      return SIMCLR_DOUBLE;
-    default:
-      STD_TORCH_CHECK(false, "ntxent: z0 and z1 must be float16, bfloat16, float32 or float64");
-  }
-}
-
-// What statistics, loss, dt and a temperature tensor are: float32, float64 for float64 inputs.
-ScalarType statistics_type(const Tensor& x) {
-  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-Tensor with_adjacent_columns(const Tensor& z) {
-  return z.size(1) == 1 || z.stride(1) == 1 ? z : torch::stable::contiguous(z);
-}
 
 // Whether the row losses are added up, and what each is multiplied by in the gradient: row_scale of
 // simclr_fast/ops/ntxent/reference.py, for n samples of each process and the columns of all.
@@ -88,24 +48,6 @@ void fill_reduction(Args& args, const std::string& name) {
   args.scale = name == "none"   ? 1.0
                : name == "mean" ? 1.0 / static_cast<double>(2 * args.n)
                                 : static_cast<double>(args.columns) / static_cast<double>(2 * args.n);
-}
-
-template <class Args>
-void fill_precision(Args& args, const std::string& name) {
-  STD_TORCH_CHECK(name == "ieee" || name == "tf32", "ntxent: precision must be 'ieee' or 'tf32', got '", name, "'");
-  args.precision = name == "tf32" ? SIMCLR_TF32 : SIMCLR_IEEE;
-}
-
-// A temperature tensor on a GPU is read there, never here.
-template <class Args>
-void fill_temperature(Args& args, double value, const std::optional<Tensor>& tensor, const Tensor& u) {
-  args.temperature = value;
-  if (!tensor) return;
-  STD_TORCH_CHECK(
-      tensor->is_cuda() == u.is_cuda() && tensor->numel() == 1 && tensor->scalar_type() == statistics_type(u),
-      "ntxent: the temperature tensor must have one element, on the views' device, of the loss's dtype "
-      "(float32, or float64 for float64 inputs); convert it with .to(device, dtype)");
-  args.temperature_ptr = tensor->const_data_ptr();
 }
 
 template <class Device>

@@ -18,6 +18,7 @@
 // own column left of the first. Statistics are fp32, fp64 for fp64 inputs.
 #pragma once
 
+#include "ntxent.h"
 #include "ntxent_launch.h"
 
 enum SimclrExclude { SIMCLR_EXCLUDE_NONE = 0, SIMCLR_EXCLUDE_SELF = 1, SIMCLR_EXCLUDE_PAIR = 2 };
@@ -54,6 +55,18 @@ struct SimclrSimilarityBwdArgs {
   int exclude, z_dtype, precision;
   SimclrDevice device;
 };
+
+namespace simclr {
+// The pairs that count as "negatives": those that `exclude` leaves in.
+template <class Index, class Args>
+Pairing<Index> pairs_left_in(const Args& args) {
+  const Index rows = static_cast<Index>(args.row_count), columns = static_cast<Index>(args.column_count);
+  constexpr Index kLeftOfAll = -(Index{1} << (8 * sizeof(Index) - 2));
+  const bool none = args.exclude == SIMCLR_EXCLUDE_NONE;
+  return {args.exclude == SIMCLR_EXCLUDE_PAIR ? rows / 2 : 0, rows, columns,
+          none ? kLeftOfAll : static_cast<Index>(args.row_offset)};
+}
+}  // namespace simclr
 
 namespace simclr::cpu {
 // Results do not depend on the number of threads.

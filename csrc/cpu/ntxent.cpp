@@ -1,6 +1,7 @@
-// NT-Xent on the CPU: the order in which blocks are visited, the rules for single rows, and the choice of instructions.
+// NT-Xent on the CPU: normalisation of rows, and the choice of instructions for the passes over blocks.
 #include "../ntxent.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -8,36 +9,10 @@
 #include "../ntxent_launch.h"
 #include "aligned_buffer.h"
 #include "block_schedule.h"
+#include "rows.h"
 
 namespace simclr::cpu {
 namespace {
-
-// Rows of a block: two operands of 128 rows, the tile between them and its products stay in a core's second-level
-// cache for dim up to 256. A tile of 256 rows would take 256 KiB alone, half of that cache or all of it. Small problems
-// get smaller blocks, so that there are enough for several threads. A multiple of every kPanel; it depends on the
-// problem only, never on the number of threads.
-constexpr int64_t kMaxBlock = 128;
-int64_t block_rows(int64_t columns) { return columns >= 1024 ? 128 : columns >= 256 ? 64 : 32; }
-
-// T: the statistics' type.
-template <class T, class Args>
-double temperature_of(const Args& args) {
-  return args.temperature_ptr != nullptr ? *static_cast<const T*>(args.temperature_ptr) : args.temperature;
-}
-
-double larger_or_nan(double a, double b) { return a > b || a != a ? a : b; }
-
-// Summed in eight parts that the compiler keeps in one vector.
-template <class A, class B>
-double dot(const A* a, const B* b, int64_t n) {
-  double part[8] = {};
-  int64_t k = 0;
-  for (; k + 8 <= n; k += 8) {
-    for (int lane = 0; lane < 8; ++lane) part[lane] += double(widen(a[k + lane])) * double(widen(b[k + lane]));
-  }
-  for (; k < n; ++k) part[0] += double(widen(a[k])) * double(widen(b[k]));
-  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
-}
 
 template <class Z>
 double largest_magnitude(const Z* z, int64_t n) {
@@ -79,21 +54,6 @@ void normalize_rows(const SimclrNtxentNormalizeArgs& args, int64_t begin, int64_
     // A NaN that the input brings along may hold bits that exp2_in_range would take for an exponent.
     const bool nan = scale != scale;
     for (int64_t k = 0; k < args.d; ++k) u[k] = nan ? T(NAN) : static_cast<T>(widen(z[k]) * first * scale);
-  }
-}
-
-// Calls f(Z{}, T{}): Z the embeddings' element type, T that of rows and statistics.
-template <class F>
-void with_element_types(int z_dtype, const F& f) {
-  switch (z_dtype) {
-    case SIMCLR_HALF:
-      return f(Half{}, float{});
-    case SIMCLR_BFLOAT16:
-      return f(BFloat16{}, float{});
-    case SIMCLR_FLOAT:
-      return f(float{}, float{});
-    default:
-      return f(double{}, double{});
   }
 }
 

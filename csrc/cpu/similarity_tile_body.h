@@ -1,9 +1,9 @@
-// NT-Xent on one pair of blocks, for one instruction set; included by ntxent.cpp through for_each_isa.h.
+// Similarities of one block of rows and one of columns, for one instruction set; included by similarity_pass_body.h.
 //
-// A micro-tile is kRows rows by kPanel columns of S = (log2 e / t) U U^T; its accumulators stay in registers. Operands
+// A micro-tile is kRows rows by kPanel columns of S = (log2 e / t) X Y^T, X the rows and Y the columns; its accumulators stay in registers. Operands
 // are packed so that the inner loop reads kPanel contiguous values of one factor and broadcasts kRows of the other:
 //   across  [rows / kPanel][dim][kPanel]     panels of rows, transposed: both factors of S (each has sqrt(log2 e / t))
-//   along   [dim / kPanel][rows][kPanel]     panels of columns: right factor of G U and G^T U, and the layout of dU
+//   along   [dim / kPanel][rows][kPanel]     panels of columns: right factor of G Y and G^T X, and the layout of dU
 //   tile    [columns / kPanel][rows][kPanel] S or G on a pair of blocks: left factor of both products
 
 #include "simd_body.h"
@@ -69,11 +69,12 @@ inline Vec<T> max_or_nan(Vec<T> a, Vec<T> b) {
   return a == a ? larger : a;
 }
 
-// The local rows and the columns of one process. In a single process both are the same rows.
+// The packed operands of S.
 template <class T>
 struct Matrix {
-  const T* row_panels;  // across, of the local rows
-  const T* columns;     // across, of all columns
+  const T* row_panels;  // across, of the rows from `first_row` on, a multiple of kPanel
+  int64_t first_row;
+  const T* columns;  // across, of all columns
   Pairing<int64_t> pairing;
   int64_t dim;
 
@@ -94,7 +95,8 @@ struct Matrix {
   __attribute__((always_inline)) inline MicroTile<T> logits(int64_t row, int64_t column) const {
     constexpr int P = kPanel<T>;
     constexpr int64_t kPart = 32;
-    const T* a = row_panels + (row / P) * P * dim + row % P;
+    const int64_t local = row - first_row;
+    const T* a = row_panels + (local / P) * P * dim + local % P;
     const T* b = columns + column * dim;
     MicroTile<T> s = {};
     if (kConstantMax) {
@@ -113,18 +115,17 @@ struct Matrix {
   }
 };
 
-// sum_j 2^(s_ij - max_i) over the negatives of a row so far. With the constant maximum max_i stays 0.
+// sum 2^(s_ij - max) over what a row, or a column, has met so far. With the constant maximum it stays 0.
 template <class T>
-struct RowSums {
+struct ExpSums {
   T* max;
   double* sum;
 };
 
-// Adds 2^s of the block pair to the sums of the rows and, if `both`, by symmetry to those of the columns. With the
+// Adds 2^s of the block pair to the sums of the rows and, where there are such, to those of the columns. With the
 // constant maximum 0, no 2^s and no sum of M of them leaves the range of T.
 template <class T>
-void add_sums_constant_max(const Matrix<T>& matrix, Block rows, Block columns, bool both, double* row_sum,
-                           double* column_sum) {
+void add_sums_constant_max(const Matrix<T>& matrix, Block rows, Block columns, double* row_sum, double* column_sum) {
   constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
   Vec<T> row_lanes[kMaxBlock] = {};
   for (int64_t j = columns.begin; j < columns.end; j += P) {
@@ -148,7 +149,7 @@ void add_sums_constant_max(const Matrix<T>& matrix, Block rows, Block columns, b
         column_lanes[1] += e.v[r][1];
       }
     }
-    if (both) {
+    if (column_sum != nullptr) {
       for (int c = 0; c < P; ++c) column_sum[j + c] += column_lanes[c / L][c % L];
     }
   }
@@ -180,8 +181,8 @@ void merge(T& max, double& sum, T max_more, double sum_more) {
 
 // As add_sums_constant_max for logits of any size: every row and every column of the tile has its own maximum.
 template <class T>
-void add_sums_online_max(const Matrix<T>& matrix, Block rows, Block columns, bool both, const RowSums<T>& row_sums,
-                         const RowSums<T>& column_sums) {
+void add_sums_online_max(const Matrix<T>& matrix, Block rows, Block columns, const ExpSums<T>& row_sums,
+                         const ExpSums<T>& column_sums) {
   constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
   alignas(kCacheLine) T tile[kMaxBlock * kMaxBlock];
   store_logits(matrix, rows, columns, tile);
@@ -200,7 +201,7 @@ void add_sums_online_max(const Matrix<T>& matrix, Block rows, Block columns, boo
     }
     merge(row_sums.max[rows.begin + i], row_sums.sum[rows.begin + i], row_max, horizontal_sum<T>(sum));
   }
-  if (!both) return;
+  if (column_sums.sum == nullptr) return;
   for (int64_t p = 0; p < panels; ++p) {
     for (int half = 0; half < 2; ++half) {
       const T* s = tile + p * height * P + half * L;
@@ -215,52 +216,59 @@ void add_sums_online_max(const Matrix<T>& matrix, Block rows, Block columns, boo
   }
 }
 
-// What the gradient needs to know of a row: its weight w_i (scaled so that the largest is 1) and l_i = log2 sum_j
-// 2^s_ij over all columns j != i. With the constant maximum w_i 2^-l_i is stored in `weight`, and l_i is not used.
+// What the gradient needs to know of a row, or of a column: its weight w (scaled so that the largest is 1) and l = log2
+// of its sum of 2^s. With the constant maximum w 2^-l is stored in `weight`, and l is not used.
 template <class T>
-struct RowFactors {
+struct Factors {
   const T* weight;
   const T* lse;
 };
 
-// G_ij = w_i 2^(s_ij - l_i) + w_j 2^(s_ij - l_j) on the block pair, 0 where an entry is excluded.
-template <bool kConstantMax, class T>
-void store_coefficients(const Matrix<T>& matrix, Block rows, Block columns, const RowFactors<T>& of_row,
-                        const RowFactors<T>& of_column, T* tile) {
+// G_ij = w_i 2^(s_ij - l_i) + w'_j 2^(s_ij - l'_j) on the block pair, 0 where an entry is excluded. With kMoments, adds
+// the lanes of sum_j 2^(s_ij - l_i) s_ij to moments[i - rows.begin] (constant maximum: without the 2^-l_i).
+template <bool kConstantMax, bool kMoments, class T>
+void store_coefficients(const Matrix<T>& matrix, Block rows, Block columns, const Factors<T>& of_row,
+                        const Factors<T>& of_column, T* tile, [[maybe_unused]] Vec<T>* moments) {
   constexpr int P = kPanel<T>, L = Simd<T>::kLanes;
   for (int64_t j = columns.begin; j < columns.end; j += P) {
     const Vec<T> wj[2] = {vec(of_column.weight + j), vec(of_column.weight + j + L)};
     const Vec<T> lj[2] = {vec(of_column.lse + j), vec(of_column.lse + j + L)};
     for (int64_t i = rows.begin; i < rows.end; i += kRows, tile += kRows * P) {
       MicroTile<T> g = matrix.template logits<kConstantMax>(i, j);
+      [[maybe_unused]] MicroTile<T> moment;
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const T wi = of_row.weight[i + r], li = of_row.lse[i + r];
         for (int h = 0; h < 2; ++h) {
+          const Vec<T> s = g.v[r][h], e = kConstantMax ? exp2_in_range<T>(s) : exp2_flushed<T>(s - li);
+          if (kMoments) moment.v[r][h] = e * s;
           if (kConstantMax) {
-            g.v[r][h] = exp2_in_range<T>(g.v[r][h]) * (wi + wj[h]);
+            g.v[r][h] = e * (wi + wj[h]);
           } else {
-            g.v[r][h] = wi * exp2_flushed<T>(g.v[r][h] - li) + wj[h] * exp2_flushed<T>(g.v[r][h] - lj[h]);
+            g.v[r][h] = wi * e + wj[h] * exp2_flushed<T>(s - lj[h]);
           }
         }
       }
       *reinterpret_cast<MicroTile<T>*>(tile) = g;
-      if (__builtin_expect(matrix.has_excluded(i, j), 0)) {
-        matrix.exclude(*reinterpret_cast<MicroTile<T>*>(tile), i, j, 0);
+      const bool has_excluded = __builtin_expect(matrix.has_excluded(i, j), 0);
+      if (has_excluded) matrix.exclude(*reinterpret_cast<MicroTile<T>*>(tile), i, j, 0);
+      if (kMoments) {
+        if (has_excluded) matrix.exclude(moment, i, j, 0);
+        for (int r = 0; r < kRows; ++r) moments[i - rows.begin + r] += moment.v[r][0] + moment.v[r][1];
       }
     }
   }
 }
 
-// dU of the rows += G u of the columns; dU and `along` have `du_rows` and `along_rows` rows.
+// dU of the rows += G Y; `along` has `along_rows` rows, dU `du_rows`, of which the first is `first_row`.
 template <class T>
-void add_product(const T* tile, Block rows, Block columns, const T* along, int64_t along_rows, T* du, int64_t du_rows,
-                 int64_t dim_padded) {
+void add_product(const T* tile, Block rows, Block columns, const T* along, int64_t along_rows, T* du, int64_t first_row,
+                 int64_t du_rows, int64_t dim_padded) {
   constexpr int P = kPanel<T>;
   const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
   for (int64_t d = 0; d < dim_padded; d += P) {
     for (int64_t i = 0; i < height; i += kRows) {
-      MicroTile<T>& out = *reinterpret_cast<MicroTile<T>*>(du + d * du_rows + (rows.begin + i) * P);
+      MicroTile<T>& out = *reinterpret_cast<MicroTile<T>*>(du + d * du_rows + (rows.begin - first_row + i) * P);
       MicroTile<T> acc = out;
       for (int64_t j = 0; j < width; j += P) {
         multiply_add<1, P>(acc, tile + j * height + i * P, along + d * along_rows + (columns.begin + j) * P, P);
@@ -270,7 +278,7 @@ void add_product(const T* tile, Block rows, Block columns, const T* along, int64
   }
 }
 
-// dU of the columns += G^T u of the rows.
+// dU of the columns += G^T X, where rows and columns are of one matrix.
 template <class T>
 void add_transposed_product(const T* tile, Block rows, Block columns, const T* along, int64_t along_rows, T* du,
                             int64_t dim_padded) {

@@ -1,0 +1,80 @@
+// What the bindings of the losses share: their devices, element types, and the options that every loss has.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "binding.h"
+#include "ntxent_launch.h"
+
+namespace simclr {
+
+namespace {
+
+// A device of a binding: derived from one of these, with a `run` for the arguments of each op.
+struct CpuDevice {
+  static constexpr bool kHalfOperands = false;
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+};
+
+#ifdef USE_CUDA
+struct CudaDevice {
+  static constexpr bool kHalfOperands = true;  // fp16, for the tensor cores
+  struct Guard : torch::stable::accelerator::DeviceGuard {
+    explicit Guard(const Tensor& x) : DeviceGuard(x.get_device_index()) {}
+  };
+
+  static Tensor bytes(const Tensor& like, int64_t size) {
+    return torch::stable::new_empty(like, {size}, ScalarType::Byte);
+  }
+};
+#endif
+
+}  // namespace
+
+inline int dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Half:
+      return SIMCLR_HALF;
+    case ScalarType::BFloat16:
+      return SIMCLR_BFLOAT16;
+    case ScalarType::Float:
+      return SIMCLR_FLOAT;
+    case ScalarType::Double:
+      return SIMCLR_DOUBLE;
+    default:
+      STD_TORCH_CHECK(false, "simclr_fast: embeddings must be float16, bfloat16, float32 or float64");
+  }
+}
+
+// What statistics, loss, dt and a temperature tensor are: float32, float64 for float64 inputs.
+inline ScalarType statistics_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor with_adjacent_columns(const Tensor& z) {
+  return z.size(1) == 1 || z.stride(1) == 1 ? z : torch::stable::contiguous(z);
+}
+
+template <class Args>
+void fill_precision(Args& args, const std::string& name) {
+  STD_TORCH_CHECK(name == "ieee" || name == "tf32", "simclr_fast: precision must be 'ieee' or 'tf32', got '", name,
+                  "'");
+  args.precision = name == "tf32" ? SIMCLR_TF32 : SIMCLR_IEEE;
+}
+
+// A temperature tensor on a GPU is read there, never here.
+template <class Args>
+void fill_temperature(Args& args, double value, const std::optional<Tensor>& tensor, const Tensor& u) {
+  args.temperature = value;
+  if (!tensor) return;
+  STD_TORCH_CHECK(
+      tensor->is_cuda() == u.is_cuda() && tensor->numel() == 1 && tensor->scalar_type() == statistics_type(u),
+      "simclr_fast: the temperature tensor must have one element, on the embeddings' device, of the loss's dtype "
+      "(float32, or float64 for float64 inputs); convert it with .to(device, dtype)");
+  args.temperature_ptr = tensor->const_data_ptr();
+}
+
+}  // namespace simclr
