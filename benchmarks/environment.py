@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = (
     *("torch", "torchvision", "triton", "lightly", "pytorch-metric-learning", "info-nce-pytorch", "inf-cl", "memeff"),
+    *("open-clip-torch", "simclr", "siglip-kernel"),
     *("kornia", "albumentations", "nvidia-dali-cuda130"),
 )
 

@@ -71,10 +71,8 @@ def _info_nce(temperature: float) -> Loss:
         n = len(z0)
         z = torch.cat([z0, z1])
         rows = torch.arange(2 * n, device=z.device)
-        others = torch.ones(2 * n, 2 * n, dtype=torch.bool, device=z.device)
-        others[rows, rows] = others[rows, (rows + n) % (2 * n)] = False
-        negatives = others.nonzero()[:, 1].view(2 * n, 2 * n - 2)
-        return loss(z, z.roll(n, 0), z[negatives])
+        steps = torch.cat([rows[1:n], rows[n + 1 :]])  # from a row to its negatives: all but 0 and n
+        return loss(z, z.roll(n, 0), z[(rows[:, None] + steps) % (2 * n)])
 
     return call
 

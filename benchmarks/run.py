@@ -1,7 +1,8 @@
 """Runs the suites and writes the report: python -m benchmarks.run [--scale quick] [pytest's options, such as -k ntxent]
 
 Leaves results.json, report.md, report.html and the plots in the folder. Exit status: pytest's; the report is written of
-whatever was measured, also where a case failed.
+whatever was measured, also where a case failed. A whole run (no options of pytest, more than smoke) also writes
+docs/correctness.md.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import correctness, report
 from benchmarks.conftest import SCALES
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         report.main([str(results), *(["--against", str(earlier)] if options.against else [])])
     elif status == 0:
         raise SystemExit(f"benchmarks: pytest left no results in {results}")
+    if options.scale != "smoke" and not rest:
+        correctness.main(["--write"])
     return status
 
 
