@@ -53,8 +53,6 @@ def test_bad_input_is_named(change: dict, error: type[Exception], message: str) 
 
 
 def test_module_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(NotImplementedError, match="memory_bank_size=4096: memory banks are not implemented; use 0"):
-        NTXentLoss(memory_bank_size=4096)
     with pytest.raises(ValueError, match="temperature=0: pass a positive, finite number"):
         NTXentLoss(temperature=0)
     with pytest.raises(ValueError, match="reduction='avg': choose one of 'mean', 'sum', 'none'"):

@@ -1,5 +1,6 @@
-"""The public NT-Xent loss and its variants: `ntxent_loss`, and the module `NTXentLoss`."""
+"""The public NT-Xent loss and its variants: `ntxent_loss`, and the module `NTXentLoss`, also with a memory bank."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -18,12 +19,14 @@ from simclr_fast.losses.arguments import (
     for_backward,
     ready_temperature,
 )
+from simclr_fast.losses.memory_bank import MemoryBank, bank_size
 from simclr_fast.losses.module import ContrastiveLoss
 from simclr_fast.losses.ntxent_rows import (
     Call,
     check_ranks,
     loss_of_rows,
     rows_of_pairs,
+    rows_of_queries,
     weights_of_rows,
 )
 from simclr_fast.losses.rows import reduce_rows
@@ -105,13 +108,18 @@ def ntxent_loss(
 class NTXentLoss(ContrastiveLoss):
     """`ntxent_loss` as a module, call-compatible with lightly's: `loss = NTXentLoss(temperature=0.5)(z0, z1)`.
 
-    The options are those of `ntxent_loss` and `ContrastiveLoss`.
+    memory_bank_size: (K, D), or K alone where the first call is to tell D: the negatives of out0 are then the K rows of
+        a `MemoryBank` and no others, as in MoCo, the positives still the rows of out1, and out1's rows do not compete:
+        the loss is the mean of -log(exp(s_ip) / (exp(s_ip) + sum over the bank of exp(s_ij))) over the N rows of out0.
+        Afterwards out1's rows enter the bank, where out0 requires grad: an evaluation leaves it alone. The bank is part
+        of the state dict.
+    The other options are those of `ntxent_loss` and `ContrastiveLoss`. A bank takes two views.
     """
 
     def __init__(
         self,
         temperature: float | Tensor | nn.Module = 0.5,
-        memory_bank_size: int = 0,
+        memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
         *,
         decoupled: bool = False,
@@ -121,13 +129,11 @@ class NTXentLoss(ContrastiveLoss):
         precision: Precision | None = None,
         backend: Backend = "auto",
     ):
-        if memory_bank_size != 0:
-            raise NotImplementedError(
-                f"memory_bank_size={memory_bank_size!r}: memory banks are not implemented; use 0 and a larger batch"
-            )
         super().__init__(
             temperature, gather_distributed, reduction=reduction, eps=eps, precision=precision, backend=backend
         )
+        size = bank_size(memory_bank_size)
+        self.memory_bank = MemoryBank(*size, gather_distributed=gather_distributed) if size else None
         self.decoupled = decoupled
         self.return_stats = return_stats
 
@@ -145,7 +151,25 @@ class NTXentLoss(ContrastiveLoss):
         """
         return_stats = self.return_stats if return_stats is None else return_stats
         options = self.options() | {"decoupled": self.decoupled, "return_stats": return_stats}
-        return ntxent_loss(out0, out1, weights=weights, **options)
+        if self.memory_bank is None:
+            return ntxent_loss(out0, out1, weights=weights, **options)
+        return _loss_with_bank(out0, out1, self.memory_bank, weights, Call(**options))
+
+
+def _loss_with_bank(out0: Tensor, out1: Tensor | None, memory_bank: MemoryBank, weights: Tensor | None, call: Call):
+    if out1 is None:
+        raise ValueError("out1 is None: a memory bank takes two views; pass out0 and out1")
+    _check_views(("out0", "out1"), out0, out1)
+    bank = memory_bank(out0)
+    # The bank is float32: half rows are widened to it rather than it to them.
+    wide0, wide1 = (out.to(torch.promote_types(out.dtype, bank.dtype)) for out in (out0, out1))
+    queries, keys, call = _ready(wide0, wide1, call, "similarity_fwd")
+    if weights is not None:
+        weights = weights_of_rows(weights, queries, views=1)
+    result = loss_of_rows(rows_of_queries(queries, keys, bank.to(queries.dtype), call), weights, call)
+    if out0.requires_grad and torch.is_grad_enabled():
+        memory_bank.enqueue(keys, call.eps)
+    return result
 
 
 def _ready(z0: Tensor, z1: Tensor, call: Call, op: str) -> tuple[Tensor, Tensor, Call]:

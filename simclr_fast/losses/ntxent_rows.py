@@ -44,6 +44,16 @@ def rows_of_pairs(z0: Tensor, z1: Tensor, call: Call) -> Rows:
     return Rows(lse_neg, _pair_logits(z0, z1, call).repeat(2), largest)
 
 
+def rows_of_queries(queries: Tensor, keys: Tensor, bank: Tensor, call: Call) -> Rows:
+    """The n rows of queries [n, D], whose positives are the keys [n, D] and whose negatives are the bank [K, D].
+
+    The bank is in the dtype of the queries, has no gradient, and may be changed afterwards. Each process has one.
+    """
+    check_ranks("out0", queries, call)
+    lse_neg, _, largest = _similarity(queries, bank, "none", None, call)
+    return Rows(lse_neg, _pair_logits(queries, keys, call), largest)
+
+
 def loss_of_rows(rows: Rows, weights: Tensor | None, call: Call) -> Tensor | tuple[Tensor, NTXentStatistics]:
     """The loss, and the statistics where the call wants them; weights [n] are of the rows."""
     lse_neg = rows.lse_neg.to(rows.s_pos.dtype)
@@ -82,6 +92,7 @@ def _similarity(rows: Tensor, columns: Tensor | None, exclude: str, group, call:
         exclude=exclude,
         both=False,
         need_max=call.return_stats,
+        fixed_columns=columns is not None,  # a memory bank
         eps=call.eps,
         precision=call.precision,
         backend=call.backend,

@@ -81,6 +81,7 @@ class Options(NamedTuple):
     exclude: str
     both: bool
     need_max: bool
+    fixed_columns: bool
     eps: float | None
     precision: str
     backend: str
@@ -161,7 +162,8 @@ class _Similarity(torch.autograd.Function):
         if not ctx.options.both:
             ctx.mark_non_differentiable(column_lse)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(rows, columns, temperature_tensor, *saved)
+        # Fixed columns may be overwritten before the backward pass, which saved tensors must not be.
+        ctx.save_for_backward(rows, None if ctx.options.fixed_columns else columns, temperature_tensor, *saved)
 
     @staticmethod
     def backward(ctx, drows, dcolumns, *_):
@@ -188,7 +190,8 @@ class _SimilarityGradient(torch.autograd.Function):
         bwd = _OPS[options.backend].bwd
         rank, world = distributed.rank_and_size(options.group)
         n = rows.shape[0]
-        m = n if columns is None else columns.shape[0]
+        alone = saved.columns is None
+        m = n if alone else saved.columns.shape[0] // world
 
         def of_all(upstream: Tensor | None, count: int) -> Tensor:
             """[count] of this rank, None for zeros -> [W count]"""
@@ -208,7 +211,7 @@ class _SimilarityGradient(torch.autograd.Function):
             return x[rank * count : (rank + 1) * count]
 
         need_rows, need_columns, need_dt = needs
-        if columns is None:
+        if alone:
             dz, dt = bwd(
                 own(drows_all, n),
                 drows_all,
@@ -291,16 +294,18 @@ def similarity(
     backend: str,
     group: "torch.distributed.ProcessGroup | None",
     need_max: bool = False,
+    fixed_columns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(lse [n], column_lse [m] with `both`, else [0], max [n] with `need_max`, else [0]) by a named backend.
 
     `simclr_fast.losses.similarity.similarity_logsumexp` documents and checks the arguments; eps None: without
-    normalisation. max, each row's largest logit (-inf of none), has no gradient.
+    normalisation. max, each row's largest logit (-inf of none), has no gradient. fixed_columns, of a call without
+    `both`: columns without gradient, which the caller may overwrite once this returns.
     """
     if backend == "reference" or (columns is not None and columns.shape[0] == 0):  # of no columns there is no product
         return _reference(rows, columns, temperature, exclude, both, need_max, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-    options = Options(value, exclude, both, need_max, eps, precision, backend, group)
+    options = Options(value, exclude, both, need_max, fixed_columns, eps, precision, backend, group)
     return function.apply(_Similarity, "similarity_logsumexp", rows, columns, tensor, options)[:3]
 
 

@@ -1,0 +1,108 @@
+"""NT-Xent's variants and the memory bank over two gloo processes: the values and gradients of one process."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from simclr_fast import NTXentLoss
+from tests.helpers import relative_error
+
+WORLD, SAMPLES, FEATURES, SIZE = 2, 6, 5, 8
+STEPS = 3
+CASES = {
+    f"{name}, {reduction}": options | {"reduction": reduction}
+    for reduction in ("mean", "sum", "none")
+    for name, options in {
+        "weighted": {},
+        "decoupled": {"decoupled": True},
+        "statistics": {"return_stats": True},
+        "bank": {"memory_bank_size": (SIZE, FEATURES), "return_stats": True},
+        "bank of unknown width": {"memory_bank_size": SIZE, "decoupled": True},
+    }.items()
+}
+
+
+def batches() -> Tensor:
+    """Views of the whole batch, step by step: [STEPS, 2, SAMPLES, FEATURES]."""
+    return torch.randn(STEPS, 2, SAMPLES, FEATURES, generator=torch.Generator().manual_seed(1))
+
+
+def weights() -> Tensor:
+    return torch.rand(SAMPLES, generator=torch.Generator().manual_seed(2))
+
+
+def upstream(rows: int) -> Tensor:
+    """Weights of the row losses, in the order [view, sample]."""
+    return torch.rand(rows // SAMPLES, SAMPLES, generator=torch.Generator().manual_seed(3))
+
+
+def steps(options: dict, rank: int, world: int) -> list[list[Tensor]]:
+    """Of each step: the loss (of the rows, [views, n]), the gradient by this rank's views, the statistics, the bank."""
+    torch.manual_seed(10 * rank)  # banks that the ranks draw differ
+    module = NTXentLoss(0.2, gather_distributed=True, **options)
+    results = []
+    for batch in batches():
+        z = batch.chunk(world, dim=1)[rank].clone().requires_grad_()
+        loss = module(z[0], z[1], weights=weights().chunk(world)[rank])
+        loss, statistics = loss if options.get("return_stats") else (loss, ())
+        if options["reduction"] == "none":
+            loss = loss.view(-1, SAMPLES // world)
+            loss.backward(upstream(loss.numel() * world).chunk(world, dim=1)[rank])
+        else:
+            loss.backward()
+        state = () if module.memory_bank is None else (module.memory_bank.bank.clone(), module.memory_bank.bank_ptr + 0)
+        results.append([loss.detach(), z.grad, *statistics, *state])
+    return results
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
+    try:
+        results = {name: steps(options, rank, WORLD) for name, options in CASES.items()}
+        z = torch.randn(3 + rank, FEATURES)
+        for options in ({"decoupled": True}, {"memory_bank_size": 4}, {}):
+            try:
+                NTXentLoss(0.2, gather_distributed=True, **options)(z, z, weights=torch.ones(len(z)))
+            except ValueError as error:
+                results.setdefault("refusals", []).append(str(error))
+        torch.save(results, folder / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What every rank computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (folder,), nprocs=WORLD)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_one(ranks: list[dict], name: str) -> None:
+    reduction = CASES[name]["reduction"]
+    for step, expected in enumerate(steps(CASES[name], 0, 1)):
+        loss, gradient, *shared = expected
+        of_ranks = [rank[name][step] for rank in ranks]
+        losses, gradients = ([of_rank[k] for of_rank in of_ranks] for k in (0, 1))
+        if reduction == "none":
+            losses = [torch.cat(losses, dim=1)]
+        else:  # DistributedDataParallel takes the mean of the ranks' gradients
+            gradients = [g / WORLD for g in gradients]
+        assert all(relative_error(found, loss) <= 1e-6 for found in losses)
+        assert relative_error(torch.cat(gradients, dim=1), gradient) <= 2e-6
+        for of_rank in of_ranks:
+            assert all(relative_error(a, b) <= 1e-6 for a, b in zip(of_rank[2:], shared, strict=True))
+
+
+def test_ranks_that_differ_are_refused(ranks: list[dict]) -> None:
+    for rank in ranks:
+        for message, name in zip(rank["refusals"], ("z0", "out0", "z0"), strict=True):
+            assert message.startswith(f"rows of {name} must be the same on all ranks of the group; by rank: [3.0, 4.0]")
