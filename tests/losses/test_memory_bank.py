@@ -13,7 +13,7 @@ from simclr_fast import LearnedTemperature, NTXentLoss
 from tests.helpers import relative_error
 from tests.ntxent_truth import EPS, KINDS, TEMPERATURES, embeddings, gradient_error
 
-BACKENDS = ("reference",)
+BACKENDS = ("cpp", "reference")
 SIZES = (1, 2, 3, 5, 7, 16, 17)
 BATCHES = (1, 2, 3, 7, 16)
 

@@ -12,7 +12,7 @@ from simclr_fast.losses.statistics import NTXentStatistics
 from tests.helpers import non_contiguous, relative_error
 from tests.ntxent_truth import EPS, KINDS, TEMPERATURES, embeddings, gradient_error, half_error
 
-BACKENDS = ("reference",)
+BACKENDS = ("cpp", "reference")
 SHAPES = ((1, 5), (2, 1), (33, 123))
 
 

@@ -158,9 +158,10 @@ class _Similarity(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         rows, columns, temperature_tensor, ctx.options = inputs
         _, column_lse, maximum, *saved = output
-        ctx.mark_non_differentiable(maximum, *(x for x in saved if x is not None))
+        constants = [x for x in (maximum, *saved) if x is not None]
         if not ctx.options.both:
-            ctx.mark_non_differentiable(column_lse)
+            constants.append(column_lse)
+        ctx.mark_non_differentiable(*constants)  # a second call would undo the first
         ctx.set_materialize_grads(False)
         # Fixed columns may be overwritten before the backward pass, which saved tensors must not be.
         ctx.save_for_backward(rows, None if ctx.options.fixed_columns else columns, temperature_tensor, *saved)
