@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_fast import distributed
-from simclr_fast.backends import describe
+from simclr_fast.backends import describe, has_triton
 from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.limits import SIMILARITY
 from simclr_fast.ops.ntxent.ops import OPS as NTXENT_OPS
@@ -72,6 +72,14 @@ def _define(suffix: str) -> Ops:
 
 _OPS = {"cpp": _define(""), "triton": _define("_triton")}
 describe("similarity_fwd", SIMILARITY)
+
+if has_triton():
+    from simclr_fast.ops.ntxent import triton_similarity
+
+    for _name in _SCHEMAS:
+        torch.library.register_kernel(
+            f"simclr_fast::similarity_{_name}_triton", "cuda", getattr(triton_similarity, _name)
+        )
 
 
 class Options(NamedTuple):

@@ -188,13 +188,15 @@ def backward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> 
     return plain if dim <= limit and not online_max else tiles
 
 
-def forward_bands(target: Target, symmetric: bool, row_tiles: int, column_tiles: int) -> tuple[int, int]:
-    """(row tiles, column tiles) of one program.
+def forward_bands(
+    target: Target, symmetric: bool, row_tiles: int, column_tiles: int, column_sums: bool = False
+) -> tuple[int, int]:
+    """(row tiles, column tiles) of one program; column_sums: of a rectangle, too.
 
     At most 8 column tiles, for which a row tile is then read once, fewer where that would leave less than 4 programs a
     multiprocessor, of which the slowest is then a small part; more of either where partial sums would exceed MAX_SLOTS.
     """
-    band_m = -(-row_tiles // MAX_SLOTS) if symmetric else 1
+    band_m = -(-row_tiles // MAX_SLOTS) if symmetric or column_sums else 1
     tiles = row_tiles * column_tiles // (2 if symmetric else 1)
     band_n = min(8, max(1, tiles // (4 * target.multiprocessors * band_m)))
     return band_m, max(band_n, -(-column_tiles // MAX_SLOTS))
