@@ -3,7 +3,6 @@
 `python -m proof.generated.aot` writes docs/tables/aot_cuda.json and .md; test_aot_cuda.py compares them.
 """
 
-import hashlib
 import json
 import re
 import subprocess
@@ -12,8 +11,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from proof.generated.ptx import NVCC_FLAGS, ROOT, binary_tool, cuda_home, run
-from proof.simt.build import closure
+from proof.generated.ptx import NVCC_FLAGS, ROOT, binary_tool, cuda_home, made_of, run, toolkit
+from proof.kept import kept
 from tools.tables import write_table
 
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
@@ -32,11 +31,6 @@ INSTRUCTIONS = {
     "STL": "local memory store",
 }
 Row = dict[str, str | int | dict[str, int]]
-
-
-def toolkit() -> str:
-    """The version of nvcc, which decides every number of the table."""
-    return re.search(r"V([\d.]+)", run([cuda_home() / "bin/nvcc", "--version"]))[1]
 
 
 def readable(mangled: Iterable[str]) -> dict[str, str]:
@@ -95,14 +89,8 @@ def compile_kernels(source: Path, arch: str) -> list[Row]:
 
 def compiled(source: Path, arch: str) -> list[Row]:
     """compile_kernels, answered from build/aot where the file, what it includes, the flags and nvcc are unchanged."""
-    files = closure([str(source.relative_to(ROOT))], {})
-    key = hashlib.sha256(repr((sorted(files.items()), arch, NVCC_FLAGS, toolkit())).encode()).hexdigest()[:16]
-    kept = ROOT / "build/aot" / f"{source.stem}-{arch}-{key}.json"
-    if not kept.exists():
-        rows = compile_kernels(source, arch)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(rows))
-    return json.loads(kept.read_text())
+    path = ROOT / "build/aot" / f"{source.stem}-{arch}-{made_of(source, arch)}.json"
+    return json.loads(kept(path, lambda made: made.write_text(json.dumps(compile_kernels(source, arch)))).read_text())
 
 
 def compile_all(sources: Iterable[Path] = SOURCES, archs: Iterable[str] = ARCHS, workers: int = 2) -> list[Row]:

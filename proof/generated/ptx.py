@@ -7,13 +7,19 @@ variable PTXLAB or at ../shared/ptxlab beside the repository.
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
+
+from proof.kept import digest, kept
+from proof.simt.build import closure
 
 ROOT = Path(__file__).parents[2]
 NVCC_FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
@@ -55,33 +61,57 @@ def run(command: Iterable[object]) -> str:
     return done.stdout
 
 
+@cache
+def toolkit() -> str:
+    """The version of nvcc, which decides every number of the tables."""
+    return re.search(r"V([\d.]+)", run([cuda_home() / "bin/nvcc", "--version"]))[1]
+
+
+def made_of(source: Path, *how: object) -> str:
+    """What stands for a file, what it includes, nvcc and its flags, and `how` else it is compiled."""
+    files = closure([str(source.relative_to(ROOT))], {})
+    return digest(sorted(files.items()), NVCC_FLAGS, toolkit(), *how)
+
+
+def _cxx(*arguments: object) -> None:
+    include = [f"-I{ROOT}/csrc", f"-I{cuda_home()}/include"]
+    run([os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", *include, *arguments])
+
+
+def _object(source: Path) -> Path:
+    """The file compiled, by nvcc for compute_80 if it is CUDA; from build/ptx where nothing has changed."""
+
+    def make(made: Path) -> None:
+        if source.suffix == ".cpp":
+            _cxx("-c", source, "-o", made)
+        else:
+            target = ["-gencode", "arch=compute_80,code=compute_80", "-Xcompiler", "-fPIC"]
+            run([cuda_home() / "bin/nvcc", *NVCC_FLAGS, *target, "-c", source, "-o", made])
+
+    return kept(ROOT / "build/ptx" / f"{source.stem}-{made_of(source)}.o", make)
+
+
 class Program:
     """Launchers as a ctypes library, and the kernels they launch as ptxlab modules.
 
     Args:
         sources: .cu files, compiled by nvcc for compute_80, and .cpp files with plain C entry points.
-        folder: where to build.
     """
 
-    def __init__(self, sources: Iterable[Path], folder: Path):
+    def __init__(self, sources: Iterable[Path]):
         ptxlab = load_ptxlab()
-        include = [f"-I{ROOT}/csrc", f"-I{cuda_home()}/include"]
-        cxx = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", *include]
-        nvcc = [cuda_home() / "bin/nvcc", *NVCC_FLAGS, "-gencode", "arch=compute_80,code=compute_80"]
-        objects, self.modules = [], []
-        for source in sources:
-            made = folder / f"{source.stem}.o"
-            objects.append(made)
-            if source.suffix == ".cpp":
-                run([*cxx, "-c", source, "-o", made])
-                continue
-            run([*nvcc, "-Xcompiler", "-fPIC", "-c", source, "-o", made])
-            text = run([binary_tool("cuobjdump"), "-ptx", made])
-            if ".version" in text:
-                self.modules.append(ptxlab.Module(text[text.index(".version") :]))
-        shared = folder / "launchers.so"
+        sources = list(sources)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(_object, sources))
+        of_cuda = (made for source, made in zip(sources, objects) if source.suffix == ".cu")
+        texts = [run([binary_tool("cuobjdump"), "-ptx", made]) for made in of_cuda]
+        self.modules = [ptxlab.Module(text[text.index(".version") :]) for text in texts if ".version" in text]
+        runtime = ROOT / "proof/generated/recording_cudart.cpp"
         # -Bsymbolic: the launchers call this runtime, not the libcudart that torch has loaded.
-        run([*cxx, "-shared", "-Wl,-Bsymbolic", "-o", shared, *objects, ROOT / "proof/generated/recording_cudart.cpp"])
+        shared = kept(
+            ROOT / "build/ptx" / f"launchers-{digest(objects, runtime.read_text())}.so",
+            lambda made: _cxx("-shared", "-Wl,-Bsymbolic", "-o", made, *objects, runtime),
+        )
         self.library = ctypes.CDLL(str(shared))
 
     def call(self, launcher: str, *args: object) -> None:

@@ -5,15 +5,13 @@ or a model on counts; nothing is a measured speed.
 """
 
 import ctypes
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from proof.generated import aot
 from proof.generated.augment_counts import WORKLOADS, Row, Workload, count_row, error_and_floor, markdown_tables
-from proof.generated.ptx import ROOT, Program
+from proof.generated.ptx import ROOT, Program, toolkit
 from proof.generated.ptxlab_cuda import registers
 from proof.simt import augment as simt
 from simclr_fast.ops.augment import ImageBatch
@@ -75,9 +73,8 @@ def render(table: Row) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        program = Program(SOURCES, Path(folder))
-        table = {"nvcc": aot.toolkit(), "launches": [row for workload in WORKLOADS for row in count(program, workload)]}
+    program = Program(SOURCES)
+    table = {"nvcc": toolkit(), "launches": [row for workload in WORKLOADS for row in count(program, workload)]}
     write_table(TABLE, table, render(table))
     print(f"wrote {TABLE.relative_to(ROOT)}: {len(table['launches'])} launches")
 

@@ -5,13 +5,11 @@ a model on counts; nothing is a measured speed.
 """
 
 import json
-import tempfile
-from pathlib import Path
 
 import torch
 
 from proof.generated import aot
-from proof.generated.ptx import ROOT, Program
+from proof.generated.ptx import ROOT, Program, toolkit
 from proof.generated.workloads import MODELLED, SOURCES, WORKLOADS, Workload
 from tools.tables import write_table
 
@@ -102,11 +100,10 @@ def render(table: dict) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        program = Program(SOURCES, Path(folder))
-        counted = [workload for workload in WORKLOADS if workload.counted]
-        launches = [row for workload in [*counted, MODELLED] for row in count(program, workload)]
-    table = {"nvcc": aot.toolkit(), "launches": launches}
+    program = Program(SOURCES)
+    counted = [workload for workload in WORKLOADS if workload.counted]
+    launches = [row for workload in [*counted, MODELLED] for row in count(program, workload)]
+    table = {"nvcc": toolkit(), "launches": launches}
     write_table(TABLE, table, render(table))
     print(f"wrote {TABLE.relative_to(ROOT)}: {len(launches)} launches")
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from proof.generated.aot import ARCHS, ROOT, SOURCES, TABLE, compile_all, render, toolkit
-from proof.generated.ptx import cuda_home
+from proof.generated.aot import ARCHS, ROOT, SOURCES, TABLE, compile_all, render
+from proof.generated.ptx import cuda_home, toolkit
 
 needs_nvcc = pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)")
 MAX_REGISTERS = 255

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from proof.generated import aot, ptxlab_augment
+from proof.generated import ptxlab_augment
 from proof.generated.augment_counts import (
     MAX_BANK_CONFLICTS,
     MIN_COALESCING,
@@ -15,7 +15,7 @@ from proof.generated.augment_counts import (
     by_call,
     check_bounds,
 )
-from proof.generated.ptx import Program, cuda_home, load_ptxlab
+from proof.generated.ptx import Program, cuda_home, load_ptxlab, toolkit
 from proof.generated.ptxlab_augment import SOURCES, TABLE
 from proof.simt import augment as simt
 from simclr_fast.augmentation import SimCLRAugment
@@ -35,8 +35,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return Program(SOURCES, tmp_path_factory.mktemp("ptx"))
+def program() -> Program:
+    return Program(SOURCES)
 
 
 class TestGeneratedCode:
@@ -73,7 +73,7 @@ class TestGeneratedCode:
     @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
     def test_does_what_the_table_says(self, program: Program, workload: Workload) -> None:
         table = json.loads(TABLE.read_text())
-        if aot.toolkit() != table["nvcc"]:
+        if toolkit() != table["nvcc"]:
             pytest.skip(f"the table was made with nvcc {table['nvcc']}")
         committed = by_call(table)[workload.name]
         assert ptxlab_augment.count(program, workload) == committed, "python -m proof.generated.ptxlab_augment"

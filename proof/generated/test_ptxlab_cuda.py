@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from proof.generated import aot, ptxlab_cuda
-from proof.generated.ptx import Program, cuda_home, load_ptxlab
+from proof.generated import ptxlab_cuda
+from proof.generated.ptx import Program, cuda_home, load_ptxlab, toolkit
 from proof.generated.workloads import MODELLED, SOURCES, WORKLOADS, Workload
 
 needs_simulator = [
@@ -19,8 +19,8 @@ MAX_BANK_CONFLICTS = 1.1
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return Program(SOURCES, tmp_path_factory.mktemp("ptx"))
+def program() -> Program:
+    return Program(SOURCES)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ class TestGeneratedCode:
 
     @pytest.mark.parametrize("workload", [*(w for w in WORKLOADS if w.counted), MODELLED], ids=str)
     def test_does_what_the_table_says(self, program: Program, workload: Workload, table: dict) -> None:
-        if aot.toolkit() != table["nvcc"]:
+        if toolkit() != table["nvcc"]:
             pytest.skip(f"the table was made with nvcc {table['nvcc']}")
         committed = [row for row in table["launches"] if row["workload"] == workload.name]
         assert ptxlab_cuda.count(program, workload) == committed, "python -m proof.generated.ptxlab_cuda"

@@ -1,16 +1,16 @@
 """Compiles CUDA kernel files with g++ and the runtime beside this file into a shared library for the CPU."""
 
 import functools
-import hashlib
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from proof.kept import digest, kept
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = Path(__file__).resolve().parent / "runtime"
@@ -143,10 +143,6 @@ def _compile(command: list[str]) -> None:
         raise BuildError(f"{' '.join(command)}\n{run.stderr}")
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
 @functools.cache
 def _runtime_files() -> dict[str, str]:
     return {str(p.relative_to(RUNTIME)): p.read_text() for p in sorted(RUNTIME.rglob("*.*")) if p.is_file()}
@@ -155,25 +151,15 @@ def _runtime_files() -> dict[str, str]:
 def _runtime_objects(flavour: Flavour, pool: ThreadPoolExecutor) -> list[Path]:
     """The runtime's objects, compiled without the sanitizers: only what kernels do is to be watched."""
     flags = [*COMMON_FLAGS, *RUNTIME_FLAGS, *flavour.runtime_flags, "-I", str(RUNTIME), "-I", str(cuda_include())]
-    folder = OUT / f"runtime-{flavour.name}-{_digest(_runtime_files(), flags, CXX)}"
     sources = sorted(RUNTIME.glob("*.cpp"))
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=OUT) as scratch:
-            objects = Path(scratch, "objects")
-            objects.mkdir()
-            commands = [[CXX, *flags, "-c", str(s), "-o", str(objects / f"{s.stem}.o")] for s in sources]
-            list(pool.map(_compile, commands))
-            _publish(objects, folder)
+
+    def make(objects: Path) -> None:
+        objects.mkdir()
+        commands = [[CXX, *flags, "-c", str(s), "-o", str(objects / f"{s.stem}.o")] for s in sources]
+        list(pool.map(_compile, commands))
+
+    folder = kept(OUT / f"runtime-{flavour.name}-{digest(_runtime_files(), flags, CXX)}", make)
     return [folder / f"{s.stem}.o" for s in sources]
-
-
-def _publish(made: Path, final: Path) -> None:
-    """Moves what was built to its name; where another process was first, its copy stands."""
-    try:
-        made.rename(final)
-    except OSError:
-        if not final.exists():
-            raise
 
 
 def _object(source: str, flavour: Flavour, replaced: Mapping[str, str]) -> Path:
@@ -181,20 +167,19 @@ def _object(source: str, flavour: Flavour, replaced: Mapping[str, str]) -> Path:
     files, include = closure([source], replaced), cuda_include()
     flags = [*COMMON_FLAGS, *flavour.kernel_flags]
     kernel_facing = {path: text for path, text in _runtime_files().items() if path.startswith("simt/")}
-    final = OUT / f"object-{flavour.name}-{_digest(source, files, kernel_facing, flags, CXX, str(include))}.o"
-    if final.exists():
-        return final
-    with tempfile.TemporaryDirectory(dir=OUT) as scratch:
+
+    def make(made: Path) -> None:
+        scratch = made.parent
         for path, text in files.items():
-            copy = Path(scratch, path)
+            copy = scratch / path
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(f'#line 1 "{path}"\n{rewrite_shared(text, path)}')
-        folders = [f"-I{Path(scratch, folder)}" for folder in _INCLUDE_FOLDERS]
+        folders = [f"-I{scratch / folder}" for folder in _INCLUDE_FOLDERS]
         folders += [f"-I{RUNTIME}", f"-isystem{include}"]
-        made = Path(scratch, "made.o")
-        _compile([CXX, *flags, *folders, "-x", "c++", "-c", str(Path(scratch, source)), "-o", str(made)])
-        _publish(made, final)
-    return final
+        _compile([CXX, *flags, *folders, "-x", "c++", "-c", str(scratch / source), "-o", str(made)])
+
+    of = digest(source, files, kernel_facing, flags, CXX, str(include))
+    return kept(OUT / f"object-{flavour.name}-{of}.o", make)
 
 
 def build(sources: Iterable[str], flavour: str = "plain", replaced: Mapping[str, str] | None = None) -> Path:
@@ -211,18 +196,15 @@ def build(sources: Iterable[str], flavour: str = "plain", replaced: Mapping[str,
     Raises:
         BuildError: with the compiler's message, or the line of a __shared__ declaration that cannot be rewritten.
     """
-    OUT.mkdir(parents=True, exist_ok=True)
     how = FLAVOURS[flavour]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         runtime = _runtime_objects(how, pool)
         objects = [*pool.map(lambda source: _object(source, how, replaced or {}), sorted(sources)), *runtime]
-    library = OUT / f"kernels-{flavour}-{_digest(objects)}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=OUT) as scratch:
-            made = Path(scratch, "kernels.so")
-            link = [CXX, "-shared", *how.kernel_flags, "-Wl,-Bsymbolic", "-pthread", *map(str, objects)]
-            if flavour == "plain":
-                link.append("-Wl,--no-undefined")
-            _compile([*link, "-o", str(made)])
-            _publish(made, library)
-    return library
+
+    def link(made: Path) -> None:
+        command = [CXX, "-shared", *how.kernel_flags, "-Wl,-Bsymbolic", "-pthread", *map(str, objects)]
+        if flavour == "plain":
+            command.append("-Wl,--no-undefined")
+        _compile([*command, "-o", str(made)])
+
+    return kept(OUT / f"kernels-{flavour}-{digest(objects)}.so", link)
