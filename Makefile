@@ -7,6 +7,8 @@ PYTEST := $(BIN)/python -m pytest -q
 # start processes of their own and share what they built.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
+# Where it is set, each of the hundreds of processes that tests start compiles the modules that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-check test compat compat-oldest proof bench bench-full gpu-check lint format clean
