@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
-# One worker a core: most tests keep one busy. An idle one takes over tests of the others. Not for the proofs, which
-# start processes of their own and share what they built.
+# One worker a core: most tests keep one busy. An idle one takes over tests of the others. What tests build they keep
+# under build/, where the workers share it.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 # Where it is set, each of the hundreds of processes that tests start compiles the modules that it imports anew.
@@ -42,7 +42,7 @@ compat compat-oldest:  ## build and run fast tests with other versions of torch 
 	$(PYTHON) -m tools.compat $(if $(filter %-oldest,$@),--oldest)
 
 proof: $(VENV)/package.stamp  ## run the slow proofs: generated code, sanitizers, mutants
-	$(PYTEST) -m proof
+	$(PYTEST) $(PARALLEL) -m proof
 
 $(VENV)/peers.stamp: $(VENV)/package.stamp requirements-bench.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-bench.txt

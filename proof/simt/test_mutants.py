@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,10 @@ from proof.simt.build import ROOT
 from proof.simt.mutants import MUTANTS, Mutant
 
 IDS = [mutant.name for mutant in MUTANTS]
-# Each mutant has a process of its own, forked from one that has imported torch.
+# Each mutant has a process of its own, forked from one that has imported what its judges import.
 PROCESSES = multiprocessing.get_context("forkserver")
+_FILES = sorted({judge.partition(".py")[0] for mutant in MUTANTS for judge in mutant.judges})
+PROCESSES.set_forkserver_preload(["proof.conftest", "pytest", *(file.replace("/", ".") for file in _FILES)])
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=IDS)
@@ -34,30 +34,14 @@ def run_judges(mutant: Mutant, output: Path) -> None:
     sys.exit(int(pytest.main([*options, *mutant.judges])))
 
 
-def judge(mutant: Mutant, output: Path) -> int:
+@pytest.mark.proof
+@pytest.mark.parametrize("mutant", MUTANTS, ids=IDS)
+def test_is_caught(mutant: Mutant, tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
     process = PROCESSES.Process(target=run_judges, args=(mutant, output))
     process.start()
     process.join()
-    return process.exitcode
-
-
-@pytest.fixture(scope="module")
-def judged(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[Future, Path]]]:
-    PROCESSES.set_forkserver_preload(["proof.simt.library", "pytest"])
-    folder = tmp_path_factory.mktemp("mutants")
-    chosen = [item.callspec.params["mutant"] for item in request.session.items if "judged" in item.fixturenames]
-    outputs = [folder / f"{i}.txt" for i in range(len(chosen))]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        yield {m.name: (pool.submit(judge, m, output), output) for m, output in zip(chosen, outputs)}
-
-
-@pytest.mark.proof
-@pytest.mark.parametrize("mutant", MUTANTS, ids=IDS)
-def test_is_caught(mutant: Mutant, judged: dict[str, tuple[Future, Path]]) -> None:
-    future, output = judged[mutant.name]
-    code, text = future.result(), output.read_text()
+    code, text = process.exitcode, output.read_text()
     # 1: tests ran and failed. One that could not be set up (the mutant does not compile) is an error, not a catch.
     assert code == 1, f"not caught, pytest gave {code}:\n{text[-3000:]}"
     assert "\nFAILED " in text, text[-3000:]
