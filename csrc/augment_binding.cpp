@@ -1,4 +1,6 @@
 // Registers the C++ and CUDA kernels of simclr_fast::augment and simclr_fast::augment_sample.
+//
+// Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -38,12 +40,47 @@ const int64_t* ragged_table(const std::optional<Tensor>& table, const Tensor& be
   return data<const int64_t>(*table);
 }
 
-// Calls launch(args, out) unless the batch is empty.
-template <class Launch>
-Tensor run_augment(const Tensor& images, const std::optional<Tensor>& table, const Tensor& params_any, int64_t channels,
-                   int64_t out_height, int64_t out_width, const std::vector<double>& mean,
-                   const std::vector<double>& std, int64_t blur_kernel, ScalarType dtype, bool channels_last,
-                   const Launch& launch) {
+// The table is trusted by the kernels; on the CPU it costs nothing to check that it stays inside the images.
+void check_table(const Tensor& images, const AugmentArgs& args) {
+  for (int64_t row = 0; args.images.ragged != nullptr && row < args.batch; ++row) {
+    const int64_t* t = args.images.ragged + row * kRaggedColumns;
+    const int64_t last = t[kRaggedOffset] + (args.images.channels - 1) * t[kRaggedStrideC] +
+                         (t[kRaggedHeight] - 1) * t[kRaggedStrideH] + (t[kRaggedWidth] - 1) * t[kRaggedStrideW];
+    STD_TORCH_CHECK(t[kRaggedHeight] >= 1 && t[kRaggedWidth] >= 1 && t[kRaggedOffset] >= 0 && t[kRaggedStrideC] >= 0 &&
+                        t[kRaggedStrideH] >= 0 && t[kRaggedStrideW] >= 0 && last < images.numel(),
+                    "augment: table row ", row, " leaves the ", images.numel(), " elements of images");
+  }
+}
+
+struct Cpu : CpuDevice {
+  static void run(const AugmentArgs& args, const Tensor& images) {
+    check_table(images, args);
+    cpu::augment(args, torch_threads());
+  }
+  static void run(const AugmentSampleArgs& args, const Tensor&) { cpu::augment_sample(args, torch_threads()); }
+};
+
+#ifdef USE_CUDA
+struct Cuda : CudaDevice {
+  static void run(const AugmentArgs& args, const Tensor& images) {
+    Tensor sums = torch::stable::new_empty(images, {cuda::augment_scratch_doubles(args)}, ScalarType::Double);
+    const int error = cuda::augment(args, data<double>(sums), current_stream(images));
+    STD_TORCH_CHECK(error != cuda::kBlurTooLarge, "augment: blur_kernel=", args.blur_kernel,
+                    " needs more shared memory than this GPU gives a block; pass a smaller one, or "
+                    "backend=\"triton\"");
+    check_launch(error, "augment");
+  }
+  static void run(const AugmentSampleArgs& args, const Tensor& seed) {
+    check_launch(cuda::augment_sample(args, current_stream(seed)), "augment_sample_kernel");
+  }
+};
+#endif
+
+template <class Device>
+Tensor augment(const Tensor& images, std::optional<Tensor> table, const Tensor& params_any, int64_t channels,
+               int64_t out_height, int64_t out_width, std::vector<double> mean, std::vector<double> std,
+               int64_t blur_kernel, ScalarType dtype, bool channels_last) {
+  const typename Device::Guard guard(images);
   const Tensor params = torch::stable::contiguous(params_any);
   STD_TORCH_CHECK(params.scalar_type() == ScalarType::Int && params.dim() == 3 &&
                       params.size(2) * sizeof(int32_t) == sizeof(AugmentParams),
@@ -93,15 +130,15 @@ Tensor run_augment(const Tensor& images, const std::optional<Tensor>& table, con
   const std::vector<int64_t> interleaved = {views * batch, out_height, out_width, channels};
   Tensor out = torch::stable::new_empty(images, channels_last ? interleaved : planar, dtype);
   args.out = data<void>(out);
-  if (views * batch > 0) launch(args, out);
+  if (views * batch > 0) Device::run(args, images);
   // Two transpositions, because torch 2.10's stable headers have no permute: [N, H, W, C], [N, C, W, H], [N, C, H, W].
   return channels_last ? torch::stable::transpose(torch::stable::transpose(out, 1, 3), 2, 3) : out;
 }
 
-template <class Launch>
-Tensor run_sample(const Tensor& seed, const std::optional<Tensor>& indices_any, const std::optional<Tensor>& table,
-                  int64_t height, int64_t width, int64_t batch, int64_t views, const std::vector<double>& recipe,
-                  const Launch& launch) {
+template <class Device>
+Tensor augment_sample(const Tensor& seed, std::optional<Tensor> indices_any, std::optional<Tensor> table,
+                      int64_t height, int64_t width, int64_t batch, int64_t views, std::vector<double> recipe) {
+  const typename Device::Guard guard(seed);
   STD_TORCH_CHECK(seed.scalar_type() == ScalarType::Long && seed.numel() == 1,
                   "augment_sample: seed must be int64 [1]");
   STD_TORCH_CHECK(recipe.size() == kRecipeDoubles, "augment_sample: recipe must hold ", kRecipeDoubles, " numbers");
@@ -125,71 +162,19 @@ Tensor run_sample(const Tensor& seed, const std::optional<Tensor>& indices_any, 
   args.views = static_cast<int32_t>(views);
   args.batch = static_cast<int32_t>(batch);
   args.params = data<AugmentParams>(params);
-  if (views * batch > 0) launch(args);
+  if (views * batch > 0) Device::run(args, seed);
   return params;
 }
 
-// The table is trusted by the kernels; on the CPU it costs nothing to check that it stays inside the images.
-void check_table(const Tensor& images, const int64_t* table, int64_t batch, int64_t channels) {
-  for (int64_t row = 0; table != nullptr && row < batch; ++row) {
-    const int64_t* t = table + row * kRaggedColumns;
-    const int64_t last = t[kRaggedOffset] + (channels - 1) * t[kRaggedStrideC] +
-                         (t[kRaggedHeight] - 1) * t[kRaggedStrideH] + (t[kRaggedWidth] - 1) * t[kRaggedStrideW];
-    STD_TORCH_CHECK(t[kRaggedHeight] >= 1 && t[kRaggedWidth] >= 1 && t[kRaggedOffset] >= 0 && t[kRaggedStrideC] >= 0 &&
-                        t[kRaggedStrideH] >= 0 && t[kRaggedStrideW] >= 0 && last < images.numel(),
-                    "augment: table row ", row, " leaves the ", images.numel(), " elements of images");
-  }
-}
-
-Tensor augment_cpu(const Tensor& images, std::optional<Tensor> table, const Tensor& params, int64_t channels,
-                   int64_t out_height, int64_t out_width, std::vector<double> mean, std::vector<double> std,
-                   int64_t blur_kernel, ScalarType dtype, bool channels_last) {
-  return run_augment(images, table, params, channels, out_height, out_width, mean, std, blur_kernel, dtype,
-                     channels_last, [&](const AugmentArgs& args, const Tensor&) {
-                       check_table(images, args.images.ragged, args.batch, channels);
-                       cpu::augment(args, torch_threads());
-                     });
-}
-
-Tensor augment_sample_cpu(const Tensor& seed, std::optional<Tensor> indices, std::optional<Tensor> table,
-                          int64_t height, int64_t width, int64_t batch, int64_t views, std::vector<double> recipe) {
-  return run_sample(seed, indices, table, height, width, batch, views, recipe,
-                    [](const AugmentSampleArgs& args) { cpu::augment_sample(args, torch_threads()); });
-}
-
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
-  m.impl("augment", TORCH_BOX(&augment_cpu));
-  m.impl("augment_sample", TORCH_BOX(&augment_sample_cpu));
+  m.impl("augment", TORCH_BOX(&augment<Cpu>));
+  m.impl("augment_sample", TORCH_BOX(&augment_sample<Cpu>));
 }
 
 #ifdef USE_CUDA
-Tensor augment_cuda(const Tensor& images, std::optional<Tensor> table, const Tensor& params, int64_t channels,
-                    int64_t out_height, int64_t out_width, std::vector<double> mean, std::vector<double> std,
-                    int64_t blur_kernel, ScalarType dtype, bool channels_last) {
-  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
-  return run_augment(images, table, params, channels, out_height, out_width, mean, std, blur_kernel, dtype,
-                     channels_last, [&](const AugmentArgs& args, const Tensor& out) {
-                       Tensor sums =
-                           torch::stable::new_empty(out, {cuda::augment_scratch_doubles(args)}, ScalarType::Double);
-                       const int error = cuda::augment(args, data<double>(sums), current_stream(images));
-                       STD_TORCH_CHECK(error != cuda::kBlurTooLarge, "augment: blur_kernel=", blur_kernel,
-                                       " needs more shared memory than this GPU gives a block; pass a smaller one, or "
-                                       "backend=\"triton\"");
-                       check_launch(error, "augment");
-                     });
-}
-
-Tensor augment_sample_cuda(const Tensor& seed, std::optional<Tensor> indices, std::optional<Tensor> table,
-                           int64_t height, int64_t width, int64_t batch, int64_t views, std::vector<double> recipe) {
-  const torch::stable::accelerator::DeviceGuard guard(seed.get_device_index());
-  return run_sample(seed, indices, table, height, width, batch, views, recipe, [&](const AugmentSampleArgs& args) {
-    check_launch(cuda::augment_sample(args, current_stream(seed)), "augment_sample_kernel");
-  });
-}
-
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CUDA, m) {
-  m.impl("augment", TORCH_BOX(&augment_cuda));
-  m.impl("augment_sample", TORCH_BOX(&augment_sample_cuda));
+  m.impl("augment", TORCH_BOX(&augment<Cuda>));
+  m.impl("augment_sample", TORCH_BOX(&augment_sample<Cuda>));
 }
 #endif
 

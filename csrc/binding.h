@@ -1,4 +1,4 @@
-// What every binding file needs: torch's thread pool as a Parallel, the current CUDA stream, launch checks.
+// What every binding file needs: devices, torch's thread pool as a Parallel, the current CUDA stream, launch checks.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -32,6 +32,29 @@ template <class T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
+
+namespace {
+
+// A device of a binding: derived from one of these, with a `run` for the arguments of each op.
+struct CpuDevice {
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+};
+
+#ifdef USE_CUDA
+struct CudaDevice {
+  struct Guard : torch::stable::accelerator::DeviceGuard {
+    explicit Guard(const Tensor& x) : DeviceGuard(x.get_device_index()) {}
+  };
+
+  static Tensor bytes(const Tensor& like, int64_t size) {
+    return torch::stable::new_empty(like, {size}, ScalarType::Byte);
+  }
+};
+#endif
+
+}  // namespace
 
 #ifdef USE_CUDA
 inline void* current_stream(const Tensor& tensor) {

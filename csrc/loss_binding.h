@@ -1,4 +1,4 @@
-// What the bindings of the losses share: their devices, element types, and the options that every loss has.
+// What the bindings of the losses share: element types, and the options that every loss has.
 #pragma once
 
 #include <optional>
@@ -8,31 +8,6 @@
 #include "ntxent_launch.h"
 
 namespace simclr {
-
-namespace {
-
-// A device of a binding: derived from one of these, with a `run` for the arguments of each op.
-struct CpuDevice {
-  static constexpr bool kHalfOperands = false;
-  struct Guard {
-    explicit Guard(const Tensor&) {}
-  };
-};
-
-#ifdef USE_CUDA
-struct CudaDevice {
-  static constexpr bool kHalfOperands = true;  // fp16, for the tensor cores
-  struct Guard : torch::stable::accelerator::DeviceGuard {
-    explicit Guard(const Tensor& x) : DeviceGuard(x.get_device_index()) {}
-  };
-
-  static Tensor bytes(const Tensor& like, int64_t size) {
-    return torch::stable::new_empty(like, {size}, ScalarType::Byte);
-  }
-};
-#endif
-
-}  // namespace
 
 inline int dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {

@@ -11,6 +11,7 @@ namespace simclr {
 namespace {
 
 struct Cpu : CpuDevice {
+  static constexpr bool kHalfOperands = false;
   static int64_t operand_columns(int64_t d, int) { return d; }
   static void run(SimclrNtxentNormalizeArgs& args, const Tensor&) { cpu::ntxent_normalize(args, torch_threads()); }
   static void run(SimclrNtxentFwdArgs& args, const Tensor&) { cpu::ntxent_fwd(args, torch_threads()); }
@@ -19,6 +20,7 @@ struct Cpu : CpuDevice {
 
 #ifdef USE_CUDA
 struct Cuda : CudaDevice {
+  static constexpr bool kHalfOperands = true;  // fp16, for the tensor cores
   static int64_t operand_columns(int64_t d, int u_dtype) { return simclr_ntxent_operand_columns(d, u_dtype); }
   static void run(SimclrNtxentNormalizeArgs& args, const Tensor& u) {
     check_launch(simclr_ntxent_normalize(&args, current_stream(u)), "ntxent_normalize_kernel");
