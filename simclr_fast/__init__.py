@@ -2,17 +2,25 @@
 
 from simclr_fast.augmentation import SimCLRAugment, SimCLREval
 from simclr_fast.backbone import load_backbone
-from simclr_fast.losses import NTXentLoss, ntxent_loss, similarity_logsumexp
+from simclr_fast.losses import (
+    InfoNCELoss,
+    NTXentLoss,
+    info_nce_loss,
+    ntxent_loss,
+    similarity_logsumexp,
+)
 from simclr_fast.temperature import LearnedTemperature
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "InfoNCELoss",
     "LearnedTemperature",
     "NTXentLoss",
     "SimCLRAugment",
     "SimCLREval",
     "__version__",
+    "info_nce_loss",
     "load_backbone",
     "ntxent_loss",
     "similarity_logsumexp",

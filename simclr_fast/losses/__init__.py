@@ -1,6 +1,13 @@
-"""The public losses: NT-Xent, and the primitive under every loss of its family."""
+"""The public losses: NT-Xent, its relatives, and the primitive under every loss of the family."""
 
+from simclr_fast.losses.info_nce import InfoNCELoss, info_nce_loss
 from simclr_fast.losses.ntxent import NTXentLoss, ntxent_loss
 from simclr_fast.losses.similarity import similarity_logsumexp
 
-__all__ = ["NTXentLoss", "ntxent_loss", "similarity_logsumexp"]
+__all__ = [
+    "InfoNCELoss",
+    "NTXentLoss",
+    "info_nce_loss",
+    "ntxent_loss",
+    "similarity_logsumexp",
+]

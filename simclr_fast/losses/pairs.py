@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.reference import row_norms, unit_rows, wide_dtype, without_autocast
 
 # Elements of a part: a few float64 copies of it fit a core's L2 cache. On CUDA, where each part costs launches, a copy
@@ -44,7 +45,7 @@ def pair_logits(
             u, v = (x.to(wide_dtype(x)) if length is None else unit_rows(x, length) for x in (a, b))
             return (u * v).sum(dim=-1) / temperature
         value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-        return _PairLogits.apply(a, b, tensor, value, length)
+        return function.apply(_PairLogits, "the logit of a pair", a, b, tensor, value, length)
 
 
 class _PairLogits(torch.autograd.Function):

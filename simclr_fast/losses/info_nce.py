@@ -1,0 +1,187 @@
+"""InfoNCE: `info_nce_loss` and the module `InfoNCELoss`, a query against its positive key and negative keys."""
+
+import torch
+from torch import Tensor, nn
+
+from simclr_fast import distributed
+from simclr_fast.losses.arguments import (
+    FLOAT_DTYPES,
+    Backend,
+    Precision,
+    Reduction,
+    check_choice,
+    check_options,
+    check_rows,
+    check_together,
+    common_dtype,
+    ready_temperature,
+    widened_half,
+)
+from simclr_fast.losses.module import ContrastiveLoss
+from simclr_fast.losses.pairs import pair_logits
+from simclr_fast.losses.rows import reduce_rows
+from simclr_fast.losses.similarity import similarity_logsumexp
+from simclr_fast.ops.ntxent.reference import compute_dtype, row_loss
+
+NEGATIVE_MODES = ("unpaired", "paired")
+
+
+def info_nce_loss(
+    query: Tensor,
+    positive_key: Tensor,
+    negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    *,
+    negative_mode: str = "unpaired",
+    symmetric: bool = False,
+    reduction: Reduction = "mean",
+    group: "torch.distributed.ProcessGroup | None" = None,
+    eps: float = 1e-8,
+    precision: Precision | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """The InfoNCE loss (van den Oord et al. 2018, eq. 4), exact, in memory linear in its arguments.
+
+    With unit rows and s(q, k) = q . k / temperature, the loss of query i is
+    -log(exp(s(q_i, k_i)) / (exp(s(q_i, k_i)) + sum_n exp(s(q_i, n)))), k_i being its positive key and n its negatives.
+
+    Args:
+        query, positive_key: [N, D], N >= 1, D >= 1; float16, bfloat16, float32 or float64. Row i of both is a pair.
+        negative_keys: None: the negatives of a query are the other queries' positive keys. [M, D], "unpaired": these
+            keys, for every query. [N, M, D], "paired": keys of its own for each query. M >= 0.
+        temperature: a positive float, or a 0-dim tensor on the rows' device, which may require grad.
+        negative_mode: "unpaired" or "paired", what `negative_keys` are.
+        symmetric: also the other way round, each key against all queries, and the mean of both; without negative_keys.
+        reduction: "mean" or "sum" over the N queries, or "none" for their losses [N].
+        group: processes whose keys (and, where symmetric, queries) are also negatives; paired negatives remain a
+            query's own. All of them must call with equal shapes and options. "mean" and "sum" then return the whole
+            batch's loss on every rank, and the mean of the ranks' gradients is that loss's gradient.
+        eps, precision, backend: those of `ntxent_loss`.
+
+    Returns:
+        float32 (float64 for float64 rows), never negative; 0 where there are no negatives. Differentiable once in the
+        rows and the temperature (as often as wanted with backend="reference").
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type, shape, dtype, device or value.
+        RuntimeError: the named backend cannot serve the rows.
+    """
+    _check_arguments(query, positive_key, negative_keys, negative_mode, symmetric)
+    check_options(reduction, eps, precision)
+    query, positive_key = common_dtype(query, positive_key)
+    if negative_keys is not None:
+        query, negative_keys = common_dtype(query, negative_keys)
+        query, positive_key = common_dtype(query, positive_key)
+        negative_keys = widened_half(negative_keys)
+    query, positive_key = widened_half(query), widened_half(positive_key)
+    temperature = ready_temperature(temperature, query)
+    if distributed.rank_and_size(group)[1] > 1:
+        _check_ranks(query, negative_keys, temperature, negative_mode, symmetric, reduction, eps, group)
+
+    s_pos = pair_logits(query, positive_key, temperature, eps=eps, backend=backend)  # [N]
+    options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+    if symmetric:
+        lse_rows, lse_columns = similarity_logsumexp(
+            query, positive_key, temperature, exclude="self", both=True, **options
+        )
+        losses = (row_loss(lse_rows, s_pos) + row_loss(lse_columns, s_pos)) / 2
+    elif negative_keys is None:
+        losses = row_loss(similarity_logsumexp(query, positive_key, temperature, exclude="self", **options), s_pos)
+    elif negative_mode == "unpaired":
+        losses = row_loss(similarity_logsumexp(query, negative_keys, temperature, **options), s_pos)
+    else:
+        queries = query[:, None].expand_as(negative_keys)  # [N, M, D]
+        s_neg = pair_logits(queries, negative_keys, temperature, eps=eps, backend=backend)  # [N, M]
+        losses = row_loss(torch.logsumexp(s_neg, dim=1), s_pos)
+    return reduce_rows(losses, reduction, group, dtype=compute_dtype(query.dtype))
+
+
+class InfoNCELoss(ContrastiveLoss):
+    """`info_nce_loss` as a module, call-compatible with `InfoNCE` of info-nce-pytorch: the same numbers.
+
+    `loss = InfoNCELoss(temperature=0.1)(query, positive_key, negative_keys)`. The options are those of `info_nce_loss`
+    and `ContrastiveLoss`.
+    """
+
+    def __init__(
+        self,
+        temperature: float | Tensor | nn.Module = 0.1,
+        reduction: Reduction = "mean",
+        negative_mode: str = "unpaired",
+        *,
+        symmetric: bool = False,
+        gather_distributed: bool = False,
+        eps: float = 1e-8,
+        precision: Precision | None = None,
+        backend: Backend = "auto",
+    ):
+        super().__init__(
+            temperature, gather_distributed, reduction=reduction, eps=eps, precision=precision, backend=backend
+        )
+        check_choice("negative_mode", negative_mode, NEGATIVE_MODES)
+        self.negative_mode = negative_mode
+        self.symmetric = symmetric
+
+    def forward(self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None) -> Tensor:
+        """The loss of query and positive_key [N, D] against negative_keys (None, [M, D], or [N, M, D] if paired)."""
+        return info_nce_loss(
+            query,
+            positive_key,
+            negative_keys,
+            negative_mode=self.negative_mode,
+            symmetric=self.symmetric,
+            **self.options(),
+        )
+
+
+def _check_arguments(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None, negative_mode: str, symmetric: bool
+) -> None:
+    check_choice("negative_mode", negative_mode, NEGATIVE_MODES)
+    check_rows("query", query)
+    check_rows("positive_key", positive_key)
+    check_together(("query", "positive_key"), query, positive_key)
+    if query.shape != positive_key.shape:
+        raise ValueError(
+            f"query {tuple(query.shape)} and positive_key {tuple(positive_key.shape)} differ in shape: row i of both "
+            "is a pair"
+        )
+    if negative_keys is None:
+        return
+    if symmetric:
+        raise ValueError("symmetric=True: negative_keys are of the queries alone; pass negative_keys=None")
+    if negative_mode == "unpaired":
+        check_rows("negative_keys", negative_keys, empty=True)
+    else:
+        _check_paired(query, negative_keys)
+    check_together(("query", "negative_keys"), query, negative_keys)
+    if query.shape[-1] != negative_keys.shape[-1]:
+        raise ValueError(f"query {tuple(query.shape)} and negative_keys {tuple(negative_keys.shape)} differ in width D")
+
+
+def _check_paired(query: Tensor, negative_keys: Tensor) -> None:
+    if not isinstance(negative_keys, Tensor):
+        raise TypeError(f"negative_keys is a {type(negative_keys).__name__}: pass a torch.Tensor [N, M, D]")
+    if negative_keys.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"negative_keys has dtype {negative_keys.dtype}: pass a float dtype, as of query")
+    if negative_keys.ndim != 3 or negative_keys.shape[0] != query.shape[0]:
+        raise ValueError(
+            f"negative_keys has shape {tuple(negative_keys.shape)} with negative_mode='paired': pass [N, M, D], M keys "
+            f"for each of the N = {query.shape[0]} queries, or negative_mode='unpaired' for [M, D]"
+        )
+
+
+def _check_ranks(query, negative_keys, temperature, negative_mode, symmetric, reduction, eps, group) -> None:
+    alike = "pass the same to every rank"
+    negatives = -1 if negative_keys is None else negative_keys.shape[-2]
+    distributed.check_same_call(
+        "query",
+        query,
+        temperature,
+        reduction,
+        eps,
+        group,
+        distributed.Shared("number of negative_keys (-1 for None)", negatives, alike),
+        distributed.Shared("negative_mode", NEGATIVE_MODES.index(negative_mode), alike, NEGATIVE_MODES),
+        distributed.Shared("symmetric", int(symmetric), alike, (False, True)),
+    )
