@@ -1,12 +1,15 @@
 """The public losses: NT-Xent, its relatives, and the primitive under every loss of the family."""
 
+from simclr_fast.losses.clip import CLIPLoss, clip_loss
 from simclr_fast.losses.info_nce import InfoNCELoss, info_nce_loss
 from simclr_fast.losses.ntxent import NTXentLoss, ntxent_loss
 from simclr_fast.losses.similarity import similarity_logsumexp
 
 __all__ = [
+    "CLIPLoss",
     "InfoNCELoss",
     "NTXentLoss",
+    "clip_loss",
     "info_nce_loss",
     "ntxent_loss",
     "similarity_logsumexp",
