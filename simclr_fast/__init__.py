@@ -6,10 +6,12 @@ from simclr_fast.losses import (
     CLIPLoss,
     InfoNCELoss,
     NTXentLoss,
+    SupConLoss,
     clip_loss,
     info_nce_loss,
     ntxent_loss,
     similarity_logsumexp,
+    sup_con_loss,
 )
 from simclr_fast.temperature import LearnedTemperature
 
@@ -22,10 +24,12 @@ __all__ = [
     "NTXentLoss",
     "SimCLRAugment",
     "SimCLREval",
+    "SupConLoss",
     "__version__",
     "clip_loss",
     "info_nce_loss",
     "load_backbone",
     "ntxent_loss",
     "similarity_logsumexp",
+    "sup_con_loss",
 ]
