@@ -1,0 +1,269 @@
+"""The primitive against float64: the backends that run on the CPU, every dtype, shape, exclusion and kind of rows."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simclr_fast.losses.similarity import similarity_logsumexp
+from simclr_fast.ops.ntxent.similarity import similarity
+from tests.helpers import INSTRUCTION_SETS, non_contiguous, relative_error
+from tests.similarity_truth import (
+    CALLS,
+    EPS,
+    KINDS,
+    errors,
+    exact_logsumexp,
+    rows_and_columns,
+    same_bits,
+    truth,
+    upstream,
+    values_of,
+)
+
+OPS = torch.ops.simclr_fast
+SHAPES = [(1, 1), (2, 1), (5, 3), (33, 150), (150, 33), (300, 300)]  # rows, columns
+WIDTHS = [1, 3, 123, 16]
+# Errors beyond twice the reference's, in the units of `errors`: of results, and of gradients at temperature 1.
+TINY = {torch.float64: (1e-14, 1e-14), torch.float32: (1e-6, 5e-7)}
+
+
+def check(
+    kind: str, shape: tuple[int, int], d: int, dtype: torch.dtype, temperature: float, call: tuple[str, bool, bool]
+) -> None:
+    """err(kernel) <= 2 err(reference in the same dtype) + TINY, of every result and gradient."""
+    exclude, has_columns, both = call
+    n, m = shape[0], shape[1] if has_columns else None
+    if exclude == "pair":
+        n += n % 2
+    rows, columns = rows_and_columns(kind, n, m, d, dtype)
+    weights, options = upstream(n, m, dtype), {"exclude": exclude, "both": both}
+    exact = truth(rows, columns, temperature, weights, **options)
+    found, allowed = (
+        errors(
+            values_of(similarity_logsumexp, rows, columns, temperature, weights, backend=backend, **options),
+            exact,
+            (rows, columns),
+            temperature,
+        )
+        for backend in ("cpp", "reference")
+    )
+    assert found.keys() == allowed.keys()
+    for name, error in found.items():
+        tiny = TINY[dtype][1] / temperature if name.startswith("d") else TINY[dtype][0]
+        assert error <= 2 * allowed[name] + tiny, f"{name} of {n} x {m} x {d}: {error:.1e}, not {allowed[name]:.1e}"
+
+
+def test_the_truth_is_the_cross_entropy_of_two_towers() -> None:
+    rows, columns = rows_and_columns("aligned", 9, 9, 5, torch.float64)
+    u, v = F.normalize(rows, dim=1), F.normalize(columns, dim=1)
+    logits, labels = u @ v.T / 0.2, torch.arange(9)
+    lse, column_lse = exact_logsumexp(rows, columns, torch.tensor(0.2, dtype=torch.float64), both=True)
+    positive = (u * v).sum(1) / 0.2
+    assert relative_error((lse - positive).mean(), F.cross_entropy(logits, labels)) <= 1e-14
+    assert relative_error((column_lse - positive).mean(), F.cross_entropy(logits.T, labels)) <= 1e-14
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_shapes(call: tuple[str, bool, bool], dtype: torch.dtype, temperature: float) -> None:
+    for k, shape in enumerate(SHAPES):
+        for d in (WIDTHS[k % 4], WIDTHS[(k + 2) % 4]):
+            check("random", shape, d, dtype, temperature, call)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.03, 0.01])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_rows(kind: str, temperature: float) -> None:
+    for call in (CALLS[2], CALLS[3], CALLS[4]):
+        for dtype in (torch.float32, torch.float64):
+            check(kind, (70, 52), 24, dtype, temperature, call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_half_rows(call: tuple[str, bool, bool], dtype: torch.dtype) -> None:
+    """Results as exact as of float32; gradients as exact as their type."""
+    exclude, has_columns, both = call
+    for temperature in (0.5, 0.02):
+        rows, columns = rows_and_columns("random", 40, 31 if has_columns else None, 20, dtype)
+        weights, options = upstream(40, 31 if has_columns else None, dtype), {"exclude": exclude, "both": both}
+        exact = truth(rows, columns, temperature, weights, **options)
+        actual = values_of(similarity_logsumexp, rows, columns, temperature, weights, backend="cpp", **options)
+        assert actual.lse.dtype == torch.float32
+        assert actual.drows.dtype == dtype
+        found = errors(actual, exact, (rows, columns), temperature)
+        assert all(error <= 1e-6 for name, error in found.items() if name.endswith("lse"))
+        for z, mine, gradient in ((rows, actual.drows, exact.drows), (columns, actual.dcolumns, exact.dcolumns)):
+            if mine is not None:
+                rounding = torch.finfo(dtype).eps / 2 * gradient.abs() + torch.finfo(dtype).smallest_normal * 1e-3
+                tiny = 1e-5 / (temperature * z.double().norm(dim=1, keepdim=True))
+                assert ((mine.double() - gradient).abs() <= 1.01 * rounding + tiny).all()
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_every_instruction_set(isa: str) -> None:
+    program = (
+        "import torch; from simclr_fast._extension import build_info;"
+        "from tests.ops.ntxent.test_similarity import CALLS, check; torch.manual_seed(0);"
+        f"assert build_info()['cpu_isa'] == {isa!r}, build_info();"
+        "[check('random', shape, d, dtype, t, call) for shape, d in (((5, 3), 3), ((33, 150), 70))"
+        " for dtype in (torch.float32, torch.float64) for t in (0.1, 0.01) for call in CALLS]"
+    )
+    environment = {**os.environ, "SIMCLR_FAST_ISA": isa}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def both_ways(rows: Tensor, columns: Tensor | None, temperature: float | Tensor = 0.1, **options) -> list[Tensor]:
+    """Results and gradients of the kernels, under fixed weights."""
+    leaves = [x.detach().clone().requires_grad_() for x in (rows, columns) if x is not None]
+    results = similarity_logsumexp(leaves[0], *(leaves[1:] or [None]), temperature, backend="cpp", **options)
+    results = list(results) if isinstance(results, tuple) else [results]
+    objective = sum((x * torch.linspace(-1, 2, x.numel(), dtype=x.dtype)).sum() for x in results)
+    return [*results, *torch.autograd.grad(objective, leaves)]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_a_temperature_tensor_gives_the_same_bits(temperature: float) -> None:
+    rows, columns = rows_and_columns("random", 20, 31, 9, torch.float64)
+    given = both_ways(rows, columns, temperature, both=True)
+    assert same_bits(given, both_ways(rows, columns, torch.tensor(temperature, dtype=torch.float64), both=True))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_the_number_of_threads_does_not_matter(temperature: float) -> None:
+    """Several strips of rows, and blocks that two, three and four threads share differently."""
+    rows, columns = rows_and_columns("random", 330, 290, 7, torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 4, 2):
+            torch.set_num_threads(count)
+            results.append(
+                both_ways(rows, columns, temperature, both=True) + both_ways(rows, None, temperature, exclude="pair")
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same_bits(results[0], other) for other in results[1:])
+
+
+def test_strides_do_not_matter() -> None:
+    rows, columns = rows_and_columns("random", 19, 23, 11, torch.float32)
+    plain = both_ways(rows, columns, both=True)
+    for spread in (non_contiguous, lambda x: x.T.contiguous().T, lambda x: torch.cat([x, x])[: x.shape[0]]):
+        leaves = [x.clone().requires_grad_() for x in (rows, columns)]
+        results = similarity_logsumexp(*(spread(x) for x in leaves), 0.1, both=True, backend="cpp")
+        objective = sum((x * torch.linspace(-1, 2, x.numel())).sum() for x in results)
+        assert same_bits(plain, [*results, *torch.autograd.grad(objective, leaves)])
+
+
+@pytest.mark.parametrize("exclude", ["none", "self", "pair"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_unit_rows_as_they_are(dtype: torch.dtype, exclude: str) -> None:
+    unit = F.normalize(torch.randn(26, 10, dtype=torch.float64), dim=1).to(dtype)
+    columns = None if exclude == "pair" else F.normalize(torch.randn(14, 10, dtype=torch.float64), dim=1).to(dtype)
+    weights, options = upstream(26, 14, dtype), {"exclude": exclude, "both": exclude != "pair", "normalize": False}
+    exact = truth(unit, columns, 0.1, weights, **options)
+    actual = values_of(similarity_logsumexp, unit, columns, 0.1, weights, backend="cpp", **options)
+    bound = {torch.float16: 1e-3, torch.float32: 5e-6, torch.float64: 1e-13}[dtype]
+    assert max(errors(actual, exact, (unit, columns), 0.1).values()) <= bound
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_no_columns(both: bool) -> None:
+    rows = torch.randn(4, 3, requires_grad=True)
+    columns = torch.randn(0, 3, requires_grad=True)
+    lse, column_lse = similarity_logsumexp(rows, columns, 0.1, both=True, backend="cpp")
+    assert lse.isneginf().all()
+    assert column_lse.shape == (0,)
+    if both:
+        gradients = torch.autograd.grad((lse.masked_fill(lse.isinf(), 0)).sum() + column_lse.sum(), (rows, columns))
+        assert [g.shape for g in gradients] == [(4, 3), (0, 3)]
+        assert not gradients[0].any()
+    u = F.normalize(rows.detach(), dim=1)
+    for sums in OPS.similarity_fwd(u, u[:0], 0, "none", both, True, 0.1, None, "ieee")[:2]:
+        assert sums.isneginf().all()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_nan_stands_where_the_reference_has_it(call: tuple[str, bool, bool], temperature: float) -> None:
+    exclude, has_columns, both = call
+    rows, columns = rows_and_columns("random", 10, 7 if has_columns else None, 6, torch.float32)
+    rows.view(torch.int32)[4, 2] = 0x7FC12345  # a NaN whose payload is not zero
+    weights, options = upstream(10, 7 if has_columns else None, torch.float32), {"exclude": exclude, "both": both}
+    found, expected = (
+        values_of(similarity_logsumexp, rows, columns, temperature, weights, backend=backend, **options)
+        for backend in ("cpp", "reference")
+    )
+    for name in ("lse", "column_lse", "drows", "dcolumns", "dt"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert (a is None and b is None) or torch.equal(a.isnan(), b.isnan()), name
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+@pytest.mark.parametrize("exclude", ["none", "self", "pair"])
+def test_row_maxima(exclude: str, temperature: float) -> None:
+    options = {"exclude": exclude, "eps": EPS, "precision": "ieee", "group": None, "need_max": True}
+    for n, m in ((1, None), (2, None), (150, None), (5, 3), (40, 200)):
+        if (exclude == "pair" and (n % 2 or m is not None)) or (exclude == "none" and n == 1):
+            continue
+        rows, columns = rows_and_columns("random", n, m, 9, torch.float32)
+        both = m is not None
+        found, expected = (
+            similarity(rows, columns, temperature, both=both, backend=backend, **options)
+            for backend in ("cpp", "reference")
+        )
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a.isinf(), b.isinf())
+            assert relative_error(a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)) <= 1e-6
+
+
+# Prints how many MiB the peak grows by in forward + backward of two towers, their gradients included.
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+from simclr_fast.losses.similarity import similarity_logsumexp
+
+def step(n, d):
+    rows, columns = (torch.randn(n, d, requires_grad=True) for _ in range(2))
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    sum(x.sum() for x in similarity_logsumexp(rows, columns, 0.1, both=True, backend="cpp")).backward()
+    return resident("VmHWM") - before
+
+def resident(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+step(64, 8)  # threads and libraries
+print(step(int(sys.argv[1]), int(sys.argv[2])))
+"""
+
+
+def check_peak(n: int, d: int, limit: int) -> None:
+    """`limit` MiB beside the rows, the columns and their gradients."""
+    command = [sys.executable, "-c", PEAK, str(n), str(d)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    gradients = 2 * n * d * 4 / 2**20
+    assert float(run.stdout) - gradients <= limit
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_memory_is_linear() -> None:
+    check_peak(4096, 64, 14)  # the logits would take 64
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize(("n", "d", "limit"), [(16384, 128, 64), (8192, 512, 96)])
+def test_memory_of_large_towers(n: int, d: int, limit: int) -> None:
+    check_peak(n, d, limit)

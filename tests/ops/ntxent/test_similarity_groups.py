@@ -1,0 +1,57 @@
+"""The primitive over two and three gloo processes: the results and gradients of one process with all rows."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from simclr_fast.losses.similarity import similarity_logsumexp
+from tests.helpers import relative_error
+from tests.similarity_truth import CALLS
+
+CALLS_OF_GROUPS = [call for call in CALLS if call[0] != "pair"]
+
+
+def of_rank(rank: int, world: int, call: tuple[str, bool, bool], temperature: float) -> list[Tensor]:
+    """Results [n], [m] of this rank's share, and the gradients by it and by the temperature, under weights of all."""
+    exclude, has_columns, both = call
+    generator = torch.Generator().manual_seed(5)
+    rows, columns = (torch.randn(6 * k, 4, dtype=torch.float64, generator=generator) for k in (3, 2))
+    if exclude == "self":
+        columns = columns.repeat(2, 1)[: len(rows)]  # one column per row
+    weights = [torch.randn(len(x), dtype=torch.float64, generator=generator) for x in (rows, columns)]
+    shares = [x.chunk(world)[rank].clone().requires_grad_() for x in ([rows, columns] if has_columns else [rows])]
+    t = torch.tensor(temperature, dtype=torch.float64, requires_grad=True)
+    group = dist.group.WORLD if world > 1 else None
+    results = similarity_logsumexp(
+        shares[0], shares[1] if has_columns else None, t, exclude=exclude, both=both, group=group, backend="cpp"
+    )
+    results = list(results) if both else [results]
+    objective = sum((x * w.chunk(world)[rank]).sum() for x, w in zip(results, weights))
+    return [*(x.detach() for x in results), *torch.autograd.grad(objective, (*shares, t))]
+
+
+def worker(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=120))
+    try:
+        results = [of_rank(rank, world, call, t) for call in CALLS_OF_GROUPS for t in (0.3, 0.02)]
+        torch.save(results, folder / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_equal_one(tmp_path: Path, world: int) -> None:
+    mp.spawn(worker, (world, tmp_path), nprocs=world)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
+    expected = [of_rank(0, 1, call, t) for call in CALLS_OF_GROUPS for t in (0.3, 0.02)]
+    for call, whole, *shares in zip([c for c in CALLS_OF_GROUPS for _ in range(2)], expected, *ranks, strict=True):
+        *tensors, dt = zip(*shares)
+        assert relative_error(sum(dt), whole[-1]) <= 1e-12, call
+        assert all(relative_error(torch.cat(x), e) <= 1e-12 for x, e in zip(tensors, whole)), call
