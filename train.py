@@ -30,7 +30,7 @@ from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, exit_status, start_process
 from simclr_fast.run_files import chance_level
 from simclr_fast.training.folder import RunFolder
-from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, peak_memory_mib, print_summary
+from simclr_fast.training.metrics import MetricsLog, StepClock, peak_memory_mib, print_summary
 from simclr_fast.training.profile import StepProfiler
 from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, save_bundle, start_from
 from simclr_fast.training.step import TrainStep
@@ -76,8 +76,9 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                 first = process.rank * len(batch.indices)
                 draw = views.draw(batch.indices, state.step, first=first, batch_size=options.batch_size)
                 lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
+                at_log_step = (state.step + 1) % run.log_interval == 0 or state.step + 1 == total_steps
                 try:
-                    result = step(batch.images, draw, lr)
+                    result = step(batch.images, draw, lr, measure=at_log_step)
                 except NonFiniteLossError as error:
                     path = save_bundle(run.output, process.rank, state, config, batch.images, draw)
                     raise NonFiniteLossError(
@@ -87,14 +88,15 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                 if state.ema is not None:
                     state.ema.update_parameters(state.model)
 
-                at_log_step = state.step % run.log_interval == 0 or state.step == total_steps
                 if at_log_step:
                     seconds, waiting = clock.read()
                     values = {
                         "epoch": state.step / steps_per_epoch,
                         "loss": result.loss.item(),
                         "chance": chance,
-                        "contrastive_accuracy": contrastive_accuracy(result.z).item(),
+                        "contrastive_accuracy": result.statistics.accuracy.item(),
+                        "positive_logit": result.statistics.positive_logit.item(),
+                        "positive_probability": result.statistics.positive_probability.item(),
                         "temperature": options.temperature,
                         "lr": lr,
                         "grad_norm": result.grad_norm.item(),

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -113,23 +111,6 @@ class StepClock:
         elapsed, steps, waited = now - self.begin, max(1, self.steps), self.waited
         self.begin, self.steps, self.waited = now, 0, 0.0
         return elapsed / steps, waited / elapsed
-
-
-@torch.no_grad()
-def contrastive_accuracy(z: Tensor, rows: int = 1024) -> Tensor:
-    """Share of rows of z [2n, D] (view-major) whose most similar other row is their positive, a scalar on z's device.
-
-    Taken over this process's embeddings, `rows` of similarity at a time, so memory stays O(rows * n).
-    """
-    z = F.normalize(z.float(), dim=1)
-    n = len(z) // 2
-    hits = z.new_zeros(())
-    for begin in range(0, 2 * n, rows):
-        row = torch.arange(begin, min(begin + rows, 2 * n), device=z.device)
-        similarity = z[row] @ z.T  # [rows, 2n]
-        similarity[row - begin, row] = -torch.inf
-        hits += (similarity.argmax(dim=1) == (row + n) % (2 * n)).sum()
-    return hits / (2 * n)
 
 
 def peak_memory_mib(device: torch.device) -> float:

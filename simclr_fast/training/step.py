@@ -16,33 +16,39 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr_fast.errors import NonFiniteLossError
+from simclr_fast.losses import NTXentStatistics
 from simclr_fast.training.profile import phase
 from simclr_fast.training.views import Draw, Images, Views
 
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """Tensors left on the device, so that reading them is the caller's choice: loss and grad_norm [], z [2b, D]."""
+    """Tensors left on the device, so that reading them is the caller's choice: loss and grad_norm [], z [2b, D].
+
+    statistics: of the whole batch of all processes, where the step was asked for them.
+    """
 
     loss: Tensor
     z: Tensor
     grad_norm: Tensor
+    statistics: NTXentStatistics | None
 
 
 class TrainStep:
     """Updates a model by one batch.
 
     model: maps views [2b, C, S, S] to embeddings [2b, D]; may be wrapped in DistributedDataParallel.
-    criterion: loss(z0, z1) -> scalar. autocast: a dtype, or None for float32. micro_batch_size: images per
-    forward pass, 0 for all at once. compile_backend: of torch.compile, which makes one graph of forward
-    pass and loss; None runs them eagerly.
+    criterion: loss(z0, z1) -> scalar, as NTXentLoss; loss(z0, z1, return_stats=True) -> (scalar, statistics)
+    is called in steps that are asked for statistics. autocast: a dtype, or None for float32. micro_batch_size: images
+    per forward pass, 0 for all at once. compile_backend: of torch.compile, which makes a graph of the forward pass and
+    one of the loss (and a third of the loss with statistics); None runs them eagerly.
     """
 
     def __init__(
         self,
         model: nn.Module,
         views: Views,
-        criterion: Callable[[Tensor, Tensor], Tensor],
+        criterion: Callable[..., Tensor | tuple[Tensor, NTXentStatistics]],
         optimizer: torch.optim.Optimizer,
         *,
         scaler: torch.amp.GradScaler | None = None,
@@ -70,17 +76,21 @@ class TrainStep:
             return torch.compile(function, backend=compile_backend, fullgraph=fullgraph, dynamic=False)
 
         self.project = traced(self._project)
-        self.project_and_compare = traced(self._project_and_compare)
+        self.compare = traced(self._compare)
 
-    def __call__(self, images: Images, draw: Draw, lr: float) -> StepResult:
-        """One step at learning rate `lr`. Raises NonFiniteLossError before the weights are touched."""
+    def __call__(self, images: Images, draw: Draw, lr: float, *, measure: bool = False) -> StepResult:
+        """One step at learning rate `lr`, with statistics if it is to `measure`, which all processes must then do.
+
+        Raises NonFiniteLossError before the weights are touched.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         if 0 < self.micro_batch_size < len(draw):
-            loss, z = self._backward_in_micro_batches(images, draw)
+            loss, statistics, z = self._backward_in_micro_batches(images, draw, measure)
         else:
-            loss, z = self.project_and_compare(self._views(images, draw))
+            z = self.project(self._views(images, draw))
+            loss, statistics = self.compare(z, measure)
             self.watch.start(loss)
             with phase("backward"):
                 self.scaler.scale(loss).backward()
@@ -88,7 +98,7 @@ class TrainStep:
         self.watch.finish()
         with phase("optimizer"):
             grad_norm = self._update()
-        return StepResult(loss.detach(), z.detach(), grad_norm)
+        return StepResult(loss.detach(), z.detach(), grad_norm, statistics)
 
     def _views(self, images: Images, draw: Draw) -> Tensor:
         with phase("augment"):
@@ -105,12 +115,15 @@ class TrainStep:
         with phase("forward"), torch.autocast(views.device.type, self.autocast, enabled=self.autocast is not None):
             return self.model(views)  # [2b, D]
 
-    def _project_and_compare(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        z = self._project(views)
+    def _compare(self, z: Tensor, measure: bool) -> tuple[Tensor, NTXentStatistics | None]:
         with phase("loss"):
-            return self.criterion(*z.chunk(2)), z
+            if measure:
+                return self.criterion(*z.chunk(2), return_stats=True)
+            return self.criterion(*z.chunk(2)), None
 
-    def _backward_in_micro_batches(self, images: Images, draw: Draw) -> tuple[Tensor, Tensor]:
+    def _backward_in_micro_batches(
+        self, images: Images, draw: Draw, measure: bool
+    ) -> tuple[Tensor, NTXentStatistics | None, Tensor]:
         size = self.micro_batch_size
         parts = [slice(i, i + size) for i in range(0, len(draw), size)]
         states, cached = [], []
@@ -120,9 +133,9 @@ class TrainStep:
                 cached.append(self.project(self._views(images[part], draw[part])))
         # Each micro-batch is view-major: gather view 0 of all, then view 1.
         z = torch.cat([zk.chunk(2)[view] for view in range(2) for zk in cached]).requires_grad_()
+        loss, statistics = self._compare(z, measure)
+        self.watch.start(loss)
         with phase("loss"):
-            loss = self.criterion(*z.chunk(2))
-            self.watch.start(loss)
             self.scaler.scale(loss).backward()
         dz0, dz1 = (dz.split(size) for dz in z.grad.chunk(2))
         for k, part in enumerate(parts):
@@ -132,7 +145,7 @@ class TrainStep:
                 zk = self.project(self._views(images[part], draw[part]))
                 with phase("backward"):
                     zk.backward(torch.cat([dz0[k], dz1[k]]))
-        return loss, z
+        return loss, statistics, z
 
     def _reduce_gradients(self, now: bool) -> contextlib.AbstractContextManager:
         """Let DistributedDataParallel sum the gradients over processes now, or only accumulate them here."""

@@ -52,7 +52,7 @@ def weights_after(
     indices = torch.arange(BATCH)[rank * share : (rank + 1) * share]
     for k in range(steps):
         draw = views.draw(indices, k, first=rank * share, batch_size=BATCH)
-        step(images()[indices], draw, lr=options.optimization.lr)
+        step(images()[indices], draw, lr=options.optimization.lr, measure=k % 2 == 1)
     return {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
 
 

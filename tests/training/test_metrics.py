@@ -1,4 +1,4 @@
-"""What a run records: contrastive accuracy, waiting time, metric files."""
+"""What a run records: waiting time, metric files."""
 
 import dataclasses
 import io
@@ -9,32 +9,13 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
-import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simclr_fast.config import RECIPES, Config, RunOptions
 from simclr_fast.run_files import METRICS_FILE, read_metrics
-from simclr_fast.training.metrics import MetricsLog, StepClock, contrastive_accuracy, print_summary
+from simclr_fast.training.metrics import MetricsLog, StepClock, print_summary
 from simclr_fast.visualize import learning_curves
-
-
-def test_contrastive_accuracy_of_aligned_and_of_random_pairs() -> None:
-    z = torch.randn(50, 16)
-    assert contrastive_accuracy(torch.cat([z, z + 0.01 * torch.randn_like(z)])) == 1.0
-    assert contrastive_accuracy(torch.randn(400, 16)) < 0.1
-
-
-@pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_contrastive_accuracy_in_pieces(rows: int) -> None:
-    z = torch.randn(10, 3)
-    z[5:] = z[:5] + 0.8 * torch.randn(5, 3)
-    similarity = torch.nn.functional.normalize(z, dim=1) @ torch.nn.functional.normalize(z, dim=1).T
-    hits = 0
-    for i in range(10):
-        others = [j for j in range(10) if j != i]
-        hits += max(others, key=lambda j: similarity[i, j]) == (i + 5) % 10
-    assert contrastive_accuracy(z, rows=rows).item() == pytest.approx(hits / 10)
 
 
 def test_step_clock_tells_waiting_from_working(monkeypatch) -> None:

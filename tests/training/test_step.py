@@ -201,6 +201,26 @@ def test_every_step_has_a_gradient_of_its_own(micro_batch_size: int) -> None:
     assert first.norm() > 0
 
 
+@pytest.mark.parametrize("micro_batch_size", [0, 4])
+def test_a_measured_step_tells_the_statistics_of_its_batch(micro_batch_size: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16))
+    views = Views(config("group").augment, seed=0)
+    draw = views.draw(torch.arange(BATCH), 0, batch_size=BATCH)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = TrainStep(model, views, NTXentLoss(0.1), optimizer, micro_batch_size=micro_batch_size)
+    plain, measured = (step(images(), draw, lr=0.0, measure=measure) for measure in (False, True))
+    assert plain.statistics is None
+    torch.testing.assert_close(measured.loss, plain.loss, rtol=1e-6, atol=0)
+    u = nn.functional.normalize(plain.z, dim=1)
+    logits = (u @ u.T / 0.1).fill_diagonal_(-torch.inf)
+    positive = torch.arange(2 * BATCH).roll(BATCH)
+    probability = logits.softmax(dim=1)[torch.arange(2 * BATCH), positive].mean()
+    found = (logits.argmax(dim=1) == positive).float().mean()
+    logit = logits[torch.arange(2 * BATCH), positive].mean()
+    for value, expected in zip(measured.statistics, (found, logit, probability), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("scale", [None, 1024.0], ids=["unscaled", "scaled"])
 def test_gradients_are_clipped_and_their_norm_before_is_told(scale: float | None) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16))

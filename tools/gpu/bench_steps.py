@@ -76,7 +76,8 @@ class Training:
         """Which of a step's results are finite, in their order, after a step whose loss was not."""
         views = self.step.views.apply(self.images, self.views.draw(self.indices, self.count))
         eager = self.step._project(views).detach()
-        loss, compiled = self.step.project_and_compare(views)
+        compiled = self.step.project(views)
+        loss, _ = self.step.compare(compiled, False)
         made = {"views": views, "embeddings, eager": eager, "embeddings, compiled": compiled, "loss, compiled": loss}
         made["loss of the eager embeddings"] = self.loss(*eager.chunk(2))
         made["loss of the compiled embeddings"] = self.loss(*compiled.detach().chunk(2))
