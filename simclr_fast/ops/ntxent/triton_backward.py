@@ -28,6 +28,7 @@ from simclr_fast.ops.ntxent.triton_gradient import (
     power_of_two_above,
     store_dt,
     through_normalisation,
+    weighted_dt,
 )
 
 LEAST_PULL = tl.constexpr(1e-30)  # what a pull counts in W at least: no w / W overflows
@@ -145,15 +146,15 @@ def ntxent_bwd_kernel(
     SPECIAL: tl.constexpr,  # columns of a step through the special tiles; divides BLOCK_N
 ):
     """The gradient's sum (add_gradient), and minus t dL/dt / W of these rows and this split."""
-    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
-    row_dt, row_weight = add_gradient(
-        u_ptr, u_ptr, term_ptr + row_offset, weight_ptr + row_offset, term_ptr, weight_ptr, part_ptr, to_log2,
-        row_offset, columns, 2 * n, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N,
-        BLOCK_D, SLICES, HOLD_ROWS, EVEN_D, SPECIAL_FIRST, SPECIAL,
+    row_dt, row_term, row_weight = add_gradient(
+        u_ptr, u_ptr, term_ptr, weight_ptr, term_ptr, weight_ptr, part_ptr, temperature, temperature_ptr, row_offset,
+        columns, n, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, SLICES,
+        HOLD_ROWS, EVEN_D, SPECIAL_FIRST, SPECIAL, 2,
     )  # fmt: skip
 
     # sum_i w_i / W (sum_j exp(s_ij - lse_i) s_ij - pull_i s_ip). The first split has the positives' share.
     if NEED_DT and tl.program_id(2) == 0:
+        row_dt = weighted_dt(row_dt, row_term, row_weight, u_ptr.dtype.element_ty == tl.float16, ONLINE_MAX)
         if tl.program_id(1) == 0:
             local = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
             lse_neg = tl.load(lse_neg_ptr + row_offset + local, mask=local < 2 * n, other=0.0)

@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 from simclr_fast.ops.ntxent.triton_common import (
-    LOG2_E,
     load_views,
     read_temperature,
     row_loss,
@@ -99,14 +98,10 @@ def ntxent_fwd_kernel(
     """
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
         tl.store(done_ptr, 0)
-    rows = 2 * n
-    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
-    row_slot = (column_slots + tl.program_id(1)).to(tl.int64) * rows
-    column_slot = tl.program_id(0).to(tl.int64) * rows
     add_band_sums(
-        u_ptr, u_ptr, sum_ptr + row_slot, max_ptr + row_slot, sum_ptr + column_slot, max_ptr + column_slot, to_log2,
-        row_offset, columns, rows, n, row_offset, columns, band_m, band_n, D, SYMMETRIC, SYMMETRIC, ONLINE_MAX,
-        PRECISION, BLOCK_M, BLOCK_D, SLICES, HOLD_ROWS, EVEN, EVEN_D,
+        u_ptr, u_ptr, sum_ptr, max_ptr, sum_ptr, max_ptr, temperature, temperature_ptr, row_offset, columns, 2 * n, n,
+        row_offset, columns, band_m, band_n, column_slots, D, SYMMETRIC, SYMMETRIC, ONLINE_MAX, PRECISION, BLOCK_M,
+        BLOCK_D, SLICES, HOLD_ROWS, EVEN, EVEN_D,
     )  # fmt: skip
 
 

@@ -9,7 +9,15 @@ has full precision down to 2^-28 of that.
 import triton
 import triton.language as tl
 
-from simclr_fast.ops.ntxent.triton_common import LOG2_E, dot, is_negative, load_rows, load_vector, special_tiles
+from simclr_fast.ops.ntxent.triton_common import (
+    LOG2_E,
+    dot,
+    is_negative,
+    load_rows,
+    load_vector,
+    read_temperature,
+    special_tiles,
+)
 
 OPERAND_SHIFT = tl.constexpr(14.0)  # log2 of the factor carried by an fp16 coefficient
 OPERAND_UNSHIFT = tl.constexpr(2.0**-OPERAND_SHIFT.value)  # takes it out again
@@ -108,15 +116,16 @@ def _add_tile(
 def add_gradient(
     rows_ptr,  # [row_limit, D]
     columns_ptr,  # [columns, D]
-    row_term_ptr,  # [rows]
-    row_weight_ptr,  # [rows]
+    row_term_ptr,
+    row_weight_ptr,
     column_term_ptr,  # [columns]
     column_weight_ptr,  # [columns]
-    part_ptr,  # [splits, rows, D] out
-    to_log2,
-    rows_first,  # where in rows_ptr row 0 lies
+    part_ptr,  # [splits, VIEWS * samples, D] out
+    temperature,
+    temperature_ptr,
+    rows_first,  # where row 0 lies in rows_ptr, row_term_ptr and row_weight_ptr
     row_limit,
-    rows,
+    samples,  # the rows are VIEWS times as many
     n,  # how far from a row its partner is, which it leaves out, too; 0: nothing but the own column
     own,  # the column that row 0 leaves out
     columns,
@@ -132,17 +141,19 @@ def add_gradient(
     EVEN_D: tl.constexpr,
     SPECIAL_FIRST: tl.constexpr,
     SPECIAL: tl.constexpr,
+    VIEWS: tl.constexpr,
 ):
     """Sum over one split of the columns of coefficient_ij u_j, for BLOCK_M rows and SLICES * BLOCK_D of the D columns.
 
     Plain tiles go through a loop without masks. Which of the loops comes first changes what ptxas spills;
-    ntxent_bwd_kernel has the constants. Returns sum_j w_i / W exp(s_ij - lse_i) s_ij with NEED_DT, and w_i / W.
+    ntxent_bwd_kernel has the constants. Returns what weighted_dt takes of the rows.
     """
     half: tl.constexpr = rows_ptr.dtype.element_ty == tl.float16
     local_row = tl.program_id(0) * BLOCK_M
     local = local_row + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    row_inside = local < rows
+    row_inside = local < VIEWS * samples
     first_row = rows_first + local_row
+    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
     d_first = tl.program_id(2) * SLICES * BLOCK_D
 
     # 1. What stays on chip of the rows: their part of t du / W in acc, and with HOLD_ROWS their u.
@@ -154,8 +165,8 @@ def add_gradient(
             d = c * BLOCK_D + tl.arange(0, BLOCK_D)
             u_rows += (load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, False, EVEN_D),)
     # Rows beyond the last may hold another process's u: what stands for their term makes all their coefficients 0.
-    row_term = tl.load(row_term_ptr + local, mask=row_inside, other=1e30 if ONLINE_MAX else 0.0)
-    row_weight = tl.load(row_weight_ptr + local, mask=row_inside, other=0.0)
+    row_term = tl.load(row_term_ptr + rows_first + local, mask=row_inside, other=1e30 if ONLINE_MAX else 0.0)
+    row_weight = tl.load(row_weight_ptr + rows_first + local, mask=row_inside, other=0.0)
     row_dt = tl.zeros((BLOCK_M,), tl.float32)
 
     # 2. The tiles [first, last) of this split, of which [first, full) are whole. Special are [lo1, hi1) and [lo2, hi2),
@@ -193,17 +204,27 @@ def add_gradient(
                 )  # fmt: skip
 
     # 4. The split's partial of t du / W, without the shift of the exponents (2^OPERAND_SHIFT).
-    part = part_ptr + tl.program_id(1).to(tl.int64) * rows * D
+    part = part_ptr + tl.program_id(1).to(tl.int64) * VIEWS * samples * D
     unshift: tl.constexpr = OPERAND_UNSHIFT if half else 1.0
     for c in tl.static_range(SLICES):
         d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
         offsets = local.to(tl.int64)[:, None] * D + d[None, :]
         tl.store(part + offsets, acc[c] * unshift, mask=row_inside[:, None] & (d < D)[None, :])
+    return row_dt, row_term, row_weight
 
-    # 5. The row's factor: w_i / W, in its term with the constant maximum.
-    if NEED_DT:
-        row_dt *= (row_weight if ONLINE_MAX else row_term) * (unshift / LOG2_E)
-    return row_dt, row_weight
+
+@triton.jit
+def weighted_dt(row_dt, row_term, row_weight, HALF: tl.constexpr, ONLINE_MAX: tl.constexpr):
+    """sum_j w_i / W exp(s_ij - lse_i) s_ij of each row, without the shift of HALF operands.
+
+    With the constant maximum the row's term holds w_i / W.
+    """
+    unshift: tl.constexpr = OPERAND_UNSHIFT if HALF else 1.0
+    if ONLINE_MAX:
+        row_dt *= row_weight * (unshift / LOG2_E)
+    else:
+        row_dt *= row_term * (unshift / LOG2_E)
+    return row_dt
 
 
 @triton.jit

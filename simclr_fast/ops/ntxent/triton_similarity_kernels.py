@@ -18,6 +18,7 @@ from simclr_fast.ops.ntxent.triton_gradient import (
     power_of_two_above,
     store_dt,
     through_normalisation,
+    weighted_dt,
 )
 from simclr_fast.ops.ntxent.triton_sums import add_band_sums, add_slots, log_of_sum
 
@@ -56,17 +57,11 @@ def similarity_fwd_kernel(
     EVEN: tl.constexpr,
     EVEN_D: tl.constexpr,
 ):
-    """Sums of exp(s_ij). Program (a, b): row band a against column band b; ntxent_fwd_kernel has the other constants.
-
-    The row sums go to slot column_slots + b of the rows, the column sums to slot a of the columns.
-    """
-    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
-    row_slot = (column_slots + tl.program_id(1)).to(tl.int64) * rows
-    column_slot = tl.program_id(0).to(tl.int64) * columns
+    """Sums of exp(s_ij) (add_band_sums); ntxent_fwd_kernel has the other constants."""
     add_band_sums(
-        rows_ptr, columns_ptr, sum_ptr + row_slot, max_ptr + row_slot, column_sum_ptr + column_slot,
-        column_max_ptr + column_slot, to_log2, 0, rows, rows, n, own, columns, band_m, band_n, D, SYMMETRIC,
-        COLUMN_SUMS, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_D, SLICES, HOLD_ROWS, EVEN, EVEN_D,
+        rows_ptr, columns_ptr, sum_ptr, max_ptr, column_sum_ptr, column_max_ptr, temperature, temperature_ptr, 0, rows,
+        rows, n, own, columns, band_m, band_n, column_slots, D, SYMMETRIC, COLUMN_SUMS, ONLINE_MAX, PRECISION, BLOCK_M,
+        BLOCK_D, SLICES, HOLD_ROWS, EVEN, EVEN_D,
     )  # fmt: skip
 
 
@@ -220,13 +215,13 @@ def similarity_bwd_kernel(
 
     ntxent_bwd_kernel has the constants.
     """
-    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
-    row_dt, _ = add_gradient(
-        rows_ptr, columns_ptr, row_term_ptr, row_weight_ptr, column_term_ptr, column_weight_ptr, part_ptr, to_log2, 0,
-        rows, rows, n, own, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, SLICES, HOLD_ROWS,
-        EVEN_D, SPECIAL_FIRST, SPECIAL,
+    row_dt, row_term, row_weight = add_gradient(
+        rows_ptr, columns_ptr, row_term_ptr, row_weight_ptr, column_term_ptr, column_weight_ptr, part_ptr, temperature,
+        temperature_ptr, 0, rows, rows, n, own, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+        SLICES, HOLD_ROWS, EVEN_D, SPECIAL_FIRST, SPECIAL, 1,
     )  # fmt: skip
     if NEED_DT and tl.program_id(2) == 0:
+        row_dt = weighted_dt(row_dt, row_term, row_weight, rows_ptr.dtype.element_ty == tl.float16, ONLINE_MAX)
         tl.store(dt_part_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(row_dt, axis=0))
 
 

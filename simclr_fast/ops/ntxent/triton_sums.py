@@ -12,7 +12,7 @@ and each serves both its rows and its columns.
 import triton
 import triton.language as tl
 
-from simclr_fast.ops.ntxent.triton_common import LOG2_E, dot, is_negative, is_plain_tile, load_rows
+from simclr_fast.ops.ntxent.triton_common import LOG2_E, dot, is_negative, is_plain_tile, load_rows, read_temperature
 
 
 @triton.jit
@@ -48,11 +48,12 @@ def sum_of_exp2(s2, constant_max2, axis: tl.constexpr, ONLINE_MAX: tl.constexpr)
 def add_band_sums(
     rows_ptr,  # [row_limit, D]
     columns_ptr,  # [columns, D]
-    row_sum_ptr,  # [rows] out: the slot of this column band
-    row_max_ptr,  # [rows] out, with ONLINE_MAX
-    column_sum_ptr,  # [columns] out: the slot of this row band, with COLUMN_SUMS
-    column_max_ptr,  # [columns] out, with COLUMN_SUMS and ONLINE_MAX
-    to_log2,  # log2(e) / t, which is also the constant maximum to base 2
+    sum_ptr,  # [column_slots + column bands, rows] out
+    max_ptr,  # [column_slots + column bands, rows] out, with ONLINE_MAX
+    column_sum_ptr,  # [row bands, columns] out, with COLUMN_SUMS; sum_ptr where SYMMETRIC
+    column_max_ptr,  # [row bands, columns] out, with COLUMN_SUMS and ONLINE_MAX; max_ptr where SYMMETRIC
+    temperature,
+    temperature_ptr,
     rows_first,  # where in rows_ptr row 0 lies
     row_limit,
     rows,
@@ -61,6 +62,7 @@ def add_band_sums(
     columns,
     band_m,
     band_n,
+    column_slots,
     D: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     COLUMN_SUMS: tl.constexpr,
@@ -73,11 +75,16 @@ def add_band_sums(
     EVEN: tl.constexpr,
     EVEN_D: tl.constexpr,
 ):
-    """Sums of exp(s_ij), for program (a, b) over row band a and column band b; ntxent_fwd_kernel has the constants.
+    """Sums of exp(s_ij). Program (a, b): row band a against column band b; ntxent_fwd_kernel has the constants.
 
-    SYMMETRIC: only tiles on and above the diagonal, and the column sums of those above are sums of rows, too.
+    The row sums go to slot column_slots + b of the rows, the column sums to slot a of the columns. SYMMETRIC: only
+    tiles on and above the diagonal, and the column sums of those above are sums of rows, too.
     """
     column_tiles = tl.cdiv(columns, BLOCK_M)
+    # log2(e) / t, which is also the constant maximum to base 2.
+    to_log2 = tl.div_rn(LOG2_E, read_temperature(temperature, temperature_ptr))
+    row_slot = (column_slots + tl.program_id(1)).to(tl.int64) * rows
+    column_slot = tl.program_id(0).to(tl.int64) * (rows if SYMMETRIC else columns)
 
     for r in range(band_m):
         # 1. One row tile, and the column tiles [first, last) that it meets.
@@ -134,19 +141,19 @@ def add_band_sums(
                     if SYMMETRIC:
                         inside &= tile_m != tile_n
                     again = inside & (r > 0)
-                    old_sum = tl.load(column_sum_ptr + cols, mask=again, other=0.0)
+                    old_sum = tl.load(column_sum_ptr + column_slot + cols, mask=again, other=0.0)
                     if ONLINE_MAX:
-                        old_max = tl.load(column_max_ptr + cols, mask=again, other=-float("inf"))
+                        old_max = tl.load(column_max_ptr + column_slot + cols, mask=again, other=-float("inf"))
                         col_sum, col_max = merge(col_sum, col_max, old_sum, old_max, ONLINE_MAX)
-                        tl.store(column_max_ptr + cols, col_max, mask=inside)
+                        tl.store(column_max_ptr + column_slot + cols, col_max, mask=inside)
                     else:
                         col_sum += old_sum
-                    tl.store(column_sum_ptr + cols, col_sum, mask=inside)
+                    tl.store(column_sum_ptr + column_slot + cols, col_sum, mask=inside)
 
             # 6. The row tile's sums over the column band.
-            tl.store(row_sum_ptr + local, row_sum, mask=local < rows)
+            tl.store(sum_ptr + row_slot + local, row_sum, mask=local < rows)
             if ONLINE_MAX:
-                tl.store(row_max_ptr + local, row_max, mask=local < rows)
+                tl.store(max_ptr + row_slot + local, row_max, mask=local < rows)
         tl.debug_barrier()  # the next row tile adds to column sums that other threads have written
 
 
