@@ -18,6 +18,7 @@ from simclr_fast.losses.arguments import (
     default_precision,
     for_backward,
     ready_temperature,
+    widened_half,
 )
 from simclr_fast.losses.memory_bank import MemoryBank, bank_size
 from simclr_fast.losses.module import ContrastiveLoss
@@ -31,6 +32,7 @@ from simclr_fast.losses.ntxent_rows import (
 )
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.statistics import NTXentStatistics
+from simclr_fast.losses.sup_con import sup_con_loss
 from simclr_fast.ops.ntxent.limits import is_large
 from simclr_fast.ops.ntxent.ops import ntxent
 from simclr_fast.ops.ntxent.reference import compute_dtype
@@ -68,7 +70,8 @@ def ntxent_loss(
         weights: [N], a factor on the losses of all rows of a sample. "mean" still divides by the number of rows, not by
             the sum of the weights. Any real dtype; differentiable.
         return_stats: also return the batch's `NTXentStatistics`. Of two views.
-        reduction: "mean" or "sum" over the 2N rows, or "none" for the row losses [2N], view 0 before view 1.
+        reduction: "mean" or "sum" over the 2N rows, or "none" for the row losses [2N], view 0 before view 1; of V views
+            V N.
         group: processes whose rows are also negatives; all of them must call with equal N, D, temperature, reduction
             and eps. "mean" and "sum" then return the loss of the whole batch on every rank, and the mean of the ranks'
             gradients, which DistributedDataParallel takes, is that loss's gradient. "none" returns this rank's rows.
@@ -87,7 +90,16 @@ def ntxent_loss(
         RuntimeError: the named backend cannot serve the views.
     """
     if z1 is None:
-        z0, z1 = _views_of(z0)
+        _check_stack(z0)
+        if z0.shape[0] > 2:
+            if decoupled or return_stats:
+                name = "decoupled" if decoupled else "return_stats"
+                raise ValueError(f"{name}=True with z0 {tuple(z0.shape)}: it is defined for two views; leave it False")
+            options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+            samples = z0.transpose(0, 1)  # [N, V, D]
+            loss = sup_con_loss(samples, None, temperature, weights=weights, reduction=reduction, **options)
+            return loss.T.flatten() if reduction == "none" else loss
+        z0, z1 = z0.unbind()
     _check_views(("z0", "z1"), z0, z1)
     fused = not (decoupled or return_stats)
     call = Call(temperature, decoupled, return_stats, reduction, eps, precision, backend, group)
@@ -173,9 +185,11 @@ def _loss_with_bank(out0: Tensor, out1: Tensor | None, memory_bank: MemoryBank, 
 
 
 def _ready(z0: Tensor, z1: Tensor, call: Call, op: str) -> tuple[Tensor, Tensor, Call]:
-    """Checked views, and a call with checked options, as an op takes them."""
+    """Checked views, and a call with checked options, as this op takes them."""
     check_options(call.reduction, call.eps, call.precision)
     z0, z1 = common_dtype(z0, z1)
+    if op == "similarity_fwd":
+        z0, z1 = widened_half(z0), widened_half(z1)
     precision = default_precision() if call.precision is None else call.precision
     call = call._replace(
         temperature=ready_temperature(call.temperature, z0),
@@ -186,12 +200,11 @@ def _ready(z0: Tensor, z1: Tensor, call: Call, op: str) -> tuple[Tensor, Tensor,
     return for_backward(z0), for_backward(z1), call
 
 
-def _views_of(views: Tensor) -> tuple[Tensor, Tensor]:
-    """The two views of a stack [2, N, D]."""
-    if not isinstance(views, Tensor) or views.ndim != 3 or views.shape[0] != 2:
+def _check_stack(views: Tensor) -> None:
+    if not isinstance(views, Tensor) or views.ndim != 3 or views.shape[0] < 2:
         shape = tuple(views.shape) if isinstance(views, Tensor) else type(views).__name__
         raise ValueError(f"z0 is {shape} and z1 is None: pass z0 and z1 [N, D], or all views in one tensor [V, N, D]")
-    return views.unbind()
+    check_rows("z0, all views", views.flatten(0, 1))
 
 
 def _check_views(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:

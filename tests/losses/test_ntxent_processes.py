@@ -23,13 +23,14 @@ CASES = {
         "statistics": {"return_stats": True},
         "bank": {"memory_bank_size": (SIZE, FEATURES), "return_stats": True},
         "bank of unknown width": {"memory_bank_size": SIZE, "decoupled": True},
+        "three views": {"views": 3},
     }.items()
 }
 
 
 def batches() -> Tensor:
-    """Views of the whole batch, step by step: [STEPS, 2, SAMPLES, FEATURES]."""
-    return torch.randn(STEPS, 2, SAMPLES, FEATURES, generator=torch.Generator().manual_seed(1))
+    """Views of the whole batch, step by step: [STEPS, 3, SAMPLES, FEATURES]."""
+    return torch.randn(STEPS, 3, SAMPLES, FEATURES, generator=torch.Generator().manual_seed(1))
 
 
 def weights() -> Tensor:
@@ -44,11 +45,12 @@ def upstream(rows: int) -> Tensor:
 def steps(options: dict, rank: int, world: int) -> list[list[Tensor]]:
     """Of each step: the loss (of the rows, [views, n]), the gradient by this rank's views, the statistics, the bank."""
     torch.manual_seed(10 * rank)  # banks that the ranks draw differ
-    module = NTXentLoss(0.2, gather_distributed=True, **options)
+    views = options.get("views", 2)
+    module = NTXentLoss(0.2, gather_distributed=True, **{k: v for k, v in options.items() if k != "views"})
     results = []
     for batch in batches():
-        z = batch.chunk(world, dim=1)[rank].clone().requires_grad_()
-        loss = module(z[0], z[1], weights=weights().chunk(world)[rank])
+        z = batch[:views].chunk(world, dim=1)[rank].clone().requires_grad_()
+        loss = module(*(z if views == 2 else (z,)), weights=weights().chunk(world)[rank])
         loss, statistics = loss if options.get("return_stats") else (loss, ())
         if options["reduction"] == "none":
             loss = loss.view(-1, SAMPLES // world)
