@@ -52,6 +52,27 @@ def test_a_copy_follows_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert sorted(path.name for path in (copy / "csrc").iterdir()) == ["a.o", "b.cpp"]
 
 
+def test_an_environment_is_made_once_and_may_be_all_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ran: list[tuple] = []
+
+    def run(*command: object) -> None:
+        ran.append(command)
+        (pair.folder / "venv").mkdir(parents=True, exist_ok=True)
+
+    pair = compat.Pair("9.1.0", "0.9.1", f"{sys.version_info.major}.{sys.version_info.minor}")
+    monkeypatch.setattr(compat, "FOLDER", tmp_path)
+    monkeypatch.setattr(compat, "PAIRS", (pair,))
+    monkeypatch.setattr(compat, "run", run)
+    monkeypatch.setattr(compat, "check", None)
+    monkeypatch.setattr(sys, "argv", ["compat", "--oldest", "--install"])
+    for _ in range(2):
+        assert compat.main() == 0
+    assert [command[1:3] for command in ran] == [("-m", "venv"), ("-m", "pip")]
+    assert {"torch==9.1.0", "torchvision==0.9.1"} < set(ran[1])
+
+
 @pytest.mark.parametrize(("arguments", "expected"), [([], 1), (["--oldest"], 0)])
 def test_one_failing_pair_fails_the_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: int

@@ -2,6 +2,7 @@
 
     python -m tools.compat             every pair of PAIRS
     python -m tools.compat --oldest    the first of them
+    python -m tools.compat --install   only the virtual environments, 2 to 3 minutes each; also with --oldest
 
 A pair lives in .compat/TORCH-PYTHON: `venv`, and `source`, a copy of the checkout that the package is built in, because
 the modules that two versions of torch compile for one Python have one name. Both are kept for the next run. The kernels
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,45 +94,54 @@ def copy_checkout(target: Path) -> None:
     stamp.write_text("\n".join(sorted(wanted)))
 
 
-def check(pair: Pair) -> None:
-    """Builds, imports and tests one pair. CalledProcessError where a step fails."""
-    venv, source = pair.folder / "venv", pair.folder / "source"
-    python = str(venv / "bin/python")
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> None:
+    """Prints the command and runs it. CalledProcessError where it fails."""
+    print("compat:", *command, flush=True)
+    subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, check=True)
 
-    def run(*command: str | Path, **environment: str) -> None:
-        print("compat:", *command, flush=True)
-        subprocess.run(command, cwd=source, env={**os.environ, **environment}, check=True)
 
-    copy_checkout(source)
-    stamp, wanted = venv / "dependencies.txt", f"{pair}\n{(source / 'requirements-compat.txt').read_text()}"
+def install(pair: Pair) -> None:
+    """Makes the pair's virtual environment, unless it is what is wanted. CalledProcessError where a step fails."""
+    venv, requirements = pair.folder / "venv", ROOT / "requirements-compat.txt"
+    stamp, wanted = venv / "dependencies.txt", f"{pair}\n{requirements.read_text()}"
     if not stamp.exists() or stamp.read_text() != wanted:
         run(interpreter(pair.python), "-m", "venv", "--clear", venv)
-        packages = [f"torch=={pair.torch}", f"torchvision=={pair.torchvision}", "--requirement=requirements-compat.txt"]
-        run(python, "-m", "pip", "install", "--quiet", "--no-compile", *packages)
+        packages = [f"torch=={pair.torch}", f"torchvision=={pair.torchvision}", f"--requirement={requirements}"]
+        run(venv / "bin/python", "-m", "pip", "install", "--quiet", "--no-compile", *packages)
         stamp.write_text(wanted)
 
+
+def check(pair: Pair) -> None:
+    """Builds, imports and tests one pair. CalledProcessError where a step fails."""
+    install(pair)
+    venv, source = pair.folder / "venv", pair.folder / "source"
+    python = str(venv / "bin/python")
+    copy_checkout(source)
+    run_here = partial(run, cwd=source)
     target = re.search(r'^TORCH_TARGET_VERSION = "(\w+)"', (source / "setup.py").read_text(), re.MULTILINE)[1]
     (headers,) = venv.glob("lib/python*/site-packages/torch/include")
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Werror", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={target}"]
     for binding in sorted(source.glob("csrc/*_binding.cpp")):
-        run(os.environ.get("CXX", "c++"), *flags, f"-isystem{headers}", binding)
+        run_here(os.environ.get("CXX", "c++"), *flags, f"-isystem{headers}", binding)
 
-    run(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
-    run(python, "-m", "simclr_fast.info")
-    run(python, "-m", "pytest", *PYTEST_OPTIONS, *FAST_TESTS)
-    run(python, "-m", "pytest", *PYTEST_OPTIONS, "-m", "interpret", *FAST_TRITON_TESTS)
+    run_here(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
+    run_here(python, "-m", "simclr_fast.info")
+    run_here(python, "-m", "pytest", *PYTEST_OPTIONS, *FAST_TESTS)
+    run_here(python, "-m", "pytest", *PYTEST_OPTIONS, "-m", "interpret", *FAST_TRITON_TESTS)
 
 
 def main() -> int:
     """Checks the pairs and prints a line for each; 1 where one fails."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--oldest", action="store_true", help="only the oldest versions")
-    pairs = PAIRS[:1] if parser.parse_args().oldest else PAIRS
+    parser.add_argument("--install", action="store_true", help="only the virtual environments")
+    options = parser.parse_args()
+    pairs, step = PAIRS[:1] if options.oldest else PAIRS, install if options.install else check
     verdicts, failed = [], False
     for pair in pairs:
-        start, verdict = time.monotonic(), "passes"
+        start, verdict = time.monotonic(), "is installed" if options.install else "passes"
         try:
-            check(pair)
+            step(pair)
         except subprocess.CalledProcessError as failure:
             failed, verdict = True, f"FAILS: {failure}"
         verdicts.append(f"torch {pair.torch}, Python {pair.python}: {verdict} ({time.monotonic() - start:.0f} s)")
