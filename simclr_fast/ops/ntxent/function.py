@@ -2,12 +2,14 @@
 
 torch.func and torch.compile want a Function whose forward knows no ctx and leaves to setup_context what is saved. To
 call one costs more host time than the kernels of a small batch, because PyTorch inspects the signature of forward and
-binds it at every call. Where no transform looks on, the same forward and setup_context run behind a forward with ctx.
+binds it at every call. Where no transform looks on, the same forward and setup_context run behind a forward with ctx;
+and where autograd records nothing, as in a backward pass that nobody differentiates again, forward runs alone.
 """
 
 from functools import cache
 
 import torch
+from torch.autograd import forward_ad
 
 
 def apply(function: type[torch.autograd.Function], called: str, *inputs: object) -> tuple:
@@ -17,9 +19,13 @@ def apply(function: type[torch.autograd.Function], called: str, *inputs: object)
     """
     if torch.compiler.is_compiling():
         return function.apply(*inputs)
-    transformed = torch._C._are_functorch_transforms_active()  # Function.apply itself asks this
+    if not torch._C._are_functorch_transforms_active():  # as Function.apply asks
+        # Within a dual level tensors may have tangents, for which autograd looks where gradients are disabled, too.
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            return function.forward(*inputs)
+        function = _with_ctx(function)
     try:
-        return (function if transformed else _with_ctx(function)).apply(*inputs)
+        return function.apply(*inputs)
     except NotImplementedError as error:  # torch.compile traces no Function that has a jvp of its own to say this in
         if "jvp" not in str(error):
             raise
