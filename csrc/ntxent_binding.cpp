@@ -1,9 +1,11 @@
-// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,bwd} for the CPU and, with USE_CUDA, for CUDA.
+// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd} for the CPU and, with USE_CUDA, for
+// CUDA.
 //
 // Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "loss_binding.h"
 
@@ -105,6 +107,18 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd(const Tensor& u_any, int64_t n, in
   return {loss, lse_neg, s_pos};
 }
 
+// Both steps of a process that is alone, which gathers nothing in between: one call of an op instead of two.
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ntxent_normalize_fwd(const Tensor& z0, const Tensor& z1, double eps,
+                                                                        double temperature,
+                                                                        std::optional<Tensor> temperature_tensor,
+                                                                        std::string reduction, std::string precision) {
+  const auto [u, inv_norm] = ntxent_normalize<Device>(z0, z1, eps);
+  const auto [loss, lse_neg, s_pos] = ntxent_fwd<Device>(u, z0.size(0), 0, temperature, std::move(temperature_tensor),
+                                                         std::move(reduction), std::move(precision));
+  return {loss, u, inv_norm, lse_neg, s_pos};
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Tensor& z0_any, const Tensor& z1_any,
                                               const Tensor& u_any, const Tensor& inv_norm, const Tensor& lse_neg,
@@ -150,6 +164,7 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Ten
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
   m.impl("ntxent_normalize", TORCH_BOX(&ntxent_normalize<Cpu>));
   m.impl("ntxent_fwd", TORCH_BOX(&ntxent_fwd<Cpu>));
+  m.impl("ntxent_normalize_fwd", TORCH_BOX(&ntxent_normalize_fwd<Cpu>));
   m.impl("ntxent_bwd", TORCH_BOX(&ntxent_bwd<Cpu>));
 }
 
@@ -157,6 +172,7 @@ STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CUDA, m) {
   m.impl("ntxent_normalize", TORCH_BOX(&ntxent_normalize<Cuda>));
   m.impl("ntxent_fwd", TORCH_BOX(&ntxent_fwd<Cuda>));
+  m.impl("ntxent_normalize_fwd", TORCH_BOX(&ntxent_normalize_fwd<Cuda>));
   m.impl("ntxent_bwd", TORCH_BOX(&ntxent_bwd<Cuda>));
 }
 #endif

@@ -1,10 +1,11 @@
-"""simclr_fast::ntxent_{normalize,fwd,bwd}: schemas, fakes, and the differentiable loss made of them.
+"""simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd}: schemas, fakes, and the differentiable loss made of them.
 
 Rows, columns and statistics are those of docs/ntxent.md: a process holds n samples in two views, 2n rows; columns are
 the M rows of all processes in rank order, of which its own start at row_offset.
 
     normalize  z0 [n, D], z1 [n', D], n' >= 0 -> u [n + n', D'], inv_norm [n + n'] (the loss has n' = n)
     fwd        u [M, D'] -> loss ([] = sum of L_i times their scale, or [2n] with reduction "none"), lse_neg, s_pos [2n]
+    normalize_fwd  both at once, for a process that is alone: z0, z1 -> loss, u, inv_norm, lse_neg, s_pos
     bwd        dloss ([], or [M] with reduction "none"), ... -> dz0, dz1 [n, D], dt []
 
 `row_scale` says what a reduction multiplies L_i by. Sizes are symbolic (SymInt), so that one compiled graph serves all
@@ -38,6 +39,8 @@ _SCHEMAS = {
     "normalize": "(Tensor z0, Tensor z1, float eps) -> (Tensor u, Tensor inv_norm)",
     "fwd": "(Tensor u, SymInt n, SymInt row_offset, float temperature, Tensor? temperature_tensor, str reduction, "
     "str precision) -> (Tensor loss, Tensor lse_neg, Tensor s_pos)",
+    "normalize_fwd": "(Tensor z0, Tensor z1, float eps, float temperature, Tensor? temperature_tensor, str reduction, "
+    "str precision) -> (Tensor loss, Tensor u, Tensor inv_norm, Tensor lse_neg, Tensor s_pos)",
     "bwd": "(Tensor dloss, Tensor z0, Tensor z1, Tensor u, Tensor inv_norm, Tensor lse_neg, Tensor s_pos, "
     "SymInt row_offset, str reduction, float eps, float temperature, Tensor? temperature_tensor, str precision, "
     "bool need_dt) -> (Tensor dz0, Tensor dz1, Tensor dt)",
@@ -45,10 +48,11 @@ _SCHEMAS = {
 
 
 class Ops(NamedTuple):
-    """The three operators of one backend."""
+    """The operators of one backend."""
 
     normalize: Callable
     fwd: Callable
+    normalize_fwd: Callable
     bwd: Callable
 
 
@@ -59,12 +63,12 @@ def operand_dtype(z: Tensor) -> torch.dtype:
 
 
 def _define(suffix: str) -> Ops:
-    """Defines the three ops with this suffix, and their fakes."""
+    """Defines the ops with this suffix, and their fakes."""
     for name, schema in _SCHEMAS.items():
         torch.library.define(f"simclr_fast::ntxent_{name}{suffix}", schema)
 
     @torch.library.register_fake(f"simclr_fast::ntxent_normalize{suffix}")
-    def _(z0, z1, eps):
+    def normalize(z0, z1, eps):
         dtype, width = operand_dtype(z0), z0.shape[1]
         if z0.device.type == "cuda" and suffix == "":
             per_16_bytes = 16 // dtype.itemsize
@@ -73,10 +77,16 @@ def _define(suffix: str) -> Ops:
         return z0.new_empty((rows, width), dtype=dtype), z0.new_empty(rows, dtype=compute_dtype(z0.dtype))
 
     @torch.library.register_fake(f"simclr_fast::ntxent_fwd{suffix}")
-    def _(u, n, row_offset, temperature, temperature_tensor, reduction, precision):
+    def fwd(u, n, row_offset, temperature, temperature_tensor, reduction, precision):
         dtype = compute_dtype(u.dtype)
         loss = u.new_empty(2 * n if reduction == "none" else (), dtype=dtype)
         return loss, *(u.new_empty(2 * n, dtype=dtype) for _ in range(2))
+
+    @torch.library.register_fake(f"simclr_fast::ntxent_normalize_fwd{suffix}")
+    def _(z0, z1, eps, *options):
+        u, inv_norm = normalize(z0, z1, eps)
+        loss, *statistics = fwd(u, z0.shape[0], 0, *options)
+        return loss, u, inv_norm, *statistics
 
     @torch.library.register_fake(f"simclr_fast::ntxent_bwd{suffix}")
     def _(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, *options):
@@ -121,25 +131,20 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def forward(z0, z1, temperature_tensor, options: Options):
         rank, world = distributed.rank_and_size(options.group)
-        n, ops, reduction = z0.shape[0], OPS[options.backend], options.reduction
+        ops, reduction, precision = OPS[options.backend], options.reduction, options.precision
+        temperature = (options.temperature, temperature_tensor)
+        if world == 1:
+            return ops.normalize_fwd(z0, z1, options.eps, *temperature, reduction, precision)
+        n = z0.shape[0]
         local_u, inv_norm = ops.normalize(z0, z1, options.eps)
-        u = local_u if world == 1 else distributed.all_gather_shards(local_u, options.group)  # [M, D']
-        loss, lse_neg, s_pos = ops.fwd(
-            u,
-            n,
-            row_offset=rank * 2 * n,
-            temperature=options.temperature,
-            temperature_tensor=temperature_tensor,
-            reduction=reduction if world == 1 else "none",
-            precision=options.precision,
-        )
-        if world > 1:
-            statistics = torch.stack([lse_neg, s_pos], dim=1)  # [2n, 2]
-            lse_neg, s_pos = distributed.all_gather_shards(statistics, options.group).unbind(1)  # [M]
-            lse_neg, s_pos = lse_neg.contiguous(), s_pos.contiguous()
-            if reduction != "none":
-                losses = row_loss(lse_neg.double(), s_pos.double())  # [M]
-                loss = (losses.mean() if reduction == "mean" else losses.sum()).to(lse_neg.dtype)
+        u = distributed.all_gather_shards(local_u, options.group)  # [M, D']
+        loss, lse_neg, s_pos = ops.fwd(u, n, rank * 2 * n, *temperature, "none", precision)
+        statistics = torch.stack([lse_neg, s_pos], dim=1)  # [2n, 2]
+        lse_neg, s_pos = distributed.all_gather_shards(statistics, options.group).unbind(1)  # [M]
+        lse_neg, s_pos = lse_neg.contiguous(), s_pos.contiguous()
+        if reduction != "none":
+            losses = row_loss(lse_neg.double(), s_pos.double())  # [M]
+            loss = (losses.mean() if reduction == "mean" else losses.sum()).to(lse_neg.dtype)
         return loss, u, inv_norm, lse_neg, s_pos
 
     @staticmethod
@@ -176,19 +181,9 @@ class _NTXentGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(dloss, z0, z1, temperature_tensor, saved: _Saved, need_dt: bool, options: Options):
-        return OPS[options.backend].bwd(
-            dloss,
-            z0,
-            z1,
-            *saved,
-            row_offset=distributed.rank_and_size(options.group)[0] * 2 * z0.shape[0],
-            reduction=options.reduction,
-            eps=options.eps,
-            temperature=options.temperature,
-            temperature_tensor=temperature_tensor,
-            precision=options.precision,
-            need_dt=need_dt,
-        )
+        row_offset = distributed.rank_and_size(options.group)[0] * 2 * z0.shape[0]
+        how = (options.reduction, options.eps, options.temperature, temperature_tensor, options.precision)
+        return OPS[options.backend].bwd(dloss, z0, z1, *saved, row_offset, *how, need_dt)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -1,6 +1,6 @@
 """Host side of the Triton NT-Xent backend: buffers and launches; nothing here waits for the device.
 
-`normalize`, `fwd` and `bwd` take the arguments of the ops simclr_fast::ntxent_{normalize,fwd,bwd}. Launches: 1 to
+Its functions take the arguments of the ops simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd}. Launches: 1 to
 normalise, 2 forward (tiles; finish), 3 backward (coefficients; tiles; finish).
 """
 
@@ -45,7 +45,7 @@ from simclr_fast.triton_launch import Launch, launch_on_device
 
 @dataclass(frozen=True)
 class TritonNtxent:
-    """The backend's three functions, for a choice of tiles and a way to run a launch."""
+    """The backend's functions, for a choice of tiles and a way to run a launch."""
 
     run: Callable[[Launch], None] = launch_on_device
     target: Callable[[torch.device], Target] = target_of
@@ -187,6 +187,21 @@ class TritonNtxent:
             )
         )
         return loss, lse_neg, s_pos
+
+    def normalize_fwd(
+        self,
+        z0: torch.Tensor,
+        z1: torch.Tensor,
+        eps: float,
+        temperature: float,
+        temperature_tensor: torch.Tensor | None,
+        reduction: str,
+        precision: str,
+    ) -> tuple[torch.Tensor, ...]:
+        """z0, z1 [n, D] of a process that is alone -> loss, u, inv_norm, lse_neg, s_pos as of the two steps."""
+        u, inv_norm = self.normalize(z0, z1, eps)
+        loss, lse_neg, s_pos = self.fwd(u, z0.shape[0], 0, temperature, temperature_tensor, reduction, precision)
+        return loss, u, inv_norm, lse_neg, s_pos
 
     def bwd(
         self,
@@ -337,4 +352,4 @@ class TritonNtxent:
 
 
 _default = TritonNtxent()
-normalize, fwd, bwd = _default.normalize, _default.fwd, _default.bwd
+normalize, fwd, normalize_fwd, bwd = _default.normalize, _default.fwd, _default.normalize_fwd, _default.bwd

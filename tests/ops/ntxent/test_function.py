@@ -8,10 +8,11 @@ import torch
 from torch.autograd import forward_ad
 
 from simclr_fast import NTXentLoss
+from simclr_fast.ops.ntxent.ops import OPS
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
 
-# Of a step on CPU tensors, beside the calls that torch.autograd.grad makes. With a Function that has setup_context it
-# is 220, for PyTorch inspects and binds the signature of its forward at every call.
+# Of a step on CPU tensors, beside the calls that torch.autograd.grad makes: 54. With a Function that has setup_context
+# it is 220, for PyTorch inspects and binds the signature of its forward at every call.
 MOST_CALLS = 60
 LOSS = NTXentLoss(0.2, backend="cpp")
 
@@ -40,6 +41,21 @@ def test_a_step_runs_little_python() -> None:
     floor = python_calls(of(lambda z0, z1: (z0 * z1).sum()))
     assert python_calls(of(ntxent_textbook)) > floor
     assert python_calls(of(LOSS)) - floor <= MOST_CALLS
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_op_of_both_steps_is_both_steps(dtype: torch.dtype, reduction: str, learned: bool) -> None:
+    z0, z1 = torch.randn(2, 7, 2 * 5).to(dtype)[:, :, ::2]
+    t = torch.tensor(0.2, dtype=torch.promote_types(dtype, torch.float32)) if learned else None
+    options = (0.1, t, reduction, "ieee")
+    torch.library.opcheck(torch.ops.simclr_fast.ntxent_normalize_fwd.default, (z0, z1, 1e-8, *options))
+    for first, second in ((z0, z1), (z0[:1], z1[:1]), (z0[:, :1], z1[:, :1])):
+        u, inv_norm = OPS["cpp"].normalize(first, second, 1e-8)
+        loss, *statistics = OPS["cpp"].fwd(u, len(first), 0, *options)
+        both = OPS["cpp"].normalize_fwd(first, second, 1e-8, *options)
+        assert all(torch.equal(a, b) for a, b in zip(both, (loss, u, inv_norm, *statistics), strict=True))
 
 
 def test_gradients_of_many_upstream_gradients_at_once() -> None:
