@@ -1,6 +1,6 @@
-// NT-Xent backward on the tensor cores: du = (coefficients of S) u without ever storing S.
+// The backward of NT-Xent and of the primitive on the tensor cores: du = (coefficients of S) u without ever storing S.
 //
-// A CTA owns rows and walks over column tiles of u in shared memory. For 16 columns at a time a warp computes logits
+// A CTA owns rows and walks over tiles of columns in shared memory. For 16 columns at a time a warp computes logits
 // (first product, M^2 D multiply-adds in all), turns them into coefficients in its registers, and multiplies these with
 // the same tile (second product, M^2 D): du accumulates in registers, without atomics.
 //
@@ -25,11 +25,11 @@ namespace {
 constexpr float kMaskedProduct = -1e30f;  // u.u of an excluded element: its exponential is 0, and 0 times it too
 
 struct BwdTask {
-  RowMatrix u;
+  RowMatrix rows, columns;
   Pairing<int> pairing;
   Temperature<float> temperature;
-  LossWeights<float> weights;
-  RowStatistics<float> statistics;
+  Side<float> of_rows, of_columns;
+  int searched_rows;  // those that are none of the columns
   BwdPartials<float> partials;
   BwdPlan plan;
 };
@@ -68,10 +68,9 @@ template <class Operand>
 __device__ void load_rows(typename Shape<Operand>::Rows& rows, const BwdTask& task, unsigned char* stage, int block_row,
                           int warp_row, int slice) {
   const BwdPlan& plan = task.plan;
-  const RowMatrix own{task.u.data + task.pairing.row_offset * task.u.pitch, task.u.pitch, task.pairing.rows};
   const LaneOffset offset = a_offset(plan.row_bytes);
   for (int first = 0; first < plan.block_rows; first += plan.tile_columns) {
-    copy_tile(stage, own, block_row + first, plan.tile_columns, 0, plan.row_bytes, blockDim.x);
+    copy_tile(stage, task.rows, block_row + first, plan.tile_columns, 0, plan.row_bytes, blockDim.x);
     ptx::cp_async_commit();
     ptx::cp_async_wait_group<0>();
     __syncthreads();
@@ -95,12 +94,11 @@ __device__ void copy_columns(const BwdTask& task, const TermScale& scale, const 
   const BwdPlan& plan = task.plan;
   if (tile < tile_end) {
     const int column = tile * plan.tile_columns;
-    copy_tile(shared.stages + stage * plan.stage_bytes, task.u, column, plan.tile_columns, 0, plan.row_bytes,
+    copy_tile(shared.stages + stage * plan.stage_bytes, task.columns, column, plan.tile_columns, 0, plan.row_bytes,
               blockDim.x);
     if (threadIdx.x < plan.tile_columns) {
       const int own = column + threadIdx.x, at = stage * plan.tile_columns + threadIdx.x;
-      const Term term =
-          own < task.pairing.columns ? term_of<kOnline>(task.weights, task.statistics, scale, own) : Term{0, 0};
+      const Term term = own < task.pairing.columns ? term_of<kOnline>(task.of_columns, scale, own) : Term{0, 0};
       shared.column_weights[at] = term.weight;
       shared.column_shifts[at] = term.shift;
     }
@@ -238,7 +236,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
   const float inverse_temperature = task.temperature.inverse(), scale = task.temperature.base_2_scale();
   __shared__ TermScale term_scale;
   find_term_scale<sizeof(typename Operand::Element) == sizeof(__half)>(
-      task.weights, task.statistics, task.pairing.columns, scale, inverse_temperature, &term_scale);
+      task.of_rows, task.searched_rows, task.of_columns, task.pairing.columns, scale, inverse_temperature, &term_scale);
 
   typename Shape<Operand>::Rows rows;
   load_rows<Operand>(rows, task, shared.stages, block_row, warp_row, slice);
@@ -248,9 +246,8 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = block_row + warp_row + 16 * m + 8 * h + group;
-      row_terms[m][h] = row < task.pairing.rows
-                            ? term_of<kOnline>(task.weights, task.statistics, term_scale, task.pairing.column_of(row))
-                            : Term{0, term_scale.constant_max};
+      row_terms[m][h] =
+          row < task.pairing.rows ? term_of<kOnline>(task.of_rows, term_scale, row) : Term{0, term_scale.constant_max};
     }
   }
 
@@ -323,30 +320,33 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 }
 
 template <class Operand>
-cudaError_t run(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
-  const Pairing<int> pairing = pairing_of(args);
-  const RowMatrix u{static_cast<const unsigned char*>(args.u),
-                    args.u_columns * static_cast<int64_t>(sizeof(typename Operand::Element)), pairing.columns};
-  const BwdTask task{u,
-                     pairing,
-                     temperature_of<float>(args),
-                     weights_of<float>(args),
-                     statistics_of<float>(args),
-                     partials_of<float>(args, plan),
+cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
+  const Product& product = problem.product;
+  const auto matrix = [&](const void* data, int count) {
+    return RowMatrix{static_cast<const unsigned char*>(data), product.row_bytes(), count};
+  };
+  const BwdTask task{matrix(product.rows, product.pairing.rows),
+                     matrix(product.columns, product.pairing.columns),
+                     product.pairing,
+                     product.temperature_of<float>(),
+                     problem.rows.of<float>(),
+                     problem.columns.of<float>(),
+                     problem.rows_are_columns ? 0 : product.pairing.rows,
+                     partials_of<float>(problem, plan),
                      plan};
   const dim3 grid(plan.row_blocks, plan.splits);
-  return uses_constant_max(args) ? SIMCLR_LAUNCH((ntxent_bwd_kernel<Operand, false>), grid, 32 * plan.warps,
-                                                 plan.shared_bytes, stream, task)
-                                 : SIMCLR_LAUNCH((ntxent_bwd_kernel<Operand, true>), grid, 32 * plan.warps,
-                                                 plan.shared_bytes, stream, task);
+  return product.uses_constant_max() ? SIMCLR_LAUNCH((ntxent_bwd_kernel<Operand, false>), grid, 32 * plan.warps,
+                                                     plan.shared_bytes, stream, task)
+                                     : SIMCLR_LAUNCH((ntxent_bwd_kernel<Operand, true>), grid, 32 * plan.warps,
+                                                     plan.shared_bytes, stream, task);
 }
 
 }  // namespace
 
-cudaError_t bwd_tiles(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
-  if (operand_dtype(args.z_dtype) == SIMCLR_HALF) return run<HalfOperand>(args, plan, stream);
-  return args.precision == SIMCLR_TF32 ? run<FloatOperand<1>>(args, plan, stream)
-                                       : run<FloatOperand<3>>(args, plan, stream);
+cudaError_t bwd_tiles(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
+  if (problem.product.u_dtype == SIMCLR_HALF) return run<HalfOperand>(problem, plan, stream);
+  return problem.product.precision == SIMCLR_TF32 ? run<FloatOperand<1>>(problem, plan, stream)
+                                                  : run<FloatOperand<3>>(problem, plan, stream);
 }
 
 }  // namespace simclr::cuda

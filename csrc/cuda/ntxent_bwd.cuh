@@ -1,4 +1,4 @@
-// Between the two launches of the NT-Xent backward: partial sums of du per split of the columns.
+// The backward of NT-Xent and of the primitive: its two launches, and the partial sums of du between them.
 #pragma once
 
 #include "ntxent_math.cuh"
@@ -16,15 +16,18 @@ struct BwdPartials {
 };
 
 template <class S>
-BwdPartials<S> partials_of(const SimclrNtxentBwdArgs& args, const BwdPlan& plan) {
-  unsigned char* workspace = static_cast<unsigned char*>(args.workspace);
+BwdPartials<S> partials_of(const BwdProblem& problem, const BwdPlan& plan) {
+  unsigned char* workspace = static_cast<unsigned char*>(problem.workspace);
   return {reinterpret_cast<S*>(workspace + plan.du_at),
-          args.dt == nullptr ? nullptr : reinterpret_cast<S*>(workspace + plan.own_logits_at),
+          problem.dt == nullptr ? nullptr : reinterpret_cast<S*>(workspace + plan.own_logits_at),
           reinterpret_cast<unsigned*>(workspace + plan.finished_at)};
 }
 
 // Fill the partials: on the tensor cores (fp16 and fp32 operands, D <= 1024), and row by row (any).
-cudaError_t bwd_tiles(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream);
-cudaError_t bwd_rows(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream);
+cudaError_t bwd_tiles(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);
+cudaError_t bwd_rows(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);
+
+// Both launches.
+cudaError_t bwd(const BwdProblem& problem, cudaStream_t stream);
 
 }  // namespace simclr::cuda

@@ -1,10 +1,10 @@
-// NT-Xent backward, the second launch: du -> dz and dt. The C entry point of both launches is here, too.
+// The backward's second launch: du -> dz and dt. The C entry point of NT-Xent's backward is here, too.
 //
 //   du_i = (sum of its partials, in order) - (w_i pull_i + w_p pull_p) / t u_p
 //
 // and from it dz_i and dt as in csrc/ntxent.h. The positive's term is added here, in full precision: between aligned
-// pairs it nearly cancels the other terms. One warp owns a row. Where the operand u is rounded to fp16, u_i and u_p
-// come from the raw z instead.
+// pairs it nearly cancels the other terms. The primitive has no positives, and one view. One warp owns a row. Where the
+// operand u is rounded to fp16, u_i and u_p come from the raw z instead.
 #include "../ntxent_launch.h"
 #include "ntxent_bwd.cuh"
 #include "reduce.cuh"
@@ -24,13 +24,12 @@ struct BwdFinishTask {
   const T* z[2];
   int64_t z_stride[2];
   const T* u;         // [columns, u_columns], not with half types
-  T* dz[2];           // [n, d] each
+  T* dz[2];           // [view_rows, d] each
   const S* inv_norm;  // [rows]
-  RowStatistics<S> statistics;
-  S* dt;  // [] or null
+  Side<S> side;       // of the columns, where there are positives
   Pairing<int> pairing;
+  S* dt;  // [] or null
   Temperature<S> temperature;
-  LossWeights<S> weights;
   BwdPartials<S> partials;
   GridSum<S> sums;
   int64_t d, u_columns, du_columns;
@@ -43,30 +42,34 @@ struct BwdFinishTask {
     return row < pairing.n ? z[0] + row * z_stride[0] : z[1] + (row - pairing.n) * z_stride[1];
   }
   __device__ S scale_of(int row) const { return kRoundsRows<T> ? inv_norm[row] : S(1); }
-  __device__ S pull_of(int column) const { return weights(column) * statistics.pull(column); }
+  __device__ S pull_of(int column) const {
+    return side.weight(column) * row_pull(side.lse_or_lse_neg[column], side.s_pos[column]);
+  }
 };
 
-template <class T, class S>
+template <class T, class S, bool kPositives>
 __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, S> task) {
   const int row = blockIdx.x * kBwdFinishWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int n = task.pairing.n, rows = task.pairing.rows;
   const S inverse_temperature = task.temperature.inverse();
   S row_logits = 0;  // this row's share of -t dt
   if (row < rows) {
-    const int view = row >= n, partner = view ? row - n : row + n;
+    const int view = kPositives && row >= n, partner = view ? row - n : row + n;
     const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
-    const S own_pull = task.pull_of(own);
-    const S pull = (own_pull + task.pull_of(positive)) * inverse_temperature;
-    const T *x = task.row_of(row), *x_positive = task.row_of(partner);
+    const S own_pull = kPositives ? task.pull_of(own) : S(0);
+    const S pull = kPositives ? (own_pull + task.pull_of(positive)) * inverse_temperature : S(0);
+    const T *x = task.row_of(row), *x_positive = kPositives ? task.row_of(partner) : nullptr;
     T* dz = (view ? task.dz[1] : task.dz[0]) + (row - view * n) * task.d;
-    const S r = task.inv_norm[row], unit = task.scale_of(row), positive_unit = task.scale_of(partner);
+    const S r = task.inv_norm[row], unit = task.scale_of(row);
+    const S positive_unit = kPositives ? task.scale_of(partner) : S(0);
     S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;  // the first split's, replaced by the sum
     const int64_t next_split = static_cast<int64_t>(rows) * task.du_columns;
 
     // 1. du_i = (sum over the splits) - pull u_p, and along = u_i . du_i.
     S along = 0;
     for (int64_t k = lane; k < task.d; k += 32) {
-      S sum = -pull * (static_cast<S>(x_positive[k]) * positive_unit);
+      S sum = 0;
+      if constexpr (kPositives) sum = -pull * (static_cast<S>(x_positive[k]) * positive_unit);
       const S* part = du + k;
       for (int split = 0; split < task.splits; ++split, part += next_split) sum += *part;
       du[k] = sum;
@@ -81,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
       for (int split = 0; split < task.splits; ++split) {
         row_logits += task.partials.own_logits[static_cast<int64_t>(split) * rows + row];
       }
-      row_logits -= own_pull * task.statistics.s_pos[own];
+      if constexpr (kPositives) row_logits -= own_pull * task.side.s_pos[own];
     }
   }
   // 4. dt = -1/t times the sum of that over all rows.
@@ -90,55 +93,63 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
 }
 
 template <class T, class S>
-cudaError_t finish(const SimclrNtxentBwdArgs& args, const BwdPlan& plan, cudaStream_t stream) {
+cudaError_t finish(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
   BwdFinishTask<T, S> task = {};
   for (int view = 0; view < 2; ++view) {
-    task.z[view] = static_cast<const T*>(args.z[view]);
-    task.z_stride[view] = args.z_stride[view];
-    task.dz[view] = static_cast<T*>(args.dz[view]);
+    task.z[view] = static_cast<const T*>(problem.z[view]);
+    task.z_stride[view] = problem.z_stride[view];
+    task.dz[view] = static_cast<T*>(problem.dz[view]);
   }
-  if constexpr (!kRoundsRows<T>) task.u = static_cast<const T*>(args.u);
-  task.inv_norm = static_cast<const S*>(args.inv_norm);
-  task.statistics = statistics_of<S>(args);
-  task.dt = static_cast<S*>(args.dt);
-  task.pairing = pairing_of(args);
-  task.temperature = temperature_of<S>(args);
-  task.weights = weights_of<S>(args);
-  task.partials = partials_of<S>(args, plan);
-  task.sums.of_block = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
+  task.inv_norm = static_cast<const S*>(problem.inv_norm);
+  task.side = problem.columns.of<S>();
+  task.dt = static_cast<S*>(problem.dt);
+  // The primitive's rows are a view by themselves, and their operands are the rows.
+  const Pairing<int>& pairing = problem.product.pairing;
+  const bool positives = problem.columns.s_pos != nullptr;
+  task.pairing = positives ? pairing : Pairing<int>{pairing.rows, pairing.rows, pairing.rows, 0};
+  if constexpr (!kRoundsRows<T>)
+    task.u = static_cast<const T*>(positives ? problem.product.columns : problem.product.rows);
+  task.temperature = problem.product.temperature_of<S>();
+  task.partials = partials_of<S>(problem, plan);
+  task.sums.of_block = reinterpret_cast<S*>(static_cast<unsigned char*>(problem.workspace) + plan.block_sums_at);
   task.sums.finished = task.partials.finished;
-  task.d = args.d;
-  task.u_columns = args.u_columns;
+  task.d = problem.d;
+  task.u_columns = problem.product.u_columns;
   task.du_columns = plan.du_columns;
   task.splits = plan.splits;
-  task.clamped_inv_norm = clamped_inv_norm<S>(args.eps);
-  return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S>), plan.finish_blocks, kThreads, 0, stream, task);
-}
-
-cudaError_t run(const SimclrNtxentBwdArgs& args, cudaStream_t stream) {
-  const BwdPlan plan = plan_bwd(args);
-  const cudaError_t error = plan.uses_tiles ? bwd_tiles(args, plan, stream) : bwd_rows(args, plan, stream);
-  if (error != cudaSuccess) return error;
-  switch (args.z_dtype) {
-    case SIMCLR_HALF:
-      return finish<__half, float>(args, plan, stream);
-    case SIMCLR_BFLOAT16:
-      return finish<__nv_bfloat16, float>(args, plan, stream);
-    case SIMCLR_FLOAT:
-      return finish<float, float>(args, plan, stream);
-    default:
-      return finish<double, double>(args, plan, stream);
-  }
+  task.clamped_inv_norm = clamped_inv_norm<S>(problem.eps);
+  return positives
+             ? SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S, true>), plan.finish_blocks, kThreads, 0, stream, task)
+             : SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S, false>), plan.finish_blocks, kThreads, 0, stream, task);
 }
 
 }  // namespace
+
+cudaError_t bwd(const BwdProblem& problem, cudaStream_t stream) {
+  const BwdPlan plan = plan_bwd(problem);
+  const cudaError_t error = plan.uses_tiles ? bwd_tiles(problem, plan, stream) : bwd_rows(problem, plan, stream);
+  if (error != cudaSuccess) return error;
+  switch (problem.z_dtype) {
+    case SIMCLR_HALF:
+      return finish<__half, float>(problem, plan, stream);
+    case SIMCLR_BFLOAT16:
+      return finish<__nv_bfloat16, float>(problem, plan, stream);
+    case SIMCLR_FLOAT:
+      return finish<float, float>(problem, plan, stream);
+    default:
+      return finish<double, double>(problem, plan, stream);
+  }
+}
+
 }  // namespace simclr::cuda
 
 extern "C" int simclr_ntxent_bwd(const SimclrNtxentBwdArgs* args, void* stream) {
-  if (!simclr::cuda::has_valid_shape(*args) || args->d <= 0 || args->u_columns < args->d) return cudaErrorInvalidValue;
-  return simclr::cuda::run(*args, static_cast<cudaStream_t>(stream));
+  using namespace simclr::cuda;
+  if (!has_valid_shape(*args) || args->d <= 0 || args->u_columns < args->d) return cudaErrorInvalidValue;
+  return bwd(problem_of(*args), static_cast<cudaStream_t>(stream));
 }
 
 extern "C" int64_t simclr_ntxent_bwd_workspace_bytes(const SimclrNtxentBwdArgs* args) {
-  return simclr::cuda::plan_bwd(*args).bytes;
+  using namespace simclr::cuda;
+  return plan_bwd(problem_of(*args)).bytes;
 }

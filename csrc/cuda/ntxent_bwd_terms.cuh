@@ -1,9 +1,9 @@
 // What a row or a column contributes to the coefficients of the tensor-core backward, in units that fp16 holds.
 //
 // The coefficient of u_j in du_i is w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j): a term of the row, and one of the
-// column. A row's terms add up to w_i pull_i. For the fp16 tensor cores all are scaled by 2^14 / max |w_i| pull_i,
-// rounded to a power of two: that bounds coefficients by 2^15, and leaves those normal that are at least 4e-9 of the
-// largest row's sum, however well aligned the pairs are.
+// column. A row's terms add up to w_i pull_i, with a pull of 1 where there are no positives. For the fp16 tensor cores
+// all are scaled by 2^14 / max |w_i| pull_i, rounded to a power of two: that bounds coefficients by 2^15, and leaves
+// those normal that are at least 4e-9 of the largest row's sum, however well aligned the pairs are.
 #pragma once
 
 #include "ntxent_math.cuh"
@@ -30,34 +30,41 @@ struct TermScale {
 };
 
 template <bool kOnline>
-__device__ Term term_of(const LossWeights<float>& weights, const RowStatistics<float>& statistics,
-                        const TermScale& scale, int column) {
-  const float w = weights.per_column ? weights(column) * scale.per_unit : scale.weight;
-  const float lse = static_cast<float>(kLog2E) * statistics.lse(column);
+__device__ Term term_of(const Side<float>& side, const TermScale& scale, int i) {
+  const float w = side.per_row ? side.weight(i) * scale.per_unit : scale.weight;
+  const float lse = static_cast<float>(kLog2E) * side.lse(i);
   if constexpr (kOnline) return {w, lse - scale.scale_log2};
   return {w * ptx::exp2_approx(scale.constant_max - lse), scale.constant_max - scale.scale_log2};
 }
 
 // Fills *scale, in shared memory because its numbers are needed rarely and registers are dear. Every CTA reads the
-// statistics of all columns for it, 8 bytes each.
+// statistics of all columns for it, 8 bytes each, and the weights of the first `rows` rows: of all, where they are none
+// of the columns, and then without positives, or of none.
 template <bool kHalf>
-__device__ void find_term_scale(const LossWeights<float>& weights, const RowStatistics<float>& statistics, int columns,
+__device__ void find_term_scale(const Side<float>& of_rows, int rows, const Side<float>& of_columns, int columns,
                                 float constant_max, float inverse_temperature, TermScale* scale) {
   float weight = 0, largest = 0, most = 0;  // most: the largest |w| pull over the largest |w|
-  if (weights.per_column) {
+  if (of_columns.per_row) {
     for (int j = threadIdx.x; j < columns; j += blockDim.x) {
-      const float w = fabsf(weights(j));
+      const float w = fabsf(of_columns.weight(j));
       largest = fmaxf(largest, w);
-      if constexpr (kHalf) most = fmaxf(most, w * statistics.pull(j));
+      if constexpr (kHalf) most = fmaxf(most, w * of_columns.pull(j));
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
+      const float w = fabsf(of_rows.weight(i));
+      largest = fmaxf(largest, w);
+      if constexpr (kHalf) most = fmaxf(most, w);  // a pull of 1
     }
     largest = fmaxf(block_max(largest), FLT_MIN);
     if constexpr (kHalf) most = block_max(most) / largest;
   } else {
-    weight = weights(0);
+    weight = of_columns.weight(0);
     largest = fmaxf(fabsf(weight), FLT_MIN);
     if constexpr (kHalf) {  // one pull for all: that of the largest difference
       float x = -INFINITY;
-      for (int j = threadIdx.x; j < columns; j += blockDim.x) x = fmaxf(x, statistics.lse_neg[j] - statistics.s_pos[j]);
+      for (int j = threadIdx.x; j < columns; j += blockDim.x)
+        x = fmaxf(x, of_columns.lse_or_lse_neg[j] - of_columns.s_pos[j]);
       most = row_pull(block_max(x), 0.0f);
     }
   }

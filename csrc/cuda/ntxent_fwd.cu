@@ -1,11 +1,14 @@
-// NT-Xent forward on the tensor cores: log-sum-exps of the rows of u u^T / t, whose logits never leave the registers.
+// The forward of NT-Xent and of the primitive on the tensor cores: log-sum-exps of the rows, and where they are wanted of
+// the columns, of logits that never leave the registers.
 //
-// ntxent_fwd_kernel: one CTA takes a row band x column band of 128 x 128 tiles. The logits are symmetric: in a single
-// process only tiles on and above the diagonal are computed, and a tile off the diagonal gives row sums to its rows and
-// column sums to its columns (M^2 D / 2 multiply-adds). Every CTA writes its partials to slots of its own: a row gets
-// one partial for each of the at most kFwdMaxSlots bands that the columns are cut into, so partials take O(M) memory,
-// and a CTA that has several tiles for one slot adds them up in a fixed order. ntxent_fwd_finish_kernel
-// (ntxent_fwd.cuh) adds up each row's slots, and multiplies the rows of the pairs, which the tiles leave out.
+// ntxent_fwd_kernel: one CTA takes a row band x column band of 128 x 128 tiles, and makes row sums and column sums of
+// every tile. Where rows are columns the logits are symmetric: only tiles on and above the diagonal are computed, and a
+// tile off the diagonal gives its column sums to the rows of the same numbers (M^2 D / 2 multiply-adds). Every CTA
+// writes its partials to slots of its own: a row gets one partial for each of the at most kFwdMaxSlots bands that the
+// columns are cut into, and a column for each band of the rows, so partials take O(rows + columns) memory, and a CTA
+// that has several tiles for one slot adds them up in a fixed order. A second launch adds up the slots:
+// ntxent_fwd_finish_kernel (ntxent_fwd.cuh), which also multiplies the rows of the pairs, which the tiles leave out, or
+// the primitive's (similarity.cu).
 #include "../ntxent_launch.h"
 #include "ntxent_fwd.cuh"
 #include "ntxent_statistics.cuh"
@@ -25,7 +28,7 @@ constexpr int kStageBytes = 2 * kOperandBytes;  // row tile and column tile
 
 template <class Partial>
 struct FwdTask {
-  RowMatrix u;
+  RowMatrix rows, columns;
   Pairing<int> pairing;
   Temperature<float> temperature;
   FwdPartials<Partial> partials;
@@ -70,8 +73,8 @@ template <class Partial>
 __device__ void copy_stage(unsigned char* stage, const FwdTask<Partial>& task, const Bands& bands, TileWalk* walk) {
   if (!walk->done(bands)) {
     const int64_t byte = static_cast<int64_t>(walk->depth) * kDepthBytes;
-    copy_tile(stage, task.u, task.pairing.row_offset + walk->row_tile * kTile, kTile, byte, kDepthBytes, kThreads);
-    copy_tile(stage + kOperandBytes, task.u, walk->column_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+    copy_tile(stage, task.rows, walk->row_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+    copy_tile(stage + kOperandBytes, task.columns, walk->column_tile * kTile, kTile, byte, kDepthBytes, kThreads);
     walk->next(task.plan, bands);
   }
   ptx::cp_async_commit();
@@ -170,21 +173,22 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
                         column_partials + warp / 2 * kTile + warp_column);
     __syncthreads();
 
-    // 4. Into this CTA's slots; the columns' sums are, by symmetry, those of the rows of the same numbers.
-    // A row's slots are numbered by the band that the columns lie in. Where both bands are the same, a row tile after
-    // the first already holds column sums, made when the first row of tiles met it. No barrier is needed: thread k
-    // alone touches the partials of every tile's row k and column k.
+    // 4. Into this CTA's slots. Where rows are columns, the columns' sums are those of the rows of the same numbers.
+    // A row's slots are numbered by the band that the columns lie in, a column's by that of the rows. Where both bands
+    // are the same, a row tile after the first already holds column sums, made when the first row of tiles met it. No
+    // barrier is needed: thread k alone touches the partials of every tile's row k and column k.
     const bool on_diagonal = task.plan.symmetric && bands.row == bands.column;
     const bool first_of_row =
         tile.column_tile == bands.column_begin && (!on_diagonal || tile.row_tile == bands.row_begin);
     const int r = row + threadIdx.x, c = column + threadIdx.x;
     if (r < task.pairing.rows) {
-      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(bands.column) * task.pairing.rows + r,
+      accumulate<Statistics>(task.partials.of_row + static_cast<int64_t>(bands.column) * task.pairing.rows + r,
                              Statistics::combine(row_partials[threadIdx.x], row_partials[kTile + threadIdx.x]),
                              first_of_row);
     }
-    if (task.plan.symmetric && tile.row_tile != tile.column_tile && c < task.pairing.rows) {
-      accumulate<Statistics>(task.partials.of_slot + static_cast<int64_t>(bands.row) * task.pairing.rows + c,
+    const bool counted = task.plan.symmetric && tile.row_tile == tile.column_tile;  // by its row sums
+    if (task.partials.of_column != nullptr && !counted && c < task.pairing.columns) {
+      accumulate<Statistics>(task.partials.of_column + static_cast<int64_t>(bands.row) * task.pairing.columns + c,
                              Statistics::combine(column_partials[threadIdx.x], column_partials[kTile + threadIdx.x]),
                              tile.row_tile == bands.row_begin);
     }
@@ -201,35 +205,53 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
 }
 
 template <class Operand, class Statistics>
-cudaError_t run(const SimclrNtxentFwdArgs& args, cudaStream_t stream) {
+cudaError_t run(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream) {
   using Partial = typename Statistics::Partial;
-  const FwdPlan plan = plan_fwd(args);
-  const Pairing<int> pairing = pairing_of(args);
-  const RowMatrix u{static_cast<const unsigned char*>(args.u),
-                    args.u_columns * static_cast<int64_t>(sizeof(typename Operand::Element)), pairing.columns};
-  const FwdTask<Partial> task{u, pairing, temperature_of<float>(args), partials_of<Partial>(args, plan), plan};
+  const auto matrix = [&](const void* data, int count) {
+    return RowMatrix{static_cast<const unsigned char*>(data), product.row_bytes(), count};
+  };
+  const FwdTask<Partial> task{matrix(product.rows, product.pairing.rows),
+                              matrix(product.columns, product.pairing.columns),
+                              product.pairing,
+                              product.temperature_of<float>(),
+                              partials_of<Partial>(plan, workspace),
+                              plan};
   const size_t shared_bytes = kStages * kStageBytes + 4 * kTile * sizeof(Partial);
-  const cudaError_t error =
-      SIMCLR_LAUNCH((ntxent_fwd_kernel<Operand, Statistics>), plan.blocks, kThreads, shared_bytes, stream, task);
-  return error != cudaSuccess ? error : fwd_finish<typename Operand::Element, float, Statistics>(args, plan, stream);
+  return SIMCLR_LAUNCH((ntxent_fwd_kernel<Operand, Statistics>), plan.blocks, kThreads, shared_bytes, stream, task);
 }
 
 template <class Operand>
-cudaError_t run(const SimclrNtxentFwdArgs& args, cudaStream_t stream) {
-  return uses_constant_max(args) ? run<Operand, ConstantMax>(args, stream) : run<Operand, OnlineMax>(args, stream);
+cudaError_t run(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream) {
+  return plan.online_max ? run<Operand, OnlineMax>(product, plan, workspace, stream)
+                         : run<Operand, ConstantMax>(product, plan, workspace, stream);
+}
+
+template <class E>
+cudaError_t finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream) {
+  return plan.online_max ? fwd_finish<E, float, OnlineMax>(args, plan, stream)
+                         : fwd_finish<E, float, ConstantMax>(args, plan, stream);
 }
 
 }  // namespace
+
+cudaError_t fwd_tiles(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream) {
+  if (product.u_dtype == SIMCLR_HALF) return run<HalfOperand>(product, plan, workspace, stream);
+  if (product.u_dtype != SIMCLR_FLOAT) return cudaErrorInvalidValue;
+  return product.precision == SIMCLR_TF32 ? run<FloatOperand<1>>(product, plan, workspace, stream)
+                                          : run<FloatOperand<3>>(product, plan, workspace, stream);
+}
+
 }  // namespace simclr::cuda
 
 extern "C" int simclr_ntxent_fwd(const SimclrNtxentFwdArgs* args, void* stream_pointer) {
   using namespace simclr::cuda;
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_pointer);
   if (!has_valid_shape(*args)) return cudaErrorInvalidValue;
-  if (args->u_dtype == SIMCLR_HALF) return run<HalfOperand>(*args, stream);
-  if (args->u_dtype == SIMCLR_DOUBLE) return fwd_rows(*args, plan_fwd(*args), stream);
-  if (args->u_dtype != SIMCLR_FLOAT) return cudaErrorInvalidValue;
-  return args->precision == SIMCLR_TF32 ? run<FloatOperand<1>>(*args, stream) : run<FloatOperand<3>>(*args, stream);
+  const FwdPlan plan = plan_fwd(*args);
+  if (args->u_dtype == SIMCLR_DOUBLE) return ntxent_fwd_rows(*args, plan, stream);
+  const cudaError_t error = fwd_tiles(product_of(*args), plan, args->workspace, stream);
+  if (error != cudaSuccess) return error;
+  return args->u_dtype == SIMCLR_HALF ? finish<__half>(*args, plan, stream) : finish<float>(*args, plan, stream);
 }
 
 extern "C" int64_t simclr_ntxent_fwd_workspace_bytes(const SimclrNtxentFwdArgs* args) {

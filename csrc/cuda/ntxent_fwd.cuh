@@ -92,25 +92,31 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
 // Where the first launch leaves what the second needs.
 template <class Partial>
 struct FwdPartials {
-  Partial* of_slot;    // [slots][rows]
+  Partial* of_row;     // [slots][rows]
+  Partial* of_column;  // [row bands][columns]; of_row where rows are columns; null where column sums are not wanted
   unsigned* finished;  // the first launch must zero it
 };
 
 template <class Partial>
-FwdPartials<Partial> partials_of(const SimclrNtxentFwdArgs& args, const FwdPlan& plan) {
-  unsigned char* workspace = static_cast<unsigned char*>(args.workspace);
-  return {reinterpret_cast<Partial*>(workspace + plan.partials_at),
-          reinterpret_cast<unsigned*>(workspace + plan.finished_at)};
+FwdPartials<Partial> partials_of(const FwdPlan& plan, void* workspace) {
+  unsigned char* base = static_cast<unsigned char*>(workspace);
+  return {reinterpret_cast<Partial*>(base + plan.row_partials_at),
+          plan.column_partials_at < 0 ? nullptr : reinterpret_cast<Partial*>(base + plan.column_partials_at),
+          reinterpret_cast<unsigned*>(base + plan.finished_at)};
 }
+
+// Fills the partials of fp16 and fp32 operands (ntxent_fwd.cu).
+cudaError_t fwd_tiles(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream);
 
 template <class E, class S, class Statistics>
 cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream) {
-  const auto partials = partials_of<typename Statistics::Partial>(args, plan);
+  const Product product = product_of(args);
+  const auto partials = partials_of<typename Statistics::Partial>(plan, args.workspace);
   FwdFinishTask<E, S> task = {};
   task.u = static_cast<const E*>(args.u);
   task.u_columns = args.u_columns;
-  task.pairing = pairing_of(args);
-  task.temperature = temperature_of<S>(args);
+  task.pairing = product.pairing;
+  task.temperature = product.temperature_of<S>();
   task.s_pos = static_cast<S*>(args.s_pos);
   task.lse_neg = static_cast<S*>(args.lse_neg);
   task.loss = static_cast<S*>(args.loss);
@@ -119,10 +125,17 @@ cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cud
   task.sums.of_block = reinterpret_cast<S*>(static_cast<unsigned char*>(args.workspace) + plan.block_sums_at);
   task.sums.finished = partials.finished;
   return SIMCLR_LAUNCH((ntxent_fwd_finish_kernel<E, S, Statistics>), plan.finish_blocks, kFwdFinishThreads, 0, stream,
-                       task, partials.of_slot, plan.slots);
+                       task, partials.of_row, plan.slots);
 }
 
-// The forward of fp64 operands (ntxent_rows.cu).
-cudaError_t fwd_rows(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream);
+// fp64 operands, row by row (ntxent_rows.cu): the log-sum-exps, and the maxima where max is not null, of all rows; or,
+// transposed, of all columns. ntxent_fwd_rows is all of NT-Xent's forward.
+struct FwdRowsResult {
+  double *lse, *max;
+  unsigned* finished;
+  bool transposed;
+};
+cudaError_t fwd_rows(const Product& product, const FwdRowsResult& result, cudaStream_t stream);
+cudaError_t ntxent_fwd_rows(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream);
 
 }  // namespace simclr::cuda

@@ -1,4 +1,4 @@
-// How the NT-Xent launches are cut into CTAs and where their scratch data lies in the workspace.
+// How the launches of NT-Xent and of the primitive are cut into CTAs and where their scratch data lies in the workspace.
 //
 // A plan depends on the problem and the device only, never on data: the same call always adds in the same order.
 #pragma once
@@ -6,8 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../ntxent_launch.h"
-#include "ntxent_math.cuh"
+#include "ntxent_problem.h"
 
 namespace simclr::cuda {
 
@@ -17,7 +16,7 @@ constexpr int kFwdTile = 128;
 // Of a row of u, per pipeline stage: the eight chunks after which the swizzle repeats. Two stages of two operands take
 // 64 KiB; with 256 bytes it would be 128, more than the 99 KiB of a block on sm_86 and sm_89.
 constexpr int kFwdDepthBytes = 128;
-// Partials per row: up to M = 8192 a band is one tile. More would mean more to add up in the second launch, and a
+// Partials per row, and per column: up to M = 8192 a band is one tile. More would mean more to add up in the second launch, and a
 // larger workspace; 64 bands make 2080 CTAs already.
 constexpr int kFwdMaxSlots = 64;
 // Threads of the forward's second launch that multiply a sample's two rows: eight loads of 16 bytes are a line of 128.
@@ -26,56 +25,14 @@ constexpr int kLanesPerPair = 8;
 // Samples of one of its blocks, which thus has 256 threads. 64 of these finish a row each afterwards.
 constexpr int kFwdFinishPairs = 32;
 constexpr int kFwdFinishThreads = kFwdFinishPairs * kLanesPerPair;
-constexpr int kMaxColumns = 1 << 30;  // sums of two column numbers must fit in int
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t element_bytes(int dtype) { return dtype == SIMCLR_DOUBLE ? 8 : dtype == SIMCLR_FLOAT ? 4 : 2; }
-inline int64_t round_up(int64_t bytes, int64_t unit) { return ceil_div(bytes, unit) * unit; }
-
-inline int operand_dtype(int z_dtype) { return z_dtype == SIMCLR_BFLOAT16 ? SIMCLR_HALF : z_dtype; }
-
-// Columns of u: d rounded up to whole 16-byte chunks.
-inline int64_t operand_columns(int64_t d, int u_dtype) { return round_up(d, 16 / element_bytes(u_dtype)); }
-
-template <class Args>
-Pairing<int> pairing_of(const Args& args) {
-  return {static_cast<int>(args.n), static_cast<int>(2 * args.n), static_cast<int>(args.columns),
-          static_cast<int>(args.row_offset)};
-}
-
-template <class T, class Args>
-Temperature<T> temperature_of(const Args& args) {
-  return {static_cast<const T*>(args.temperature_ptr), 1 / args.temperature};
-}
-
-template <class T>
-LossWeights<T> weights_of(const SimclrNtxentBwdArgs& args) {
-  return {static_cast<const T*>(args.dloss), static_cast<T>(args.scale), args.reduce == 0};
-}
-
-template <class T>
-RowStatistics<T> statistics_of(const SimclrNtxentBwdArgs& args) {
-  return {static_cast<const T*>(args.lse_neg), static_cast<const T*>(args.s_pos)};
-}
-
-// A temperature that only the device knows may be any.
-template <class Args>
-bool uses_constant_max(const Args& args) {
-  return args.temperature_ptr == nullptr && simclr::uses_constant_max(args.temperature);
-}
-
-template <class Args>
-bool has_valid_shape(const Args& args) {
-  return args.n > 0 && args.columns < kMaxColumns && args.row_offset >= 0 &&
-         args.row_offset + 2 * args.n <= args.columns && args.u_columns > 0;
-}
-
 struct FwdPlan {
-  bool symmetric;  // rows are the columns
+  bool symmetric;   // rows are the columns
+  bool online_max;  // else the constant maximum
   int row_tiles, column_tiles, depths;
-  int row_band_tiles, column_band_tiles, row_bands, slots;  // slots = column bands
+  int row_band_tiles, column_band_tiles, row_bands, slots;  // slots = column bands; a column's slots are the row bands
   int blocks, finish_blocks;
-  int64_t partials_at, block_sums_at, finished_at, bytes;
+  int64_t row_partials_at, column_partials_at;  // the same where symmetric; the columns' -1 where they are not wanted
+  int64_t block_sums_at, finished_at, bytes;
 
   // Symmetric: block b(b+1)/2 + a is the pair of bands a <= b.
   __device__ void bands_of(int block, int* row_band, int* column_band) const {
@@ -92,24 +49,39 @@ struct FwdPlan {
   }
 };
 
-inline FwdPlan plan_fwd(const SimclrNtxentFwdArgs& args) {
+// The tiles of the first launch and its partials, with column sums or without; `bytes` ends with these.
+inline FwdPlan cut_fwd(const Product& product, bool column_sums, bool need_max) {
   FwdPlan plan = {};
-  const int64_t rows = 2 * args.n;
-  plan.symmetric = args.row_offset == 0 && args.columns == rows;
+  const int64_t rows = product.pairing.rows, columns = product.pairing.columns;
+  plan.symmetric = product.symmetric();
+  plan.online_max = need_max || !product.uses_constant_max();
   plan.row_tiles = static_cast<int>(ceil_div(rows, kFwdTile));
-  plan.column_tiles = static_cast<int>(ceil_div(args.columns, kFwdTile));
-  plan.depths = static_cast<int>(ceil_div(args.u_columns * element_bytes(args.u_dtype), kFwdDepthBytes));
+  plan.column_tiles = static_cast<int>(ceil_div(columns, kFwdTile));
+  plan.depths = static_cast<int>(ceil_div(product.row_bytes(), kFwdDepthBytes));
   plan.column_band_tiles = static_cast<int>(ceil_div(plan.column_tiles, kFwdMaxSlots));
-  plan.row_band_tiles = plan.symmetric ? plan.column_band_tiles : 1;
+  plan.row_band_tiles = plan.symmetric ? plan.column_band_tiles
+                        : column_sums  ? static_cast<int>(ceil_div(plan.row_tiles, kFwdMaxSlots))
+                                       : 1;
   plan.row_bands = static_cast<int>(ceil_div(plan.row_tiles, plan.row_band_tiles));
   plan.slots = static_cast<int>(ceil_div(plan.column_tiles, plan.column_band_tiles));
   plan.blocks = plan.symmetric ? plan.slots * (plan.slots + 1) / 2 : plan.row_bands * plan.slots;
-  plan.finish_blocks = static_cast<int>(ceil_div(args.n, kFwdFinishPairs));
 
-  if (args.u_dtype == SIMCLR_DOUBLE) plan.slots = 1;  // row by row
-  const int64_t partial_bytes = args.u_dtype == SIMCLR_DOUBLE || !uses_constant_max(args) ? 8 : 4;
-  plan.partials_at = 0;
-  plan.block_sums_at = round_up(plan.slots * rows * partial_bytes, 16);
+  const int64_t partial_bytes = plan.online_max ? 8 : 4;
+  plan.row_partials_at = 0;
+  plan.bytes = round_up(plan.slots * rows * partial_bytes, 16);
+  plan.column_partials_at = plan.symmetric ? plan.row_partials_at : column_sums ? plan.bytes : -1;
+  if (column_sums && !plan.symmetric) plan.bytes += round_up(plan.row_bands * columns * partial_bytes, 16);
+  return plan;
+}
+
+inline FwdPlan plan_fwd(const SimclrNtxentFwdArgs& args) {
+  FwdPlan plan = cut_fwd(product_of(args), false, false);
+  if (args.u_dtype == SIMCLR_DOUBLE) {  // row by row: one partial each, a float64
+    plan.slots = 1;
+    plan.bytes = 2 * args.n * static_cast<int64_t>(sizeof(double));
+  }
+  plan.finish_blocks = static_cast<int>(ceil_div(args.n, kFwdFinishPairs));
+  plan.block_sums_at = plan.bytes;
   plan.finished_at = round_up(plan.block_sums_at + plan.finish_blocks * sizeof(double), 16);
   plan.bytes = plan.finished_at + 16;
   return plan;
@@ -141,14 +113,15 @@ struct BwdPlan {
   int64_t du_at, own_logits_at, block_sums_at, finished_at, bytes;
 };
 
-inline void cut_tiles(const SimclrNtxentBwdArgs& args, BwdPlan* plan) {
-  const int element = static_cast<int>(element_bytes(operand_dtype(args.z_dtype)));
+inline void cut_tiles(const BwdProblem& problem, BwdPlan* plan) {
+  const Pairing<int>& pairing = problem.product.pairing;
+  const int element = static_cast<int>(element_bytes(problem.product.u_dtype));
   const int warp_rows = element == 2 ? 32 : 16;
   plan->slices = 1;
-  while (plan->slices * kBwdSlice < args.d) plan->slices *= 2;
+  while (plan->slices * kBwdSlice < problem.d) plan->slices *= 2;
   plan->warps = element == 2 && plan->slices == 1 ? 4 : 8;
   plan->block_rows = plan->warps / plan->slices * warp_rows;
-  plan->row_blocks = static_cast<int>(ceil_div(2 * args.n, plan->block_rows));
+  plan->row_blocks = static_cast<int>(ceil_div(pairing.rows, plan->block_rows));
 
   // Stages of 16 KiB, or of the one panel that is the least; as many as fit, up to three. A CTA of four warps leaves
   // room for a second one; the system keeps 1 KiB per CTA. With 32 KiB such a CTA would have one stage on sm_86, and
@@ -159,29 +132,29 @@ inline void cut_tiles(const SimclrNtxentBwdArgs& args, BwdPlan* plan) {
   const int exchanged = plan->slices == 1 ? 0 : warp_rows * kBwdPanel * static_cast<int>(sizeof(float));
   const int exchange_bytes = (plan->warps + plan->warps / plan->slices) * exchanged;
   const int terms_bytes = 2 * plan->tile_columns * static_cast<int>(sizeof(float));
-  const int shared_limit = (args.device.max_shared_bytes + 1024) * plan->warps / 8 - 1024;
+  const int shared_limit = (problem.device.max_shared_bytes + 1024) * plan->warps / 8 - 1024;
   const int fitting = (shared_limit - exchange_bytes) / (plan->stage_bytes + terms_bytes);
   plan->stages = std::clamp(fitting, 1, 3);
   plan->shared_bytes = plan->stages * (plan->stage_bytes + terms_bytes) + exchange_bytes;
 
   // Eight warps fill an SM's registers; aim at two CTAs of four warps, or at one of eight, per SM.
-  const int wanted = args.device.multiprocessors * 8 / plan->warps;
-  plan->tiles = static_cast<int>(ceil_div(args.columns, plan->tile_columns));
+  const int wanted = problem.device.multiprocessors * 8 / plan->warps;
+  plan->tiles = static_cast<int>(ceil_div(pairing.columns, plan->tile_columns));
   const int splits = std::clamp(wanted / plan->row_blocks, 1, std::min(plan->tiles, kBwdMaxSplits));
   plan->split_tiles = static_cast<int>(ceil_div(plan->tiles, splits));
   plan->splits = static_cast<int>(ceil_div(plan->tiles, plan->split_tiles));
 }
 
-inline BwdPlan plan_bwd(const SimclrNtxentBwdArgs& args) {
+inline BwdPlan plan_bwd(const BwdProblem& problem) {
   BwdPlan plan = {};
-  const int64_t rows = 2 * args.n;
-  plan.uses_tiles = args.z_dtype != SIMCLR_DOUBLE && args.d <= kBwdMaxSlices * kBwdSlice;
-  plan.du_columns = static_cast<int>(round_up(args.d, 8));
+  const int64_t rows = problem.product.pairing.rows;
+  plan.uses_tiles = problem.z_dtype != SIMCLR_DOUBLE && problem.d <= kBwdMaxSlices * kBwdSlice;
+  plan.du_columns = static_cast<int>(round_up(problem.d, 8));
   plan.finish_blocks = static_cast<int>(ceil_div(rows, kBwdFinishWarps));
   plan.splits = 1;
-  if (plan.uses_tiles) cut_tiles(args, &plan);
+  if (plan.uses_tiles) cut_tiles(problem, &plan);
 
-  const int64_t statistic = args.z_dtype == SIMCLR_DOUBLE ? sizeof(double) : sizeof(float);
+  const int64_t statistic = problem.z_dtype == SIMCLR_DOUBLE ? sizeof(double) : sizeof(float);
   plan.du_at = 0;
   plan.own_logits_at = plan.splits * rows * plan.du_columns * statistic;
   plan.block_sums_at = round_up(plan.own_logits_at + plan.splits * rows * statistic, 16);

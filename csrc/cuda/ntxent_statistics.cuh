@@ -82,6 +82,10 @@ struct OnlineMax {
   __device__ static W log_sum(Partial p, W, W per_unit) {
     return static_cast<W>(p.x) * per_unit + log(static_cast<W>(p.y));
   }
+  template <class W>
+  __device__ static W max(Partial p, W per_unit) {
+    return std::isnan(p.y) ? static_cast<W>(p.y) : static_cast<W>(p.x) * per_unit;  // fmaxf passed over NaN
+  }
 
   __device__ static void of_tile(const WarpTile& x, float scale, float, Partial* of_row, Partial* of_column) {
     const int group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
