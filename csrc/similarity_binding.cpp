@@ -1,4 +1,4 @@
-// Registers the C++ kernels of simclr_fast::similarity_{fwd,bwd} for the CPU.
+// Registers the C++ kernels of simclr_fast::similarity_{fwd,bwd} for the CPU and, with USE_CUDA, for CUDA.
 //
 // Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <optional>
@@ -15,6 +15,23 @@ struct Cpu : CpuDevice {
   static void run(SimclrSimilarityFwdArgs& args, const Tensor&) { cpu::similarity_fwd(args, torch_threads()); }
   static void run(SimclrSimilarityBwdArgs& args, const Tensor&) { cpu::similarity_bwd(args, torch_threads()); }
 };
+
+#ifdef USE_CUDA
+struct Cuda : CudaDevice {
+  static void run(SimclrSimilarityFwdArgs& args, const Tensor& rows) {
+    check_launch(simclr_query_device(&args.device), "similarity");
+    const Tensor workspace = bytes(rows, simclr_similarity_fwd_workspace_bytes(&args));
+    args.workspace = workspace.mutable_data_ptr();
+    check_launch(simclr_similarity_fwd(&args, current_stream(rows)), "similarity_fwd");
+  }
+  static void run(SimclrSimilarityBwdArgs& args, const Tensor& rows) {
+    check_launch(simclr_query_device(&args.device), "similarity");
+    const Tensor workspace = bytes(rows, simclr_similarity_bwd_workspace_bytes(&args));
+    args.workspace = workspace.mutable_data_ptr();
+    check_launch(simclr_similarity_bwd(&args, current_stream(rows)), "similarity_bwd");
+  }
+};
+#endif
 
 template <class Args>
 void fill_exclude(Args& args, const std::string& name) {
@@ -113,6 +130,13 @@ STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
   m.impl("similarity_fwd", TORCH_BOX(&similarity_fwd<Cpu>));
   m.impl("similarity_bwd", TORCH_BOX(&similarity_bwd<Cpu>));
 }
+
+#ifdef USE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CUDA, m) {
+  m.impl("similarity_fwd", TORCH_BOX(&similarity_fwd<Cuda>));
+  m.impl("similarity_bwd", TORCH_BOX(&similarity_bwd<Cuda>));
+}
+#endif
 
 }  // namespace
 }  // namespace simclr

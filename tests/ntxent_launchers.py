@@ -2,7 +2,7 @@
 
 import ctypes
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -76,8 +76,8 @@ class Library(Protocol):
 
 
 @dataclass
-class NtxentLaunchers:
-    """The three steps of the loss; `tensors` is everything the last call's pointers reach.
+class Launchers:
+    """The C++ functions of one family of arguments; `tensors` is everything the last call's pointers reach.
 
     `options` go to every call of the library: proof.simt's schedule.
     """
@@ -86,9 +86,10 @@ class NtxentLaunchers:
     device: Device = field(default_factory=lambda: Device(132, 232448))
     options: dict = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
+    family: ClassVar[str]
 
     def _launch(self, step: str, args: ctypes.Structure, workspace: Guarded | None = None) -> None:
-        self.library.call(f"simclr_ntxent_{step}", ctypes.byref(args), None, **self.options)
+        self.library.call(f"simclr_{self.family}_{step}", ctypes.byref(args), None, **self.options)
         if workspace is not None:
             workspace.check(step)
 
@@ -99,7 +100,14 @@ class NtxentLaunchers:
         return tensor.data_ptr()
 
     def _workspace(self, kind: str, args: ctypes.Structure) -> Guarded:
-        return Guarded(self.library.value(f"simclr_ntxent_{kind}_workspace_bytes", ctypes.byref(args)))
+        return Guarded(self.library.value(f"simclr_{self.family}_{kind}_workspace_bytes", ctypes.byref(args)))
+
+
+@dataclass
+class NtxentLaunchers(Launchers):
+    """The three steps of the loss."""
+
+    family = "ntxent"
 
     def normalize(self, z0: Tensor, z1: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
         self.tensors = []

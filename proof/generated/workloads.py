@@ -9,12 +9,14 @@ from torch import Tensor
 
 from proof.generated.ptx import ROOT, Program
 from proof.simt import augment as simt_augment
+from proof.simt.similarity_cases import Case, Problem
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment import ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
 from tests.helpers import relative_error
 from tests.ntxent_launchers import Device, NtxentLaunchers, statistics_dtype
 from tests.ntxent_truth import truth
+from tests.similarity_launchers import SimilarityLaunchers
 
 SOURCES = (
     *sorted((ROOT / "csrc/cuda").glob("*.cu")),
@@ -86,6 +88,18 @@ def ntxent(
     return run
 
 
+def similarity(case: Case) -> Callable[..., Result]:
+    """Both directions of the primitive, for rows and columns."""
+
+    def run(program: Program, **options: object) -> Result:
+        problem, ops = Problem.of(case), SimilarityLaunchers(program, H100)
+        with program.simulated(lambda: ops.tensors, **options) as reports:
+            got = problem.run(ops)
+        return Result(reports, problem.errors(got))
+
+    return run
+
+
 def augment(
     batch: int, source: int, size: int, dtype: torch.dtype = torch.float32, channels_last: bool = False
 ) -> Callable[..., Result]:
@@ -122,10 +136,19 @@ WORKLOADS = (
     Workload("ntxent tf32, 66 x 200, t on the device", ntxent(33, 200, FLOAT, "tf32", on_device=True)),
     Workload("ntxent fp64, 18 x 33", ntxent(9, 33, DOUBLE)),
     Workload("ntxent fp16, 12 x 1100", ntxent(6, 1100, HALF)),
+    Workload("similarity fp16, 66 x 50 x 123", similarity(Case(66, 50, 123, HALF, "self", both=True))),
+    Workload("similarity bf16, 40 x 40 x 90, pairs", similarity(Case(40, None, 90, BFLOAT, "pair", need_max=True))),
+    Workload("similarity fp32, 34 x 70 x 40", similarity(Case(34, 70, 40, FLOAT, both=True))),
+    Workload(
+        "similarity tf32, 66 x 40 x 140, t on the device",
+        similarity(Case(66, 40, 140, FLOAT, precision="tf32", both=True, on_device=True)),
+    ),
+    Workload("similarity fp64, 9 x 14 x 33", similarity(Case(9, 14, 33, DOUBLE, "self", both=True, need_max=True))),
     Workload("ntxent fp16, 1024 x 128", ntxent(512, 128, HALF), counted=True),
     Workload("ntxent fp16, 512 x 512", ntxent(256, 512, HALF), counted=True),
     Workload("ntxent fp32, 512 x 128", ntxent(256, 128, FLOAT), counted=True),
     Workload("ntxent tf32, 512 x 128", ntxent(256, 128, FLOAT, "tf32"), counted=True),
+    Workload("similarity fp16, 512 x 512 x 128", similarity(Case(512, 512, 128, HALF, both=True)), counted=True),
     Workload("augment 8 x 32 -> 32", augment(8, 32, 32), counted=True),
     Workload("augment 2 x 120 -> 96", augment(2, 120, 96, HALF, channels_last=True)),
 )

@@ -39,12 +39,19 @@ def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches
     return Mutant(f"ntxent {file.partition('.')[0]}: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges)
 
 
+def _similarity(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64") -> Mutant:
+    judges = (f"proof/simt/test_similarity.py::{judge}",)
+    return Mutant(f"similarity: {name}", f"csrc/{file}", old, new, judges)
+
+
 def _rule(name: str, old: str, new: str) -> Mutant:
     return Mutant(
         f"ntxent rule: {name}", "csrc/ntxent.h", old, new, ("proof/simt/test_ntxent.py::test_matches_float64",)
     )
 
 
+_BANDS = "test_a_cta_adds_up_the_tiles_of_its_bands"
+_NO_COLUMN = "test_rows_without_a_column_have_no_part_in_the_gradient"
 _SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
 _FLOAT32 = "test_full_float32_is_as_exact_as_on_the_cpu"
 _ONCE = "test_rows_and_positives_of_float32_are_rounded_once"
@@ -85,7 +92,7 @@ MUTANTS = (
     _ntxent("fwd.cu", "tiles unmasked", "if (task.pairing.needs_mask(row, kTile, column, kTile))", "if (false)"),
     _ntxent(
         *("fwd.cu", "diagonal tiles counted twice"),
-        *("tile.row_tile != tile.column_tile && c <", "c <", "test_a_cta_adds_up_the_tiles_of_a_band"),
+        *("!counted && c <", "c <", "test_a_cta_adds_up_the_tiles_of_a_band"),
     ),
     _ntxent("fwd.cuh", "positives of one view only", "task.s_pos[row] =", "if (view == 0) task.s_pos[row] ="),
     _ntxent("fwd.cuh", "a pair's product over half of its lanes", "lanes > 0; lanes /= 2", "lanes > 1; lanes /= 2"),
@@ -150,7 +157,7 @@ MUTANTS = (
     ),
     _ntxent(
         *("bwd_finish.cu", "the pull of the row itself"),
-        *("*x_positive = task.row_of(partner)", "*x_positive = task.row_of(row)"),
+        *("*x_positive = kPositives ? task.row_of(partner)", "*x_positive = kPositives ? task.row_of(row)"),
     ),
     _ntxent(
         "bwd.cu",
@@ -166,7 +173,7 @@ MUTANTS = (
         "own_pull + task.pull_of(positive)",
         "own_pull",
     ),
-    _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_pull * task.statistics.s_pos[own];", ""),
+    _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_pull * task.side.s_pos[own];", ";"),
     _ntxent("bwd_finish.cu", "last split left out", "split < task.splits; ++split, part", "split < 1; ++split, part"),
     _rule("positive of the second view", "row < n ? row + n : row - n", "row + n"),
     _rule("tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
@@ -248,4 +255,44 @@ MUTANTS = (
         *("_sample.cu", "quads[quad_slot(k / kQuads, k % kQuads)]", "quads[k]"),
         "test_sampling_draws_what_the_reference_draws",
     ),
+    _similarity(
+        *("cuda/ntxent_fwd.cu", "column sums in the slot of the columns' band"),
+        *("int64_t>(bands.row) * task.pairing.columns", "int64_t>(bands.column) * task.pairing.columns", _BANDS),
+    ),
+    _similarity("cuda/ntxent_fwd.cu", "column sums missing", "task.partials.of_column != nullptr && ", "false && "),
+    _similarity(
+        *("cuda/ntxent_fwd.cu", "columns of the last tile up to the number of rows"),
+        *("!counted && c < task.pairing.columns", "!counted && c < task.pairing.rows"),
+    ),
+    _similarity(
+        *("cuda/ntxent_fwd.cu", "rows copied from the columns"),
+        *("copy_tile(stage, task.rows,", "copy_tile(stage, task.columns,"),
+    ),
+    _similarity(
+        *("cuda/ntxent_plan.h", "bands of rows without a limit"),
+        *("ceil_div(plan.row_tiles, kFwdMaxSlots)", "1", "test_the_workspace_is_linear"),
+    ),
+    _similarity("cuda/similarity.cu", "one slot of the columns", "nullptr, plan.row_bands,", "nullptr, 1,", _BANDS),
+    _similarity(
+        *("cuda/similarity.cu", "the unit of the coefficients from the columns alone"),
+        *("args.drows == args.dcolumns && args.row_count == args.column_count;", "true;"),
+    ),
+    _similarity(
+        *("cuda/similarity.cu", "float64 columns not transposed"),
+        *("nullptr, finished, true}", "nullptr, finished, false}"),
+    ),
+    _similarity(
+        *("cuda/ntxent_bwd.cu", "columns' weights of the rows"),
+        *("term_of<kOnline>(task.of_columns,", "term_of<kOnline>(task.of_rows,"),
+    ),
+    _similarity(
+        *("cuda/ntxent_math.cuh", "the log-sum-exp of nothing as it is"),
+        *("lse == -INFINITY ? INFINITY : lse", "lse", _NO_COLUMN),
+    ),
+    _similarity(
+        *("cuda/ntxent_statistics.cuh", "maxima in base 2"),
+        *(": static_cast<W>(p.x) * per_unit;", ": static_cast<W>(p.x);", _SCHEDULES),
+    ),
+    _similarity("similarity_launch.h", "pairs at no distance", "EXCLUDE_PAIR ? rows / 2 : 0", "EXCLUDE_PAIR ? 0 : 0"),
+    _similarity("cuda/ntxent_problem.h", "a rectangle taken for symmetric", "rows == columns && ", ""),
 )

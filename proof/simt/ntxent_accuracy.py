@@ -11,7 +11,10 @@ from proof.simt.library import Kernels, Schedule
 from tests.ntxent_launchers import NtxentLaunchers
 from tests.ntxent_truth import EPS, KINDS, TEMPERATURES, embeddings, gradient_error, mean_truth
 
-SOURCES = tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("ntxent_*.cu")))
+SOURCES = (
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cuda").glob("ntxent_*.cu")),
+    "csrc/cuda/similarity.cu",
+)
 SEEDS = range(3)
 
 

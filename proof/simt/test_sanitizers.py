@@ -24,13 +24,17 @@ def report(run: subprocess.CompletedProcess[str]) -> str:
 # The race detector takes ten times as long, and sees a race in any schedule: small blocks of every kernel will do. It
 # has no room for far memory, of which one block runs alone.
 _NTXENT = "proof/simt/test_ntxent.py::test_every_schedule_gives_the_same_and_right_numbers"
+_SIMILARITY = _NTXENT.replace("ntxent", "similarity")
 _AUGMENT = "proof/simt/test_augment.py::test_"
+_SLOW = ("test_ntxent.py", "test_similarity.py", "test_augment.py", "test_far_memory.py")
 RACE_SUITES = [
-    *(suite for suite in SUITES if not suite.endswith(("test_ntxent.py", "test_augment.py", "test_far_memory.py"))),
+    *(suite for suite in SUITES if not suite.endswith(_SLOW)),
     f"{_NTXENT}[33x123-float16-t0.1-random-seed2-eager]",
     f"{_NTXENT}[20x200-float16-t0.1-random-seed1-lazy]",
     f"{_NTXENT}[24x40-float32-t0.1-random-seed2-eager]",
     f"{_NTXENT}[5x9-float64-t0.1-random-seed1-lazy]",
+    f"{_SIMILARITY}[130x70x33-float16-none-t0.1-both-seed2-eager]",
+    f"{_SIMILARITY}[7x12x9-float64-self-t0.1-both-need_max-seed1-lazy]",
     f"{_AUGMENT}one_block_per_view[(1, 20, 15)-(24, 24)-3-seed1-lazy]",
     f"{_AUGMENT}tiles[(1, 230, 90)-(97, 40)-31-seed1-lazy]",
     f"{_AUGMENT}sampling_draws_what_the_reference_draws",

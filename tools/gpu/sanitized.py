@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast import SimCLRAugment, SimCLREval, ntxent_loss
+from simclr_fast.losses import similarity_logsumexp
 from tools.gpu.bench import backend_of
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -60,6 +61,25 @@ def gathered_loss(backend: str, device: str, n: int, d: int, dtype: torch.dtype,
     ops[2](dloss, z0, z1, u, inv_norm, *statistics, 2 * n, "none", 1e-8, 0.1, None, precision, False)
 
 
+def similarities(
+    backend: str,
+    device: str,
+    n: int,
+    m: int | None,
+    d: int,
+    kind: tuple[torch.dtype, str],
+    temperature: float,
+    exclude: str,
+) -> None:
+    """Forward and backward pass of the primitive: both sums of a rectangle, or those of rows among themselves."""
+    dtype, precision = kind
+    sides = [normal(k, d, dtype=dtype, device=device).requires_grad_() for k in (n, m) if k is not None]
+    settings = {"exclude": exclude, "both": m is not None, "precision": precision, "backend": backend}
+    sums = similarity_logsumexp(sides[0], sides[1] if m else None, temperature, **settings)
+    sums = sums if m else (sums,)
+    torch.autograd.grad(sums, sides, [torch.rand(len(x)).to(x) for x in sums])
+
+
 def views(
     backend: str, device: str, size: int, side: int, dtype: torch.dtype, channels: int, ragged: bool, blur: int
 ) -> None:
@@ -89,6 +109,16 @@ def ntxent_calls(backend: str, device: str) -> Iterator[Call]:
         ]
     for case in cases:
         yield f"loss {case}", lambda case=case: loss(backend, device, *case)
+    rectangles = [
+        (*sizes, kind, temperature, exclude)
+        for *sizes, exclude in ((33, 150, 123, "self"), (150, 70, 257, "none"), (70, None, 64, "pair"))
+        for kind in KINDS
+        for temperature in (0.1, 0.01)
+    ]
+    rectangles += [(9, 14, 1100, (dtype, "ieee"), 0.1, "none") for dtype in (HALF, FLOAT)]
+    rectangles += [(9, 14, 33, (DOUBLE, "ieee"), 0.1, "self")] * (backend == "cpp")
+    for case in rectangles:
+        yield f"similarities {case}", lambda case=case: similarities(backend, device, *case)
     for kind in KINDS:
         for n, d in ((21, 40), (70, 130)):
             yield f"gathered loss {n, d, kind}", lambda case=(n, d, *kind): gathered_loss(backend, device, *case)
