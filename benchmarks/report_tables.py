@@ -115,6 +115,19 @@ def ntxent_memory_case(info: dict, common: list[str]) -> str:
     return f"### {title(info)}\n\n" + table(["contestant", "peak MiB, forward + backward"], rows)
 
 
+def host_case(info: dict, common: list[str]) -> str:
+    """Microseconds forward, backward and full, beyond the kernels', and as a share of plain PyTorch's."""
+    kernels, plain = (full_seconds(info["contestants"].get(name, {})) for name in ("kernels", "plain"))
+
+    def row(figures: dict, full: float) -> list[str]:
+        phases = [number(1e6 * figures["seconds"][phase]["median"]) for phase in ("forward", "backward", "full")]
+        beyond = "" if kernels is None else number(1e6 * (full - kernels))
+        return [*phases, beyond, "" if plain is None else number(full / plain)]
+
+    header = ["forward us", "backward us", "full us", "beyond the kernels us", "share of plain's"]
+    return contestants_table(info, common, header, row)
+
+
 def augment_case(info: dict, common: list[str]) -> str:
     """Views per second, against torchvision, and traffic."""
     base = full_seconds(info["contestants"]["torchvision"])
@@ -172,6 +185,7 @@ def title(info: dict) -> str:
 SUITES = {
     "ntxent": ("NT-Xent loss, forward and backward", ntxent_case),
     "ntxent_memory": ("NT-Xent memory at large N", ntxent_memory_case),
+    "host": ("Host time of the loss, a tiny batch on the CPU", host_case),
     "augment": ("Augmentation, both views", augment_case),
     "train_step": ("Training step", train_step_case),
     "scaling": ("Scaling", scaling_case),

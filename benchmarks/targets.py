@@ -7,6 +7,8 @@ MIB = 2**20
 LEAST_SPEEDUP = {256: 1.5, 2048: 2.4, 4096: 2.7}  # against plain PyTorch
 MOST_OF_LIMIT = {4096: 1.35}  # 2 M^2 D multiply-adds at the rate of a large torch.mm in the same rounds
 MOST_MIB = {4096: 32, 32768: 512}
+# Host time of a step with a tiny batch: beyond its ops called one after the other, and as a share of plain PyTorch's.
+MOST_HOST_US, MOST_HOST_SHARE = 80, 0.5
 # Both views of a batch, full recipe, uint8 to float32 channels-last: (batch, side, size), against whom, how many times.
 LEAST_AUGMENT_SPEEDUP = {
     ((256, 32, 32), "torchvision"): 25,
@@ -90,6 +92,13 @@ def _memory(found: dict[str, list[dict]], n: int) -> tuple[float | None, str]:
     return None, "case not in this run"
 
 
+def _host(found: dict[str, list[dict]]) -> tuple[dict[str, float], str]:
+    """Seconds by contestant of the tiny batch, and why one of the compared was not timed."""
+    seconds = timed(found["host"][0]) if found.get("host") else {}
+    absent = [name for name in ("cpp", "kernels", "plain") if name not in seconds]
+    return seconds, f"{absent[0]} was not timed" if absent else ""
+
+
 def targets(found: dict[str, list[dict]]) -> list[Target]:
     """Every demand with the figure of this run."""
     rows = []
@@ -101,6 +110,11 @@ def targets(found: dict[str, list[dict]]) -> list[Target]:
     for n, most in MOST_MIB.items():
         what = f"NT-Xent, N = {n}: peak memory beyond the inputs"
         rows.append(Target(what, most, False, " MiB", *_memory(found, n)))
+    host, missing = _host(found)
+    beyond, share = (None, None) if missing else (1e6 * (host["cpp"] - host["kernels"]), host["cpp"] / host["plain"])
+    what = "NT-Xent, N = 4: host time"
+    rows.append(Target(f"{what} beyond the kernels", MOST_HOST_US, False, " us", beyond, missing))
+    rows.append(Target(f"{what} against plain PyTorch", MOST_HOST_SHARE, False, "x", share, missing))
     for (shape, peer), least in LEAST_AUGMENT_SPEEDUP.items():
         what = "augmentation, {} x {} to {} px: against {}".format(*shape, peer)
         rows.append(Target(what, least, True, "x", *speedup(augment_info(found, *shape), "cpp", peer)))

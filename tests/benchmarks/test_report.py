@@ -54,6 +54,7 @@ def found() -> dict[str, list[dict]]:
     return {
         "ntxent": [ntxent(256, 1.0, 2.0, 1), ntxent(1024, 1.0, 5.0, 5), ntxent(4096, 1.3 * limit, 6.5 * limit, 33)],
         "ntxent_memory": [ntxent(32768, 1.0, 1.0, 200)],
+        "host": [{"case": {"n": 4, "d": 8}, "contestants": {"kernels": timed(30e-6), "cpp": timed(130e-6)}}],
         "augment": [augment(256, 32, 32, cpp=0.002, torchvision=1.0, dali=0.04, albumentations=0.001), large],
     }
 
@@ -67,6 +68,11 @@ def test_targets_are_computed_from_the_figures(found: dict) -> None:
     assert verdicts["NT-Xent, N = 4096: over the multiply-add limit"] == (1.3, True)
     assert verdicts["NT-Xent, N = 4096: peak memory beyond the inputs"] == (33.0, False)
     assert verdicts["NT-Xent, N = 32768: peak memory beyond the inputs"] == (200.0, True)
+    assert rows["NT-Xent, N = 4: host time beyond the kernels"].reason == "plain was not timed"
+    found["host"][0]["contestants"]["plain"] = timed(325e-6)
+    rows |= {target.what: target for target in targets(found) if "host time" in target.what}
+    assert round(rows["NT-Xent, N = 4: host time beyond the kernels"].measured) == 100
+    assert round(rows["NT-Xent, N = 4: host time against plain PyTorch"].measured, 3) == 0.4
     assert verdicts["augmentation, 256 x 32 to 32 px: against torchvision"] == (500.0, True)
     assert verdicts["augmentation, 256 x 32 to 32 px: against albumentations"] == (0.5, False)
     assert verdicts["augmentation, 64 x 256 to 224 px: against torchvision"] == (9.0, False)
