@@ -54,7 +54,7 @@ def found() -> dict[str, list[dict]]:
     return {
         "ntxent": [ntxent(256, 1.0, 2.0, 1), ntxent(1024, 1.0, 5.0, 5), ntxent(4096, 1.3 * limit, 6.5 * limit, 33)],
         "ntxent_memory": [ntxent(32768, 1.0, 1.0, 200)],
-        "host": [{"case": {"n": 4, "d": 8}, "contestants": {"kernels": timed(30e-6), "cpp": timed(130e-6)}}],
+        "host": [{"name": "test_host[N=4,D=8]", "contestants": {"kernels": timed(30e-6), "cpp": timed(130e-6)}}],
         "augment": [augment(256, 32, 32, cpp=0.002, torchvision=1.0, dali=0.04, albumentations=0.001), large],
     }
 
