@@ -135,19 +135,23 @@ def _classes_of_samples(features: Tensor, group) -> _Classes:
 
 
 def _classes_of_labels(labels: Tensor, group) -> _Classes:
-    """Of the labels [M] of this process's rows. A class's number is its first place among the sorted labels."""
+    """Of the labels [M] of this process's rows."""
     rank, world = distributed.rank_and_size(group)
     m = labels.shape[0]
     labels_all = labels if world == 1 else distributed.all_gather_shards(labels, group)
     ordered = labels_all.sort().values
-    number = torch.searchsorted(ordered, labels_all)
-    size = (torch.searchsorted(ordered, labels_all, right=True) - number)[rank * m : (rank + 1) * m]
+    first = torch.searchsorted(ordered, labels_all)
+    size = (torch.searchsorted(ordered, labels_all, right=True) - first)[rank * m : (rank + 1) * m]
+    number = torch.cat([first.new_zeros(1), (ordered[1:] != ordered[:-1]).cumsum(0)])[first]
+    # How many classes there are is asked where that waits for no device and makes no constant of it.
+    known = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    limit = int(number.max()) + 1 if known else world * m
     # Classes of two first, then the others, each class together: every second row is the partner of the one before.
     own = labels.sort(stable=True)
     size_here = torch.searchsorted(own.values, labels, right=True) - torch.searchsorted(own.values, labels)
     is_pair = ((size == 2) & (size_here == 2))[own.indices]
     order = own.indices[(~is_pair).to(torch.uint8).argsort(stable=True)]
-    return _Classes(number, world * m, size, torch.cat([order[0::2], order[1::2]]))
+    return _Classes(number, limit, size, torch.cat([order[0::2], order[1::2]]))
 
 
 def _row_losses(
