@@ -106,16 +106,23 @@ class _Saved(NamedTuple):
     column_lse: Tensor | None  # [W m], with both
 
 
-def _operands(rows: Tensor, columns: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
-    """u [n + m, D'] of rows and columns, inv_norm [n + m]."""
+def _operands(rows: Tensor, columns: Tensor | None, options: Options) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Operands of rows [n, D'] and of columns [m, D'], inv_norm [n + m]."""
     if options.eps is not None:
         other = rows.new_empty((0, rows.shape[1])) if columns is None else columns
-        return NTXENT_OPS[options.backend].normalize(rows, other, options.eps)
-    z = rows if columns is None else torch.cat([rows, columns])
-    u = z.to(operand_dtype(z))
-    if z.device.type == "cuda" and options.backend == "cpp":
-        u = F.pad(u, (0, -z.shape[1] % (16 // u.dtype.itemsize)))
-    return u.contiguous(), z.new_ones(z.shape[0], dtype=compute_dtype(z.dtype))
+        u, inv_norm = NTXENT_OPS[options.backend].normalize(rows, other, options.eps)
+        return u[: rows.shape[0]], None if columns is None else u[rows.shape[0] :], inv_norm
+
+    def as_they_are(z: Tensor) -> Tensor:
+        """z itself, where it is of the operand dtype and dense."""
+        u = z.detach().to(operand_dtype(z))
+        if z.device.type == "cuda" and options.backend == "cpp":
+            u = F.pad(u, (0, -z.shape[1] % (16 // u.dtype.itemsize)))
+        return u.contiguous()
+
+    count = rows.shape[0] + (0 if columns is None else columns.shape[0])
+    inv_norm = rows.new_ones(count, dtype=compute_dtype(rows.dtype))
+    return as_they_are(rows), None if columns is None else as_they_are(columns), inv_norm
 
 
 class _Similarity(torch.autograd.Function):
@@ -126,8 +133,7 @@ class _Similarity(torch.autograd.Function):
         fwd = _OPS[options.backend].fwd
         n = rows.shape[0]
         rank, world = distributed.rank_and_size(options.group)
-        u, inv_norm = _operands(rows, columns, options)
-        x, y = u[:n], None if columns is None else u[n:]
+        x, y, inv_norm = _operands(rows, columns, options)
         x_all, y_all = x, y
         if world > 1:
             # Every rank's rows are the columns of the backward of the columns, which would otherwise sum M x D.
