@@ -1,0 +1,44 @@
+"""Peak memory of SupCon and CLIP on the CPU, forward and backward, gradients included, in a fresh process."""
+
+import subprocess
+import sys
+
+import pytest
+
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+from simclr_fast import clip_loss, sup_con_loss
+
+def resident(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+def sup_con(rows):
+    z, labels = torch.randn(rows, 128, requires_grad=True), torch.arange(rows) % 1000
+    return lambda: sup_con_loss(z, labels, 0.1, backend="cpp")
+
+def clip(rows):
+    x, y = (torch.nn.functional.normalize(torch.randn(rows, 512), dim=1).requires_grad_() for _ in range(2))
+    return lambda: clip_loss(x, y, 10.0, backend="cpp")
+
+def extra_peak(loss):
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    loss().backward()
+    return resident("VmHWM") - before
+
+loss, rows = {"sup_con": sup_con, "clip": clip}[sys.argv[1]], int(sys.argv[2])
+extra_peak(loss(64))  # threads and libraries
+print(extra_peak(loss(rows)))
+"""
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize(("loss", "rows", "mib"), [("sup_con", 16384, 64), ("clip", 8192, 96)])
+def test_memory_is_linear(loss: str, rows: int, mib: float) -> None:
+    run = subprocess.run([sys.executable, "-c", PEAK, loss, str(rows)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) <= mib

@@ -1,0 +1,142 @@
+"""InfoNCE, CLIP and SupCon over two gloo processes: values on every rank and gradients are those of one process."""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from simclr_fast import CLIPLoss, InfoNCELoss, SupConLoss, clip_loss, info_nce_loss, sup_con_loss
+from tests.helpers import relative_error
+
+WORLD, SAMPLES, FEATURES = 2, 12, 5
+# Classes of two in one process and across both, of one, of three; rows that count are not shared out evenly.
+LABELS = torch.tensor([0, 0, 1, 2, 2, 2, 1, 3, 4, 5, 0, 6])
+
+
+def info_nce(t: Tensor, group, rows: Tensor, share: Callable, **options) -> Tensor:
+    return info_nce_loss(rows[0], rows[1], temperature=t, group=group, **options)
+
+
+def unpaired(t: Tensor, group, rows: Tensor, share: Callable, **options) -> Tensor:
+    return info_nce_loss(rows[0], rows[1], rows[2], t, group=group, **options)
+
+
+def paired(t: Tensor, group, rows: Tensor, share: Callable, **options) -> Tensor:
+    return info_nce_loss(rows[0], rows[1], rows.permute(1, 0, 2), t, negative_mode="paired", group=group, **options)
+
+
+def clip(t: Tensor, group, rows: Tensor, share: Callable, **options) -> Tensor:
+    return clip_loss(rows[0], rows[1], 1 / t, normalize=True, group=group, **options)
+
+
+def sup_con(t: Tensor, group, rows: Tensor, share: Callable, **options) -> Tensor:
+    return sup_con_loss(rows[0], share(LABELS), t, group=group, **options)
+
+
+def sup_con_of_an_odd_number(t: Tensor, group, rows: Tensor, share: Callable, **options) -> Tensor:
+    """Three views of an odd number of samples of each process: all but its last."""
+    parts = rows.chunk(WORLD, dim=1) if group is None else [rows]
+    kept = torch.cat([part[:, : SAMPLES // WORLD - 1] for part in parts], dim=1)
+    return sup_con_loss(kept.transpose(0, 1), None, t, group=group, **options)
+
+
+def sup_con_of_views(t: Tensor, group, rows: Tensor, share: Callable, **options) -> Tensor:
+    weights = share(torch.arange(1.0, SAMPLES + 1))
+    return sup_con_loss(rows[:2].transpose(0, 1), None, t, weights=weights, group=group, **options)
+
+
+LOSSES = {
+    "InfoNCE": (info_nce, {}),
+    "InfoNCE both ways": (info_nce, {"symmetric": True}),
+    "InfoNCE, unpaired": (unpaired, {}),
+    "InfoNCE, paired": (paired, {}),
+    "CLIP": (clip, {}),
+    "SupCon": (sup_con, {}),
+    "SupCon, odd": (sup_con_of_an_odd_number, {}),
+    "SupCon, views": (sup_con_of_views, {}),
+}
+CASES = [
+    (name, reduction, backend) for name in LOSSES for reduction in ("mean", "sum") for backend in ("cpp", "reference")
+]
+
+
+def step(name: str, reduction: str, backend: str, rank: int, world: int) -> list[Tensor]:
+    """The loss of this rank's share of three sets of rows, and its gradients by the rows [3, n, D] and by t."""
+
+    def share(x: Tensor, dim: int = 0) -> Tensor:
+        return x.chunk(world, dim=dim)[rank]
+
+    function, options = LOSSES[name]
+    rows = torch.randn(3, SAMPLES, FEATURES, generator=torch.Generator().manual_seed(1))
+    rows = share(rows, dim=1).clone().requires_grad_()
+    t = torch.tensor(0.2, requires_grad=True)
+    group = dist.group.WORLD if world > 1 else None
+    loss = function(t, group, rows, share, reduction=reduction, backend=backend, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, (rows, t))]
+
+
+def refusals(rank: int) -> list[str]:
+    """What this rank is told where the ranks' calls differ: see EXPECTED_REFUSALS."""
+    z, first = torch.randn(4, 2, FEATURES), rank == 0
+    info_nce_module, sup_con_module = InfoNCELoss(gather_distributed=True), SupConLoss(gather_distributed=True)
+    calls = [
+        lambda: info_nce_module(z[:, 0], z[:, 1], z[: 2 + rank, 0]),
+        lambda: CLIPLoss(rank=rank, world_size=WORLD, normalize=first)(z[:, 0], z[:, 1], 10.0),
+        lambda: CLIPLoss(rank=rank, world_size=WORLD)(z[:, 0], z[:, 1], 10.0 + rank),
+        lambda: sup_con_module(z, torch.arange(4) if first else None),
+    ]
+    messages = []
+    for call in calls:
+        try:
+            call()
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+EXPECTED_REFUSALS = (
+    "number of negative_keys (-1 for None) must be the same on all ranks of the group; by rank: [2.0, 3.0]",
+    "normalize must be the same on all ranks of the group; by rank: [True, False]",
+    "temperature must be the same on all ranks of the group; by rank: [0.1, 0.09090909090909091]",
+    "labels must be the same on all ranks of the group; by rank: [True, False]; pass them on all ranks or on none",
+)
+
+
+def worker(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
+    try:
+        results = {case: step(*case, rank, WORLD) for case in CASES}
+        torch.save({"steps": results, "refusals": refusals(rank)}, folder / f"rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What every rank computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (folder,), nprocs=WORLD)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=", ".join)
+def test_two_processes_equal_one(ranks: list[dict], case: tuple[str, str, str]) -> None:
+    loss, gradient, dt = step(*case, 0, 1)
+    found = [rank["steps"][case] for rank in ranks]
+    assert all(relative_error(one[0], loss) <= 2e-6 for one in found)
+    # DistributedDataParallel takes the mean of the ranks' gradients.
+    assert relative_error(torch.cat([one[1] for one in found], dim=1) / WORLD, gradient) <= 5e-6
+    assert relative_error(sum(one[2] for one in found) / WORLD, dt) <= 2e-5
+
+
+def test_ranks_that_differ_are_refused(ranks: list[dict]) -> None:
+    for rank in ranks:
+        for message, expected in zip(rank["refusals"], EXPECTED_REFUSALS, strict=True):
+            assert message.startswith(expected)
