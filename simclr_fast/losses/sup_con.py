@@ -121,8 +121,8 @@ class _Classes(NamedTuple):
     number: Tensor  # [W M], 0 to K - 1: of each process's rows
     limit: int  # K
     size: Tensor  # [M]: rows, of all processes, of the class of each of this process's rows
-    # [M]: an order in which rows i and i + M / 2 are a class of two wherever a class of two is of this process; None
-    # where the rows have it as they come.
+    is_pair: Tensor  # [M] bool: the row's class are it and one other row of this process
+    # [M]: an order in which rows i and i + M / 2 are a class of two wherever is_pair; None where they come in it.
     pairs: Tensor | None
 
 
@@ -131,7 +131,7 @@ def _classes_of_samples(features: Tensor, group) -> _Classes:
     (n, views), world = features.shape[:2], distributed.rank_and_size(group)[1]
     samples = torch.arange(world * n, device=features.device)
     size = samples.new_full((n * views,), views)
-    return _Classes(samples.view(world, 1, n).expand(world, views, n).flatten(), world * n, size, None)
+    return _Classes(samples.view(world, 1, n).expand(world, views, n).flatten(), world * n, size, size == 2, None)
 
 
 def _classes_of_labels(labels: Tensor, group) -> _Classes:
@@ -149,9 +149,9 @@ def _classes_of_labels(labels: Tensor, group) -> _Classes:
     # Classes of two first, then the others, each class together: every second row is the partner of the one before.
     own = labels.sort(stable=True)
     size_here = torch.searchsorted(own.values, labels, right=True) - torch.searchsorted(own.values, labels)
-    is_pair = ((size == 2) & (size_here == 2))[own.indices]
-    order = own.indices[(~is_pair).to(torch.uint8).argsort(stable=True)]
-    return _Classes(number, limit, size, torch.cat([order[0::2], order[1::2]]))
+    is_pair = (size == 2) & (size_here == 2)
+    order = own.indices[(~is_pair)[own.indices].to(torch.uint8).argsort(stable=True)]
+    return _Classes(number, limit, size, is_pair, torch.cat([order[0::2], order[1::2]]))
 
 
 def _row_losses(
@@ -162,14 +162,14 @@ def _row_losses(
     The loss of a row with one positive is softplus(lse of the others - s_p), NT-Xent's form, which loses nothing where
     it is close to 0. With more positives it is at least log |P(i)|: the log-sum-exp minus their mean logit.
     """
-    m, size = rows.shape[0], classes.size
+    m, size, is_pair = rows.shape[0], classes.size, classes.is_pair
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
     means = positive_means(rows, classes.number, classes.limit, size, temperature, eps, backend, group)
     if m == 1 or (m % 2 and distributed.rank_and_size(group)[1] > 1):  # no partner for everyone
         losses = similarity_logsumexp(rows, None, temperature, exclude="self", **options) - means
         return torch.where(size > 1, losses, 0)
     if classes.pairs is not None:
-        rows, means, size = (x[classes.pairs] for x in (rows, means, size))
+        rows, means, size, is_pair = (x[classes.pairs] for x in (rows, means, size, is_pair))
     first, second = rows[: m - m // 2], rows[m - m // 2 :]
     half = m // 2
     s_pairs = pair_logits(first[:half], second, temperature, eps=eps, backend=backend)
@@ -182,7 +182,7 @@ def _row_losses(
         lse_others = similarity_logsumexp(rows, None, temperature, exclude="pair", **options).to(s_pairs.dtype)
         s_partner = s_pairs.repeat(2)
         lse = log_add_exp(lse_others, s_partner)
-    losses = torch.where(size == 2, row_loss(lse_others, s_partner), lse - means)
+    losses = torch.where(is_pair, row_loss(lse_others, s_partner), lse - means)
     losses = torch.where(size > 1, losses, 0)
     return losses if classes.pairs is None else losses[classes.pairs.argsort()]
 
