@@ -114,7 +114,11 @@ class Problem:
             losses, weights = [lse, column_lse], [*weights, self.dcolumns.double()]
         of_rows = torch.autograd.grad(lse, t, weights[0], retain_graph=True)[0]
         want["dz"], want["dy"] = torch.autograd.grad(losses, (z, y), weights, retain_graph=True)
-        return {name: x.detach() for name, x in (want | {"dt": of_rows}).items()}
+        # What dt's terms add up to without their signs.
+        left_in = s.isfinite()
+        sizes = torch.where(left_in, (s - lse[:, None]).exp() * s.abs(), 0).sum(1)
+        want |= {"dt": of_rows, "size of dt": (weights[0].abs() * sizes).sum() / t}
+        return {name: x.detach() for name, x in want.items()}
 
     def run(self, ops: SimilarityLaunchers) -> dict[str, Tensor]:
         """Both directions, and the backward of the columns where they are not the rows and it can be asked for."""
@@ -159,8 +163,8 @@ class Problem:
             size = max(true.abs().max().item(), least * upstream.abs().max().item() / case.temperature, 1e-30)
             errors[name] = (made - true).abs().max().item() / (case.gradient_error * size)
         if "dt" in got:
-            scale = self.drows.double().abs().sum().clamp_min(1e-30) / case.temperature**2
-            errors["dt"] = ((got["dt"] - want["dt"]).abs() / (case.gradient_error * scale)).item()
+            size = want["size of dt"].clamp_min(1e-30)
+            errors["dt"] = ((got["dt"] - want["dt"]).abs() / (case.gradient_error * size)).item()
         return errors
 
     def check(self, got: dict[str, Tensor]) -> None:
