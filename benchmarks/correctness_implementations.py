@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks import ntxent_contestants
 from benchmarks.correctness_cases import BANK, LOSSES
 from benchmarks.harness import installed
-from simclr_fast import NTXentLoss
+from simclr_fast import NTXentLoss, clip_loss, distributed, info_nce_loss, sup_con_loss
 from simclr_fast.backends import BACKENDS, why_not
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
 
@@ -184,21 +184,41 @@ def _open_clip(temperature: float, **options: bool):
     return call
 
 
-def _ours() -> list[Implementation]:
-    def of(backend: str) -> list[Implementation]:
-        made = lambda loss, op, build, gathered=None: Implementation(
-            loss, f"**simclr_fast**, {backend}", build, gathered, backend=backend, op=op
-        )
-        return [
-            made(
-                "ntxent",
-                "ntxent_fwd",
-                lambda t: NTXentLoss(t, backend=backend),
-                lambda t: NTXentLoss(t, gather_distributed=True, backend=backend),
-            ),
-        ]
+def _our_bank(temperature: float, backend: str, gathered: bool = False):
+    made = {}  # by the bank's shape
 
-    return [implementation for backend in BACKENDS for implementation in of(backend)]
+    def call(z0: Tensor, z1: Tensor, bank: Tensor) -> Tensor:
+        if bank.shape not in made:
+            loss = NTXentLoss(temperature, tuple(bank.shape), gather_distributed=gathered, backend=backend)
+            made[bank.shape] = loss.to(z0.device)
+        made[bank.shape].memory_bank.bank.copy_(bank)
+        return made[bank.shape](z0, z1)
+
+    return call
+
+
+def _ours(backend: str) -> tuple[Implementation, ...]:
+    """Every loss of ours, as one process calls it and as several do; `gathered` is the group, None for one process."""
+    every = {
+        "ntxent": lambda t, group: NTXentLoss(t, gather_distributed=group is not None, backend=backend),
+        "info_nce": lambda t, group: lambda q, k: info_nce_loss(q, k, temperature=t, group=group, backend=backend),
+        "bank": lambda t, group: _our_bank(t, backend, group is not None),
+        "clip": lambda t, group: lambda z0, z1: clip_loss(z0, z1, 1 / t, normalize=True, group=group, backend=backend),
+        "sup_con": lambda t, group: (
+            lambda z0, z1, labels: sup_con_loss(torch.cat([z0, z1]), labels, t, group=group, backend=backend)
+        ),
+    }
+    return tuple(
+        Implementation(
+            loss,
+            f"**simclr_fast**, {backend}",
+            lambda t, build=build: build(t, None),
+            lambda t, build=build: build(t, distributed.default_group()),
+            backend=backend,
+            op="ntxent_fwd" if loss == "ntxent" else "similarity_fwd",
+        )
+        for loss, build in every.items()
+    )
 
 
 _PLAIN = {"ntxent": ntxent_textbook, "info_nce": plain_info_nce, "bank": plain_bank, "clip": plain_clip}
@@ -214,7 +234,7 @@ def _peer(loss: str, who: tuple[str, str], build: Build, gathered: Build | None 
 
 
 IMPLEMENTATIONS = (
-    *_ours(),
+    *(made for backend in BACKENDS for made in _ours(backend)),
     *(
         Implementation(loss, "plain PyTorch", lambda t, f=formula: lambda *inputs: f(*inputs, t))
         for loss, formula in _PLAIN.items()
@@ -280,11 +300,12 @@ def modules(device: torch.device) -> tuple[str, ...]:
 
 
 def large_inputs(loss: str, n: int, d: int, device: torch.device, bank: int = BANK) -> tuple[Tensor, ...]:
-    """Views as a half-trained network gives them, float32, and the bank or 1,000 classes of labels."""
+    """Views as a half-trained network gives them, float32, and the bank, or labels: 1,000 classes, n of fewer rows."""
     views = ntxent_contestants.views(n, d, torch.float32, device)
     if loss == "bank":
         return *views, F.normalize(torch.randn(bank, d, generator=torch.Generator().manual_seed(2))).to(device)
-    return (*views, torch.arange(2 * n, device=device) % 1000) if loss == "sup_con" else views
+    classes = 1000 if 2 * n > 1000 else n
+    return (*views, torch.arange(2 * n, device=device) % classes) if loss == "sup_con" else views
 
 
 def memory_probe(name: str, implementation: str, n: int, d: int, device: str) -> Callable[[], object]:
