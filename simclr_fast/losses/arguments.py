@@ -23,10 +23,11 @@ def check_rows(name: str, z: Tensor, empty: bool = False) -> None:
         raise TypeError(f"{name} has dtype {z.dtype}: pass float16, bfloat16, float32 or float64, e.g. {name}.float()")
     if z.layout != torch.strided:
         raise ValueError(f"{name} has layout {z.layout}: pass a dense tensor, e.g. {name}.to_dense()")
-    if z.ndim != 2:
-        raise ValueError(f"{name} has shape {tuple(z.shape)}: pass [N, D], one embedding per row")
-    if z.shape[1] == 0 or (z.shape[0] == 0 and not empty):
-        raise ValueError(f"{name} has shape {tuple(z.shape)}: it is empty; pass at least one row and one column")
+    shape = z.shape
+    if len(shape) != 2:
+        raise ValueError(f"{name} has shape {tuple(shape)}: pass [N, D], one embedding per row")
+    if shape[1] == 0 or (shape[0] == 0 and not empty):
+        raise ValueError(f"{name} has shape {tuple(shape)}: it is empty; pass at least one row and one column")
 
 
 def check_together(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:

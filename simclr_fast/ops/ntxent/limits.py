@@ -25,7 +25,7 @@ LARGE = 2**33
 
 def is_large(z: Tensor, precision: str, group: "torch.distributed.ProcessGroup | None") -> bool:
     """Whether views like z [n, D] make so large a problem that Triton is faster, on devices where it may be."""
-    if z.device.type != "cuda" or torch.compiler.is_exporting():
+    if not z.is_cuda or torch.compiler.is_exporting():
         return False  # nothing to choose, and no condition on the sizes in a graph that is to serve all of them
     if precision == "ieee" and z.dtype not in (torch.float16, torch.bfloat16):
         return False  # the compiled kernels are ten times as exact in full float32, and about as fast
