@@ -13,9 +13,9 @@ from torch import Tensor
 from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.reference import row_norms, unit_rows, wide_dtype, without_autocast
 
-# Elements of a part: a few float64 copies of it fit a core's L2 cache. On CUDA, where each part costs launches, a copy
-# is 256 MiB.
-_PART = {"cpu": 2**16, "cuda": 2**25}
+# Elements of a part. On the CPU a float64 copy is 2 MiB; with smaller ones threads wait for one another more often than
+# they compute. On CUDA, where each part costs launches, it is 256 MiB.
+_PART = {"cpu": 2**18, "cuda": 2**25}
 
 
 def pair_logits(
@@ -96,8 +96,8 @@ def wide_rows(z: Tensor, eps: float | None) -> tuple[Tensor, Tensor | None]:
     wide = z.to(wide_dtype(z))
     if eps is None:
         return wide, None
-    norm = row_norms(wide, eps)
-    return wide / norm.clamp_min(eps), norm
+    norm = row_norms(wide, z.dtype, eps)
+    return wide * (1 / norm.clamp_min(eps)), norm
 
 
 def through_normalization(du: Tensor, u: Tensor, norm: Tensor | None, eps: float | None) -> Tensor:

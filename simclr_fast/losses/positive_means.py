@@ -10,6 +10,7 @@ Its gradient, with c_i = dmean_i / (t |P(i)|) and G_y = sum_{j of class y} c_j u
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_fast import distributed
@@ -106,13 +107,12 @@ def _own(number: Tensor, rank: int, rows: Tensor) -> Tensor:
 
 
 def _class_sums(u: Tensor, number: Tensor, limit: int, weights: Tensor | None = None) -> Tensor:
-    """sum of (weighted) rows u [.., D] by class, [limit, D], in float64 where the device has it."""
-    sums = u.new_zeros((limit, u.shape[1]), dtype=wide_dtype(u))
+    """sum of (weighted) rows u [.., D] by class, [limit, D], in float64 where the device has it.
 
-    def add(u: Tensor, number: Tensor, weights: Tensor | None = None) -> tuple:
-        wide = u.to(sums.dtype)
-        sums.index_add_(0, number, wide if weights is None else wide * weights[:, None])
-        return ()
-
-    in_parts(add, u, number, *(() if weights is None else (weights,)))
-    return sums
+    Each class is a bag of rows, added up by one thread: always in the same order, unlike index_add on CUDA.
+    """
+    ordered, order = number.sort(stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(limit, device=u.device))
+    wide = u.to(wide_dtype(u))
+    weights = None if weights is None else weights[order]
+    return F.embedding_bag(order, wide, starts, mode="sum", per_sample_weights=weights)

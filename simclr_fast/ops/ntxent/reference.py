@@ -61,15 +61,19 @@ def row_pull(lse_neg: Tensor, s_pos: Tensor) -> Tensor:
 def unit_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
     """z / max(|z|, eps) along the last dimension of z [..., D], in float64 where the device has it.
 
-    An error of a norm scales every logit of its row, hence float64. Rows are scaled by their largest entry first, so
-    that no square overflows.
+    An error of a norm scales every logit of its row, hence float64.
     """
     wide = z.to(wide_dtype(z))
-    return wide / row_norms(wide, eps).clamp_min(eps)
+    return wide / row_norms(wide, z.dtype, eps).clamp_min(eps)
 
 
-def row_norms(wide: Tensor, eps: float) -> Tensor:
-    """|z| of wide rows [..., D], [..., 1]; less than eps where it is less than eps, however small its squares are."""
+def row_norms(wide: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
+    """|z| [..., 1] of rows [..., D] of this dtype, in a wider or the same one; below eps where the true one is.
+
+    In the same dtype squares may overflow, so rows are scaled by their largest entry first; a wider one holds them.
+    """
+    if wide.dtype != dtype:
+        return torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     peak = wide.detach().abs().amax(dim=-1, keepdim=True).clamp_min(eps)
     return peak * torch.linalg.vector_norm(wide / peak, dim=-1, keepdim=True)
 
