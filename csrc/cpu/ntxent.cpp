@@ -61,7 +61,7 @@ void normalize_rows(const SimclrNtxentNormalizeArgs& args, int64_t begin, int64_
 
 void ntxent_normalize(const SimclrNtxentNormalizeArgs& args, const Parallel& parallel) {
   with_element_types(args.z_dtype, [&](auto z, auto t) {
-    parallel(args.n[0] + args.n[1], 64,
+    parallel(args.n[0] + args.n[1], least_rows(args.d),
              [&](int64_t begin, int64_t end) { normalize_rows<decltype(z), decltype(t)>(args, begin, end); });
   });
 }

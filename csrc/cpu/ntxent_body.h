@@ -34,7 +34,7 @@ void forward_pass(const SimclrNtxentFwdArgs& args, const Parallel& parallel) {
 
   // 2. Row by row: lse_neg_i = ln 2 (log2 sum_i + max_i), the positive's logit in double, and L_i.
   AlignedBuffer<double> losses(rows);
-  parallel(rows, 64, [&](int64_t begin, int64_t end) {
+  parallel(rows, least_rows(x.dim), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const double s_pos = dot(x.rows + i * x.dim, u + x.pairing.positive_of(i) * x.dim, x.dim) / x.temperature;
       const double lse_neg = sums.log_sum(i);
@@ -66,7 +66,7 @@ void backward_pass(const SimclrNtxentBwdArgs& args, const Parallel& parallel) {
   // The rows of the last block reach up to kPanel rows beyond the last column.
   const int64_t factors = round_up(args.columns, kPanel<T>) + kPanel<T>;
   FactorBuffer<T> factor(factors);
-  parallel(factors, 256, [&](int64_t begin, int64_t end) {
+  parallel(factors, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       const bool padding = j >= args.columns;
       factor.set(j, padding || largest == 0 ? 0 : upstream(j) / largest, padding ? 0 : kLog2E * statistics.lse(j),

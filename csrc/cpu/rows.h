@@ -1,6 +1,7 @@
 // Rows of numbers on the CPU: their types, sums of products in double, sizes of blocks.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -16,6 +17,9 @@ namespace simclr::cpu {
 // problem only, never on the number of threads.
 constexpr int64_t kMaxBlock = 128;
 inline int64_t block_rows(int64_t rows) { return rows >= 1024 ? 128 : rows >= 256 ? 64 : 32; }
+
+// The rows of dim numbers that are worth a thread of their own where each number is touched a few times.
+inline int64_t least_rows(int64_t dim) { return std::max<int64_t>(64, (int64_t{1} << 16) / std::max<int64_t>(dim, 1)); }
 
 // T: the statistics' type.
 template <class T, class Args>

@@ -16,6 +16,11 @@ struct Similarities {
   bool symmetric;  // the columns are the rows, and so are their weights: one product serves both
 
   double operand_scale() const { return std::sqrt(kLog2E / temperature); }
+  // Of the logits; the gradient adds one product of this size, or two where one product of logits serves both sides.
+  double multiply_adds() const {
+    return (symmetric ? 0.5 : 1.0) * static_cast<double>(pairing.rows) * static_cast<double>(pairing.columns) * dim;
+  }
+  double multiply_adds_of_gradient() const { return (symmetric ? 3 : 2) * multiply_adds(); }
 };
 
 inline int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
@@ -63,7 +68,7 @@ class Across {
  public:
   Across(const T* u, int64_t rows, int64_t dim, double scale, const Parallel& parallel)
       : padded_(round_up(rows, kPanel<T>)), panels_(padded_ * dim) {
-    parallel(padded_ / kPanel<T>, 1,
+    parallel(padded_ / kPanel<T>, (least_rows(dim) + kPanel<T> - 1) / kPanel<T>,
              [&](int64_t begin, int64_t end) { pack_across(u, rows, dim, scale, panels_.data(), begin, end); });
   }
   const T* data() const { return panels_.data(); }
@@ -128,8 +133,9 @@ void add_sums_of_blocks(const Similarities<T>& x, const Across<T>& columns, cons
 
 // Adds 2^s to the sums of all rows, which are padded to kPanel, and of all columns, if there are such.
 template <class T>
-void sum_exponentials(const Similarities<T>& x, const Parallel& parallel, const SumBuffer<T>& row_sums,
+void sum_exponentials(const Similarities<T>& x, const Parallel& all_threads, const SumBuffer<T>& row_sums,
                       const SumBuffer<T>* column_sums) {
+  const Parallel parallel = all_threads.for_multiply_adds(x.multiply_adds());
   const Across<T> columns(x.columns, x.pairing.columns, x.dim, x.operand_scale(), parallel);
   const Blocks rows(round_up(x.pairing.rows, kPanel<T>), x.row_block);
   if (x.symmetric) {
@@ -247,11 +253,12 @@ void gradient_of_blocks(const Similarities<T>& x, const GradientTask<T>& task, c
 // dU_I = sum over J of G Y_J for the rows of every block I; finish(begin, end, dU) is called once for every row.
 template <class T, class Finish>
 void sum_gradients(const Similarities<T>& x, const Factors<T>& of_row, const Factors<T>& of_column, double* moments,
-                   const Parallel& parallel, const Finish& finish) {
+                   const Parallel& all_threads, const Finish& finish) {
+  const Parallel parallel = all_threads.for_multiply_adds(x.multiply_adds_of_gradient());
   const int64_t dim_padded = round_up(x.dim, kPanel<T>);
   const Across<T> columns(x.columns, x.pairing.columns, x.dim, x.operand_scale(), parallel);
   const AlignedBuffer<T> along(dim_padded * columns.padded());
-  parallel(columns.padded(), 64, [&](int64_t begin, int64_t end) {
+  parallel(columns.padded(), least_rows(x.dim), [&](int64_t begin, int64_t end) {
     pack_along(x.columns, x.pairing.columns, x.dim, columns.padded(), along.data(), begin, end);
   });
   const GradientTask<T> task{of_row, of_column, along.data(), columns.padded(), dim_padded, moments};
@@ -269,7 +276,7 @@ void sum_gradients(const Similarities<T>& x, const Factors<T>& of_row, const Fac
   const Matrix<T> matrix{columns.data(), 0, columns.data(), x.pairing, x.dim};
   SymmetricSchedule(rows).run(
       parallel, [&](Block i, Block j, bool both) { add_gradient(x, task, matrix, i, j, both, gradients); });
-  parallel(x.pairing.rows, 64, [&](int64_t begin, int64_t end) { finish(begin, end, gradients); });
+  parallel(x.pairing.rows, least_rows(x.dim), [&](int64_t begin, int64_t end) { finish(begin, end, gradients); });
 }
 
 }  // namespace
