@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parent
 FUZZERS = {
     "augment": Fuzzer(FOLDER / "augment/fuzz_cpu.cpp", ("augment.cpp",), cases=4000),
     "ntxent": Fuzzer(FOLDER / "ntxent/fuzz_cpu.cpp", ("ntxent.cpp",), cases=160),
+    "similarity": Fuzzer(FOLDER / "ntxent/fuzz_similarity.cpp", ("similarity.cpp",), cases=240),
 }
 # (op, what is wrong, the line of its sources, what stands there instead)
 MUTANTS = (
@@ -25,6 +26,13 @@ MUTANTS = (
     ("ntxent", "padding read from u",
      "const int64_t filled = row < rows ? width : 0;", "const int64_t filled = width;"),
     ("ntxent", "rows of the second view", "(i - view * args.n[0]) * args.z_stride[view]", "i * args.z_stride[view]"),
+    ("similarity", "columns' sums of a strip", "row_sums.from(0), of_strips.from(strip * padded));",
+     "row_sums.from(0), of_strips.from((strip + 1) * padded));"),
+    ("similarity", "gradients of a block",
+     "du(x.row_block * task.dim_padded);", "du(x.row_block * x.dim);"),
+    ("similarity", "strips not added", "total.sum[j] += part.sum[j];", "total.sum[j] = part.sum[j];"),
+    ("similarity", "partner in place of itself",
+     "SIMCLR_EXCLUDE_PAIR ? rows / 2 : 0", "SIMCLR_EXCLUDE_PAIR ? 0 : rows / 2"),
     ("ntxent", "padding not masked", "row + height > rows || column + width", "column + width"),
 )  # fmt: skip
 

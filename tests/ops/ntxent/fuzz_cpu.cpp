@@ -1,51 +1,9 @@
 // Drives the CPU NT-Xent with random sizes, strides, types and rows, good and garbage, for a build under sanitizers.
 // Every operand and every result has its own allocation of exactly its size: what is read or written beside it is
 // reported. Where the rows are ordinary numbers the loss is compared with the formula, written out in double.
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <random>
-#include <type_traits>
-#include <vector>
-
-#include "half.h"
-#include "ntxent_launch.h"
+#include "fuzz.h"
 
 namespace {
-
-using namespace simclr;
-
-std::mt19937 generator(1);
-
-int64_t below(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n)); }
-double unit() { return generator() * 0x1p-32 * 2 - 1; }
-
-const Parallel kSerial([](int64_t begin, int64_t end, int64_t, Parallel::Body body,
-                          void* context) { body(begin, end, context); },
-                       1);
-
-// An array of its own, so that the sanitizer knows both its ends.
-template <class T>
-class Array {
- public:
-  explicit Array(int64_t size) : data_(static_cast<T*>(std::malloc(size * sizeof(T)))) {
-    std::memset(data_, 0xff, size * sizeof(T));
-  }
-  ~Array() { std::free(data_); }
-  Array(const Array&) = delete;
-  T* data() { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
-
- private:
-  T* data_;
-};
-
-double any_number(bool garbage) {
-  const double odd[] = {0.0, -0.0, 1e30, -1e-30, 1e-45, INFINITY, -INFINITY, NAN};
-  return garbage && below(6) == 0 ? odd[below(8)] : unit();
-}
 
 // Row losses of the process whose rows start at `row_offset`, in double, from the rows u [columns, dim].
 template <class T>
@@ -64,12 +22,6 @@ double loss_of(T* u, int64_t n, int64_t columns, int64_t row_offset, int64_t dim
   }
   return total;
 }
-
-template <class Z>
-constexpr int kDtype = std::is_same_v<Z, float>    ? SIMCLR_FLOAT
-                       : std::is_same_v<Z, double> ? SIMCLR_DOUBLE
-                       : std::is_same_v<Z, Half>   ? SIMCLR_HALF
-                                                   : SIMCLR_BFLOAT16;
 
 template <class Z, class T>
 void one_case() {
@@ -155,21 +107,6 @@ void one_case() {
 }  // namespace
 
 int main(int, char** argv) {
-  const int cases = std::atoi(argv[1]);
-  for (int k = 0; k < cases; ++k) {
-    switch (k % 4) {
-      case 0:
-        one_case<float, float>();
-        break;
-      case 1:
-        one_case<double, double>();
-        break;
-      case 2:
-        one_case<Half, float>();
-        break;
-      default:
-        one_case<BFloat16, float>();
-    }
-  }
-  std::printf("%d cases\n", cases);
+  return run_cases(std::atoi(argv[1]), one_case<float, float>, one_case<double, double>, one_case<Half, float>,
+                   one_case<BFloat16, float>);
 }
