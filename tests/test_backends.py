@@ -152,6 +152,8 @@ def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: st
     with FakeTensorMode():
         z = torch.empty(n, d, dtype=dtype, device="cuda")
     assert limits.is_large(z, precision, None) is large
+    assert limits.is_large(z, precision, None, (4 * n, n)) is large  # as many pairs of rows and columns
+    assert not limits.is_large(z, precision, None, (n, n))
     assert not limits.is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None)
 
 

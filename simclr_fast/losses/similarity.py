@@ -71,6 +71,8 @@ def similarity_logsumexp(
     check_options("none", eps, precision)
     temperature = ready_temperature(temperature, rows)
     precision = default_precision() if precision is None else precision
+    sizes = (rows.shape[0], rows.shape[0] if columns is None else columns.shape[0])
+    large = is_large(rows, precision, group, sizes)
     lse, column_lse, _ = similarity(
         for_backward(rows),
         columns,
@@ -79,7 +81,7 @@ def similarity_logsumexp(
         both=both,
         eps=float(eps) if normalize else None,
         precision=precision,
-        backend=resolve_backend(backend, "similarity_fwd", rows.device, rows.dtype, is_large(rows, precision, group)),
+        backend=resolve_backend(backend, "similarity_fwd", rows.device, rows.dtype, large),
         group=group,
     )
     return (lse, column_lse) if both else lse

@@ -23,12 +23,21 @@ SIMILARITY = replace(NTXENT, called="similarity_logsumexp")
 LARGE = 2**33
 
 
-def is_large(z: Tensor, precision: str, group: "torch.distributed.ProcessGroup | None") -> bool:
-    """Whether views like z [n, D] make so large a problem that Triton is faster, on devices where it may be."""
+def is_large(
+    z: Tensor,
+    precision: str,
+    group: "torch.distributed.ProcessGroup | None",
+    sizes: tuple[int, int] | None = None,
+) -> bool:
+    """Whether views like z [n, D] make so large a problem that Triton is faster, on devices where it may be.
+
+    sizes: how many rows and columns like z's a process has, where they are not 2n each.
+    """
     if not z.is_cuda or torch.compiler.is_exporting():
         return False  # nothing to choose, and no condition on the sizes in a graph that is to serve all of them
     if precision == "ieee" and z.dtype not in (torch.float16, torch.bfloat16):
         return False  # the compiled kernels are ten times as exact in full float32, and about as fast
-    rows, world = 2 * z.shape[0], distributed.rank_and_size(group)[1]
+    rows, columns = (2 * z.shape[0],) * 2 if sizes is None else sizes
+    world = distributed.rank_and_size(group)[1]
     # torch.compile makes a constant of a condition on sizes, but not of bool() of one.
-    return True if rows * rows * world * z.shape[1] >= LARGE else False  # noqa: SIM210
+    return True if rows * columns * world * z.shape[1] >= LARGE else False  # noqa: SIM210
