@@ -108,7 +108,7 @@ def ntxent_case(info: dict, common: list[str]) -> str:
     return contestants_table(info, common, [*header, "error"], row) + "\n\n" + limit
 
 
-def ntxent_memory_case(info: dict, common: list[str]) -> str:
+def memory_case(info: dict, common: list[str]) -> str:
     """Peak memory where plain PyTorch has no room."""
     peaks = {name: of["peak_bytes"] for name, of in info["contestants"].items() if "peak_bytes" in of}
     rows = [[name, f"{peak / MIB:.1f}"] for name, peak in peaks.items()]
@@ -125,6 +125,18 @@ def host_case(info: dict, common: list[str]) -> str:
         return [*phases, beyond, "" if plain is None else number(full / plain)]
 
     header = ["forward us", "backward us", "full us", "beyond the kernels us", "share of plain's"]
+    return contestants_table(info, common, header, row)
+
+
+def losses_case(info: dict, common: list[str]) -> str:
+    """Forward, backward, full, against plain PyTorch, error."""
+    plain = full_seconds(info["contestants"].get("plain", {}))
+
+    def row(figures: dict, full: float) -> list[str]:
+        times = [milliseconds(figures, phase) for phase in ("forward", "backward", "full")]
+        return [*times, _ratio(plain, full), f"{figures['error']:.1e}"]
+
+    header = ["forward ms", "backward ms", "full ms", "against plain", "error"]
     return contestants_table(info, common, header, row)
 
 
@@ -184,8 +196,10 @@ def title(info: dict) -> str:
 
 SUITES = {
     "ntxent": ("NT-Xent loss, forward and backward", ntxent_case),
-    "ntxent_memory": ("NT-Xent memory at large N", ntxent_memory_case),
+    "ntxent_memory": ("NT-Xent memory at large N", memory_case),
     "host": ("Host time of the loss, a tiny batch on the CPU", host_case),
+    "losses": ("CLIP, SupCon, memory bank: forward and backward, float32, t = 0.1", losses_case),
+    "losses_memory": ("Their memory at large N", memory_case),
     "augment": ("Augmentation, both views", augment_case),
     "train_step": ("Training step", train_step_case),
     "scaling": ("Scaling", scaling_case),

@@ -9,6 +9,10 @@ MOST_OF_LIMIT = {4096: 1.35}  # 2 M^2 D multiply-adds at the rate of a large tor
 MOST_MIB = {4096: 32, 32768: 512}
 # Host time of a step with a tiny batch: beyond its ops called one after the other, and as a share of plain PyTorch's.
 MOST_HOST_US, MOST_HOST_SHARE = 80, 0.5
+# Fused CLIP, SupCon and memory bank (cpp), logits of 4,096 x 4,096, D = 128, against plain PyTorch; and peak memory by
+# (loss, rows and columns, D).
+LEAST_LOSS_SPEEDUP = {"clip": 3, "sup_con": 3, "bank": 3}
+MOST_LOSS_MIB = {("clip", 8192, 512): 96, ("sup_con", 16384, 128): 64}
 # Both views of a batch, full recipe, uint8 to float32 channels-last: (batch, side, size), against whom, how many times.
 LEAST_AUGMENT_SPEEDUP = {
     ((256, 32, 32), "torchvision"): 25,
@@ -64,6 +68,12 @@ def augment_info(found: dict[str, list[dict]], batch: int, side: int, size: int)
     return next((info for info in found.get("augment", []) if info["case"] == wanted), None)
 
 
+def loss_info(found: dict[str, list[dict]], loss: str, rows: int, d: int, suite: str = "losses") -> dict | None:
+    """The case of a loss with this many rows and columns."""
+    wanted = {"loss": loss, "rows": rows, "d": d}
+    return next((info for info in found.get(suite, []) if info["case"] == wanted), None)
+
+
 def speedup(info: dict | None, ours: str, other: str) -> tuple[float | None, str]:
     """How many times as long `other` takes as `ours`; None and a reason where one of them was not timed."""
     if info is None:
@@ -115,6 +125,15 @@ def targets(found: dict[str, list[dict]]) -> list[Target]:
     what = "NT-Xent, N = 4: host time"
     rows.append(Target(f"{what} beyond the kernels", MOST_HOST_US, False, " us", beyond, missing))
     rows.append(Target(f"{what} against plain PyTorch", MOST_HOST_SHARE, False, "x", share, missing))
+    for loss, least in LEAST_LOSS_SPEEDUP.items():
+        measured = speedup(loss_info(found, loss, 4096, 128), "cpp", "plain")
+        rows.append(Target(f"{loss}, 4096 x 4096: against plain PyTorch", least, True, "x", *measured))
+    for (loss, size, d), most in MOST_LOSS_MIB.items():
+        info = loss_info(found, loss, size, d, "losses_memory")
+        peak = info["contestants"].get("cpp", {}).get("peak_bytes") if info else None
+        measured = (None, "case not in this run") if peak is None else (peak / MIB, "")
+        what = f"{loss}, {size} x {size}, D = {d}: peak memory beyond the inputs"
+        rows.append(Target(what, most, False, " MiB", *measured))
     for (shape, peer), least in LEAST_AUGMENT_SPEEDUP.items():
         what = "augmentation, {} x {} to {} px: against {}".format(*shape, peer)
         rows.append(Target(what, least, True, "x", *speedup(augment_info(found, *shape), "cpp", peer)))

@@ -16,7 +16,7 @@ from benchmarks.ntxent_truth import clip_loss_and_sampled_gradients, loss_and_sa
 from simclr_fast import ntxent_loss
 
 ROOT = Path(__file__).parent.parent.parent
-SUITES = {"ntxent", "ntxent_memory", "host", "augment", "train_step", "scaling"}
+SUITES = {"ntxent", "ntxent_memory", "host", "losses", "losses_memory", "augment", "train_step", "scaling"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_every_suite_measures_ours_after_checking_it(results: Path) -> None:
     found = report.suites(json.loads(results.read_text()))
     assert set(found) == SUITES
     for suite, cases in found.items():
-        measured = "peak_bytes" if suite == "ntxent_memory" else "seconds"
+        measured = "peak_bytes" if suite.endswith("_memory") else "seconds"
         for case in cases:
             ours = {name for name, figures in case["contestants"].items() if measured in figures}
             assert ours & {"cpp", "simclr_fast", "N=24, 2 processes"}, f"{suite}: ours lacks: {case['contestants']}"

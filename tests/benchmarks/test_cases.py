@@ -7,6 +7,7 @@ from benchmarks import (
     augment_contestants,
     bench_augment,
     bench_host,
+    bench_losses,
     bench_ntxent,
     bench_scaling,
     bench_train_step,
@@ -40,7 +41,7 @@ def test_every_case_can_be_constructed(scale: str) -> None:
             assert isinstance(made, Contestant | Absent)
     for case in bench_scaling.CASES[scale]:
         assert all(n % processes == 0 for n in case.sizes for processes in case.processes)
-    for module in (bench_ntxent, bench_host, bench_augment, bench_train_step, bench_scaling):
+    for module in (bench_ntxent, bench_host, bench_losses, bench_augment, bench_train_step, bench_scaling):
         names = [str(case) for case in module.CASES[scale]]
         assert len({*names}) == len(names)
 

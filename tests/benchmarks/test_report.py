@@ -82,6 +82,23 @@ def test_targets_are_computed_from_the_figures(found: dict) -> None:
     assert "| NT-Xent, N = 2048: against plain PyTorch | >= 2.4x | not measured: case not in this run |  |" in text
 
 
+def test_targets_of_the_other_losses(found: dict) -> None:
+    def case(loss: str, rows: int, d: int, **contestants: dict) -> dict:
+        return {"case": {"loss": loss, "rows": rows, "d": d}, "contestants": contestants}
+
+    found["losses"] = [
+        case("clip", 4096, 128, cpp=timed(1.0), plain=timed(3.5)),
+        case("bank", 4096, 128, cpp=timed(1.0), plain=timed(2.0)),
+    ]
+    found["losses_memory"] = [case("sup_con", 16384, 128, cpp={"peak_bytes": 65 * 2**20}, reference={"absent": "why"})]
+    rows = {target.what: (target.measured, target.met) for target in targets(found)}
+    assert rows["clip, 4096 x 4096: against plain PyTorch"] == (3.5, True)
+    assert rows["bank, 4096 x 4096: against plain PyTorch"] == (2.0, False)
+    assert rows["sup_con, 4096 x 4096: against plain PyTorch"] == (None, None)
+    assert rows["sup_con, 16384 x 16384, D = 128: peak memory beyond the inputs"] == (65.0, False)
+    assert rows["clip, 8192 x 8192, D = 512: peak memory beyond the inputs"] == (None, None)
+
+
 def test_a_change_beyond_noise_is_flagged(found: dict) -> None:
     now = copy.deepcopy(found)
     now["ntxent"][0]["contestants"]["cpp"] = timed(1.3, peak_bytes=2**20)
