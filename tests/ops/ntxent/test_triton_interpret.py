@@ -165,3 +165,12 @@ def test_what_cannot_be_served_is_named() -> None:
         few(1).normalize(z.double(), z.double(), EPS)
     with pytest.raises(ValueError, match="precision.*'bf16'"):
         few(1).fwd(z, 2, 0, 0.1, None, "mean", "bf16")
+
+
+def test_the_op_of_both_steps_is_both_steps() -> None:
+    z0, z1 = torch.randn(2, 5, 16)
+    backend = few(2)
+    u, inv_norm = backend.normalize(z0, z1, 1e-8)
+    loss, *statistics = backend.fwd(u, 5, 0, 0.1, None, "mean", "ieee")
+    both = backend.normalize_fwd(z0, z1, 1e-8, 0.1, None, "mean", "ieee")
+    assert all(torch.equal(a, b) for a, b in zip(both, (loss, u, inv_norm, *statistics), strict=True))
