@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from simclr_fast import ntxent_loss
+from simclr_fast.losses import similarity_logsumexp
 from simclr_fast.ops.ntxent import ops, triton_backend  # noqa: F401  (registers the kernels)
+from tests import similarity_truth
 from tests.helpers import relative_error, within
 from tests.ntxent_truth import mean_truth
 from tests.ops.ntxent.triton_cases import Case, views
 from tests.streams import captured
 
 
-@pytest.mark.parametrize("name", ["normalize", "fwd", "bwd"])
+@pytest.mark.parametrize("name", ["ntxent_normalize", "ntxent_fwd", "ntxent_bwd", "similarity_fwd", "similarity_bwd"])
 def test_registered_for_cuda(name: str) -> None:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::ntxent_{name}_triton", "CUDA")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::{name}_triton", "CUDA")
 
 
 @pytest.mark.gpu
@@ -45,3 +48,33 @@ def test_compiled_and_captured_in_a_graph() -> None:
     graph, gradient = captured(step)
     graph.replay()
     assert torch.equal(gradient, expected), "deterministic"
+
+
+def on_the_device(rows: Tensor, columns: Tensor | None, temperature: Tensor, **options) -> tuple[Tensor, ...]:
+    """similarity_logsumexp by Triton, of tensors on the CPU."""
+    rows, columns, temperature = (None if x is None else x.cuda() for x in (rows, columns, temperature))
+    results = similarity_logsumexp(rows, columns, temperature, backend="triton", precision="ieee", **options)
+    return tuple(x.cpu() for x in (results if isinstance(results, tuple) else (results,)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize(("exclude", "columns", "both"), similarity_truth.CALLS)
+@pytest.mark.parametrize(("n", "m", "D"), [(2, 1, 5), (100, 300, 33), (512, 300, 128), (300, 512, 256), (64, 100, 600)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_similarities_match_float64_on_the_device(
+    n: int, m: int, D: int, exclude: str, columns: bool, both: bool, temperature: float, dtype: torch.dtype
+) -> None:
+    m = m if columns else None
+    inputs = similarity_truth.rows_and_columns("random", n, m, D, dtype)
+    weights = similarity_truth.upstream(n, m, dtype)
+    exact = similarity_truth.truth(*inputs, temperature, weights, exclude=exclude, both=both)
+    actual = similarity_truth.values_of(
+        on_the_device,
+        *inputs, temperature, weights, exclude=exclude, both=both,
+    )  # fmt: skip
+    tolerance = 3e-5 if dtype == torch.float32 else 2e-3 if temperature >= 0.1 else 2e-2
+    found = similarity_truth.errors(actual, exact, inputs, temperature)
+    found["dt"] /= sum(w.abs().sum().item() for w in weights)
+    for name, error in found.items():
+        assert within(name, error, tolerance), name

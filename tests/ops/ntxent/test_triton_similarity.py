@@ -1,6 +1,7 @@
 """The Triton kernels of similarities in Triton's interpreter, against dense logits in float64."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -12,9 +13,10 @@ from simclr_fast.ops.ntxent.similarity import Ops
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
 from simclr_fast.ops.ntxent.triton_tiles import Target
+from tests import similarity_truth
 from tests.helpers import non_contiguous, relative_error
-from tests.ntxent_truth import EPS
 from tests.ops.ntxent.triton_similarity_cases import Case, Values, errors, inputs, run
+from tests.similarity_truth import EPS, KINDS, rows_and_columns, values_of
 
 pytestmark = pytest.mark.interpret
 
@@ -22,6 +24,14 @@ FLOAT32 = {"lse": 5e-6, "max": 5e-6, "column_lse": 5e-6, "dz": 3e-5, "dt": 3e-5}
 # Of half inputs: u is rounded to float16 (2^-12 of an entry that is at most 1), which moves a logit by up to 5e-4 / t.
 HALF = {"lse": 1e-3, "max": 1e-3, "column_lse": 1e-3, "dz": 1e-3, "dt": 3e-3}
 WIDTHS = {(1, 1): 1, (2, 5): 33, (130, 70): 123, (70, 130): 128}
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The autograd function that serves every backend finds the interpreted kernels under "triton"."""
+    ntxent = TritonNtxent(target=few(2).target)
+    monkeypatch.setitem(similarity._OPS, "triton", Ops(few(2).fwd, few(2).bwd))
+    monkeypatch.setitem(similarity.NTXENT_OPS, "triton", NtxentOps(ntxent.normalize, ntxent.fwd, ntxent.bwd))
 
 
 def few(multiprocessors: int) -> TritonSimilarity:
@@ -180,27 +190,39 @@ def test_nan_in_nan_out(temperature: float) -> None:
     assert dt.isnan()
 
 
-@pytest.mark.parametrize("columns", [True, False])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_public_function(normalize: bool, columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the autograd function that serves every backend."""
-    ntxent = TritonNtxent(target=few(2).target)
-    monkeypatch.setitem(similarity._OPS, "triton", Ops(few(2).fwd, few(2).bwd))
-    monkeypatch.setitem(similarity.NTXENT_OPS, "triton", NtxentOps(ntxent.normalize, ntxent.fwd, ntxent.bwd))
+@pytest.mark.parametrize("columns", [True, False])
+def test_maxima_and_rows_as_they_are(columns: bool, normalize: bool, interpreted: None) -> None:
     results = {}
     for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         z, y = (x.to(dtype).requires_grad_() for x in inputs(Case(12, 15, 10, 0.2, normalize=normalize)))
-        t = torch.tensor(0.2, dtype=dtype, requires_grad=True)
-        lse, column_lse, largest = similarity.similarity(
-            z, y if columns else None, t, exclude="self", both=columns, eps=EPS if normalize else None,
+        lse, _, largest = similarity.similarity(
+            z, y if columns else None, 0.2, exclude="self", both=columns, eps=EPS if normalize else None,
             precision="ieee", backend=backend, group=None, need_max=True,
         )  # fmt: skip
-        outputs = torch.cat([lse, column_lse])
-        leaves = (z, y, t) if columns else (z, t)
-        gradients = torch.autograd.grad((outputs * torch.arange(1.0, 1.0 + len(outputs))).sum(), leaves)
-        results[backend] = (outputs, largest, *gradients)
+        results[backend] = (largest, torch.autograd.grad(lse.square().sum(), z)[0])
     for actual, exact in zip(results["triton"], results["reference"]):
         assert relative_error(actual, exact) <= 1e-5
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_inputs_through_the_autograd_function(kind: str, temperature: float, interpreted: None) -> None:
+    rows, columns = rows_and_columns(kind, 12, 20, 24, torch.float32)
+    weights = similarity_truth.upstream(12, 20, torch.float32)
+
+    def ours(rows, columns, temperature, *, exclude, both):
+        options = {"eps": EPS, "precision": "ieee", "backend": "triton", "group": None}
+        return similarity.similarity(rows, columns, temperature, exclude=exclude, both=both, **options)[:2]
+
+    for exclude in ("none", "self"):
+        values, exact = (
+            of(rows, columns, temperature, weights, exclude=exclude, both=True)
+            for of in (functools.partial(values_of, ours), similarity_truth.truth)
+        )
+        found = similarity_truth.errors(values, exact, (rows, columns), temperature)
+        limits = {"lse": 5e-6, "column_lse": 5e-6, "drows": 3e-5, "dcolumns": 3e-5, "dt": 3e-4}
+        assert all(found[name] <= limits[name] for name in limits), found
 
 
 def test_same_bits_again() -> None:
