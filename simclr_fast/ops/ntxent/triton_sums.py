@@ -122,8 +122,15 @@ def add_band_sums(
                 s2 = s2 * to_log2
 
                 # 3. s2_ij = -inf where row i leaves column j out, or j is no column. Most tiles hold none of these.
-                if not is_plain_tile(tile_m * BLOCK_M, first_col - own, n, columns - own, BLOCK_M, BLOCK_M):
-                    s2 = tl.where(is_negative(local, cols - own, n, columns - own), s2, -float("inf"))
+                #    In a rectangle whose columns are summed, nor may what is no row be counted.
+                plain = is_plain_tile(tile_m * BLOCK_M, first_col - own, n, columns - own, BLOCK_M, BLOCK_M)
+                if COLUMN_SUMS and not SYMMETRIC:
+                    plain = plain & ((tile_m + 1) * BLOCK_M <= rows)
+                if not plain:
+                    counted = is_negative(local, cols - own, n, columns - own)
+                    if COLUMN_SUMS and not SYMMETRIC:
+                        counted &= (local < rows)[:, None]
+                    s2 = tl.where(counted, s2, -float("inf"))
 
                 # 4. Row sums: sum_j 2^(s2_ij - m_i) of the tile, added to those of the band's tiles before it.
                 tile_sum, tile_max = sum_of_exp2(s2, to_log2, 1, ONLINE_MAX)
@@ -131,11 +138,8 @@ def add_band_sums(
 
                 # 5. Column sums: sum_i 2^(s2_ij - m_j). Those of the band's further row tiles (r > 0) are added to what
                 #    stands in the slot. On a symmetric diagonal the row sums have counted both already; no ragged row
-                #    tile lies above it. Elsewhere, what is no row may not be counted.
+                #    tile lies above it.
                 if COLUMN_SUMS:
-                    if not SYMMETRIC:  # noqa: SIM102 (known when compiled)
-                        if (tile_m + 1) * BLOCK_M > rows:
-                            s2 = tl.where((local < rows)[:, None], s2, -float("inf"))
                     col_sum, col_max = sum_of_exp2(s2, to_log2, 0, ONLINE_MAX)
                     inside = cols < columns
                     if SYMMETRIC:

@@ -91,6 +91,12 @@ def test_a_side_without_gradient_adds_exactly_nothing(sides: tuple[str, ...], te
         assert (values.dz == 0).all()
 
 
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_large_weights_of_either_side(side: str) -> None:
+    """Coefficients are float16, which holds 65504."""
+    check(Case(20, 30, 8, 0.1, dtype=torch.float16, sides=(side,), weight=500.0), few(1), HALF | {"dz": 5e-3})
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.02])
 @pytest.mark.parametrize("shape", [(1, None), (1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

@@ -15,7 +15,8 @@ from tests.ntxent_truth import EPS
 class Case:
     """One call of normalize, fwd and bwd: n rows and m columns of D features on each of `world` processes.
 
-    m None: the columns are the rows. sides: those that have an upstream gradient, of "rows" and "columns".
+    m None: the columns are the rows. sides: those that have an upstream gradient, of "rows" and "columns", about as
+    large as `weight`.
     """
 
     n: int
@@ -27,6 +28,7 @@ class Case:
     exclude: str = "none"
     need_max: bool = False
     sides: tuple[str, ...] = ("rows", "columns")
+    weight: float = 1.0
     world: int = 1
     rank: int = 0
     zero_row: bool = False
@@ -73,10 +75,10 @@ def inputs(case: Case) -> tuple[Tensor, Tensor]:
 def upstream(case: Case) -> tuple[Tensor, Tensor]:
     """drows [W n], dcolumns [W m]: zero of a side without gradient; one tensor where the columns are the rows."""
     generator = torch.Generator().manual_seed(1)
-    drows = torch.randn(case.world * case.n, generator=generator)
+    drows = case.weight * torch.randn(case.world * case.n, generator=generator)
     if case.m is None:
         return drows, drows
-    dcolumns = torch.randn(case.world * case.m, generator=generator)
+    dcolumns = case.weight * torch.randn(case.world * case.m, generator=generator)
     return drows * ("rows" in case.sides), dcolumns * ("columns" in case.sides)
 
 
