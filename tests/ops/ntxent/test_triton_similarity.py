@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from simclr_fast.ops.ntxent import similarity, triton_tiles
-from simclr_fast.ops.ntxent.ops import Ops as NtxentOps
 from simclr_fast.ops.ntxent.similarity import Ops
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
@@ -29,9 +28,9 @@ WIDTHS = {(1, 1): 1, (2, 5): 33, (130, 70): 123, (70, 130): 128}
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The autograd function that serves every backend finds the interpreted kernels under "triton"."""
-    ntxent = TritonNtxent(target=few(2).target)
+    normalize = TritonNtxent(target=few(2).target).normalize
     monkeypatch.setitem(similarity._OPS, "triton", Ops(few(2).fwd, few(2).bwd))
-    monkeypatch.setitem(similarity.NTXENT_OPS, "triton", NtxentOps(ntxent.normalize, ntxent.fwd, ntxent.bwd))
+    monkeypatch.setitem(similarity.NTXENT_OPS, "triton", similarity.NTXENT_OPS["triton"]._replace(normalize=normalize))
 
 
 def few(multiprocessors: int) -> TritonSimilarity:
