@@ -17,7 +17,12 @@ SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 TENSOR_CORE_OP = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
 
-def check(table: dict[str, Any]) -> None:
+def check(
+    table: dict[str, Any],
+    expected: dict[str, Any] | None = None,
+    tile_kernels: tuple[str, ...] = triton_tables.TILE_KERNELS,
+) -> None:
+    """Asserts what holds of every row, and that it is the row of a committed table: NT-Xent's unless one is given."""
     for name, row in table["kernels"].items():
         arch = name.rsplit(", ", 1)[1]
         assert row["stack"] == row["local"] == 0, name
@@ -25,10 +30,10 @@ def check(table: dict[str, Any]) -> None:
         assert "LDL" not in row, name
         assert row["registers"] <= 255, name
         assert row["shared"] <= SHARED_LIMIT[arch], name
-        if name.split(", ")[0] in triton_tables.TILE_KERNELS:
+        if name.split(", ")[0] in tile_kernels:
             accepted = {TENSOR_CORE_OP[arch], "HMMA"} if ", tf32x3, " in name else {TENSOR_CORE_OP[arch]}
             assert accepted & set(row), name
-    expected = committed("aot")
+    expected = expected or committed("aot")
     for name, row in table["kernels"].items():
         compare_with_committed(row, expected["kernels"][name], expected)
 
@@ -41,7 +46,7 @@ def test_tile_kernels_at_128() -> None:
 def test_tables_are_of_the_pinned_release() -> None:
     """With which the tests above compare them in full."""
     (pinned,) = re.findall(r"^triton==(.+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    for name in ("aot_triton", "counts_triton", "aot_triton_augment", "counts_triton_augment"):
+    for name in ("aot_triton", "aot_triton_similarity", "counts_triton", "aot_triton_augment", "counts_triton_augment"):
         assert json.loads((TABLES / f"{name}.json").read_text())["triton"] == pinned, name
 
 

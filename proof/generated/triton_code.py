@@ -144,12 +144,12 @@ def ptxlab() -> ModuleType | None:
 _modules: dict[int, Any] = {}
 
 
-def simulate(launch: Launch, grid: tuple[int, ...] | None = None, **options):
-    """Run the sm_80 code of a launch in ptxlab, on the launch's own CPU tensors; its report.
+def simulate(launch: Launch, grid: tuple[int, ...] | None = None, arch: int = 80, **options):
+    """Run the code of a launch for sm_{arch} in ptxlab, on the launch's own CPU tensors; its report.
 
     grid: a part of the launch's grid, to count what some of its programs do.
     """
-    compiled = compile_launch(launch, 80)
+    compiled = compile_launch(launch, arch)
     if id(compiled) not in _modules:
         _modules[id(compiled)] = ptxlab().Module(compiled.asm["ptx"])
     module = _modules[id(compiled)]

@@ -78,12 +78,12 @@ def aot_table(keys: list[Key]) -> dict[str, Any]:
     return compile_in_processes(aot_rows, keys)
 
 
-def aot_markdown(table: dict[str, Any]) -> str:
-    """The table for people."""
+def markdown_of_aot(table: dict[str, Any], title: str, command: str) -> str:
+    """A table of resources for people; `python -m COMMAND` writes it."""
     lines = [
-        "# Triton kernels compiled ahead of time",
+        f"# {title}",
         "",
-        f"Triton {table['triton']}; written by `python -m proof.generated.triton_tables aot`. No spills anywhere.",
+        f"Triton {table['triton']}; written by `python -m {command}`. No spills anywhere.",
         "Tensor-core instructions (HMMA on sm_80, HGMMA on sm_90, UTCHMMA on sm_100) are counted in the code.",
         "",
         "| kernel | operands | D | variant | arch | registers | shared memory, bytes | tensor-core instructions |",
@@ -96,6 +96,11 @@ def aot_markdown(table: dict[str, Any]) -> str:
         cells += [str(row["registers"]), str(row["shared"]), tensor]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def aot_markdown(table: dict[str, Any]) -> str:
+    """The table for people."""
+    return markdown_of_aot(table, "Triton kernels compiled ahead of time", "proof.generated.triton_tables aot")
 
 
 COUNTED = {"columns": 8192, "D": 128, "operand": "fp16", "temperature": 0.1}
