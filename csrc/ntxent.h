@@ -38,8 +38,9 @@ constexpr double kConstantMaxLimit = 80.0;
 
 inline bool uses_constant_max(double temperature) { return 2 / temperature <= kConstantMaxLimit; }
 
-// Which columns are a row's own, its positive and its negatives: all others. Index: int on GPUs (columns < 2^31), int64_t
-// on CPUs. Beside NT-Xent's pairs, 2n rows of two views, this expresses what the primitive leaves out of its sums.
+// Which columns are a row's own, its positive and its negatives: all others. Index: int on GPUs (columns < 2^31),
+// int64_t on CPUs. Beside NT-Xent's pairs, 2n rows of two views, this expresses what the primitive leaves out of its
+// sums.
 template <class Index>
 struct Pairing {
   Index n;  // from a row of view 0 to its positive; 0: every row is its own

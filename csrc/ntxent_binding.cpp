@@ -1,5 +1,5 @@
-// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd} for the CPU and, with USE_CUDA, for
-// CUDA.
+// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd} for the CPU and, with USE_CUDA,
+// for CUDA.
 //
 // Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <optional>

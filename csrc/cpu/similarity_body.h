@@ -1,5 +1,5 @@
-// The primitive's passes for one instruction set: the ends of rows and columns around the passes over blocks. Included by
-// similarity.cpp through for_each_isa.h.
+// The primitive's passes for one instruction set: the ends of rows and columns around the passes over blocks. Included
+// by similarity.cpp through for_each_isa.h.
 
 #include "similarity_pass_body.h"
 

@@ -1,7 +1,8 @@
 // Similarities of one block of rows and one of columns, for one instruction set; included by similarity_pass_body.h.
 //
-// A micro-tile is kRows rows by kPanel columns of S = (log2 e / t) X Y^T, X the rows and Y the columns; its accumulators stay in registers. Operands
-// are packed so that the inner loop reads kPanel contiguous values of one factor and broadcasts kRows of the other:
+// A micro-tile is kRows rows by kPanel columns of S = (log2 e / t) X Y^T, X the rows and Y the columns; its
+// accumulators stay in registers. Operands are packed so that the inner loop reads kPanel contiguous values of one
+// factor and broadcasts kRows of the other:
 //   across  [rows / kPanel][dim][kPanel]     panels of rows, transposed: both factors of S (each has sqrt(log2 e / t))
 //   along   [dim / kPanel][rows][kPanel]     panels of columns: right factor of G Y and G^T X, and the layout of dU
 //   tile    [columns / kPanel][rows][kPanel] S or G on a pair of blocks: left factor of both products

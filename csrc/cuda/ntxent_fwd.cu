@@ -1,5 +1,5 @@
-// The forward of NT-Xent and of the primitive on the tensor cores: log-sum-exps of the rows, and where they are wanted of
-// the columns, of logits that never leave the registers.
+// The forward of NT-Xent and of the primitive on the tensor cores: log-sum-exps of the rows, and where they are wanted
+// of the columns, of logits that never leave the registers.
 //
 // ntxent_fwd_kernel: one CTA takes a row band x column band of 128 x 128 tiles, and makes row sums and column sums of
 // every tile. Where rows are columns the logits are symmetric: only tiles on and above the diagonal are computed, and a

@@ -29,9 +29,9 @@ struct Temperature {
   __device__ T base_2_scale() const { return static_cast<T>(kLog2E) * inverse(); }
 };
 
-// One side of the logits, its rows or its columns, in the backward: weight(i) exp(s_ij - lse(i)) is what i brings to the
-// coefficient of a pair. The weights are one number for all, or one each. NT-Xent keeps two statistics of a row, of which
-// csrc/ntxent.h makes lse and pull; the primitive keeps the log-sum-exp itself, and has no positives.
+// One side of the logits, its rows or its columns, in the backward: weight(i) exp(s_ij - lse(i)) is what i brings to
+// the coefficient of a pair. The weights are one number for all, or one each. NT-Xent keeps two statistics of a row, of
+// which csrc/ntxent.h makes lse and pull; the primitive keeps the log-sum-exp itself, and has no positives.
 template <class S>
 struct Side {
   const S* upstream;  // [] or [count]

@@ -1,4 +1,5 @@
-// How the launches of NT-Xent and of the primitive are cut into CTAs and where their scratch data lies in the workspace.
+// How the launches of NT-Xent and of the primitive are cut into CTAs and where their scratch data lies in the
+// workspace.
 //
 // A plan depends on the problem and the device only, never on data: the same call always adds in the same order.
 #pragma once
@@ -16,8 +17,8 @@ constexpr int kFwdTile = 128;
 // Of a row of u, per pipeline stage: the eight chunks after which the swizzle repeats. Two stages of two operands take
 // 64 KiB; with 256 bytes it would be 128, more than the 99 KiB of a block on sm_86 and sm_89.
 constexpr int kFwdDepthBytes = 128;
-// Partials per row, and per column: up to M = 8192 a band is one tile. More would mean more to add up in the second launch, and a
-// larger workspace; 64 bands make 2080 CTAs already.
+// Partials per row, and per column: up to M = 8192 a band is one tile. More would mean more to add up in the second
+// launch, and a larger workspace; 64 bands make 2080 CTAs already.
 constexpr int kFwdMaxSlots = 64;
 // Threads of the forward's second launch that multiply a sample's two rows: eight loads of 16 bytes are a line of 128.
 // With four, a warp's loads would touch half lines; with 16, rows of D = 64 in fp16 would leave half of them idle.

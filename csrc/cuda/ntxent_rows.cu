@@ -1,4 +1,5 @@
-// NT-Xent and the primitive without tensor cores: fp64 operands, and the backward of more than 1024 columns. Any D; not meant to be fast.
+// NT-Xent and the primitive without tensor cores: fp64 operands, and the backward of more than 1024 columns. Any D; not
+// meant to be fast.
 //
 // One warp owns a row and takes 32 columns at a time. Lane k computes nothing alone: the warp forms 32 dot products,
 // lane k keeps the k-th, and the exponentials of 32 columns are then taken at once.

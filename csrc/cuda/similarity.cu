@@ -1,4 +1,5 @@
-// Log-sum-exps of similarities (csrc/similarity_launch.h) on CUDA: the launches of NT-Xent, with rows and columns apart.
+// Log-sum-exps of similarities (csrc/similarity_launch.h) on CUDA: the launches of NT-Xent, with rows and columns
+// apart.
 //
 // Forward: the tiles of ntxent_fwd.cu, whose column sums go to slots of their own unless rows are columns, then the
 // kernel here, which adds up the slots. Backward: both launches of NT-Xent without positives. fp64, and the backward of
