@@ -15,9 +15,11 @@ from proof.generated.triton_augment_tables import VARIANTS, Variant, pass_throug
 from simclr_fast.ops.augment.params import RecipeNumbers
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
+from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from tests.ntxent_truth import EPS, run_steps
 from tests.ops.augment.compare import noise
+from tests.ops.ntxent import triton_similarity_cases as similarity
 from tests.ops.ntxent.triton_cases import Case, upstream, views
 from tests.triton_standin.device import Launched, StandInDevice
 
@@ -26,6 +28,10 @@ OPERANDS = ((torch.float16, "ieee"), (torch.bfloat16, "ieee"), (torch.float32, "
 FORWARD, BACKWARD = (
     [f"ntxent_{name}_kernel" for name in names]
     for names in (("fwd", "fwd_finish"), ("bwd_coefficients", "bwd", "bwd_finish"))
+)
+SIMILARITY_FORWARD, SIMILARITY_BACKWARD = (
+    [f"similarity_{name}_kernel" for name in names]
+    for names in (("fwd", "fwd_finish"), ("bwd_terms", "bwd", "bwd_finish"))
 )
 SAMPLE, WHOLE, MEAN, TILE = (f"augment_{name}_kernel" for name in ("sample", "whole", "mean", "tile"))
 
@@ -57,6 +63,24 @@ def _ntxent(case: Case, arch: int) -> None:
         lse_neg, s_pos = lse_neg.repeat(case.world), s_pos.repeat(case.world)  # of all processes
         numbers = (offset, reduction, EPS, value, tensor, case.precision, need_dt)
         backend.bwd(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
+
+
+def _similarity_cases() -> list[similarity.Case]:
+    """Every type, precision, side and way to give the temperature; then what a row leaves out, and processes."""
+    temperatures = [{"temperature": 0.1}, {"temperature": 0.01}, {"temperature": 0.1, "temperature_on_device": True}]
+    cases = [
+        similarity.Case(75, m, 72, dtype=dtype, precision=precision, **temperature)
+        for m, (dtype, precision), temperature in itertools.product((None, 40), OPERANDS, temperatures)
+    ]
+    cases += [similarity.Case(n, m, D, 0.1) for n, m, D in ((1, None, 1), (1, 1, 128), (2, 40, 33), (128, 256, 384))]
+    cases += [
+        similarity.Case(20, None, 16, 0.1, exclude=exclude, need_max=True) for exclude in ("none", "self", "pair")
+    ]
+    return cases + [similarity.Case(10, 10, 33, 0.1, exclude="self", world=3, rank=rank) for rank in range(3)]
+
+
+def _similarity(case: similarity.Case, arch: int) -> None:
+    similarity.run(case, TritonSimilarity(target=lambda device: Target(arch, 132)))
 
 
 def _augment(variant: Variant) -> None:
@@ -91,6 +115,13 @@ def calls() -> dict[str, tuple[Callable[[], None], list[str]]]:
                 *2 * (FORWARD + BACKWARD),
             ],
         )
+    for number, case in enumerate(_similarity_cases()):
+        arch = ARCHS[number % len(ARCHS)]
+        columns_too = SIMILARITY_FORWARD[1:] if case.m is not None and case.world == 1 else []
+        found[f"sm_{arch}, {case}"] = (
+            (lambda case=case, arch=arch: _similarity(case, arch)),
+            ["ntxent_normalize_kernel", *SIMILARITY_FORWARD, *columns_too, *SIMILARITY_BACKWARD],
+        )
     for name, variant in _AUGMENT.items():
         kernels = [SAMPLE, WHOLE] if max(variant.size) <= 64 else [SAMPLE, MEAN, TILE]
         found[f"augment, {name}"] = (lambda variant=variant: _augment(variant)), kernels
@@ -113,6 +144,13 @@ def _losses(D: int, dtype: torch.dtype, reduce: bool) -> None:
         _loss(z[:n], z[n:], numbers[start], dloss)
 
 
+def _two_towers(D: int, dtype: torch.dtype) -> None:
+    """Both sides of rectangles of several sizes."""
+    backend = TritonSimilarity(target=lambda device: Target(90, 132))
+    for n, m in itertools.product((63, 64, 65), (63, 80, 129)):
+        similarity.run(similarity.Case(n, m, D, 0.1, dtype), backend)
+
+
 def _slices_of_images(height: int, width: int, size: int, channels_last: bool) -> None:
     """Consecutive batches of a tensor of images, the last one smaller, with slices of the samples' numbers."""
     images = noise(9, height, width, 3).permute(0, 3, 1, 2) if channels_last else noise(9, 3, height, width)
@@ -127,16 +165,23 @@ def _slices_of_images(height: int, width: int, size: int, channels_last: bool) -
 
 
 # Calls that one training run may make: each kernel is to be compiled once for all of them.
-RUNS: dict[str, Callable[[], None]] = {
-    f"losses, D = {D}, {dtype}, {'reduced' if reduce else 'by row'}": (
-        lambda D=D, dtype=dtype, reduce=reduce: _losses(D, dtype, reduce)
-    )
-    for D, dtype, reduce in itertools.product((33, 128), (torch.float16, torch.float32), (True, False))
-} | {
-    "images of 32 x 32": lambda: _slices_of_images(32, 32, 32, True),
-    "images of 33 x 33": lambda: _slices_of_images(33, 33, 32, True),
-    "images of 33 x 33, planar": lambda: _slices_of_images(33, 33, 96, False),
-}
+RUNS: dict[str, Callable[[], None]] = (
+    {
+        f"losses, D = {D}, {dtype}, {'reduced' if reduce else 'by row'}": (
+            lambda D=D, dtype=dtype, reduce=reduce: _losses(D, dtype, reduce)
+        )
+        for D, dtype, reduce in itertools.product((33, 128), (torch.float16, torch.float32), (True, False))
+    }
+    | {
+        f"two towers, D = {D}, {dtype}": (lambda D=D, dtype=dtype: _two_towers(D, dtype))
+        for D, dtype in itertools.product((33, 128), (torch.float16, torch.float32))
+    }
+    | {
+        "images of 32 x 32": lambda: _slices_of_images(32, 32, 32, True),
+        "images of 33 x 33": lambda: _slices_of_images(33, 33, 32, True),
+        "images of 33 x 33, planar": lambda: _slices_of_images(33, 33, 96, False),
+    }
+)
 
 
 def outcome(device: StandInDevice, call: Callable[[], None]) -> tuple[list[Launched], str | None]:
