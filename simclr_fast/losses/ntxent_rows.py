@@ -8,7 +8,7 @@ from torch import Tensor
 from simclr_fast import distributed
 from simclr_fast.losses.pairs import pair_logits
 from simclr_fast.losses.rows import reduce_rows
-from simclr_fast.losses.statistics import NTXentStatistics, ntxent_statistics
+from simclr_fast.losses.statistics import NTXentStatistics, cosine_error, ntxent_statistics
 from simclr_fast.ops.ntxent.reference import row_loss
 from simclr_fast.ops.ntxent.similarity import similarity
 
@@ -32,6 +32,7 @@ class Rows(NamedTuple):
     lse_neg: Tensor
     s_pos: Tensor
     largest: Tensor
+    tie: float | Tensor  # by how much logits that are equal may differ
 
 
 def rows_of_pairs(z0: Tensor, z1: Tensor, call: Call) -> Rows:
@@ -41,7 +42,7 @@ def rows_of_pairs(z0: Tensor, z1: Tensor, call: Call) -> Rows:
         raise ValueError(f"decoupled=True with z0 {tuple(z0.shape)}: one sample has no negatives; pass two or more")
     check_ranks("z0", z0, call)
     lse_neg, _, largest = _similarity(torch.cat([z0, z1]), None, "pair", call.group, call)
-    return Rows(lse_neg, _pair_logits(z0, z1, call).repeat(2), largest)
+    return Rows(lse_neg, _pair_logits(z0, z1, call).repeat(2), largest, _tie(z0, call))
 
 
 def rows_of_queries(queries: Tensor, keys: Tensor, bank: Tensor, call: Call) -> Rows:
@@ -51,7 +52,7 @@ def rows_of_queries(queries: Tensor, keys: Tensor, bank: Tensor, call: Call) -> 
     """
     check_ranks("out0", queries, call)
     lse_neg, _, largest = _similarity(queries, bank, "none", None, call)
-    return Rows(lse_neg, _pair_logits(queries, keys, call), largest)
+    return Rows(lse_neg, _pair_logits(queries, keys, call), largest, _tie(queries, call))
 
 
 def loss_of_rows(rows: Rows, weights: Tensor | None, call: Call) -> Tensor | tuple[Tensor, NTXentStatistics]:
@@ -98,6 +99,10 @@ def _similarity(rows: Tensor, columns: Tensor | None, exclude: str, group, call:
         backend=call.backend,
         group=group,
     )
+
+
+def _tie(z: Tensor, call: Call) -> float | Tensor:
+    return cosine_error(z, call.precision, call.backend) / call.temperature
 
 
 def _pair_logits(a: Tensor, b: Tensor, call: Call) -> Tensor:

@@ -137,6 +137,26 @@ def test_a_tie_counts_as_wrong_and_no_negatives_as_right() -> None:
     assert ntxent_loss(e[:1], -e[:1], 0.1, return_stats=True)[1] == (1.0, pytest.approx(-10.0), 1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_collapsed_encoder_scores_0(backend: str, dtype: torch.dtype) -> None:
+    """The positive's logit and the negatives' are of one value, but rounded differently."""
+    for d in (1, 2, 5, 64, 123, 512, 2048):
+        for seed in range(8):
+            row = torch.randn(1, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+            z = row.expand(17, d)
+            for t in (0.5, torch.tensor(0.07)):
+                assert ntxent_loss(z, z, t, return_stats=True, backend=backend)[1].accuracy == 0, (d, seed)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_positive_that_is_a_little_closer_is_right(backend: str, dtype: torch.dtype, apart: float) -> None:
+    angle = math.acos(1 - apart)
+    z = torch.tensor([[1, 0], [math.cos(angle), math.sin(angle)]], dtype=dtype)
+    assert ntxent_loss(z, z, 0.07, return_stats=True, backend=backend)[1].accuracy == 1
+
+
 def test_one_sample_and_one_column() -> None:
     z0, z1 = leaves(torch.randn(2, 1, 5))
     loss, statistics = ntxent_loss(z0, z1, 0.2, return_stats=True)
