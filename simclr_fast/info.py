@@ -10,7 +10,7 @@ import simclr_fast
 from simclr_fast import _extension
 from simclr_fast.backends import BACKENDS, described, why_not
 
-OPS = ("ntxent_fwd", "augment")
+OPS = ("ntxent_fwd", "similarity_fwd", "augment")
 
 
 def _version(package: str) -> str:
@@ -51,7 +51,7 @@ def report() -> str:
         for op in OPS:
             for backend in BACKENDS:
                 reason = why_not(backend, op, device)
-                lines += [f"  {described(op).called:14}{backend:11}{'serves' if reason is None else 'no: ' + reason}"]
+                lines += [f"  {described(op).called:22}{backend:11}{'serves' if reason is None else 'no: ' + reason}"]
     return "\n".join(lines)
 
 

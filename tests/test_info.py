@@ -12,8 +12,8 @@ def test_info_prints_versions_build_and_backends() -> None:
     assert f"torch        {torch.__version__}" in run.stdout
     assert "extension    built with gcc" in run.stdout or "extension    built with clang" in run.stdout
     assert "CPU instruction set in use: " in run.stdout
-    assert "ntxent_loss   cpp        serves" in run.stdout
-    assert "ntxent_loss   triton     no: Triton kernels run on CUDA tensors, these are on cpu" in run.stdout
+    assert "ntxent_loss           cpp        serves" in run.stdout
+    assert "similarity_logsumexp  triton     no: Triton kernels run on CUDA tensors, these are on cpu" in run.stdout
 
 
 def test_unknown_instruction_set_is_refused() -> None:

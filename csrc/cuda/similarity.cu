@@ -14,7 +14,7 @@
 namespace simclr::cuda {
 namespace {
 
-constexpr int kThreads = 256;  // nothing is shared between them: as is usual
+constexpr int kThreads = 256;  // one a row, which share nothing: any multiple of 32 would do
 
 template <class Args>
 bool is_valid(const Args& args) {

@@ -16,7 +16,8 @@ NTXENT = Op(
     # Hopper: Triton multiplies by wgmma, the compiled kernels by mma.sync (measured on an H200: docs/gpu.md).
     triton_is_faster_on=(9,),
 )
-SIMILARITY = replace(NTXENT, called="similarity_logsumexp")
+# Neither kind of its kernels was timed on a device.
+SIMILARITY = replace(NTXENT, called="similarity_logsumexp", triton_is_faster_on=())
 # Multiply-adds of one product of rows and columns (8192 rows of 128 on one device) from which "auto" takes Triton on
 # Hopper. On an H200 its kernels need 0.59 of the compiled ones' time there (docs/gpu.md), but a millisecond more of
 # Python, which the rest of a training step hides from about this size on; at a quarter of it they would save 27 us.

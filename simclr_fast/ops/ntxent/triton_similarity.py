@@ -69,6 +69,8 @@ class TritonSimilarity:
         def new(*size: int) -> torch.Tensor:
             return rows.new_empty(size, dtype=torch.float32)
 
+        if max(n, m) >= -OWN_OF_NONE:
+            raise ValueError(f"rows {n}, columns {m}: the Triton kernels take fewer than 2^30; use backend='cpp'")
         if n == 0 or m == 0:
             return tuple(new(k).fill_(-torch.inf) for k in (n, n if need_max else 0, m if both else 0))
         same = rows.data_ptr() == columns.data_ptr() and rows.stride() == columns.stride() and n == m
@@ -188,6 +190,8 @@ class TritonSimilarity:
         (n, dim), m = rows.shape, columns.shape[0]
         dot = dot_precision(rows, precision)
         dz, dt = z.new_empty(z.shape), inv_norm.new_empty(())
+        if max(n, m) >= -OWN_OF_NONE:
+            raise ValueError(f"rows {n}, columns {m}: the Triton kernels take fewer than 2^30; use backend='cpp'")
         if n == 0 or m == 0:
             return dz.zero_(), dt.zero_()
         rows, columns, z = aligned(rows.contiguous()), aligned(columns.contiguous()), readable_rows(z)
