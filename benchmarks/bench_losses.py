@@ -45,6 +45,14 @@ MEMORY_CASES = {
 }
 
 
+def timed_of(loss: str) -> list[Implementation]:
+    """The implementations that differ in speed.
+
+    open_clip's options differ in what several processes do, and unit rows are made outside of the loss.
+    """
+    return [made for made in of_loss(loss) if "local_loss" not in made.name and "unit rows" not in made.name]
+
+
 def name_of(made: Implementation) -> str:
     """As the other suites call it: ours by backend alone."""
     return made.backend or made.name.replace("plain PyTorch", "plain")
@@ -77,8 +85,7 @@ def _truth(case: Case, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_losses(benchmark, case: Case, device: torch.device, budget: float) -> None:
-    # open_clip's options differ in what several processes do; the reference is for truth, not for speed.
-    field = [made for made in of_loss(case.loss) if "local_loss" not in made.name and made.backend != "reference"]
+    field = [made for made in timed_of(case.loss) if made.backend != "reference"]  # which is for truth, not for speed
     found = compare(
         benchmark,
         [_contestant(made, case, device) for made in field],
@@ -96,7 +103,7 @@ def test_losses_memory(benchmark, memory_case: Case, device: torch.device) -> No
     case, found = memory_case, {}
 
     def probe_all() -> None:
-        for made in of_loss(case.loss):
+        for made in timed_of(case.loss):
             if made.backend:
                 reason = "stores the logits" if made.backend == "reference" else made.absent(device)
                 found[made.backend] = {"absent": reason} if reason else {"peak_bytes": _peak(made, case, device)}

@@ -13,7 +13,7 @@ from benchmarks.correctness_cases import BANK, LOSSES
 from benchmarks.harness import installed
 from simclr_fast import NTXentLoss, clip_loss, distributed, info_nce_loss, sup_con_loss
 from simclr_fast.backends import BACKENDS, why_not
-from simclr_fast.ops.ntxent.reference import ntxent_textbook
+from simclr_fast.ops.ntxent.reference import ntxent_textbook, unit_rows
 
 Build = Callable[[float], Callable[..., Tensor]]  # of a temperature
 
@@ -173,13 +173,22 @@ def _info_nce_package(temperature: float):
     return InfoNCE(temperature=temperature)
 
 
+def _unit(z: Tensor) -> Tensor:
+    """Unit rows as exact as z's dtype holds them, for losses that take rows as they are."""
+    return unit_rows(z).to(z.dtype)
+
+
+def _clip_of_unit_rows(temperature: float, backend: str, group=None):
+    return lambda z0, z1: clip_loss(_unit(z0), _unit(z1), 1 / temperature, group=group, backend=backend)
+
+
 def _open_clip(temperature: float, **options: bool):
     """Its features come normalised from the model."""
     from open_clip import ClipLoss
 
     def call(z0: Tensor, z1: Tensor) -> Tensor:
         ranks = {"rank": dist.get_rank(), "world_size": dist.get_world_size()} if options else {}
-        return ClipLoss(**options, **ranks)(F.normalize(z0), F.normalize(z1), 1 / temperature)
+        return ClipLoss(**options, **ranks)(_unit(z0), _unit(z1), 1 / temperature)
 
     return call
 
@@ -266,6 +275,17 @@ IMPLEMENTATIONS = (
     _peer("info_nce", ("inf-cl", "inf_cl"), _BUILDERS["inf-cl"], cuda=True),
     _peer("bank", _INFO_NCE, _info_nce_package),
     _peer("bank", _LIGHTLY, _lightly_bank, lambda t: _lightly_bank(t, True)),
+    *(
+        Implementation(
+            "clip",
+            f"**simclr_fast**, {backend}, unit rows",
+            lambda t, backend=backend: _clip_of_unit_rows(t, backend),
+            lambda t, backend=backend: _clip_of_unit_rows(t, backend, distributed.default_group()),
+            backend=backend,
+            op="similarity_fwd",
+        )
+        for backend in BACKENDS
+    ),
     _peer("clip", ("open_clip", "open_clip"), _open_clip, lambda t: _open_clip(t, local_loss=False)),
     _peer(
         "clip",

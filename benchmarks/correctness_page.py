@@ -152,8 +152,9 @@ NOTES = f"""## Notes
   released `simclr` 1.0.2 gathers both views of a rank together and takes wrong rows for positives; the repository was
   mended, without a release.
 - info-nce-pytorch has no NT-Xent: it is given each row's negatives, paired. open_clip's features come normalised from
-  the model: they are normalised before the call (ours takes them as they come, `normalize=True`); its options matter to
-  several processes only.
+  the model: it is given *unit rows*, made in float64 and rounded to the type, and so is ours where it says so; else
+  ours takes the rows as they come (`normalize=True`). What the rounding of the rows costs counts here, which in half
+  types is most of it. open_clip's options matter to several processes only.
 - lightly's bank (here of {BANK} rows) is float32 and is not converted with the views.
 - pytorch-metric-learning's SupConLoss is 0 where no row has a negative."""
 
