@@ -164,6 +164,8 @@ def _check_paired(query: Tensor, negative_keys: Tensor) -> None:
         raise TypeError(f"negative_keys is a {type(negative_keys).__name__}: pass a torch.Tensor [N, M, D]")
     if negative_keys.dtype not in FLOAT_DTYPES:
         raise TypeError(f"negative_keys has dtype {negative_keys.dtype}: pass a float dtype, as of query")
+    if negative_keys.layout != torch.strided:
+        raise ValueError(f"negative_keys has layout {negative_keys.layout}: pass a dense tensor")
     if negative_keys.ndim != 3 or negative_keys.shape[0] != query.shape[0]:
         raise ValueError(
             f"negative_keys has shape {tuple(negative_keys.shape)} with negative_mode='paired': pass [N, M, D], M keys "

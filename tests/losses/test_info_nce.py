@@ -154,6 +154,11 @@ GOOD = torch.ones(4, 3)
         ({"negative_keys": torch.ones(4, 5, 3)}, ValueError, r"negative_keys has shape \(4, 5, 3\): pass \[N, D\]"),
         ({"negative_keys": GOOD, "negative_mode": "paired"}, ValueError, r"pass \[N, M, D\], M keys for each of the N"),
         ({"negative_keys": GOOD, "symmetric": True}, ValueError, "symmetric=True: negative_keys are of the queries"),
+        (
+            {"negative_keys": torch.ones(len(GOOD), 2, 3).to_sparse(), "negative_mode": "paired"},
+            ValueError,
+            "negative_keys has layout torch.sparse_coo: pass a dense tensor",
+        ),
         ({"negative_mode": "pair"}, ValueError, "negative_mode='pair': choose one of 'unpaired', 'paired'"),
         ({"temperature": 0}, ValueError, "temperature=0: pass a positive"),
         ({"reduction": "avg"}, ValueError, "reduction='avg': choose one of"),
