@@ -29,6 +29,21 @@ inline ScalarType statistics_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Unit rows u are what ntxent_normalize makes of embeddings z; a forward has no z but u.
+inline void check_unit_rows(const Tensor& u, const Tensor& z) {
+  const int z_dtype = dtype_of(z);
+  const bool half = z_dtype == SIMCLR_HALF || z_dtype == SIMCLR_BFLOAT16;
+  STD_TORCH_CHECK(
+      u.scalar_type() == (half && u.is_cuda() ? ScalarType::Half : statistics_type(z)),
+      "simclr_fast: the unit rows have another dtype than ntxent_normalize gives them: float32, float64 for "
+      "float64 embeddings, float16 for half ones on CUDA");
+#ifdef USE_CUDA
+  STD_TORCH_CHECK(!u.is_cuda() || simclr_ntxent_operand_columns(u.size(1), dtype_of(u)) == u.size(1),
+                  "simclr_fast: unit rows of ", u.size(1),
+                  " columns are not whole 16 bytes, as ntxent_normalize's are");
+#endif
+}
+
 inline Tensor with_adjacent_columns(const Tensor& z) {
   return z.size(1) == 1 || z.stride(1) == 1 ? z : torch::stable::contiguous(z);
 }

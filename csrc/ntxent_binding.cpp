@@ -86,6 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd(const Tensor& u_any, int64_t n, in
                                               std::string precision) {
   const typename Device::Guard guard(u_any);
   const Tensor u = torch::stable::contiguous(u_any);
+  check_unit_rows(u, u);
   SimclrNtxentFwdArgs args{};
   args.u = u.const_data_ptr();
   args.u_dtype = dtype_of(u);
@@ -128,6 +129,7 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Ten
   const typename Device::Guard guard(z0_any);
   const Tensor dloss = torch::stable::contiguous(dloss_any), u = torch::stable::contiguous(u_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
+  check_unit_rows(u, z0);
   SimclrNtxentBwdArgs args{};
   args.n = z0.size(0);
   args.d = z0.size(1);

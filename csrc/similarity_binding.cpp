@@ -18,13 +18,20 @@ struct Cpu : CpuDevice {
 
 #ifdef USE_CUDA
 struct Cuda : CudaDevice {
+  template <class Args>
+  static void check_not_empty(const Args& args) {
+    STD_TORCH_CHECK(args.row_count > 0 && args.column_count > 0,
+                    "similarity: on CUDA pass at least one row and column");
+  }
   static void run(SimclrSimilarityFwdArgs& args, const Tensor& rows) {
+    check_not_empty(args);
     check_launch(simclr_query_device(&args.device), "similarity");
     const Tensor workspace = bytes(rows, simclr_similarity_fwd_workspace_bytes(&args));
     args.workspace = workspace.mutable_data_ptr();
     check_launch(simclr_similarity_fwd(&args, current_stream(rows)), "similarity_fwd");
   }
   static void run(SimclrSimilarityBwdArgs& args, const Tensor& rows) {
+    check_not_empty(args);
     check_launch(simclr_query_device(&args.device), "similarity");
     const Tensor workspace = bytes(rows, simclr_similarity_bwd_workspace_bytes(&args));
     args.workspace = workspace.mutable_data_ptr();
@@ -65,6 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> similarity_fwd(const Tensor& rows_any, const 
                                                   std::optional<Tensor> temperature_tensor, std::string precision) {
   const typename Device::Guard guard(rows_any);
   const Tensor rows = torch::stable::contiguous(rows_any), columns = torch::stable::contiguous(columns_any);
+  check_unit_rows(rows, rows);
   SimclrSimilarityFwdArgs args{};
   fill_operands(args, rows, columns);
   args.u_dtype = dtype_of(rows);
@@ -95,6 +103,7 @@ std::tuple<Tensor, Tensor> similarity_bwd(const Tensor& drows_any, const Tensor&
   const Tensor drows = contiguous(drows_any), dcolumns = contiguous(dcolumns_any), z = with_adjacent_columns(z_any);
   const Tensor rows = contiguous(rows_any), columns = contiguous(columns_any), r = contiguous(inv_norm);
   const Tensor lse = contiguous(lse_any), column_lse = contiguous(column_lse_any);
+  check_unit_rows(rows, z);
   SimclrSimilarityBwdArgs args{};
   fill_operands(args, rows, columns);
   STD_TORCH_CHECK(z.dim() == 2 && z.size(0) == args.row_count && z.size(1) <= args.u_columns,

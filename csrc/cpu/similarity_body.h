@@ -5,6 +5,8 @@
 
 namespace {
 
+// As on a GPU, a temperature that comes by pointer says nothing of the logits' range: rows that are taken as they are may
+// be longer than 1 (simclr_fast/ops/ntxent/similarity.py).
 template <class T, class Args>
 Similarities<T> similarities_of(const Args& args) {
   const double temperature = temperature_of<T>(args);
@@ -17,7 +19,7 @@ Similarities<T> similarities_of(const Args& args) {
           block_rows(args.row_count),
           block_rows(args.column_count),
           temperature,
-          uses_constant_max(temperature),
+          args.temperature_ptr == nullptr && uses_constant_max(temperature),
           same};
 }
 

@@ -47,8 +47,8 @@ def clip_loss(
             a pair.
         logit_scale: 1 / temperature: a positive float, or a 0-dim tensor, which may require grad (CLIP learns its
             logarithm, and passes the exponential).
-        normalize: False, as in open_clip, takes the rows as they are, which must be unit rows: logits beyond
-            logit_scale may leave the range of exp. True divides them by max(|row|, eps).
+        normalize: False, as in open_clip, takes the rows as they are, unit rows or not. True divides them by
+            max(|row|, eps).
         reduction: "mean" or "sum" over the N pairs, or "none" for their losses [N].
         group: processes whose rows are also negatives; all of them must call with equal shapes and options. "mean"
             and "sum" then return the whole batch's loss on every rank, and the mean of the ranks' gradients is that

@@ -44,8 +44,7 @@ def similarity_logsumexp(
         exclude: the columns that row i leaves out: "none"; "self", column i; "pair", for columns=None, columns i and
             (i + n / 2) mod n: itself and its partner, in the order of the views of `ntxent_loss`.
         both: also return the log-sum-exp of each column over the rows, from the same products.
-        normalize: False takes rows and columns as they are. They should then be unit rows: logits beyond 1/temperature
-            may leave the range of exp.
+        normalize: False takes rows and columns as they are, unit rows or not.
         group: processes whose columns are columns of every row, in rank order, and whose rows, for `both`, are rows of
             every column; all must call with equal n, m, D and options. "self" then is the row's own index in its own
             process. The gradient is that of the sum over the ranks of what each makes of its result.

@@ -319,6 +319,9 @@ def similarity(
     """
     if backend == "reference" or (columns is not None and columns.shape[0] == 0):  # of no columns there is no product
         return _reference(rows, columns, temperature, exclude, both, need_max, eps, group)
+    if eps is None and not isinstance(temperature, Tensor):
+        # The kernels bound logits by 1 / temperature where they know it, which rows that are no unit rows may exceed.
+        temperature = rows.new_full((), temperature, dtype=compute_dtype(rows.dtype))
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     options = Options(value, exclude, both, need_max, fixed_columns, eps, precision, backend, group)
     return function.apply(_Similarity, "similarity_logsumexp", rows, columns, tensor, options)[:3]

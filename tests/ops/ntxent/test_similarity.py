@@ -165,14 +165,18 @@ def test_strides_do_not_matter() -> None:
 
 @pytest.mark.parametrize("exclude", ["none", "self", "pair"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
-def test_unit_rows_as_they_are(dtype: torch.dtype, exclude: str) -> None:
-    unit = F.normalize(torch.randn(26, 10, dtype=torch.float64), dim=1).to(dtype)
-    columns = None if exclude == "pair" else F.normalize(torch.randn(14, 10, dtype=torch.float64), dim=1).to(dtype)
+@pytest.mark.parametrize("length", [1.0, 6.0])
+def test_rows_as_they_are(length: float, dtype: torch.dtype, exclude: str) -> None:
+    """Also rows that are no unit rows, whose logits exceed 1 / t: here 360, of which float32 cannot take exp."""
+    unit = (length * F.normalize(torch.randn(26, 10, dtype=torch.float64), dim=1)).to(dtype)
+    columns = None if exclude == "pair" else torch.cat([unit[:7], -unit[7:14]])
     weights, options = upstream(26, 14, dtype), {"exclude": exclude, "both": exclude != "pair", "normalize": False}
     exact = truth(unit, columns, 0.1, weights, **options)
     actual = values_of(similarity_logsumexp, unit, columns, 0.1, weights, backend="cpp", **options)
     bound = {torch.float16: 1e-3, torch.float32: 5e-6, torch.float64: 1e-13}[dtype]
-    assert max(errors(actual, exact, (unit, columns), 0.1).values()) <= bound
+    # Logits of 360 are 36 times as coarse, and so is exp of them; a gradient is of 6 / t instead of at most 1 / (6 t).
+    coarser = length**4 if dtype != torch.float16 else length**2
+    assert max(errors(actual, exact, (unit, columns), 0.1).values()) <= coarser * bound
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -267,3 +271,20 @@ def test_memory_is_linear() -> None:
 @pytest.mark.parametrize(("n", "d", "limit"), [(16384, 128, 64), (8192, 512, 96)])
 def test_memory_of_large_towers(n: int, d: int, limit: int) -> None:
     check_peak(n, d, limit)
+
+
+def test_the_ops_refuse_rows_of_another_dtype_than_normalisation_gives() -> None:
+    """They would be read as what they are not, beyond their end."""
+    ops, z = torch.ops.simclr_fast, torch.randn(6, 4)
+    u, inv_norm = ops.ntxent_normalize(z[:3], z[3:], 1e-8)
+    numbers = (0, "none", 1e-8, 0.1, None, "ieee", True)
+    for other in (u.half(), u.bfloat16(), u.double()):
+        with pytest.raises(RuntimeError, match="unit rows have another dtype"):
+            ops.similarity_bwd(u[:, 0], u[:, 0], z, other, inv_norm, other, inv_norm, inv_norm, *numbers)
+        with pytest.raises(RuntimeError, match="unit rows have another dtype"):
+            ops.ntxent_bwd(torch.ones(()), z[:3], z[3:], other, inv_norm, inv_norm, inv_norm, 0, "mean", *numbers[2:])
+    for half in (u.half(), u.bfloat16()):
+        with pytest.raises(RuntimeError, match="unit rows have another dtype"):
+            ops.similarity_fwd(half, half, 0, "none", False, False, 0.1, None, "ieee")
+        with pytest.raises(RuntimeError, match="unit rows have another dtype"):
+            ops.ntxent_fwd(half, 3, 0, 0.1, None, "mean", "ieee")
