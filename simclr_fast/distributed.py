@@ -43,20 +43,22 @@ class Shared(NamedTuple):
     choices: tuple = ()
 
 
-def check_same_on_all_ranks(shared: Sequence[Shared], device: torch.device, group: "dist.ProcessGroup") -> None:
-    """Raises on every rank if one of these numbers differs between ranks.
+def check_same_on_all_ranks(
+    shared: Sequence[Shared], device: torch.device, group: "dist.ProcessGroup", width: int
+) -> None:
+    """Raises on every rank if one of these numbers, at most `width`, differs between ranks.
 
     A collective of unequal sizes hangs or mixes up memory, and unequal settings drift apart in silence, so this gather
-    of a few numbers goes before. On the CPU the values are compared here, and a ValueError names the first that
-    differs. On CUDA nothing waits: an assertion in stream order stops the device.
+    goes before: of `width` numbers a rank, however many are compared. On the CPU the values are compared here, and a
+    ValueError names the first that differs. On CUDA nothing waits: an assertion in stream order stops the device.
     """
     tensors = {s.name: s.value for s in shared if isinstance(s.value, Tensor)}
     numbers = [0.0 if s.name in tensors else s.value for s in shared]
-    own = torch.tensor(numbers, dtype=torch.float64, device=device)
+    own = torch.tensor(numbers + [0.0] * (width - len(shared)), dtype=torch.float64, device=device)
     for column, s in enumerate(shared):
         if s.name in tensors:
             own[column] = tensors[s.name].detach()
-    gathered = all_gather_shards(own[None], group)  # [W, len(shared)]
+    gathered = all_gather_shards(own[None], group)  # [W, width]
     equal = (gathered.view(torch.int64) == own.view(torch.int64)).all(dim=0)  # bits: NaN is NaN
     if device.type == "cpu" and not torch.compiler.is_compiling():
         for same, column, s in zip(equal.tolist(), gathered.T.tolist(), shared):
@@ -66,31 +68,6 @@ def check_same_on_all_ranks(shared: Sequence[Shared], device: torch.device, grou
     else:
         names = ", ".join(s.name for s in shared)
         torch._assert_async(equal.all(), f"all ranks of the group must have the same {names}")
-
-
-def check_same_call(
-    name: str,
-    z: Tensor,
-    temperature: float | Tensor,
-    reduction: str,
-    eps: float,
-    group: "dist.ProcessGroup",
-    *others: Shared,
-) -> None:
-    """check_same_on_all_ranks of what every loss is called with: rows z [n, D] under their name, and its options."""
-    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    reductions = ("mean", "sum", "none")
-    alike = "pass the same to every rank"
-    shared = (
-        Shared(f"rows of {name}", z.shape[0], "use a sampler that drops the last, smaller batch"),
-        Shared(f"columns of {name}", z.shape[1], "use the same model on every rank"),
-        Shared(f"dtype of {name}", dtypes.index(z.dtype), "use the same model and autocast everywhere", dtypes),
-        Shared("reduction", reductions.index(reduction), alike, reductions),
-        Shared("eps", eps, alike),
-        Shared("temperature", temperature, f"{alike}; a learned one belongs inside the module that DDP wraps"),
-        *others,
-    )
-    check_same_on_all_ranks(shared, z.device, group)
 
 
 class _AllGatherWithGradient(torch.autograd.Function):

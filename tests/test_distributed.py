@@ -208,7 +208,7 @@ def test_rows_with_their_own_weights(ranks: list[dict], backend: str) -> None:
 def test_collectives(ranks: list[dict]) -> None:
     world = len(ranks)
     rows = world * 2 * 4
-    check, embeddings, statistics = ((GATHER, size) for size in (world * 6, rows * 5, rows * 2))
+    check, embeddings, statistics = ((GATHER, size) for size in (world * 15, rows * 5, rows * 2))
     for rank in ranks:
         for reduction, calls in rank["collectives"].items():
             assert calls["forward"] == ([check, embeddings, statistics] if world > 1 else [])
@@ -230,7 +230,7 @@ def test_unequal_calls_are_refused_on_every_rank(ranks: list[dict]) -> None:
 
 def test_unequal_calls_are_refused_by_a_compiled_loss(ranks: list[dict]) -> None:
     for rank in ranks:
-        assert ("all ranks of the group must have the same rows of z0" in rank["compiled refusal"]) == (len(ranks) > 1)
+        assert ("ranks of the group must have the same loss, " in rank["compiled refusal"]) == (len(ranks) > 1)
 
 
 def test_compiles_with_its_collectives(ranks: list[dict]) -> None:

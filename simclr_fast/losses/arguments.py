@@ -1,7 +1,7 @@
 """What every loss asks of its arguments, and how they are made ready for an op."""
 
 import numbers
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from simclr_fast.temperature import check_temperature, is_symbolic
 Reduction = Literal["mean", "sum", "none"]
 Precision = Literal["ieee", "tf32"]
 Backend = Literal["auto", "cpp", "triton", "reference"]
+REDUCTIONS, PRECISIONS, BACKENDS = (get_args(options) for options in (Reduction, Precision, Backend))
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -40,13 +41,13 @@ def check_together(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
 
 def check_options(reduction: str, eps: float, precision: str | None) -> None:
     """Raises TypeError or ValueError for an option that the losses share."""
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_choice("reduction", reduction, REDUCTIONS)
     if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
         raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
     if not eps > 0:
         raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
     if precision is not None:
-        check_choice("precision", precision, ("ieee", "tf32"))
+        check_choice("precision", precision, PRECISIONS)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -20,8 +20,9 @@ from simclr_fast.losses.arguments import (
     widened_half,
 )
 from simclr_fast.losses.pairs import pair_logits
+from simclr_fast.losses.ranks import check_same_call, flag
 from simclr_fast.losses.rows import reduce_rows
-from simclr_fast.losses.similarity import similarity_logsumexp
+from simclr_fast.losses.similarity import agreed_logsumexp
 from simclr_fast.ops.ntxent.reference import compute_dtype, row_loss
 
 
@@ -74,23 +75,14 @@ def clip_loss(
     check_options(reduction, eps, precision)
     images, texts = (widened_half(x) for x in common_dtype(image_features, text_features))
     temperature = ready_temperature(_temperature_of(logit_scale, images), images)
-    if distributed.rank_and_size(group)[1] > 1:
-        normalized = distributed.Shared("normalize", int(normalize), "pass the same to every rank", (False, True))
-        distributed.check_same_call("image_features", images, temperature, reduction, eps, group, normalized)
+    options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+    own = (flag("normalize", normalize),)
+    check_same_call("clip_loss", "image_features", images, temperature, reduction=reduction, own=own, **options)
 
     # Autograd runs what came last first: the pairs' gradients are made when the kernels' unit rows are freed.
     s_pos = pair_logits(images, texts, temperature, eps=eps, normalize=normalize, backend=backend)  # [N]
-    lse_images, lse_texts = similarity_logsumexp(
-        images,
-        texts,
-        temperature,
-        exclude="self",
-        both=True,
-        normalize=normalize,
-        group=group,
-        eps=eps,
-        precision=precision,
-        backend=backend,
+    lse_images, lse_texts = agreed_logsumexp(
+        images, texts, temperature, exclude="self", both=True, normalize=normalize, **options
     )
     losses = (row_loss(lse_images, s_pos) + row_loss(lse_texts, s_pos)) / 2
     return reduce_rows(losses, reduction, group, dtype=compute_dtype(images.dtype))

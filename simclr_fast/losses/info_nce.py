@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from simclr_fast import distributed
 from simclr_fast.losses.arguments import (
     FLOAT_DTYPES,
     Backend,
@@ -19,8 +18,9 @@ from simclr_fast.losses.arguments import (
 )
 from simclr_fast.losses.module import ContrastiveLoss
 from simclr_fast.losses.pairs import pair_logits
+from simclr_fast.losses.ranks import ALIKE, Shared, check_same_call, choice, flag
 from simclr_fast.losses.rows import reduce_rows
-from simclr_fast.losses.similarity import similarity_logsumexp
+from simclr_fast.losses.similarity import agreed_logsumexp
 from simclr_fast.ops.ntxent.reference import compute_dtype, row_loss
 
 NEGATIVE_MODES = ("unpaired", "paired")
@@ -75,20 +75,23 @@ def info_nce_loss(
         negative_keys = widened_half(negative_keys)
     query, positive_key = widened_half(query), widened_half(positive_key)
     temperature = ready_temperature(temperature, query)
-    if distributed.rank_and_size(group)[1] > 1:
-        _check_ranks(query, negative_keys, temperature, negative_mode, symmetric, reduction, eps, group)
+    options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+    negatives = -1 if negative_keys is None else negative_keys.shape[-2]
+    own = (
+        Shared("number of negative_keys (-1 for None)", negatives, ALIKE),
+        choice("negative_mode", negative_mode, NEGATIVE_MODES),
+        flag("symmetric", symmetric),
+    )
+    check_same_call("info_nce_loss", "query", query, temperature, reduction=reduction, own=own, **options)
 
     s_pos = pair_logits(query, positive_key, temperature, eps=eps, backend=backend)  # [N]
-    options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
     if symmetric:
-        lse_rows, lse_columns = similarity_logsumexp(
-            query, positive_key, temperature, exclude="self", both=True, **options
-        )
+        lse_rows, lse_columns = agreed_logsumexp(query, positive_key, temperature, exclude="self", both=True, **options)
         losses = (row_loss(lse_rows, s_pos) + row_loss(lse_columns, s_pos)) / 2
     elif negative_keys is None:
-        losses = row_loss(similarity_logsumexp(query, positive_key, temperature, exclude="self", **options), s_pos)
+        losses = row_loss(agreed_logsumexp(query, positive_key, temperature, exclude="self", **options), s_pos)
     elif negative_mode == "unpaired":
-        losses = row_loss(similarity_logsumexp(query, negative_keys, temperature, **options), s_pos)
+        losses = row_loss(agreed_logsumexp(query, negative_keys, temperature, **options), s_pos)
     else:
         queries = query[:, None].expand_as(negative_keys)  # [N, M, D]
         s_neg = pair_logits(queries, negative_keys, temperature, eps=eps, backend=backend)  # [N, M]
@@ -171,19 +174,3 @@ def _check_paired(query: Tensor, negative_keys: Tensor) -> None:
             f"negative_keys has shape {tuple(negative_keys.shape)} with negative_mode='paired': pass [N, M, D], M keys "
             f"for each of the N = {query.shape[0]} queries, or negative_mode='unpaired' for [M, D]"
         )
-
-
-def _check_ranks(query, negative_keys, temperature, negative_mode, symmetric, reduction, eps, group) -> None:
-    alike = "pass the same to every rank"
-    negatives = -1 if negative_keys is None else negative_keys.shape[-2]
-    distributed.check_same_call(
-        "query",
-        query,
-        temperature,
-        reduction,
-        eps,
-        group,
-        distributed.Shared("number of negative_keys (-1 for None)", negatives, alike),
-        distributed.Shared("negative_mode", NEGATIVE_MODES.index(negative_mode), alike, NEGATIVE_MODES),
-        distributed.Shared("symmetric", int(symmetric), alike, (False, True)),
-    )

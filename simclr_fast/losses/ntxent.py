@@ -24,12 +24,12 @@ from simclr_fast.losses.memory_bank import MemoryBank, bank_size
 from simclr_fast.losses.module import ContrastiveLoss
 from simclr_fast.losses.ntxent_rows import (
     Call,
-    check_ranks,
     loss_of_rows,
     rows_of_pairs,
     rows_of_queries,
     weights_of_rows,
 )
+from simclr_fast.losses.ranks import Shared, check_same_call, flag, presence
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.statistics import NTXentStatistics
 from simclr_fast.losses.sup_con import sup_con_loss
@@ -72,9 +72,9 @@ def ntxent_loss(
         return_stats: also return the batch's `NTXentStatistics`. Of two views.
         reduction: "mean" or "sum" over the 2N rows, or "none" for the row losses [2N], view 0 before view 1; of V views
             V N.
-        group: processes whose rows are also negatives; all of them must call with equal N, D, temperature, reduction
-            and eps. "mean" and "sum" then return the loss of the whole batch on every rank, and the mean of the ranks'
-            gradients, which DistributedDataParallel takes, is that loss's gradient. "none" returns this rank's rows.
+        group: processes whose rows are also negatives; all of them must call with equal shapes and options. "mean" and
+            "sum" then return the loss of the whole batch on every rank, and the mean of the ranks' gradients, which
+            DistributedDataParallel takes, is that loss's gradient. "none" returns this rank's rows.
         eps: rows shorter than this are divided by it (> 0).
         precision: for float32 on CUDA, "ieee" multiplies with float32 accuracy, "tf32" rounds factors to 10 bits. None
             follows torch.get_float32_matmul_precision(). The CPU always multiplies float32 as float32.
@@ -103,7 +103,8 @@ def ntxent_loss(
     _check_views(("z0", "z1"), z0, z1)
     fused = not (decoupled or return_stats)
     call = Call(temperature, decoupled, return_stats, reduction, eps, precision, backend, group)
-    z0, z1, call = _ready(z0, z1, call, "ntxent_fwd" if fused else "similarity_fwd")
+    own = _own(call, weights)
+    z0, z1, call = _ready("ntxent_loss", "z0", z0, z1, call, "ntxent_fwd" if fused else "similarity_fwd", own)
     if weights is not None:
         weights = weights_of_rows(weights, z0, views=2)
     if not fused:
@@ -113,7 +114,6 @@ def ntxent_loss(
     )
     if weights is None:
         return loss(reduction=reduction)
-    check_ranks("z0", z0, call)
     return reduce_rows(loss(reduction="none") * weights, reduction, group, dtype=compute_dtype(z0.dtype))
 
 
@@ -172,27 +172,47 @@ def _loss_with_bank(out0: Tensor, out1: Tensor | None, memory_bank: MemoryBank, 
     if out1 is None:
         raise ValueError("out1 is None: a memory bank takes two views; pass out0 and out1")
     _check_views(("out0", "out1"), out0, out1)
-    bank = memory_bank(out0)
     # The bank is float32: half rows are widened to it rather than it to them.
-    wide0, wide1 = (out.to(torch.promote_types(out.dtype, bank.dtype)) for out in (out0, out1))
-    queries, keys, call = _ready(wide0, wide1, call, "similarity_fwd")
+    wide0, wide1 = (out.to(torch.promote_types(out.dtype, memory_bank.bank.dtype)) for out in (out0, out1))
+    fills = out0.requires_grad and torch.is_grad_enabled()
+    own = (
+        *_own(call, weights),
+        Shared("rows of the memory bank", memory_bank.size, "make the same module on every rank"),
+        flag("out0.requires_grad", fills),
+        flag("memory_bank.agreed", memory_bank.agreed),
+    )
+    queries, keys, call = _ready("NTXentLoss with a memory bank", "out0", wide0, wide1, call, "similarity_fwd", own)
+    bank = memory_bank(out0)
     if weights is not None:
         weights = weights_of_rows(weights, queries, views=1)
     result = loss_of_rows(rows_of_queries(queries, keys, bank.to(queries.dtype), call), weights, call)
-    if out0.requires_grad and torch.is_grad_enabled():
+    if fills:
         memory_bank.enqueue(keys, call.eps)
     return result
 
 
-def _ready(z0: Tensor, z1: Tensor, call: Call, op: str) -> tuple[Tensor, Tensor, Call]:
-    """Checked views, and a call with checked options, as this op takes them."""
+def _own(call: Call, weights: Tensor | None) -> tuple[Shared, ...]:
+    return (
+        flag("decoupled", call.decoupled),
+        flag("return_stats", call.return_stats),
+        presence("weights", weights),
+    )
+
+
+def _ready(
+    called: str, name: str, z0: Tensor, z1: Tensor, call: Call, op: str, own: tuple[Shared, ...]
+) -> tuple[Tensor, Tensor, Call]:
+    """Checked views, and a call with checked options, the same on all ranks, as this op takes them."""
     check_options(call.reduction, call.eps, call.precision)
     z0, z1 = common_dtype(z0, z1)
+    temperature = ready_temperature(call.temperature, z0)
+    how = {"reduction": call.reduction, "eps": call.eps, "precision": call.precision, "backend": call.backend}
+    check_same_call(called, name, z0, temperature, **how, group=call.group, own=own)
     if op == "similarity_fwd":
         z0, z1 = widened_half(z0), widened_half(z1)
     precision = default_precision() if call.precision is None else call.precision
     call = call._replace(
-        temperature=ready_temperature(call.temperature, z0),
+        temperature=temperature,
         eps=float(call.eps),
         precision=precision,
         backend=resolve_backend(call.backend, op, z0.device, z0.dtype, is_large(z0, precision, call.group)),

@@ -21,7 +21,7 @@ class Call(NamedTuple):
     return_stats: bool
     reduction: str
     eps: float
-    precision: str
+    precision: str | None
     backend: str
     group: "torch.distributed.ProcessGroup | None"
 
@@ -40,7 +40,6 @@ def rows_of_pairs(z0: Tensor, z1: Tensor, call: Call) -> Rows:
     n, world = z0.shape[0], distributed.rank_and_size(call.group)[1]
     if call.decoupled and n * world == 1:
         raise ValueError(f"decoupled=True with z0 {tuple(z0.shape)}: one sample has no negatives; pass two or more")
-    check_ranks("z0", z0, call)
     lse_neg, _, largest = _similarity(torch.cat([z0, z1]), None, "pair", call.group, call)
     return Rows(lse_neg, _pair_logits(z0, z1, call).repeat(2), largest, _tie(z0, call))
 
@@ -50,7 +49,6 @@ def rows_of_queries(queries: Tensor, keys: Tensor, bank: Tensor, call: Call) -> 
 
     The bank is in the dtype of the queries, has no gradient, and may be changed afterwards. Each process has one.
     """
-    check_ranks("out0", queries, call)
     lse_neg, _, largest = _similarity(queries, bank, "none", None, call)
     return Rows(lse_neg, _pair_logits(queries, keys, call), largest, _tie(queries, call))
 
@@ -77,12 +75,6 @@ def weights_of_rows(weights: Tensor, samples: Tensor, views: int) -> Tensor:
     if weights.device != samples.device:
         raise ValueError(f"weights is on {weights.device} and the views are on {samples.device}: move one of them")
     return weights.repeat(views)
-
-
-def check_ranks(name: str, z: Tensor, call: Call) -> None:
-    """Raises on every rank where the ranks' calls differ, whose rows z [n, D] users call by this name."""
-    if distributed.rank_and_size(call.group)[1] > 1:
-        distributed.check_same_call(name, z, call.temperature, call.reduction, call.eps, call.group)
 
 
 def _similarity(rows: Tensor, columns: Tensor | None, exclude: str, group, call: Call) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast import distributed
+from simclr_fast.ops.ntxent.reference import wide_dtype
 
 
 def reduce_rows(
@@ -26,7 +27,7 @@ def reduce_rows(
     if reduction == "none":
         return losses.to(dtype)
     world = distributed.rank_and_size(group)[1]
-    own_sum = losses.sum()
+    own_sum = losses.sum(dtype=wide_dtype(losses))  # of one dtype on all ranks, whatever that of the weights
     own_count = own_sum.new_full((), losses.shape[0]) if counted is None else counted.sum().to(own_sum.dtype)
     total, count = own_sum.detach(), own_count
     if world > 1:

@@ -16,6 +16,7 @@ from simclr_fast.losses.arguments import (
     for_backward,
     ready_temperature,
 )
+from simclr_fast.losses.ranks import ALIKE, Shared, check_same_call, choice, flag
 from simclr_fast.ops.ntxent.limits import is_large
 from simclr_fast.ops.ntxent.similarity import EXCLUDE, Exclude, similarity
 
@@ -58,17 +59,51 @@ def similarity_logsumexp(
         TypeError, ValueError: an argument is of the wrong type, shape, dtype, device or value.
         RuntimeError: the named backend cannot serve the rows.
     """
+    options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+    how = {"exclude": exclude, "both": both, "normalize": normalize}
+    return agreed_logsumexp(rows, columns, temperature, agreed=False, **how, **options)
+
+
+def agreed_logsumexp(
+    rows: Tensor,
+    columns: Tensor | None,
+    temperature: float | Tensor,
+    *,
+    exclude: Exclude = "none",
+    both: bool = False,
+    normalize: bool = True,
+    group: "torch.distributed.ProcessGroup | None",
+    eps: float,
+    precision: Precision | None,
+    backend: Backend,
+    agreed: bool = True,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`similarity_logsumexp` of a loss that has seen to it that the ranks' calls agree; else this sees to it."""
     check_choice("exclude", exclude, EXCLUDE)
     check_rows("rows", rows)
     if columns is None:
         _check_of_rows_alone(rows, exclude, both)
     else:
         check_rows("columns", columns, empty=True)
-        _check_columns(rows, columns, exclude, group)
+        _check_columns(rows, columns, exclude)
         rows, columns = common_dtype(rows, columns)
         columns = for_backward(columns)
     check_options("none", eps, precision)
     temperature = ready_temperature(temperature, rows)
+    if not agreed:
+        own = (
+            Shared("number of columns (-1 for None)", -1 if columns is None else columns.shape[0], ALIKE),
+            choice("exclude", exclude, EXCLUDE),
+            flag("both", both),
+            flag("normalize", normalize),
+        )
+        options = {"reduction": "none", "eps": eps, "precision": precision, "backend": backend}
+        check_same_call("similarity_logsumexp", "rows", rows, temperature, **options, group=group, own=own)
+    if columns is not None and exclude == "self" and group is not None and rows.shape[0] != columns.shape[0]:
+        raise ValueError(
+            f"exclude='self' with a group: rows {tuple(rows.shape)} and columns {tuple(columns.shape)} differ in "
+            "number; pass one column per row"
+        )
     precision = default_precision() if precision is None else precision
     sizes = (rows.shape[0], rows.shape[0] if columns is None else columns.shape[0])
     large = is_large(rows, precision, group, sizes)
@@ -93,14 +128,9 @@ def _check_of_rows_alone(rows: Tensor, exclude: str, both: bool) -> None:
         raise ValueError(f"exclude='pair' with {rows.shape[0]} rows: pass an even number, view 0 before view 1")
 
 
-def _check_columns(rows: Tensor, columns: Tensor, exclude: str, group: object) -> None:
+def _check_columns(rows: Tensor, columns: Tensor, exclude: str) -> None:
     check_together(("rows", "columns"), rows, columns)
     if rows.shape[1] != columns.shape[1]:
         raise ValueError(f"rows {tuple(rows.shape)} and columns {tuple(columns.shape)} differ in width D")
     if exclude == "pair":
         raise ValueError("exclude='pair': pairs are of the rows themselves; pass columns=None, or exclude='self'")
-    if exclude == "self" and group is not None and rows.shape[0] != columns.shape[0]:
-        raise ValueError(
-            f"exclude='self' with a group: rows {tuple(rows.shape)} and columns {tuple(columns.shape)} differ in "
-            "number; pass one column per row"
-        )

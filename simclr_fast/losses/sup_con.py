@@ -19,8 +19,9 @@ from simclr_fast.losses.module import ContrastiveLoss
 from simclr_fast.losses.ntxent_rows import weights_of_rows
 from simclr_fast.losses.pairs import pair_logits
 from simclr_fast.losses.positive_means import positive_means
+from simclr_fast.losses.ranks import ALIKE, Shared, check_same_call, presence
 from simclr_fast.losses.rows import reduce_rows
-from simclr_fast.losses.similarity import similarity_logsumexp
+from simclr_fast.losses.similarity import agreed_logsumexp
 from simclr_fast.ops.ntxent.reference import compute_dtype, log_add_exp, row_loss
 
 
@@ -69,18 +70,20 @@ def sup_con_loss(
     views = features.shape[1] if features.ndim == 3 else 1
     rows = widened_half(features.transpose(0, 1).flatten(0, 1) if features.ndim == 3 else features)  # [M, D]
     temperature = ready_temperature(temperature, rows)
-    if distributed.rank_and_size(group)[1] > 1:
-        labelled = distributed.Shared(
-            "labels", int(labels is not None), "pass them on all ranks or on none", (False, True)
-        )
-        distributed.check_same_call("features", rows, temperature, reduction, eps, group, labelled)
+    options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+    own = (
+        presence("labels", labels),
+        presence("weights", weights),
+        Shared("number of views", views, ALIKE),
+    )
+    check_same_call("sup_con_loss", "features", rows, temperature, reduction=reduction, own=own, **options)
     if labels is None:
         classes = _classes_of_samples(features, group)
     else:
         labels = labels.to(features.device, torch.int64).repeat(views)
         classes = _classes_of_labels(labels, group)
 
-    losses = _row_losses(rows, classes, temperature, group=group, eps=eps, precision=precision, backend=backend)
+    losses = _row_losses(rows, classes, temperature, **options)
     if weights is not None:
         losses = losses * weights_of_rows(weights, features, views)
     if reduction == "none" and features.ndim == 3:
@@ -166,7 +169,7 @@ def _row_losses(
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
     means = positive_means(rows, classes.number, classes.limit, size, temperature, eps, backend, group)
     if m == 1 or (m % 2 and distributed.rank_and_size(group)[1] > 1):  # no partner for everyone
-        losses = similarity_logsumexp(rows, None, temperature, exclude="self", **options) - means
+        losses = agreed_logsumexp(rows, None, temperature, exclude="self", **options) - means
         return torch.where(size > 1, losses, 0)
     if classes.pairs is not None:
         rows, means, size, is_pair = (x[classes.pairs] for x in (rows, means, size, is_pair))
@@ -179,7 +182,7 @@ def _row_losses(
         lse = log_add_exp(lse_others, s_partner)
         lse = torch.cat([lse[:half], lse_others[half : half + 1], lse[half + 1 :]])
     else:
-        lse_others = similarity_logsumexp(rows, None, temperature, exclude="pair", **options).to(s_pairs.dtype)
+        lse_others = agreed_logsumexp(rows, None, temperature, exclude="pair", **options).to(s_pairs.dtype)
         s_partner = s_pairs.repeat(2)
         lse = log_add_exp(lse_others, s_partner)
     losses = torch.where(is_pair, row_loss(lse_others, s_partner), lse - means)
@@ -189,8 +192,8 @@ def _row_losses(
 
 def _lse_without_partners(first: Tensor, second: Tensor, temperature: float | Tensor, options: dict) -> Tensor:
     """What exclude="pair" gives of an odd number of rows, of which the last of `first` has no partner: by halves."""
-    within = [similarity_logsumexp(half, None, temperature, exclude="self", **options) for half in (first, second)]
-    across = similarity_logsumexp(first, second, temperature, exclude="self", both=True, **options)
+    within = [agreed_logsumexp(half, None, temperature, exclude="self", **options) for half in (first, second)]
+    across = agreed_logsumexp(first, second, temperature, exclude="self", both=True, **options)
     return torch.cat([log_add_exp(*parts) for parts in zip(within, across)])
 
 

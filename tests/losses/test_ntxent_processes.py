@@ -62,18 +62,66 @@ def steps(options: dict, rank: int, world: int) -> list[list[Tensor]]:
     return results
 
 
+def refusals(rank: int) -> list[str]:
+    """What this rank is told where the ranks' calls differ: see EXPECTED_REFUSALS."""
+    z, more, first = torch.randn(4, FEATURES), torch.randn(3 + rank, FEATURES), rank == 0
+    weights = torch.ones(4) if first else None
+    plain = NTXentLoss(0.2, gather_distributed=True)
+    bank = NTXentLoss(0.2, gather_distributed=True, memory_bank_size=4)
+    calls = [
+        lambda: NTXentLoss(0.2, gather_distributed=True, decoupled=True)(more, more),
+        lambda: bank(more, more),
+        lambda: plain(more, more, weights=torch.ones(len(more))),
+        lambda: NTXentLoss(0.2, gather_distributed=True, decoupled=first)(z, z),
+        lambda: plain(z, z, return_stats=first),
+        lambda: plain(z.half(), z.half(), return_stats=first),
+        lambda: plain(z, z, weights=weights),
+        lambda: bank(z, z, weights=weights),
+        lambda: bank(z.clone().requires_grad_(first), z),
+        lambda: NTXentLoss(0.2, gather_distributed=True, memory_bank_size=4 + rank)(z, z),
+        lambda: (bank if first else plain)(z, z),
+        lambda: plain(z.expand(2 + rank, 4, FEATURES)),
+        lambda: NTXentLoss(0.2, gather_distributed=True, backend="cpp" if first else "reference")(z, z),
+    ]
+    messages = []
+    for call in calls:
+        try:
+            call()
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+EXPECTED_REFUSALS = (
+    "rows of z0 must be the same on all ranks of the group; by rank: [3.0, 4.0]",
+    "rows of out0 must be the same on all ranks of the group; by rank: [3.0, 4.0]",
+    "rows of z0 must be the same on all ranks of the group; by rank: [3.0, 4.0]",
+    "decoupled must be the same on all ranks of the group; by rank: [True, False]",
+    "return_stats must be the same on all ranks of the group; by rank: [True, False]",
+    "return_stats must be the same on all ranks of the group; by rank: [True, False]",
+    "weights must be the same on all ranks of the group; by rank: [True, False]; pass them on all ranks or on none",
+    "weights must be the same on all ranks of the group; by rank: [True, False]; pass them on all ranks or on none",
+    "out0.requires_grad must be the same on all ranks of the group; by rank: [True, False]",
+    "rows of the memory bank must be the same on all ranks of the group; by rank: [4.0, 5.0]",
+    "loss must be the same on all ranks of the group; by rank: ['NTXentLoss with a memory bank', 'ntxent_loss']",
+    "loss must be the same on all ranks of the group; by rank: ['ntxent_loss', 'sup_con_loss']",
+    "backend must be the same on all ranks of the group; by rank: ['cpp', 'reference']",
+)
+
+
+def loss_under_weights_of_unlike_dtypes(rank: int) -> Tensor:
+    z, weights = batches()[0, :2].chunk(WORLD, dim=1)[rank], torch.ones(SAMPLES // WORLD)
+    return NTXentLoss(0.2, gather_distributed=True)(*z, weights=weights.double() if rank else weights)
+
+
 def worker(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
     try:
         results = {name: steps(options, rank, WORLD) for name, options in CASES.items()}
-        z = torch.randn(3 + rank, FEATURES)
-        for options in ({"decoupled": True}, {"memory_bank_size": 4}, {}):
-            try:
-                NTXentLoss(0.2, gather_distributed=True, **options)(z, z, weights=torch.ones(len(z)))
-            except ValueError as error:
-                results.setdefault("refusals", []).append(str(error))
+        results["refusals"] = refusals(rank)
+        results["weights of unlike dtypes"] = loss_under_weights_of_unlike_dtypes(rank)
         torch.save(results, folder / f"rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -106,5 +154,10 @@ def test_two_processes_equal_one(ranks: list[dict], name: str) -> None:
 
 def test_ranks_that_differ_are_refused(ranks: list[dict]) -> None:
     for rank in ranks:
-        for message, name in zip(rank["refusals"], ("z0", "out0", "z0"), strict=True):
-            assert message.startswith(f"rows of {name} must be the same on all ranks of the group; by rank: [3.0, 4.0]")
+        for message, expected in zip(rank["refusals"], EXPECTED_REFUSALS, strict=True):
+            assert message.startswith(expected)
+
+
+def test_weights_may_differ_in_dtype(ranks: list[dict]) -> None:
+    expected = NTXentLoss(0.2)(*batches()[0, :2])
+    assert all(relative_error(rank["weights of unlike dtypes"], expected) <= 1e-6 for rank in ranks)

@@ -10,7 +10,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from simclr_fast import CLIPLoss, InfoNCELoss, SupConLoss, clip_loss, info_nce_loss, sup_con_loss
+from simclr_fast import (
+    CLIPLoss,
+    InfoNCELoss,
+    SupConLoss,
+    clip_loss,
+    info_nce_loss,
+    similarity_logsumexp,
+    sup_con_loss,
+)
 from tests.helpers import relative_error
 
 WORLD, SAMPLES, FEATURES = 2, 12, 5
@@ -89,6 +97,17 @@ def refusals(rank: int) -> list[str]:
         lambda: CLIPLoss(rank=rank, world_size=WORLD, normalize=first)(z[:, 0], z[:, 1], 10.0),
         lambda: CLIPLoss(rank=rank, world_size=WORLD)(z[:, 0], z[:, 1], 10.0 + rank),
         lambda: sup_con_module(z, torch.arange(4) if first else None),
+        lambda: sup_con_module(z if first else z.transpose(0, 1)),
+        lambda: sup_con_module(z, weights=torch.ones(4) if first else None),
+        lambda: info_nce_module(z[:, 0], z[:, 1]) if first else sup_con_module(z),
+        lambda: similarity_logsumexp(z[:, 0], z[: 3 + rank, 1], group=dist.group.WORLD),
+        lambda: similarity_logsumexp(z[:, 0], z[: 4 - rank, 1], exclude="self", group=dist.group.WORLD),
+        lambda: similarity_logsumexp(z[:, 0], None if first else z[:, 1], group=dist.group.WORLD),
+        lambda: similarity_logsumexp(z[:, 0], exclude="self" if first else "pair", group=dist.group.WORLD),
+        lambda: similarity_logsumexp(z[:, 0], z[:, 1], both=first, group=dist.group.WORLD),
+        lambda: similarity_logsumexp(z[:, 0], normalize=first, group=dist.group.WORLD),
+        lambda: similarity_logsumexp(z[: 3 + rank, 0], group=dist.group.WORLD),
+        lambda: similarity_logsumexp(z[:, 0], backend="cpp" if first else "reference", group=dist.group.WORLD),
     ]
     messages = []
     for call in calls:
@@ -104,6 +123,17 @@ EXPECTED_REFUSALS = (
     "normalize must be the same on all ranks of the group; by rank: [True, False]",
     "temperature must be the same on all ranks of the group; by rank: [0.1, 0.09090909090909091]",
     "labels must be the same on all ranks of the group; by rank: [True, False]; pass them on all ranks or on none",
+    "number of views must be the same on all ranks of the group; by rank: [2.0, 4.0]",
+    "weights must be the same on all ranks of the group; by rank: [True, False]; pass them on all ranks or on none",
+    "loss must be the same on all ranks of the group; by rank: ['info_nce_loss', 'sup_con_loss']",
+    "number of columns (-1 for None) must be the same on all ranks of the group; by rank: [3.0, 4.0]",
+    "number of columns (-1 for None) must be the same on all ranks of the group; by rank: [4.0, 3.0]",
+    "number of columns (-1 for None) must be the same on all ranks of the group; by rank: [-1.0, 4.0]",
+    "exclude must be the same on all ranks of the group; by rank: ['self', 'pair']",
+    "both must be the same on all ranks of the group; by rank: [True, False]",
+    "normalize must be the same on all ranks of the group; by rank: [True, False]",
+    "rows of rows must be the same on all ranks of the group; by rank: [3.0, 4.0]",
+    "backend must be the same on all ranks of the group; by rank: ['cpp', 'reference']",
 )
 
 

@@ -212,9 +212,10 @@ def ntxent(
     backend: str,
     group: "torch.distributed.ProcessGroup | None",
 ) -> Tensor:
-    """The loss of valid arguments by a named backend; `simclr_fast.losses.ntxent_loss` documents and checks them."""
-    if group is not None and distributed.rank_and_size(group)[1] > 1:
-        distributed.check_same_call("z0", z0, temperature, reduction, eps, group)
+    """The loss of valid arguments by a named backend; `simclr_fast.losses.ntxent_loss` documents and checks them.
+
+    The ranks of a group call with equal ones, or their collectives do not meet.
+    """
     if backend == "reference":
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
