@@ -317,6 +317,8 @@ def similarity(
     normalisation. max, each row's largest logit (-inf of none), has no gradient. fixed_columns, of a call without
     `both`: columns without gradient, which the caller may overwrite once this returns.
     """
+    if fixed_columns and eps is None:
+        columns = columns.clone()  # unit rows are new, but rows as they are would be saved themselves
     if backend == "reference" or (columns is not None and columns.shape[0] == 0):  # of no columns there is no product
         return _reference(rows, columns, temperature, exclude, both, need_max, eps, group)
     if eps is None and not isinstance(temperature, Tensor):

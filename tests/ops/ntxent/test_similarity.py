@@ -230,6 +230,18 @@ def test_row_maxima(exclude: str, temperature: float) -> None:
             assert relative_error(a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)) <= 1e-6
 
 
+@pytest.mark.parametrize("eps", [EPS, None])
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+def test_fixed_columns_may_be_overwritten(backend: str, eps: float | None) -> None:
+    rows, columns = (F.normalize(torch.randn(n, 3), dim=1) for n in (4, 7))
+    rows.requires_grad_()
+    options = {"exclude": "none", "both": False, "eps": eps, "precision": "ieee", "backend": backend, "group": None}
+    expected = torch.autograd.grad(similarity(rows, columns.clone(), 0.1, **options)[0].sum(), rows)[0]
+    lse = similarity(rows, columns, 0.1, fixed_columns=True, **options)[0]
+    columns.zero_()
+    assert torch.equal(torch.autograd.grad(lse.sum(), rows)[0], expected)
+
+
 # Prints how many MiB the peak grows by in forward + backward of two towers, their gradients included.
 PEAK = """
 import sys
