@@ -181,7 +181,8 @@ def _loss_with_bank(out0: Tensor, out1: Tensor | None, memory_bank: MemoryBank, 
         flag("out0.requires_grad", fills),
         flag("memory_bank.agreed", memory_bank.agreed),
     )
-    queries, keys, call = _ready("NTXentLoss with a memory bank", "out0", wide0, wide1, call, "similarity_fwd", own)
+    called, op, rows = "NTXentLoss with a memory bank", "similarity_fwd", memory_bank.size
+    queries, keys, call = _ready(called, "out0", wide0, wide1, call, op, own, rows)
     bank = memory_bank(out0)
     if weights is not None:
         weights = weights_of_rows(weights, queries, views=1)
@@ -200,9 +201,12 @@ def _own(call: Call, weights: Tensor | None) -> tuple[Shared, ...]:
 
 
 def _ready(
-    called: str, name: str, z0: Tensor, z1: Tensor, call: Call, op: str, own: tuple[Shared, ...]
+    called: str, name: str, z0: Tensor, z1: Tensor, call: Call, op: str, own: tuple[Shared, ...], bank: int = 0
 ) -> tuple[Tensor, Tensor, Call]:
-    """Checked views, and a call with checked options, the same on all ranks, as this op takes them."""
+    """Checked views, and a call with checked options, the same on all ranks, as this op takes them.
+
+    bank: the columns of a call whose rows are z0's alone, and are compared with no other process's; 0: the views' rows.
+    """
     check_options(call.reduction, call.eps, call.precision)
     z0, z1 = common_dtype(z0, z1)
     temperature = ready_temperature(call.temperature, z0)
@@ -211,11 +215,12 @@ def _ready(
     if op == "similarity_fwd":
         z0, z1 = widened_half(z0), widened_half(z1)
     precision = default_precision() if call.precision is None else call.precision
+    large = is_large(z0, precision, None, (z0.shape[0], bank)) if bank else is_large(z0, precision, call.group)
     call = call._replace(
         temperature=temperature,
         eps=float(call.eps),
         precision=precision,
-        backend=resolve_backend(call.backend, op, z0.device, z0.dtype, is_large(z0, precision, call.group)),
+        backend=resolve_backend(call.backend, op, z0.device, z0.dtype, large),
     )
     return for_backward(z0), for_backward(z1), call
 

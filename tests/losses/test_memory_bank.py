@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from simclr_fast import LearnedTemperature, NTXentLoss
+from simclr_fast.losses.arguments import default_precision
 from tests.helpers import relative_error
 from tests.ntxent_truth import EPS, KINDS, TEMPERATURES, embeddings, gradient_error
 
@@ -264,3 +265,11 @@ def test_bad_sizes_are_named(size: object, error: type[Exception], message: str)
 def test_bad_views_are_named(views: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         NTXentLoss(memory_bank_size=(5, 3))(*views)
+
+
+def test_the_backend_is_chosen_by_the_size_of_the_product_with_the_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("simclr_fast.losses.ntxent.is_large", lambda z, *how: asked.append((z.shape, *how)))
+    NTXentLoss(0.2, memory_bank_size=7)(*torch.randn(2, 4, 3))
+    NTXentLoss(0.2)(*torch.randn(2, 4, 3))
+    assert asked == [((4, 3), default_precision(), None, (4, 7)), ((4, 3), default_precision(), None)]
