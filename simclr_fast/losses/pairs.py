@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from simclr_fast.losses.arguments import for_backward
 from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.reference import row_norms, unit_rows, wide_dtype, without_autocast
 
@@ -40,6 +41,7 @@ def pair_logits(
         [...] in float64 (float32 on devices that lack it); differentiable as often as wanted in a, b and temperature.
     """
     length = float(eps) if normalize else None
+    a, b = for_backward(a), for_backward(b)
     with without_autocast(a.device):
         if backend == "reference":
             u, v = (x.to(wide_dtype(x)) if length is None else unit_rows(x, length) for x in (a, b))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_fast import distributed
+from simclr_fast.losses.arguments import for_backward
 from simclr_fast.losses.pairs import in_parts, through_normalization, wide_rows
 from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.reference import compute_dtype, unit_rows, wide_dtype, without_autocast
@@ -37,6 +38,7 @@ def positive_means(
     nothing of the rows' size for the backward pass but the unit rows. Its backward gathers [M] numbers.
     """
     positives = (size - 1).clamp_min(1)
+    rows = for_backward(rows)
     with without_autocast(rows.device):
         if backend == "reference":
             rank, world = distributed.rank_and_size(group)
