@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from simclr_fast.backends import check_backend
 from simclr_fast.losses.arguments import (
     FLOAT_DTYPES,
     Backend,
@@ -68,6 +69,7 @@ def info_nce_loss(
     """
     _check_arguments(query, positive_key, negative_keys, negative_mode, symmetric)
     check_options(reduction, eps, precision)
+    check_backend(backend)
     query, positive_key = common_dtype(query, positive_key)
     if negative_keys is not None:
         query, negative_keys = common_dtype(query, negative_keys)

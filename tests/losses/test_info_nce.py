@@ -163,6 +163,11 @@ GOOD = torch.ones(4, 3)
         ({"temperature": 0}, ValueError, "temperature=0: pass a positive"),
         ({"reduction": "avg"}, ValueError, "reduction='avg': choose one of"),
         ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown"),
+        (
+            {"backend": "cuda", "negative_keys": torch.ones(4, 5, 3), "negative_mode": "paired"},
+            ValueError,
+            "backend='cuda' is unknown",
+        ),
     ],
 )
 def test_bad_input_is_named(change: dict, error: type[Exception], message: str) -> None:
