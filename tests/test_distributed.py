@@ -1,18 +1,17 @@
 """The loss over several gloo processes: the same value and gradients as one process, and what is communicated."""
 
 import copy
-import datetime
 import warnings
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr_fast import NTXentLoss, ntxent_loss
+from tests.gloo_ranks import on_ranks, refusals_of
 from tests.helpers import relative_error
 
 SAMPLES, FEATURES = 12, 9
@@ -113,14 +112,12 @@ def refusals(rank: int) -> list[str]:
         {"temperature": 0.1 if first else 0.2},
         {"temperature": torch.tensor(0.1 if first else 0.2, requires_grad=True)},
     ]
-    messages = []
-    for options in settings:
-        z = torch.randn(options.pop("shape", (4, 5)), dtype=options.pop("dtype", torch.float32))
-        try:
-            ntxent_loss(z, z, group=dist.group.WORLD, **options)
-        except ValueError as error:
-            messages.append(str(error))
-    return messages
+
+    def call(shape: tuple[int, int] = (4, 5), dtype: torch.dtype = torch.float32, **options) -> None:
+        z = torch.randn(shape, dtype=dtype)
+        ntxent_loss(z, z, group=dist.group.WORLD, **options)
+
+    return refusals_of(partial(call, **options) for options in settings)
 
 
 def compiled_refusal(rank: int) -> str:
@@ -156,31 +153,22 @@ def compiled_step(rank: int, world: int) -> list[list[Tensor]]:
     return results
 
 
-def worker(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=120))
-    try:
-        results = {
-            "ddp": {(r, b): ddp_step(r, b, rank, world) for r in ("mean", "sum") for b in ("cpp", "reference")},
-            "rows": {backend: weighted_rows(backend, rank, world) for backend in ("cpp", "reference")},
-            "collectives": {reduction: record_collectives(reduction) for reduction in ("mean", "sum", "none")},
-            "warnings": [warnings_of(reduction) for reduction in ("mean", "sum", "none")],
-            "refusals": refusals(rank) if world > 1 else [],
-            "compiled": compiled_step(rank, world),
-            "compiled refusal": compiled_refusal(rank),
-        }
-        torch.save(results, folder / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def work(rank: int, world: int) -> dict:
+    return {
+        "ddp": {(r, b): ddp_step(r, b, rank, world) for r in ("mean", "sum") for b in ("cpp", "reference")},
+        "rows": {backend: weighted_rows(backend, rank, world) for backend in ("cpp", "reference")},
+        "collectives": {reduction: record_collectives(reduction) for reduction in ("mean", "sum", "none")},
+        "warnings": [warnings_of(reduction) for reduction in ("mean", "sum", "none")],
+        "refusals": refusals(rank) if world > 1 else [],
+        "compiled": compiled_step(rank, world),
+        "compiled refusal": compiled_refusal(rank),
+    }
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda world: f"{world} processes")
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What every rank of a group of this size computed."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (request.param, folder), nprocs=request.param)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(request.param)]
+    return on_ranks(work, request.param, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

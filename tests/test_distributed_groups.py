@@ -1,15 +1,12 @@
 """The loss over process groups that are not the world, and whose ranks are not those in the world."""
 
-import datetime
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from simclr_fast import ntxent_loss
+from tests.gloo_ranks import on_ranks
 from tests.helpers import relative_error
 
 WORLD, SAMPLES, FEATURES = 3, 4, 5
@@ -49,32 +46,24 @@ def refusal(group: dist.ProcessGroup) -> str:
     return "nothing"
 
 
-def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
-    try:
-        results = {}
-        for members in GROUPS:
-            group = dist.new_group(list(members))  # every rank of the world takes part in making it
-            if rank in members:
-                results[members] = {
-                    backend: {"rows": rows(rank, group, backend), "mean": mean(rank, group, backend)}
-                    for backend in BACKENDS
-                }
-            else:
-                results[members] = refusal(group)
-        torch.save(results, folder / f"rank{rank}.pt")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+def work(rank: int, world: int) -> dict:
+    results = {}
+    for members in GROUPS:
+        group = dist.new_group(list(members))  # every rank of the world takes part in making it
+        if rank in members:
+            results[members] = {
+                backend: {"rows": rows(rank, group, backend), "mean": mean(rank, group, backend)}
+                for backend in BACKENDS
+            }
+        else:
+            results[members] = refusal(group)
+    dist.barrier()
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("groups")
-    mp.spawn(worker, (folder,), nprocs=WORLD)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return on_ranks(work, WORLD, tmp_path_factory.mktemp("groups"))
 
 
 def joined(members: tuple[int, ...], of) -> Tensor:

@@ -1,15 +1,11 @@
 """NT-Xent's variants and the memory bank over two gloo processes: the values and gradients of one process."""
 
-import datetime
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from simclr_fast import NTXentLoss
+from tests.gloo_ranks import on_ranks, refusals_of
 from tests.helpers import relative_error
 
 WORLD, SAMPLES, FEATURES, SIZE = 2, 6, 5, 8
@@ -83,13 +79,7 @@ def refusals(rank: int) -> list[str]:
         lambda: plain(z.expand(2 + rank, 4, FEATURES)),
         lambda: NTXentLoss(0.2, gather_distributed=True, backend="cpp" if first else "reference")(z, z),
     ]
-    messages = []
-    for call in calls:
-        try:
-            call()
-        except ValueError as error:
-            messages.append(str(error))
-    return messages
+    return refusals_of(calls)
 
 
 EXPECTED_REFUSALS = (
@@ -114,25 +104,17 @@ def loss_under_weights_of_unlike_dtypes(rank: int) -> Tensor:
     return NTXentLoss(0.2, gather_distributed=True)(*z, weights=weights.double() if rank else weights)
 
 
-def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
-    try:
-        results = {name: steps(options, rank, WORLD) for name, options in CASES.items()}
-        results["refusals"] = refusals(rank)
-        results["weights of unlike dtypes"] = loss_under_weights_of_unlike_dtypes(rank)
-        torch.save(results, folder / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def work(rank: int, world: int) -> dict:
+    return {name: steps(options, rank, world) for name, options in CASES.items()} | {
+        "refusals": refusals(rank),
+        "weights of unlike dtypes": loss_under_weights_of_unlike_dtypes(rank),
+    }
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What every rank computed."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (folder,), nprocs=WORLD)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return on_ranks(work, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,13 +1,10 @@
 """InfoNCE, CLIP and SupCon over two gloo processes: values on every rank and gradients are those of one process."""
 
-import datetime
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from simclr_fast import (
@@ -19,6 +16,7 @@ from simclr_fast import (
     similarity_logsumexp,
     sup_con_loss,
 )
+from tests.gloo_ranks import on_ranks, refusals_of
 from tests.helpers import relative_error
 
 WORLD, SAMPLES, FEATURES = 2, 12, 5
@@ -109,13 +107,7 @@ def refusals(rank: int) -> list[str]:
         lambda: similarity_logsumexp(z[: 3 + rank, 0], group=dist.group.WORLD),
         lambda: similarity_logsumexp(z[:, 0], backend="cpp" if first else "reference", group=dist.group.WORLD),
     ]
-    messages = []
-    for call in calls:
-        try:
-            call()
-        except ValueError as error:
-            messages.append(str(error))
-    return messages
+    return refusals_of(calls)
 
 
 EXPECTED_REFUSALS = (
@@ -137,23 +129,14 @@ EXPECTED_REFUSALS = (
 )
 
 
-def worker(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
-    try:
-        results = {case: step(*case, rank, WORLD) for case in CASES}
-        torch.save({"steps": results, "refusals": refusals(rank)}, folder / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def work(rank: int, world: int) -> dict:
+    return {"steps": {case: step(*case, rank, world) for case in CASES}, "refusals": refusals(rank)}
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What every rank computed."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (folder,), nprocs=WORLD)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return on_ranks(work, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=", ".join)

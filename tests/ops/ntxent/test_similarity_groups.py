@@ -1,15 +1,14 @@
 """The primitive over two and three gloo processes: the results and gradients of one process with all rows."""
 
-import datetime
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from simclr_fast.losses.similarity import similarity_logsumexp
+from tests.gloo_ranks import on_ranks
 from tests.helpers import relative_error
 from tests.similarity_truth import CALLS
 
@@ -35,22 +34,14 @@ def of_rank(rank: int, world: int, call: tuple[str, bool, bool], temperature: fl
     return [*(x.detach() for x in results), *torch.autograd.grad(objective, (*shares, t))]
 
 
-def worker(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=120))
-    try:
-        results = [of_rank(rank, world, call, t) for call in CALLS_OF_GROUPS for t in (0.3, 0.02)]
-        torch.save(results, folder / f"rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def of_all_calls(rank: int, world: int) -> list[list[Tensor]]:
+    return [of_rank(rank, world, call, t) for call in CALLS_OF_GROUPS for t in (0.3, 0.02)]
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_equal_one(tmp_path: Path, world: int) -> None:
-    mp.spawn(worker, (world, tmp_path), nprocs=world)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
-    expected = [of_rank(0, 1, call, t) for call in CALLS_OF_GROUPS for t in (0.3, 0.02)]
+    ranks = on_ranks(of_all_calls, world, tmp_path)
+    expected = of_all_calls(0, 1)
     for call, whole, *shares in zip([c for c in CALLS_OF_GROUPS for _ in range(2)], expected, *ranks, strict=True):
         *tensors, dt = zip(*shares)
         assert relative_error(sum(dt), whole[-1]) <= 1e-12, call
