@@ -74,6 +74,20 @@ struct BwdProblem {
   SimclrDevice device;
 };
 
+// What NT-Xent and the primitive give by the same names.
+template <class Args>
+BwdProblem problem_of_rows(const Args& args) {
+  BwdProblem problem = {};
+  problem.d = args.d;
+  problem.inv_norm = args.inv_norm;
+  problem.dt = args.dt;
+  problem.workspace = args.workspace;
+  problem.eps = args.eps;
+  problem.z_dtype = args.z_dtype;
+  problem.device = args.device;
+  return problem;
+}
+
 template <class Args>
 bool has_valid_shape(const Args& args) {
   return args.n > 0 && args.columns < kMaxColumns && args.row_offset >= 0 &&
@@ -102,7 +116,7 @@ inline BwdProblem problem_of(const SimclrNtxentBwdArgs& args) {
     return static_cast<const unsigned char*>(array) + args.row_offset * statistic;
   };
   const bool per_row = args.reduce == 0;
-  BwdProblem problem = {};
+  BwdProblem problem = problem_of_rows(args);
   problem.product = ntxent_product(args, operand_dtype(args.z_dtype));
   problem.columns = {args.dloss, args.lse_neg, args.s_pos, args.scale, per_row};
   problem.rows = {per_row ? of_rows(args.dloss) : args.dloss, of_rows(args.lse_neg), of_rows(args.s_pos), args.scale,
@@ -113,13 +127,6 @@ inline BwdProblem problem_of(const SimclrNtxentBwdArgs& args) {
     problem.z_stride[view] = args.z_stride[view];
     problem.dz[view] = args.dz[view];
   }
-  problem.d = args.d;
-  problem.inv_norm = args.inv_norm;
-  problem.dt = args.dt;
-  problem.workspace = args.workspace;
-  problem.eps = args.eps;
-  problem.z_dtype = args.z_dtype;
-  problem.device = args.device;
   return problem;
 }
 

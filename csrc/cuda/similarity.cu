@@ -43,7 +43,7 @@ FwdPlan plan_fwd(const SimclrSimilarityFwdArgs& args) {
 }
 
 BwdProblem problem_of(const SimclrSimilarityBwdArgs& args) {
-  BwdProblem problem = {};
+  BwdProblem problem = problem_of_rows(args);
   problem.product = product_of(args, operand_dtype(args.z_dtype));
   problem.rows = {args.drows, args.lse, nullptr, 1.0, true};
   problem.columns = {args.dcolumns, args.column_lse, nullptr, 1.0, true};
@@ -51,13 +51,6 @@ BwdProblem problem_of(const SimclrSimilarityBwdArgs& args) {
   problem.z[0] = args.z;
   problem.z_stride[0] = args.z_stride;
   problem.dz[0] = args.dz;
-  problem.d = args.d;
-  problem.inv_norm = args.inv_norm;
-  problem.dt = args.dt;
-  problem.workspace = args.workspace;
-  problem.eps = args.eps;
-  problem.z_dtype = args.z_dtype;
-  problem.device = args.device;
   return problem;
 }
 
