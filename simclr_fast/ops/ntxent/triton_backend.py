@@ -23,6 +23,7 @@ from simclr_fast.ops.ntxent.triton_host import (
     FINISH_ROWS,
     ROW_STAGES,
     ROW_WARPS,
+    GradientCut,
     ceil_div,
     dot_precision,
     needs_online_max,
@@ -34,8 +35,6 @@ from simclr_fast.ops.ntxent.triton_host import (
 )
 from simclr_fast.ops.ntxent.triton_tiles import (
     Target,
-    backward_splits,
-    backward_tiles,
     forward_bands,
     forward_tiles,
     target_of,
@@ -228,19 +227,14 @@ class TritonNtxent:
         target = self.target(u.device)
         dot = dot_precision(u, precision)
         online_max = needs_online_max(temperature, temperature_tensor)
-        tiles = backward_tiles(target, dot, dim, online_max)
-        slices = tiles.slices(dim)
-        owners = ceil_div(dim, slices * tiles.block_d)  # programs that share out the columns of the gradient
-        row_tiles, column_tiles = ceil_div(2 * n, tiles.block_m), ceil_div(columns, tiles.block_n)
-        splits = backward_splits(target, row_tiles * owners, column_tiles)
-        block_m, block_d = row_blocks(dim)
+        cut = GradientCut.of(target, 2 * n, columns, dim, dot, online_max)
         unit = stride_unit(dim)
 
         term = u.new_empty(columns, dtype=torch.float32)
         weight = u.new_empty(columns + 1, dtype=torch.float32)
         positive = u.new_empty(columns, dtype=torch.float32)
-        part = u.new_empty((splits, 2 * n, dim), dtype=torch.float32)
-        dt_part = u.new_empty((splits, row_tiles), dtype=torch.float32)
+        part = u.new_empty((cut.splits, 2 * n, dim), dtype=torch.float32)
+        dt_part = u.new_empty((cut.splits, cut.row_tiles), dtype=torch.float32)
         dz0, dz1 = (torch.empty((n, dim), dtype=z0.dtype, device=z0.device) for _ in range(2))
         dt = u.new_empty((), dtype=torch.float32)
 
@@ -275,7 +269,7 @@ class TritonNtxent:
         self.run(
             Launch(
                 kernel=ntxent_bwd_kernel,
-                grid=(row_tiles, splits, owners),
+                grid=cut.grid,
                 arguments={
                     "u_ptr": u,
                     "term_ptr": term,
@@ -290,28 +284,15 @@ class TritonNtxent:
                     "row_offset": row_offset,
                     "columns": columns,
                 },
-                constants={
-                    "D": dim,
-                    "NEED_DT": need_dt,
-                    "ONLINE_MAX": online_max,
-                    "PRECISION": tl_precision(dot),
-                    "BLOCK_M": tiles.block_m,
-                    "BLOCK_N": tiles.block_n,
-                    "BLOCK_D": tiles.block_d,
-                    "SLICES": slices,
-                    "HOLD_ROWS": tiles.holds_rows,
-                    "EVEN_D": tiles.even(dim),
-                    "SPECIAL_FIRST": tiles.special_first,
-                    "SPECIAL": min(16, tiles.block_n),
-                },
-                num_warps=tiles.num_warps,
-                num_stages=tiles.num_stages,
+                constants=cut.tile_constants(need_dt),
+                num_warps=cut.tiles.num_warps,
+                num_stages=cut.tiles.num_stages,
             )
         )
         self.run(
             Launch(
                 kernel=ntxent_bwd_finish_kernel,
-                grid=(ceil_div(2 * n, block_m),),
+                grid=cut.finish_grid,
                 arguments={
                     "part_ptr": part,
                     "dt_part_ptr": dt_part,
@@ -333,17 +314,10 @@ class TritonNtxent:
                     "columns": columns,
                     "stride0": z0.stride(0) // unit,
                     "stride1": z1.stride(0) // unit,
-                    "splits": splits,
-                    "dt_parts": splits * row_tiles,
+                    "splits": cut.splits,
+                    "dt_parts": cut.dt_parts,
                 },
-                constants={
-                    "D": dim,
-                    "UNIT": unit,
-                    "NEED_DT": need_dt,
-                    "BLOCK_M": block_m,
-                    "BLOCK_D": block_d,
-                    "BLOCK_DT": 128,
-                },
+                constants=cut.finish_constants(need_dt),
                 num_warps=ROW_WARPS,
                 num_stages=ROW_STAGES,
             )

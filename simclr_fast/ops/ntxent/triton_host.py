@@ -1,12 +1,16 @@
-"""What the host sides of the Triton NT-Xent and similarity backends share: operands, precision, row-wise launches."""
+"""What the host sides of the Triton NT-Xent and similarity backends share: operands, and how launches are cut."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 
 from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
+from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_splits, backward_tiles
 from simclr_fast.triton_launch import aligned
 
 # Full float32 ("ieee") on tensor cores: three tf32 products of operands split in two, a few ulps from FMA's result.
@@ -67,3 +71,72 @@ def row_blocks(dim: int) -> tuple[int, int]:
     """
     block_d = triton.next_power_of_2(dim)
     return max(1, 4 * 32 * ROW_WARPS // block_d), block_d
+
+
+@dataclass(frozen=True)
+class GradientCut:
+    """How the gradient's sum of `rows` over columns is cut into programs, and what its launches are compiled with."""
+
+    dim: int
+    rows: int
+    dot: str
+    online_max: bool
+    tiles: Tiles
+    row_tiles: int
+    splits: int  # parts of the columns
+    owners: int  # programs that share out the columns of the gradient
+    finish_block: tuple[int, int]  # (rows, columns) of a program of the finish, which owns whole rows
+
+    @staticmethod
+    def of(target: Target, rows: int, columns: int, dim: int, dot: str, online_max: bool) -> GradientCut:
+        """The cut for a device."""
+        tiles = backward_tiles(target, dot, dim, online_max)
+        owners = ceil_div(dim, tiles.slices(dim) * tiles.block_d)
+        row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_n)
+        splits = backward_splits(target, row_tiles * owners, column_tiles)
+        return GradientCut(dim, rows, dot, online_max, tiles, row_tiles, splits, owners, row_blocks(dim))
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Programs of the tiles' launch."""
+        return self.row_tiles, self.splits, self.owners
+
+    @property
+    def dt_parts(self) -> int:
+        """Partials of dt."""
+        return self.splits * self.row_tiles
+
+    def tile_constants(self, need_dt: bool) -> dict[str, Any]:
+        """Compile-time constants of the tiles' launch (add_gradient)."""
+        tiles = self.tiles
+        return {
+            "D": self.dim,
+            "NEED_DT": need_dt,
+            "ONLINE_MAX": self.online_max,
+            "PRECISION": tl_precision(self.dot),
+            "BLOCK_M": tiles.block_m,
+            "BLOCK_N": tiles.block_n,
+            "BLOCK_D": tiles.block_d,
+            "SLICES": tiles.slices(self.dim),
+            "HOLD_ROWS": tiles.holds_rows,
+            "EVEN_D": tiles.even(self.dim),
+            "SPECIAL_FIRST": tiles.special_first,
+            "SPECIAL": min(16, tiles.block_n),
+        }
+
+    @property
+    def finish_grid(self) -> tuple[int]:
+        """Programs of the finish."""
+        return (ceil_div(self.rows, self.finish_block[0]),)
+
+    def finish_constants(self, need_dt: bool) -> dict[str, Any]:
+        """Compile-time constants of the finish."""
+        block_m, block_d = self.finish_block
+        return {
+            "D": self.dim,
+            "UNIT": stride_unit(self.dim),
+            "NEED_DT": need_dt,
+            "BLOCK_M": block_m,
+            "BLOCK_D": block_d,
+            "BLOCK_DT": 128,
+        }

@@ -16,11 +16,11 @@ from simclr_fast.ops.ntxent.triton_host import (
     FINISH_ROWS,
     ROW_STAGES,
     ROW_WARPS,
+    GradientCut,
     ceil_div,
     dot_precision,
     needs_online_max,
     readable_rows,
-    row_blocks,
     stride_unit,
     tl_precision,
 )
@@ -34,8 +34,6 @@ from simclr_fast.ops.ntxent.triton_similarity_kernels import (
 )
 from simclr_fast.ops.ntxent.triton_tiles import (
     Target,
-    backward_splits,
-    backward_tiles,
     forward_bands,
     forward_tiles,
     target_of,
@@ -69,8 +67,7 @@ class TritonSimilarity:
         def new(*size: int) -> torch.Tensor:
             return rows.new_empty(size, dtype=torch.float32)
 
-        if max(n, m) >= -OWN_OF_NONE:
-            raise ValueError(f"rows {n}, columns {m}: the Triton kernels take fewer than 2^30; use backend='cpp'")
+        _check_sizes(n, m)
         if n == 0 or m == 0:
             return tuple(new(k).fill_(-torch.inf) for k in (n, n if need_max else 0, m if both else 0))
         same = rows.data_ptr() == columns.data_ptr() and rows.stride() == columns.stride() and n == m
@@ -190,25 +187,19 @@ class TritonSimilarity:
         (n, dim), m = rows.shape, columns.shape[0]
         dot = dot_precision(rows, precision)
         dz, dt = z.new_empty(z.shape), inv_norm.new_empty(())
-        if max(n, m) >= -OWN_OF_NONE:
-            raise ValueError(f"rows {n}, columns {m}: the Triton kernels take fewer than 2^30; use backend='cpp'")
+        _check_sizes(n, m)
         if n == 0 or m == 0:
             return dz.zero_(), dt.zero_()
         rows, columns, z = aligned(rows.contiguous()), aligned(columns.contiguous()), readable_rows(z)
         drows, dcolumns, lse, column_lse = (x.contiguous() for x in (drows, dcolumns, lse, column_lse))
         target = self.target(rows.device)
         online_max = needs_online_max(temperature, temperature_tensor)
-        tiles = backward_tiles(target, dot, dim, online_max)
-        slices = tiles.slices(dim)
-        owners = ceil_div(dim, slices * tiles.block_d)  # programs that share out the columns of the gradient
-        row_tiles, column_tiles = ceil_div(n, tiles.block_m), ceil_div(m, tiles.block_n)
-        splits = backward_splits(target, row_tiles * owners, column_tiles)
-        block_m, block_d = row_blocks(dim)
+        cut = GradientCut.of(target, n, m, dim, dot, online_max)
         unit = stride_unit(dim)
 
         row_term, row_weight, column_term, column_weight, w_max = (inv_norm.new_empty(size) for size in (n, n, m, m, 1))
-        part = inv_norm.new_empty((splits, n, dim))
-        dt_part = inv_norm.new_empty((splits, row_tiles))
+        part = inv_norm.new_empty((cut.splits, n, dim))
+        dt_part = inv_norm.new_empty((cut.splits, cut.row_tiles))
         terms = {
             "row_term_ptr": row_term,
             "row_weight_ptr": row_weight,
@@ -240,7 +231,7 @@ class TritonSimilarity:
         self.run(
             Launch(
                 kernel=similarity_bwd_kernel,
-                grid=(row_tiles, splits, owners),
+                grid=cut.grid,
                 arguments={
                     "rows_ptr": rows,
                     "columns_ptr": columns,
@@ -253,28 +244,15 @@ class TritonSimilarity:
                     "own": own,
                     "columns": m,
                 },
-                constants={
-                    "D": dim,
-                    "NEED_DT": need_dt,
-                    "ONLINE_MAX": online_max,
-                    "PRECISION": tl_precision(dot),
-                    "BLOCK_M": tiles.block_m,
-                    "BLOCK_N": tiles.block_n,
-                    "BLOCK_D": tiles.block_d,
-                    "SLICES": slices,
-                    "HOLD_ROWS": tiles.holds_rows,
-                    "EVEN_D": tiles.even(dim),
-                    "SPECIAL_FIRST": tiles.special_first,
-                    "SPECIAL": min(16, tiles.block_n),
-                },
-                num_warps=tiles.num_warps,
-                num_stages=tiles.num_stages,
+                constants=cut.tile_constants(need_dt),
+                num_warps=cut.tiles.num_warps,
+                num_stages=cut.tiles.num_stages,
             )
         )
         self.run(
             Launch(
                 kernel=similarity_bwd_finish_kernel,
-                grid=(ceil_div(n, block_m),),
+                grid=cut.finish_grid,
                 arguments={
                     "part_ptr": part,
                     "dt_part_ptr": dt_part,
@@ -287,22 +265,20 @@ class TritonSimilarity:
                     "eps": eps,
                     "rows": n,
                     "stride": z.stride(0) // unit,
-                    "splits": splits,
-                    "dt_parts": splits * row_tiles,
+                    "splits": cut.splits,
+                    "dt_parts": cut.dt_parts,
                 },
-                constants={
-                    "D": dim,
-                    "UNIT": unit,
-                    "NEED_DT": need_dt,
-                    "BLOCK_M": block_m,
-                    "BLOCK_D": block_d,
-                    "BLOCK_DT": 128,
-                },
+                constants=cut.finish_constants(need_dt),
                 num_warps=ROW_WARPS,
                 num_stages=ROW_STAGES,
             )
         )
         return dz, dt
+
+
+def _check_sizes(rows: int, columns: int) -> None:
+    if max(rows, columns) >= -OWN_OF_NONE:
+        raise ValueError(f"rows {rows}, columns {columns}: the Triton kernels take fewer than 2^30; use backend='cpp'")
 
 
 def _left_out(exclude: str, row_offset: int, rows: int) -> tuple[int, int]:
