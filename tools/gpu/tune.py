@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import in_a_line
-from simclr_fast.ops.ntxent import triton_backend
+from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, target_of
 from simclr_fast.triton_launch import Launch
@@ -82,14 +82,14 @@ def candidates(shape: Shape, way: str, dry: bool) -> list[Tiles]:
 
 def with_tiles(way: str, tiles: Tiles, run: Callable[[], object]) -> object:
     """run() with these tiles in the place of those of the table."""
-    with mock.patch.object(triton_backend, f"{way}_tiles", return_value=tiles):
+    with mock.patch.object(triton_tiles, f"{way}_tiles", return_value=tiles):
         return run()
 
 
 def tiles_of_table(way: str, shape: Shape, target: Target) -> Tiles:
     """What the table holds for this shape; nothing is launched."""
-    table = getattr(triton_backend, f"{way}_tiles")
-    with mock.patch.object(triton_backend, f"{way}_tiles", wraps=table) as asked:
+    table = getattr(triton_tiles, f"{way}_tiles")
+    with mock.patch.object(triton_tiles, f"{way}_tiles", wraps=table) as asked:
         calls(TritonNtxent(lambda launch: None, lambda device: target), shape, torch.device("cpu"))[way]()
     return table(*asked.call_args.args, **asked.call_args.kwargs)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backward import (
     ntxent_bwd_coefficients_kernel,
@@ -36,7 +37,6 @@ from simclr_fast.ops.ntxent.triton_host import (
 from simclr_fast.ops.ntxent.triton_tiles import (
     Target,
     forward_bands,
-    forward_tiles,
     target_of,
 )
 from simclr_fast.triton_launch import Launch, launch_on_device
@@ -100,7 +100,7 @@ class TritonNtxent:
         target = self.target(u.device)
         dot = dot_precision(u, precision)
         online_max = needs_online_max(temperature, temperature_tensor)
-        tiles = forward_tiles(target, dot, dim, online_max)
+        tiles = triton_tiles.forward_tiles(target, dot, dim, online_max)
         row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_m)
         symmetric = row_offset == 0 and columns == rows
         band_m, band_n = forward_bands(target, symmetric, row_tiles, column_tiles)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import triton
 
+from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
-from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_splits, backward_tiles
+from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_splits
 from simclr_fast.triton_launch import aligned
 
 # Full float32 ("ieee") on tensor cores: three tf32 products of operands split in two, a few ulps from FMA's result.
@@ -90,7 +91,7 @@ class GradientCut:
     @staticmethod
     def of(target: Target, rows: int, columns: int, dim: int, dot: str, online_max: bool) -> GradientCut:
         """The cut for a device."""
-        tiles = backward_tiles(target, dot, dim, online_max)
+        tiles = triton_tiles.backward_tiles(target, dot, dim, online_max)
         owners = ceil_div(dim, tiles.slices(dim) * tiles.block_d)
         row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_n)
         splits = backward_splits(target, row_tiles * owners, column_tiles)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.triton_host import (
     COEFFICIENT_ROWS,
     FINISH_ROWS,
@@ -35,7 +36,6 @@ from simclr_fast.ops.ntxent.triton_similarity_kernels import (
 from simclr_fast.ops.ntxent.triton_tiles import (
     Target,
     forward_bands,
-    forward_tiles,
     target_of,
 )
 from simclr_fast.triton_launch import Launch, aligned, launch_on_device
@@ -76,7 +76,7 @@ class TritonSimilarity:
         columns = rows if same else aligned(columns.contiguous())
         target = self.target(rows.device)
         online_max = need_max or needs_online_max(temperature, temperature_tensor)
-        tiles = forward_tiles(target, dot, dim, online_max)
+        tiles = triton_tiles.forward_tiles(target, dot, dim, online_max)
         row_tiles, column_tiles = ceil_div(n, tiles.block_m), ceil_div(m, tiles.block_m)
         column_sums = both and not symmetric
         band_m, band_n = forward_bands(target, symmetric, row_tiles, column_tiles, column_sums)
