@@ -1,5 +1,5 @@
-// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd} for the CPU and, with USE_CUDA,
-// for CUDA.
+// Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd,fwd_bwd} for the CPU and, with
+// USE_CUDA, but for the last, for CUDA.
 //
 // Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <optional>
@@ -120,6 +120,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ntxent_normalize_fwd(const Te
   return {loss, u, inv_norm, lse_neg, s_pos};
 }
 
+// What a forward leaves to the backward: unit rows and statistics, all contiguous.
+struct Saved {
+  Tensor u, inv_norm, lse_neg, s_pos;
+};
+
+// The arguments of a backward but for what it writes and what arrives from above.
+SimclrNtxentBwdArgs bwd_args(const Tensor& z0, const Tensor& z1, const Saved& saved, int64_t row_offset,
+                             const std::string& reduction, double eps, double temperature,
+                             const std::optional<Tensor>& temperature_tensor, const std::string& precision) {
+  SimclrNtxentBwdArgs args{};
+  args.n = z0.size(0);
+  args.d = z0.size(1);
+  args.columns = saved.u.size(0);
+  args.row_offset = row_offset;
+  args.u_columns = saved.u.size(1);
+  args.eps = eps;
+  fill_reduction(args, reduction);
+  fill_precision(args, precision);
+  fill_temperature(args, temperature, temperature_tensor, saved.u);
+  args.z[0] = z0.const_data_ptr();
+  args.z[1] = z1.const_data_ptr();
+  args.z_stride[0] = z0.stride(0);
+  args.z_stride[1] = z1.stride(0);
+  args.u = saved.u.const_data_ptr();
+  args.inv_norm = saved.inv_norm.const_data_ptr();
+  args.lse_neg = saved.lse_neg.const_data_ptr();
+  args.s_pos = saved.s_pos.const_data_ptr();
+  return args;
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Tensor& z0_any, const Tensor& z1_any,
                                               const Tensor& u_any, const Tensor& inv_norm, const Tensor& lse_neg,
@@ -127,40 +157,50 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Ten
                                               double eps, double temperature, std::optional<Tensor> temperature_tensor,
                                               std::string precision, bool need_dt) {
   const typename Device::Guard guard(z0_any);
-  const Tensor dloss = torch::stable::contiguous(dloss_any), u = torch::stable::contiguous(u_any);
+  const Tensor dloss = torch::stable::contiguous(dloss_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
-  check_unit_rows(u, z0);
-  SimclrNtxentBwdArgs args{};
-  args.n = z0.size(0);
-  args.d = z0.size(1);
-  args.columns = u.size(0);
-  args.row_offset = row_offset;
-  args.u_columns = u.size(1);
-  args.eps = eps;
-  args.z_dtype = dtype_of(z0);
-  fill_reduction(args, reduction);
-  fill_precision(args, precision);
-  fill_temperature(args, temperature, temperature_tensor, u);
+  const Saved saved{torch::stable::contiguous(u_any), inv_norm, lse_neg, s_pos};
+  check_unit_rows(saved.u, z0);
+  SimclrNtxentBwdArgs args =
+      bwd_args(z0, z1, saved, row_offset, reduction, eps, temperature, temperature_tensor, precision);
   const int64_t expected = args.reduce ? 1 : args.columns;
   STD_TORCH_CHECK(dloss.numel() == expected, "ntxent: dloss must have ", expected, " elements, it has ", dloss.numel());
   STD_TORCH_CHECK(dloss.scalar_type() == statistics_type(z0), "ntxent: dloss must have the loss's dtype");
   Tensor dz0 = torch::stable::new_empty(z0, {args.n, args.d});
   Tensor dz1 = torch::stable::new_empty(z1, {args.n, args.d});
   Tensor dt = torch::stable::new_empty(inv_norm, {});
+  args.z_dtype = dtype_of(z0);
   args.dloss = dloss.const_data_ptr();
-  args.z[0] = z0.const_data_ptr();
-  args.z[1] = z1.const_data_ptr();
-  args.z_stride[0] = z0.stride(0);
-  args.z_stride[1] = z1.stride(0);
-  args.u = u.const_data_ptr();
-  args.inv_norm = inv_norm.const_data_ptr();
-  args.lse_neg = lse_neg.const_data_ptr();
-  args.s_pos = s_pos.const_data_ptr();
   args.dz[0] = dz0.mutable_data_ptr();
   args.dz[1] = dz1.mutable_data_ptr();
   args.dt = need_dt ? dt.mutable_data_ptr() : nullptr;
-  Device::run(args, u);
+  Device::run(args, saved.u);
   return {dz0, dz1, dt};
+}
+
+// The three steps of a process that is alone, for a scalar loss, of which all that arrives from above is a factor: its
+// gradient for the factor 1, in the type of the loss, which the factor has yet to meet.
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_bwd(const Tensor& z0_any, const Tensor& z1_any, double eps,
+                                                  double temperature, std::optional<Tensor> temperature_tensor,
+                                                  std::string reduction, std::string precision, bool need_dt) {
+  STD_TORCH_CHECK(reduction != "none", "ntxent: reduction must be 'mean' or 'sum' where forward makes the gradient");
+  const typename Device::Guard guard(z0_any);
+  const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
+  const auto [u, inv_norm] = ntxent_normalize<Device>(z0, z1, eps);
+  const auto [loss, lse_neg, s_pos] =
+      ntxent_fwd<Device>(u, z0.size(0), 0, temperature, temperature_tensor, reduction, precision);
+  SimclrNtxentBwdArgs args = bwd_args(z0, z1, {u, inv_norm, lse_neg, s_pos}, 0, reduction, eps, temperature,
+                                      temperature_tensor, precision);
+  Tensor dz = torch::stable::new_empty(inv_norm, {2, args.n, args.d});
+  Tensor dt = torch::stable::new_empty(inv_norm, {});
+  args.z_dtype = dtype_of(dz);  // of what is written; the CPU reads u, not z
+  char* gradient = static_cast<char*>(dz.mutable_data_ptr());
+  args.dz[0] = gradient;
+  args.dz[1] = gradient + args.n * args.d * static_cast<int64_t>(dz.element_size());
+  args.dt = need_dt ? dt.mutable_data_ptr() : nullptr;
+  Device::run(args, u);
+  return {loss, dz, dt};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
@@ -168,6 +208,7 @@ STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
   m.impl("ntxent_fwd", TORCH_BOX(&ntxent_fwd<Cpu>));
   m.impl("ntxent_normalize_fwd", TORCH_BOX(&ntxent_normalize_fwd<Cpu>));
   m.impl("ntxent_bwd", TORCH_BOX(&ntxent_bwd<Cpu>));
+  m.impl("ntxent_fwd_bwd", TORCH_BOX(&ntxent_fwd_bwd<Cpu>));
 }
 
 #ifdef USE_CUDA

@@ -51,7 +51,7 @@ struct SimclrNtxentFwdArgs {
 };
 
 struct SimclrNtxentBwdArgs {
-  const void* dloss;     // [] if reduce, else [columns]
+  const void* dloss;     // [] if reduce (CPU: or null, for 1), else [columns]
   const void* z[2];      // [n, d] each, of z_dtype; CUDA
   const void* u;         // [columns, u_columns]
   const void* inv_norm;  // [2n]

@@ -53,7 +53,8 @@ void forward_pass(const SimclrNtxentFwdArgs& args, const Parallel& parallel) {
 
 template <class Z, class T>
 void backward_pass(const SimclrNtxentBwdArgs& args, const Parallel& parallel) {
-  const T *dloss = static_cast<const T*>(args.dloss), *u = static_cast<const T*>(args.u);
+  const T one = 1, *u = static_cast<const T*>(args.u);
+  const T* dloss = args.dloss == nullptr ? &one : static_cast<const T*>(args.dloss);
   const RowStatistics<T, double> statistics{static_cast<const T*>(args.lse_neg), static_cast<const T*>(args.s_pos)};
   const Similarities<T> x = similarities_of(args, u);
   const int64_t rows = x.pairing.rows, dim = x.dim;

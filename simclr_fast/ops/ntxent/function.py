@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 
 def apply(function: type[torch.autograd.Function], called: str, *inputs: object) -> tuple:
-    """function.apply(*inputs), of a Function that has setup_context, and no jvp.
+    """function.apply(*inputs), of a Function that has no jvp, and setup_context where transforms may look on.
 
     Raises RuntimeError under forward-mode differentiation; `called` is what users call to run the function.
     """
@@ -34,7 +34,12 @@ def apply(function: type[torch.autograd.Function], called: str, *inputs: object)
 
 @cache
 def _with_ctx(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The Function of the same name whose forward takes ctx, and does what forward and setup_context of this one do."""
+    """The Function of the same name whose forward takes ctx, and does what forward and setup_context of this one do.
+
+    One without setup_context is that Function already.
+    """
+    if function.setup_context is torch.autograd.Function.setup_context:
+        return function
 
     def forward(ctx, *inputs):
         output = function.forward(*inputs)

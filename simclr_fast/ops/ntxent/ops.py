@@ -1,4 +1,4 @@
-"""simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd}: schemas, fakes, and the differentiable loss made of them.
+"""simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd,fwd_bwd}: schemas, fakes, and the differentiable loss of them.
 
 Rows, columns and statistics are those of docs/ntxent.md: a process holds n samples in two views, 2n rows; columns are
 the M rows of all processes in rank order, of which its own start at row_offset.
@@ -7,11 +7,14 @@ the M rows of all processes in rank order, of which its own start at row_offset.
     fwd        u [M, D'] -> loss ([] = sum of L_i times their scale, or [2n] with reduction "none"), lse_neg, s_pos [2n]
     normalize_fwd  both at once, for a process that is alone: z0, z1 -> loss, u, inv_norm, lse_neg, s_pos
     bwd        dloss ([], or [M] with reduction "none"), ... -> dz0, dz1 [n, D], dt []
+    fwd_bwd    all of it at once, for a scalar loss of a process that is alone, for whose gradient only a factor is yet
+               to arrive from above: z0, z1 -> loss [], dz [2, n, D], dt [], the gradient for the factor 1
 
 `row_scale` says what a reduction multiplies L_i by. Sizes are symbolic (SymInt), so that one compiled graph serves all
 batch sizes, and no number that is made of them is an argument.
 
-Statistics are float32 (float64 for float64 inputs). u is of the operand dtype: on CUDA float16 for half inputs (its
+Statistics, and dz of fwd_bwd, are float32 (float64 for float64 inputs): a small gradient of half rows would be lost
+before the factor, the loss scale of AMP, could save it. u is of the operand dtype: on CUDA float16 for half inputs (its
 entries are at most 1, so that it is finer than bfloat16), else that of the statistics. The CUDA C++ kernels want rows
 of whole 16 bytes: there D' is D rounded up, elsewhere it is D.
 """
@@ -44,7 +47,11 @@ _SCHEMAS = {
     "bwd": "(Tensor dloss, Tensor z0, Tensor z1, Tensor u, Tensor inv_norm, Tensor lse_neg, Tensor s_pos, "
     "SymInt row_offset, str reduction, float eps, float temperature, Tensor? temperature_tensor, str precision, "
     "bool need_dt) -> (Tensor dz0, Tensor dz1, Tensor dt)",
+    "fwd_bwd": "(Tensor z0, Tensor z1, float eps, float temperature, Tensor? temperature_tensor, str reduction, "
+    "str precision, bool need_dt) -> (Tensor loss, Tensor dz, Tensor dt)",
 }
+# (backend, type of device) of those that have a kernel of fwd_bwd.
+_GRADIENT_IN_FORWARD = {("cpp", "cpu")}
 
 
 class Ops(NamedTuple):
@@ -54,6 +61,7 @@ class Ops(NamedTuple):
     fwd: Callable
     normalize_fwd: Callable
     bwd: Callable
+    fwd_bwd: Callable
 
 
 def operand_dtype(z: Tensor) -> torch.dtype:
@@ -92,6 +100,11 @@ def _define(suffix: str) -> Ops:
     def _(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, *options):
         return z0.new_empty(z0.shape), z1.new_empty(z1.shape), inv_norm.new_empty(())
 
+    @torch.library.register_fake(f"simclr_fast::ntxent_fwd_bwd{suffix}")
+    def _(z0, z1, *options):
+        dtype = compute_dtype(z0.dtype)
+        return tuple(z0.new_empty(shape, dtype=dtype) for shape in ((), (2, *z0.shape), ()))
+
     return Ops(*(getattr(torch.ops.simclr_fast, f"ntxent_{name}{suffix}").default for name in _SCHEMAS))
 
 
@@ -101,7 +114,7 @@ describe("ntxent_fwd", NTXENT)
 if has_triton():
     from simclr_fast.ops.ntxent import triton_backend
 
-    for _name in _SCHEMAS:
+    for _name in ("normalize", "fwd", "normalize_fwd", "bwd"):
         torch.library.register_kernel(f"simclr_fast::ntxent_{_name}_triton", "cuda", getattr(triton_backend, _name))
 
 
@@ -176,14 +189,25 @@ class _NTXent(torch.autograd.Function):
         )
 
 
-class _NTXentGradient(torch.autograd.Function):
-    """The bwd op, recorded by autograd only to refuse a second derivative instead of dropping it silently."""
+class _NTXentWithGradient(torch.autograd.Function):
+    """The scalar loss of a process that is alone, of which forward makes the gradient, too."""
 
     @staticmethod
-    def forward(dloss, z0, z1, temperature_tensor, saved: _Saved, need_dt: bool, options: Options):
-        row_offset = distributed.rank_and_size(options.group)[0] * 2 * z0.shape[0]
-        how = (options.reduction, options.eps, options.temperature, temperature_tensor, options.precision)
-        return OPS[options.backend].bwd(dloss, z0, z1, *saved, row_offset, *how, need_dt)
+    def forward(ctx, z0, z1, temperature_tensor, options: Options):
+        ctx.need_dt = ctx.needs_input_grad[2]
+        how = (options.eps, options.temperature, temperature_tensor, options.reduction, options.precision)
+        loss, dz, dt = OPS[options.backend].fwd_bwd(z0, z1, *how, ctx.need_dt)
+        ctx.save_for_backward(z0, z1, temperature_tensor, dz, dt)
+        return loss
+
+    @staticmethod
+    def backward(ctx, dloss):
+        dz0, dz1, dt = function.apply(_ScaledGradient, "ntxent_loss", dloss, *ctx.saved_tensors, ctx.need_dt)
+        return dz0, dz1, dt, None
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """What autograd records only to refuse a second derivative instead of dropping it silently."""
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -199,6 +223,37 @@ class _NTXentGradient(torch.autograd.Function):
             "the gradient of ntxent_loss cannot be vmapped (as jacrev and hessian do); loop over the rows, or use "
             "backend='reference'"
         )
+
+
+class _ScaledGradient(_DifferentiableOnce):
+    """The gradient for the factor 1, dz [2, n, D] and dt, times dloss."""
+
+    @staticmethod
+    def forward(dloss, z0, z1, temperature_tensor, dz, dt, need_dt: bool):
+        dz = dz * dloss if dz.dtype == z0.dtype else _rounded_product(dz, dloss, z0.dtype)
+        return dz[0], dz[1], dt * dloss if need_dt else None
+
+
+def _rounded_product(dz: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
+    """dz * dloss, rounded to dtype as it is written: one kernel."""
+    # torch.compile fuses anyway. Of many upstream gradients at once autograd makes a batch, which takes no `out`.
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(dloss)
+    ):
+        return (dz * dloss).to(dtype)
+    return torch.mul(dz, dloss, out=torch.empty_like(dz, dtype=dtype))
+
+
+class _NTXentGradient(_DifferentiableOnce):
+    """The bwd op."""
+
+    @staticmethod
+    def forward(dloss, z0, z1, temperature_tensor, saved: _Saved, need_dt: bool, options: Options):
+        row_offset = distributed.rank_and_size(options.group)[0] * 2 * z0.shape[0]
+        how = (options.reduction, options.eps, options.temperature, temperature_tensor, options.precision)
+        return OPS[options.backend].bwd(dloss, z0, z1, *saved, row_offset, *how, need_dt)
 
 
 def ntxent(
@@ -220,7 +275,29 @@ def ntxent(
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     options = Options(value, reduction, eps, precision, backend, group)
-    return function.apply(_NTXent, "ntxent_loss", z0, z1, tensor, options)[0]
+    inputs = (z0, z1, tensor, options)
+    if _takes_gradient_along(*inputs):
+        return function.apply(_NTXentWithGradient, "ntxent_loss", *inputs)
+    return function.apply(_NTXent, "ntxent_loss", *inputs)[0]
+
+
+def _takes_gradient_along(z0: Tensor, z1: Tensor, temperature_tensor: Tensor | None, options: Options) -> bool:
+    """Whether backward would have nothing to do but to multiply a gradient that is wanted by a number.
+
+    Transforms of torch.func want a Function that does not know ctx.
+    """
+    return (
+        options.reduction != "none"
+        and (options.backend, z0.device.type) in _GRADIENT_IN_FORWARD
+        and torch.is_grad_enabled()
+        and (
+            z0.requires_grad
+            or z1.requires_grad
+            or (temperature_tensor is not None and temperature_tensor.requires_grad)
+        )
+        and distributed.rank_and_size(options.group)[1] == 1
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:
