@@ -190,8 +190,8 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_bwd(const Tensor& z0_any, const Te
   const auto [u, inv_norm] = ntxent_normalize<Device>(z0, z1, eps);
   const auto [loss, lse_neg, s_pos] =
       ntxent_fwd<Device>(u, z0.size(0), 0, temperature, temperature_tensor, reduction, precision);
-  SimclrNtxentBwdArgs args = bwd_args(z0, z1, {u, inv_norm, lse_neg, s_pos}, 0, reduction, eps, temperature,
-                                      temperature_tensor, precision);
+  SimclrNtxentBwdArgs args =
+      bwd_args(z0, z1, {u, inv_norm, lse_neg, s_pos}, 0, reduction, eps, temperature, temperature_tensor, precision);
   Tensor dz = torch::stable::new_empty(inv_norm, {2, args.n, args.d});
   Tensor dt = torch::stable::new_empty(inv_norm, {});
   args.z_dtype = dtype_of(dz);  // of what is written; the CPU reads u, not z
