@@ -22,7 +22,7 @@ from simclr_fast.losses.pairs import pair_logits
 from simclr_fast.losses.ranks import ALIKE, Shared, check_same_call, choice, flag
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.similarity import agreed_logsumexp
-from simclr_fast.ops.ntxent.reference import compute_dtype, row_loss
+from simclr_fast.ops.ntxent.reference import compute_dtype, log_sum_exp, row_loss
 
 NEGATIVE_MODES = ("unpaired", "paired")
 
@@ -97,7 +97,7 @@ def info_nce_loss(
     else:
         queries = query[:, None].expand_as(negative_keys)  # [N, M, D]
         s_neg = pair_logits(queries, negative_keys, temperature, eps=eps, backend=backend)  # [N, M]
-        losses = row_loss(torch.logsumexp(s_neg, dim=1), s_pos)
+        losses = row_loss(log_sum_exp(s_neg), s_pos)
     return reduce_rows(losses, reduction, group, dtype=compute_dtype(query.dtype))
 
 

@@ -39,8 +39,20 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def log_add_exp(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp(a) + exp(b)); either may be -inf."""
-    return torch.logaddexp(a, b)
+    """log(exp(a) + exp(b)); either may be -inf. torch.logaddexp's second derivatives are NaN there, and far apart."""
+    nothing = b == -torch.inf
+    finite = b.masked_fill(nothing, 0)
+    return torch.where(nothing, a, finite + softplus(a - finite))
+
+
+def log_sum_exp(s: Tensor) -> Tensor:
+    """log of the sum of exp(s) over the last dimension; of nothing -inf, all of whose derivatives are 0.
+
+    torch.logsumexp's second and forward-mode derivatives are NaN where all of a row is -inf, or there is no column.
+    """
+    nothing = (s == -torch.inf).all(dim=-1)
+    lse = torch.logsumexp(s.masked_fill(nothing[..., None], 0), dim=-1)
+    return lse.masked_fill(nothing, -torch.inf)
 
 
 def row_loss(lse_neg: Tensor, s_pos: Tensor) -> Tensor:
@@ -61,10 +73,12 @@ def row_pull(lse_neg: Tensor, s_pos: Tensor) -> Tensor:
 def unit_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
     """z / max(|z|, eps) along the last dimension of z [..., D], in float64 where the device has it.
 
-    An error of a norm scales every logit of its row, hence float64.
+    An error of a norm scales every logit of its row, hence float64. Autograd sees other rows in the place of short
+    ones, whose norm does not count: its second derivatives are infinite at 0, and times 0 they would be NaN.
     """
     wide = z.to(wide_dtype(z))
-    return wide / row_norms(wide, z.dtype, eps).clamp_min(eps)
+    short = row_norms(wide.detach(), z.dtype, eps) < eps
+    return wide / row_norms(wide.masked_fill(short, 1), z.dtype, eps).masked_fill(short, eps)
 
 
 def row_norms(wide: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
@@ -109,7 +123,7 @@ def row_statistics(u: Tensor, u_all: Tensor, temperature: float | Tensor, row_of
     computed in float64: where pairs are aligned it is the largest, and L_i is small and as wrong, relatively, as it.
     """
     s = similarity_logits(u, u_all, temperature, row_offset, "pair")  # [2n, M]
-    lse_neg = torch.logsumexp(s, dim=1)
+    lse_neg = log_sum_exp(s)
     wide = wide_dtype(u)
     rows = torch.arange(u.shape[0], device=u.device)
     positive = row_offset + (rows + u.shape[0] // 2) % u.shape[0]

@@ -32,7 +32,13 @@ from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.limits import SIMILARITY
 from simclr_fast.ops.ntxent.ops import OPS as NTXENT_OPS
 from simclr_fast.ops.ntxent.ops import operand_dtype
-from simclr_fast.ops.ntxent.reference import compute_dtype, normalize_rows, similarity_logits, without_autocast
+from simclr_fast.ops.ntxent.reference import (
+    compute_dtype,
+    log_sum_exp,
+    normalize_rows,
+    similarity_logits,
+    without_autocast,
+)
 
 Exclude = Literal["none", "self", "pair"]
 EXCLUDE = ("none", "self", "pair")
@@ -343,11 +349,11 @@ def _reference(rows, columns, temperature, exclude, both, need_max, eps, group) 
         x = operands(rows)
         y = x if columns is None else operands(columns)
         s = similarity_logits(x, of_all(y), temperature, rank * x.shape[0], exclude)
-        lse = torch.logsumexp(s, dim=1)
+        lse = log_sum_exp(s)
         column_lse = maximum = lse.new_empty(0)
         if both:
             s_columns = similarity_logits(y, of_all(x), temperature, rank * y.shape[0], exclude)
-            column_lse = torch.logsumexp(s_columns, dim=1)
+            column_lse = log_sum_exp(s_columns)
         if need_max:
             # The column before the logits gives rows without columns a maximum, too.
             maximum = F.pad(s.detach(), (1, 0), value=-torch.inf).amax(dim=1)
