@@ -116,28 +116,33 @@ def check_backend(backend: str) -> None:
 # Resolved while tracing: a graph is specialised on devices, so the answer is a constant of the graph.
 @torch.compiler.assume_constant_result
 def resolve_backend(
-    backend: str, op: str, device: torch.device, dtype: torch.dtype | None = None, large: bool = False
+    backend: str,
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    large: bool = False,
+    called: str | None = None,
 ) -> str:
     """The backend to use: `backend` itself, or for "auto" the first of cpp, triton, reference that serves.
 
-    large: the op has so much to do that "auto" asks Triton first on devices where its kernels are faster.
+    large: the op has so much to do that "auto" asks Triton first on devices where its kernels are faster. called: what
+    users call, for messages, where it is not what the op itself is described to be called.
 
     Raises ValueError for an unknown name, RuntimeError where an explicitly named backend cannot serve. "auto" warns
     once where only the reference is left, and again where the reasons are others.
     """
-    return _resolve(backend, op, device, dtype, large)
+    return _resolve(backend, op, device, dtype, large, called or described(op).called)
 
 
 @cache
-def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | None, large: bool) -> str:
+def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | None, large: bool, called: str) -> str:
     check_backend(backend)
     if device.type == "meta":  # shapes alone, which the ops' fakes know without any kernel
         return "cpp" if backend == "auto" else backend
     if backend != "auto":
         if reason := why_not(backend, op, device, dtype):
             raise RuntimeError(
-                f"backend={backend!r} cannot serve {described(op).called} on {device}: {reason}; "
-                "or choose backend='auto'"
+                f"backend={backend!r} cannot serve {called} on {device}: {reason}; or choose backend='auto'"
             )
         return backend
     if large and _triton_is_faster(op, device) and why_not("triton", op, device, dtype) is None:
@@ -149,7 +154,7 @@ def _resolve(backend: str, op: str, device: torch.device, dtype: torch.dtype | N
             break
     if candidate == "reference":
         missing = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-        _warn_once(f"{described(op).called} runs as plain PyTorch on {device} ({missing})")
+        _warn_once(f"{called} runs as plain PyTorch on {device} ({missing})")
     return candidate
 
 

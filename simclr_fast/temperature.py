@@ -45,10 +45,13 @@ class LearnedTemperature(nn.Module):
         return f"low={self.low}, high={self.high}"
 
 
-def check_temperature(temperature: object, z: Tensor | None = None, name: str = "temperature") -> float | Tensor:
+def check_temperature(
+    temperature: object, z: Tensor | None = None, name: str = "temperature", of: str = "z0"
+) -> float | Tensor:
     """A positive, finite number as a float, or a 0-dim float tensor as it is; else TypeError or ValueError.
 
-    A tensor's value is checked only where that does not wait for a device. z: the views, whose device it must be on.
+    A tensor's value is checked only where it can be read, and that does not wait for a device. z: the rows, which users
+    call `of`, whose device it must be on.
     """
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0 or not temperature.is_floating_point():
@@ -57,8 +60,8 @@ def check_temperature(temperature: object, z: Tensor | None = None, name: str = 
                 "pass a float or a 0-dim float tensor"
             )
         if z is not None and temperature.device != z.device:
-            raise ValueError(f"{name} is on {temperature.device} and z0 is on {z.device}: move one of them")
-        if temperature.device.type == "cpu" and not torch.compiler.is_compiling():
+            raise ValueError(f"{name} is on {temperature.device} and {of} is on {z.device}: move one of them")
+        if is_readable(temperature):
             _check_value(temperature.item(), name)
         return temperature
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float, numbers.Real)):
@@ -72,6 +75,13 @@ def check_temperature(temperature: object, z: Tensor | None = None, name: str = 
 def _check_value(value: float, name: str) -> None:
     if not 0 < value < math.inf:  # two comparisons, of which torch.compile can make guards
         raise ValueError(f"{name}={value}: pass a positive, finite number (0.1 to 0.5 is usual)")
+
+
+def is_readable(number: Tensor) -> bool:
+    """Whether a tensor has one value that the host has at hand: of a vmap it has many."""
+    if torch.compiler.is_compiling() or number.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_batchedtensor(number)
 
 
 def is_symbolic(temperature: float | Tensor) -> bool:

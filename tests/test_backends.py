@@ -96,7 +96,7 @@ def test_float64_on_cuda_without_the_extension_is_served_by_the_reference(
     no_extension: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choice is made as for CUDA tensors; what it chose then runs here."""
-    on_cuda = lambda backend, op, device, dtype, large=False: backends.resolve_backend(backend, op, CUDA, dtype)
+    on_cuda = lambda backend, op, device, dtype, *_: backends.resolve_backend(backend, op, CUDA, dtype)
     monkeypatch.setattr("simclr_fast.losses.ntxent.resolve_backend", on_cuda)
     z0, z1 = torch.randn(2, 6, 4, dtype=torch.float64)
     with pytest.warns(

@@ -41,8 +41,9 @@ GOOD = torch.ones(4, 3)
         ({"z0": GOOD.to_sparse()}, ValueError, "z0 has layout torch.sparse_coo: pass a dense tensor"),
         ({"temperature": True}, TypeError, "temperature is a bool: pass a float or a 0-dim tensor"),
         ({"eps": "1e-8"}, TypeError, "eps is a str: pass a float"),
-        ({"eps": math.nan}, ValueError, "eps=nan: pass a positive number"),
-        ({"eps": 0.0}, ValueError, "eps=0.0: pass a positive number"),
+        ({"eps": math.nan}, ValueError, "eps=nan: pass a positive, finite number"),
+        ({"eps": math.inf}, ValueError, "eps=inf: pass a positive, finite number"),
+        ({"eps": 0.0}, ValueError, "eps=0.0: pass a positive, finite number"),
         ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown; choose one of 'auto', 'cpp'"),
         ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve ntxent_loss on cpu"),
     ],
@@ -57,7 +58,7 @@ def test_module_refuses_what_it_cannot_do() -> None:
         NTXentLoss(temperature=0)
     with pytest.raises(ValueError, match="reduction='avg': choose one of 'mean', 'sum', 'none'"):
         NTXentLoss(reduction="avg")
-    with pytest.raises(ValueError, match="eps=0: pass a positive number"):
+    with pytest.raises(ValueError, match="eps=0: pass a positive, finite number"):
         NTXentLoss(eps=0)
     with pytest.raises(ValueError, match="precision='fp16': choose one of 'ieee', 'tf32'"):
         NTXentLoss(precision="fp16")

@@ -1,5 +1,6 @@
 """What every loss asks of its arguments, and how they are made ready for an op."""
 
+import math
 import numbers
 from typing import Literal, get_args
 
@@ -16,18 +17,22 @@ REDUCTIONS, PRECISIONS, BACKENDS = (get_args(options) for options in (Reduction,
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_rows(name: str, z: Tensor, empty: bool = False) -> None:
-    """Raises TypeError or ValueError unless z is a dense float tensor [N, D] with D >= 1, and N >= 1 unless `empty`."""
+def check_rows(name: str, z: Tensor, empty: bool = False, stack: str | None = None) -> None:
+    """Raises TypeError or ValueError unless z is a dense float tensor [N, D] with D >= 1, and N >= 1 unless `empty`.
+
+    stack: of a tensor of three dimensions, the last being D, what they are: "[V, N, D]".
+    """
+    dimensions, shapes = (2, "[N, D], one embedding per row") if stack is None else (3, stack)
     if not isinstance(z, Tensor):
-        raise TypeError(f"{name} is a {type(z).__name__}: pass a torch.Tensor [N, D]")
+        raise TypeError(f"{name} is a {type(z).__name__}: pass a torch.Tensor {stack or '[N, D]'}")
     if z.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} has dtype {z.dtype}: pass float16, bfloat16, float32 or float64, e.g. {name}.float()")
     if z.layout != torch.strided:
         raise ValueError(f"{name} has layout {z.layout}: pass a dense tensor, e.g. {name}.to_dense()")
     shape = z.shape
-    if len(shape) != 2:
-        raise ValueError(f"{name} has shape {tuple(shape)}: pass [N, D], one embedding per row")
-    if shape[1] == 0 or (shape[0] == 0 and not empty):
+    if len(shape) != dimensions:
+        raise ValueError(f"{name} has shape {tuple(shape)}: pass {shapes}")
+    if shape[-1] == 0 or (not empty and (shape[0] == 0 or shape[-2] == 0)):
         raise ValueError(f"{name} has shape {tuple(shape)}: it is empty; pass at least one row and one column")
 
 
@@ -44,8 +49,8 @@ def check_options(reduction: str, eps: float, precision: str | None) -> None:
     check_choice("reduction", reduction, REDUCTIONS)
     if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
         raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
-    if not eps > 0:
-        raise ValueError(f"eps={eps}: pass a positive number; the default is 1e-8")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps={eps}: pass a positive, finite number; the default is 1e-8")
     if precision is not None:
         check_choice("precision", precision, PRECISIONS)
 
@@ -86,9 +91,12 @@ def widened_half(z: Tensor) -> Tensor:
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) and z.device.type != "cuda" else z
 
 
-def ready_temperature(temperature: float | Tensor, z: Tensor) -> float | Tensor:
-    """The temperature, checked, as an op takes it: a float, or a 0-dim tensor of the dtype of z's statistics."""
-    temperature = check_temperature(temperature, z)
+def ready_temperature(temperature: float | Tensor, z: Tensor, of: str = "z0") -> float | Tensor:
+    """The temperature, checked, as an op takes it: a float, or a 0-dim tensor of the dtype of z's statistics.
+
+    of: what users call z.
+    """
+    temperature = check_temperature(temperature, z, of=of)
     if is_symbolic(temperature):
         # An operator's float argument is a constant of the graph: every value would be compiled anew.
         temperature = z.new_ones((), dtype=compute_dtype(z.dtype)) * temperature

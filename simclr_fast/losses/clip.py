@@ -24,6 +24,7 @@ from simclr_fast.losses.ranks import check_same_call, flag
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.similarity import agreed_logsumexp
 from simclr_fast.ops.ntxent.reference import compute_dtype, row_loss
+from simclr_fast.temperature import is_readable
 
 
 def clip_loss(
@@ -74,15 +75,16 @@ def clip_loss(
         )
     check_options(reduction, eps, precision)
     images, texts = (widened_half(x) for x in common_dtype(image_features, text_features))
-    temperature = ready_temperature(_temperature_of(logit_scale, images), images)
+    temperature = ready_temperature(_temperature_of(logit_scale, images), images, "image_features")
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
     own = (flag("normalize", normalize),)
-    check_same_call("clip_loss", "image_features", images, temperature, reduction=reduction, own=own, **options)
+    called = "clip_loss"
+    check_same_call(called, "image_features", images, temperature, reduction=reduction, own=own, **options)
 
     # Autograd runs what came last first: the pairs' gradients are made when the kernels' unit rows are freed.
-    s_pos = pair_logits(images, texts, temperature, eps=eps, normalize=normalize, backend=backend)  # [N]
+    s_pos = pair_logits(images, texts, temperature, eps=eps, normalize=normalize, backend=backend, called=called)  # [N]
     lse_images, lse_texts = agreed_logsumexp(
-        images, texts, temperature, exclude="self", both=True, normalize=normalize, **options
+        images, texts, temperature, exclude="self", both=True, normalize=normalize, called=called, **options
     )
     losses = (row_loss(lse_images, s_pos) + row_loss(lse_texts, s_pos)) / 2
     return reduce_rows(losses, reduction, group, dtype=compute_dtype(images.dtype))
@@ -142,6 +144,8 @@ class CLIPLoss(nn.Module):
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """The loss, alone or as {"contrastive_loss": loss}. A bias of all logits changes nothing: its gradient is 0."""
+        if not (logit_bias is None or isinstance(logit_bias, (Tensor, numbers.Real))):
+            raise TypeError(f"logit_bias is a {type(logit_bias).__name__}: pass a float, a tensor, or None")
         loss = clip_loss(
             image_features,
             text_features,
@@ -154,7 +158,9 @@ class CLIPLoss(nn.Module):
             backend=self.backend,
         )
         if isinstance(logit_bias, Tensor) and logit_bias.requires_grad:
-            loss = loss + 0 * logit_bias.sum()  # DistributedDataParallel waits for the gradient of every parameter
+            # DistributedDataParallel waits for the gradient of every parameter. A sum of none of its elements is 0
+            # where the bias is infinite, too, and has no say in the dtype of the loss.
+            loss = loss + logit_bias.reshape(-1)[:0].sum().to(loss)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _group(self) -> "torch.distributed.ProcessGroup | None":
@@ -179,7 +185,7 @@ class CLIPLoss(nn.Module):
 
 def _temperature_of(logit_scale: float | Tensor, rows: Tensor) -> float | Tensor:
     if isinstance(logit_scale, Tensor):
-        if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
+        if logit_scale.numel() != 1 or not logit_scale.is_floating_point() or logit_scale.layout != torch.strided:
             raise ValueError(
                 f"logit_scale has shape {tuple(logit_scale.shape)} and dtype {logit_scale.dtype}: pass a float or a "
                 "0-dim float tensor"
@@ -188,15 +194,17 @@ def _temperature_of(logit_scale: float | Tensor, rows: Tensor) -> float | Tensor
             raise ValueError(
                 f"logit_scale is on {logit_scale.device} and image_features is on {rows.device}: move one of them"
             )
-        if logit_scale.device.type == "cpu" and not torch.compiler.is_compiling():
-            _check_scale(logit_scale.item())
-        return 1 / logit_scale.reshape(()).to(compute_dtype(rows.dtype))
+        temperature = 1 / logit_scale.reshape(()).to(compute_dtype(rows.dtype))
+        if is_readable(logit_scale):
+            _check_scale(logit_scale.item(), temperature.item())
+        return temperature
     if isinstance(logit_scale, bool) or not isinstance(logit_scale, numbers.Real):
         raise TypeError(f"logit_scale is a {type(logit_scale).__name__}: pass a float or a 0-dim tensor")
-    _check_scale(logit_scale)
-    return 1 / logit_scale
+    temperature = 1 / logit_scale if logit_scale > 0 else math.nan
+    _check_scale(logit_scale, temperature)
+    return temperature
 
 
-def _check_scale(value: float) -> None:
-    if not 0 < value < math.inf:
+def _check_scale(value: float, temperature: float) -> None:
+    if not 0 < value < math.inf or not 0 < temperature < math.inf:
         raise ValueError(f"logit_scale={value}: pass a positive, finite number (1 / temperature: 14.3 to 100 is usual)")

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from simclr_fast.backends import check_backend
 from simclr_fast.losses.arguments import (
-    FLOAT_DTYPES,
     Backend,
     Precision,
     Reduction,
@@ -76,7 +75,7 @@ def info_nce_loss(
         query, positive_key = common_dtype(query, positive_key)
         negative_keys = widened_half(negative_keys)
     query, positive_key = widened_half(query), widened_half(positive_key)
-    temperature = ready_temperature(temperature, query)
+    temperature = ready_temperature(temperature, query, "query")
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
     negatives = -1 if negative_keys is None else negative_keys.shape[-2]
     own = (
@@ -84,9 +83,11 @@ def info_nce_loss(
         choice("negative_mode", negative_mode, NEGATIVE_MODES),
         flag("symmetric", symmetric),
     )
-    check_same_call("info_nce_loss", "query", query, temperature, reduction=reduction, own=own, **options)
+    called = "info_nce_loss"
+    check_same_call(called, "query", query, temperature, reduction=reduction, own=own, **options)
 
-    s_pos = pair_logits(query, positive_key, temperature, eps=eps, backend=backend)  # [N]
+    options["called"] = called
+    s_pos = pair_logits(query, positive_key, temperature, eps=eps, backend=backend, called=called)  # [N]
     if symmetric:
         lse_rows, lse_columns = agreed_logsumexp(query, positive_key, temperature, exclude="self", both=True, **options)
         losses = (row_loss(lse_rows, s_pos) + row_loss(lse_columns, s_pos)) / 2
@@ -96,7 +97,7 @@ def info_nce_loss(
         losses = row_loss(agreed_logsumexp(query, negative_keys, temperature, **options), s_pos)
     else:
         queries = query[:, None].expand_as(negative_keys)  # [N, M, D]
-        s_neg = pair_logits(queries, negative_keys, temperature, eps=eps, backend=backend)  # [N, M]
+        s_neg = pair_logits(queries, negative_keys, temperature, eps=eps, backend=backend, called=called)  # [N, M]
         losses = row_loss(log_sum_exp(s_neg), s_pos)
     return reduce_rows(losses, reduction, group, dtype=compute_dtype(query.dtype))
 
@@ -165,14 +166,10 @@ def _check_arguments(
 
 
 def _check_paired(query: Tensor, negative_keys: Tensor) -> None:
-    if not isinstance(negative_keys, Tensor):
-        raise TypeError(f"negative_keys is a {type(negative_keys).__name__}: pass a torch.Tensor [N, M, D]")
-    if negative_keys.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"negative_keys has dtype {negative_keys.dtype}: pass a float dtype, as of query")
-    if negative_keys.layout != torch.strided:
-        raise ValueError(f"negative_keys has layout {negative_keys.layout}: pass a dense tensor")
-    if negative_keys.ndim != 3 or negative_keys.shape[0] != query.shape[0]:
+    shapes = "[N, M, D], M keys for each of the N queries, or negative_mode='unpaired' for [M, D]"
+    check_rows("negative_keys", negative_keys, empty=True, stack=shapes)
+    if negative_keys.shape[0] != query.shape[0]:
         raise ValueError(
-            f"negative_keys has shape {tuple(negative_keys.shape)} with negative_mode='paired': pass [N, M, D], M keys "
-            f"for each of the N = {query.shape[0]} queries, or negative_mode='unpaired' for [M, D]"
+            f"negative_keys {tuple(negative_keys.shape)} with negative_mode='paired' and query {tuple(query.shape)} "
+            f"differ in N: pass {shapes}"
         )

@@ -32,7 +32,7 @@ from simclr_fast.losses.ntxent_rows import (
 from simclr_fast.losses.ranks import Shared, check_same_call, flag, presence
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.statistics import NTXentStatistics
-from simclr_fast.losses.sup_con import sup_con_loss
+from simclr_fast.losses.sup_con import loss_of_classes
 from simclr_fast.ops.ntxent.limits import is_large
 from simclr_fast.ops.ntxent.ops import ntxent
 from simclr_fast.ops.ntxent.reference import compute_dtype
@@ -96,8 +96,9 @@ def ntxent_loss(
                 name = "decoupled" if decoupled else "return_stats"
                 raise ValueError(f"{name}=True with z0 {tuple(z0.shape)}: it is defined for two views; leave it False")
             options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+            options |= {"called": "ntxent_loss of more than two views", "of": "z0"}
             samples = z0.transpose(0, 1)  # [N, V, D]
-            loss = sup_con_loss(samples, None, temperature, weights=weights, reduction=reduction, **options)
+            loss = loss_of_classes(samples, None, temperature, weights=weights, reduction=reduction, **options)
             return loss.T.flatten() if reduction == "none" else loss
         z0, z1 = z0.unbind()
     _check_views(("z0", "z1"), z0, z1)
@@ -106,7 +107,7 @@ def ntxent_loss(
     own = _own(call, weights)
     z0, z1, call = _ready("ntxent_loss", "z0", z0, z1, call, "ntxent_fwd" if fused else "similarity_fwd", own)
     if weights is not None:
-        weights = weights_of_rows(weights, z0, views=2)
+        weights = weights_of_rows(weights, z0, views=2, of="z0")
     if not fused:
         return loss_of_rows(rows_of_pairs(z0, z1, call), weights, call)
     loss = partial(
@@ -185,7 +186,7 @@ def _loss_with_bank(out0: Tensor, out1: Tensor | None, memory_bank: MemoryBank, 
     queries, keys, call = _ready(called, "out0", wide0, wide1, call, op, own, rows)
     bank = memory_bank(out0)
     if weights is not None:
-        weights = weights_of_rows(weights, queries, views=1)
+        weights = weights_of_rows(weights, queries, views=1, of="out0")
     result = loss_of_rows(rows_of_queries(queries, keys, bank.to(queries.dtype), call), weights, call)
     if fills:
         memory_bank.enqueue(keys, call.eps)
@@ -209,7 +210,7 @@ def _ready(
     """
     check_options(call.reduction, call.eps, call.precision)
     z0, z1 = common_dtype(z0, z1)
-    temperature = ready_temperature(call.temperature, z0)
+    temperature = ready_temperature(call.temperature, z0, name)
     how = {"reduction": call.reduction, "eps": call.eps, "precision": call.precision, "backend": call.backend}
     check_same_call(called, name, z0, temperature, **how, group=call.group, own=own)
     if op == "similarity_fwd":
@@ -220,7 +221,8 @@ def _ready(
         temperature=temperature,
         eps=float(call.eps),
         precision=precision,
-        backend=resolve_backend(call.backend, op, z0.device, z0.dtype, large),
+        backend=resolve_backend(call.backend, op, z0.device, z0.dtype, large, called),
+        called=called,
     )
     return for_backward(z0), for_backward(z1), call
 
@@ -229,7 +231,7 @@ def _check_stack(views: Tensor) -> None:
     if not isinstance(views, Tensor) or views.ndim != 3 or views.shape[0] < 2:
         shape = tuple(views.shape) if isinstance(views, Tensor) else type(views).__name__
         raise ValueError(f"z0 is {shape} and z1 is None: pass z0 and z1 [N, D], or all views in one tensor [V, N, D]")
-    check_rows("z0, all views", views.flatten(0, 1))
+    check_rows("z0", views, stack="[V, N, D], N embeddings of each view")
 
 
 def _check_views(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:

@@ -24,6 +24,7 @@ class Call(NamedTuple):
     precision: str | None
     backend: str
     group: "torch.distributed.ProcessGroup | None"
+    called: str = "ntxent_loss"  # what users call, for messages
 
 
 class Rows(NamedTuple):
@@ -63,17 +64,24 @@ def loss_of_rows(rows: Rows, weights: Tensor | None, call: Call) -> Tensor | tup
     return (loss, ntxent_statistics(*rows, call.group)) if call.return_stats else loss
 
 
-def weights_of_rows(weights: Tensor, samples: Tensor, views: int) -> Tensor:
-    """Checked weights [n] of samples [n, D], which have this many rows each, view by view: [views * n]."""
+def weights_of_rows(weights: Tensor, samples: Tensor, views: int, of: str) -> Tensor:
+    """Checked weights [n] of samples [n, ...], which have this many rows each, view by view: [views * n].
+
+    of: what users call the samples.
+    """
     if not isinstance(weights, Tensor):
         raise TypeError(f"weights is a {type(weights).__name__}: pass a torch.Tensor [N], one factor per sample")
-    if weights.shape != samples.shape[:1] or weights.is_complex():
+    if weights.layout != torch.strided:
+        raise ValueError(f"weights has layout {weights.layout}: pass a dense tensor, e.g. weights.to_dense()")
+    if weights.is_complex():
+        raise TypeError(f"weights has dtype {weights.dtype}: pass real factors, e.g. weights.real")
+    if weights.shape != samples.shape[:1]:
         raise ValueError(
-            f"weights has shape {tuple(weights.shape)} and dtype {weights.dtype}, for {samples.shape[0]} samples: "
-            "pass real factors [N], one per sample, which counts for its rows in all views"
+            f"weights has shape {tuple(weights.shape)}: pass [N], one factor for each of the {samples.shape[0]} "
+            f"samples of {of}, which counts for its rows in all views"
         )
     if weights.device != samples.device:
-        raise ValueError(f"weights is on {weights.device} and the views are on {samples.device}: move one of them")
+        raise ValueError(f"weights is on {weights.device} and {of} is on {samples.device}: move one of them")
     return weights.repeat(views)
 
 
@@ -90,6 +98,7 @@ def _similarity(rows: Tensor, columns: Tensor | None, exclude: str, group, call:
         precision=call.precision,
         backend=call.backend,
         group=group,
+        called=call.called,
     )
 
 
@@ -98,4 +107,4 @@ def _tie(z: Tensor, call: Call) -> float | Tensor:
 
 
 def _pair_logits(a: Tensor, b: Tensor, call: Call) -> Tensor:
-    return pair_logits(a, b, call.temperature, eps=call.eps, backend=call.backend)
+    return pair_logits(a, b, call.temperature, eps=call.eps, backend=call.backend, called=call.called)

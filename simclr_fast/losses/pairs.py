@@ -27,6 +27,7 @@ def pair_logits(
     eps: float = 1e-8,
     normalize: bool = True,
     backend: str = "auto",
+    called: str = "pair_logits",
 ) -> Tensor:
     """u . v / temperature for each pair of rows, u = a / max(|a|, eps) and v = b / max(|b|, eps).
 
@@ -36,6 +37,7 @@ def pair_logits(
         normalize: False takes the rows as they are.
         backend: "reference" is plain PyTorch, also for forward mode and vmap; any other keeps nothing for the backward
             pass but a and b.
+        called: what users call, for messages.
 
     Returns:
         [...] in float64 (float32 on devices that lack it); differentiable as often as wanted in a, b and temperature.
@@ -47,14 +49,14 @@ def pair_logits(
             u, v = (x.to(wide_dtype(x)) if length is None else unit_rows(x, length) for x in (a, b))
             return (u * v).sum(dim=-1) / temperature
         value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-        return function.apply(_PairLogits, "the logit of a pair", a, b, tensor, value, length)
+        return function.apply(_PairLogits, called, a, b, tensor, value, length, called)
 
 
 class _PairLogits(torch.autograd.Function):
     """The logits of pairs [...]; the backward computes the unit rows anew."""
 
     @staticmethod
-    def forward(a, b, temperature_tensor, temperature: float, eps: float | None):
+    def forward(a, b, temperature_tensor, temperature: float, eps: float | None, called: str):
         def cosines(a: Tensor, b: Tensor) -> tuple[Tensor]:
             return ((wide_rows(a, eps)[0] * wide_rows(b, eps)[0]).sum(dim=-1),)
 
@@ -63,7 +65,7 @@ class _PairLogits(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        a, b, temperature_tensor, ctx.temperature, ctx.eps = inputs
+        a, b, temperature_tensor, ctx.temperature, ctx.eps, _ = inputs
         ctx.save_for_backward(a, b, temperature_tensor)
 
     @staticmethod
@@ -90,7 +92,11 @@ class _PairLogits(torch.autograd.Function):
             da = results.pop(0) if need_a else None
             db = results.pop(0) if need_b else None
             dt = -(ds * results.pop(0)).sum() / (t * t) if need_dt else None
-        return da, db, dt if dt is None else dt.to(temperature_tensor.dtype), None, None
+        return da, db, dt if dt is None else dt.to(temperature_tensor.dtype), None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        function.refuse_vmap(inputs[-1])
 
 
 def wide_rows(z: Tensor, eps: float | None) -> tuple[Tensor, Tensor | None]:

@@ -29,6 +29,7 @@ def positive_means(
     eps: float,
     backend: str,
     group: "torch.distributed.ProcessGroup | None",
+    called: str,
 ) -> Tensor:
     """The mean logit of the positives of each row, in float64 where the device has it; 0 without a positive.
 
@@ -36,6 +37,7 @@ def positive_means(
     class has.
     backend: "reference" is plain PyTorch, also for second derivatives; any other is differentiable once, and keeps
     nothing of the rows' size for the backward pass but the unit rows. Its backward gathers [M] numbers.
+    called: what users call, for messages.
     """
     positives = (size - 1).clamp_min(1)
     rows = for_backward(rows)
@@ -48,15 +50,15 @@ def positive_means(
             own = number[rank * rows.shape[0] : (rank + 1) * rows.shape[0]]
             return (u * (sums[own] - u)).sum(dim=1) / positives / temperature
         value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-        inputs = rows, number, limit, positives, tensor, value, float(eps), group
-        return function.apply(_PositiveMeans, "sup_con_loss", *inputs)[0]
+        inputs = rows, number, limit, positives, tensor, value, float(eps), group, called
+        return function.apply(_PositiveMeans, called, *inputs)[0]
 
 
 class _PositiveMeans(torch.autograd.Function):
     """(means [M], u of all ranks [W M, D]). The log-sum-exp of every such loss refuses a second derivative."""
 
     @staticmethod
-    def forward(rows, number, limit: int, positives, temperature_tensor, temperature: float, eps: float, group):
+    def forward(rows, number, limit: int, positives, temperature_tensor, temperature: float, eps: float, group, called):
         rank, world = distributed.rank_and_size(group)
         t = temperature if temperature_tensor is None else temperature_tensor
         u = in_parts(lambda z: (wide_rows(z, eps)[0].to(compute_dtype(z.dtype)),), rows)[0]
@@ -71,7 +73,7 @@ class _PositiveMeans(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        rows, number, ctx.limit, positives, temperature_tensor, ctx.temperature, ctx.eps, ctx.group = inputs
+        rows, number, ctx.limit, positives, temperature_tensor, ctx.temperature, ctx.eps, ctx.group, _ = inputs
         means, u_all = output
         ctx.mark_non_differentiable(u_all)
         ctx.set_materialize_grads(False)
@@ -80,7 +82,7 @@ class _PositiveMeans(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dmeans, _):
         if dmeans is None:
-            return (None,) * 8
+            return (None,) * 9
         rows, number, positives, temperature_tensor, means, u_all = ctx.saved_tensors
         rank, world = distributed.rank_and_size(ctx.group)
         t = ctx.temperature if temperature_tensor is None else temperature_tensor
@@ -101,7 +103,11 @@ class _PositiveMeans(torch.autograd.Function):
                 drows = in_parts(gradient, rows, _own(number, rank, rows), c)[0]
             if ctx.needs_input_grad[4]:
                 dt = (-(dmeans * means).sum() / t).to(temperature_tensor.dtype)
-        return drows, None, None, None, dt, None, None, None
+        return drows, None, None, None, dt, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        function.refuse_vmap(inputs[-1])
 
 
 def _own(number: Tensor, rank: int, rows: Tensor) -> Tensor:

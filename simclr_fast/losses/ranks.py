@@ -16,6 +16,7 @@ from simclr_fast.losses.arguments import BACKENDS, FLOAT_DTYPES, PRECISIONS, RED
 
 CALLS = (
     "ntxent_loss",
+    "ntxent_loss of more than two views",
     "NTXentLoss with a memory bank",
     "info_nce_loss",
     "clip_loss",

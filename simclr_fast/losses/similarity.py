@@ -61,7 +61,7 @@ def similarity_logsumexp(
     """
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
     how = {"exclude": exclude, "both": both, "normalize": normalize}
-    return agreed_logsumexp(rows, columns, temperature, agreed=False, **how, **options)
+    return agreed_logsumexp(rows, columns, temperature, **how, **options)
 
 
 def agreed_logsumexp(
@@ -76,9 +76,12 @@ def agreed_logsumexp(
     eps: float,
     precision: Precision | None,
     backend: Backend,
-    agreed: bool = True,
+    called: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`similarity_logsumexp` of a loss that has seen to it that the ranks' calls agree; else this sees to it."""
+    """`similarity_logsumexp`, for the loss that users call by the name `called`, with arguments that it has checked.
+
+    The loss has also seen to it that the ranks' calls agree. With None users call the primitive, and this sees to it.
+    """
     check_choice("exclude", exclude, EXCLUDE)
     check_rows("rows", rows)
     if columns is None:
@@ -89,8 +92,9 @@ def agreed_logsumexp(
         rows, columns = common_dtype(rows, columns)
         columns = for_backward(columns)
     check_options("none", eps, precision)
-    temperature = ready_temperature(temperature, rows)
-    if not agreed:
+    temperature = ready_temperature(temperature, rows, "rows")
+    if called is None:
+        called = "similarity_logsumexp"
         own = (
             Shared("number of columns (-1 for None)", -1 if columns is None else columns.shape[0], ALIKE),
             choice("exclude", exclude, EXCLUDE),
@@ -98,7 +102,7 @@ def agreed_logsumexp(
             flag("normalize", normalize),
         )
         options = {"reduction": "none", "eps": eps, "precision": precision, "backend": backend}
-        check_same_call("similarity_logsumexp", "rows", rows, temperature, **options, group=group, own=own)
+        check_same_call(called, "rows", rows, temperature, **options, group=group, own=own)
     if columns is not None and exclude == "self" and group is not None and rows.shape[0] != columns.shape[0]:
         raise ValueError(
             f"exclude='self' with a group: rows {tuple(rows.shape)} and columns {tuple(columns.shape)} differ in "
@@ -115,8 +119,9 @@ def agreed_logsumexp(
         both=both,
         eps=float(eps) if normalize else None,
         precision=precision,
-        backend=resolve_backend(backend, "similarity_fwd", rows.device, rows.dtype, large),
+        backend=resolve_backend(backend, "similarity_fwd", rows.device, rows.dtype, large, called),
         group=group,
+        called=called,
     )
     return (lse, column_lse) if both else lse
 

@@ -66,26 +66,45 @@ def sup_con_loss(
         RuntimeError: the named backend cannot serve the features.
     """
     _check_arguments(features, labels)
+    how = {"reduction": reduction, "group": group, "eps": eps, "precision": precision, "backend": backend}
+    return loss_of_classes(features, labels, temperature, weights, **how, called="sup_con_loss", of="features")
+
+
+def loss_of_classes(
+    features: Tensor,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    weights: Tensor | None,
+    *,
+    reduction: Reduction,
+    group: "torch.distributed.ProcessGroup | None",
+    eps: float,
+    precision: Precision | None,
+    backend: Backend,
+    called: str,
+    of: str,
+) -> Tensor:
+    """`sup_con_loss` of checked features and labels, where users call the loss and the features by these names."""
     check_options(reduction, eps, precision)
     views = features.shape[1] if features.ndim == 3 else 1
     rows = widened_half(features.transpose(0, 1).flatten(0, 1) if features.ndim == 3 else features)  # [M, D]
-    temperature = ready_temperature(temperature, rows)
+    temperature = ready_temperature(temperature, rows, of)
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
     own = (
         presence("labels", labels),
         presence("weights", weights),
         Shared("number of views", views, ALIKE),
     )
-    check_same_call("sup_con_loss", "features", rows, temperature, reduction=reduction, own=own, **options)
+    check_same_call(called, of, rows, temperature, reduction=reduction, own=own, **options)
     if labels is None:
         classes = _classes_of_samples(features, group)
     else:
         labels = labels.to(features.device, torch.int64).repeat(views)
         classes = _classes_of_labels(labels, group)
 
-    losses = _row_losses(rows, classes, temperature, **options)
+    losses = _row_losses(rows, classes, temperature, called=called, **options)
     if weights is not None:
-        losses = losses * weights_of_rows(weights, features, views)
+        losses = losses * weights_of_rows(weights, features, views, of)
     if reduction == "none" and features.ndim == 3:
         losses = losses.unflatten(0, (views, -1)).T
     dtype = compute_dtype(features.dtype)
@@ -158,7 +177,7 @@ def _classes_of_labels(labels: Tensor, group) -> _Classes:
 
 
 def _row_losses(
-    rows: Tensor, classes: _Classes, temperature: float | Tensor, *, group, eps, precision, backend
+    rows: Tensor, classes: _Classes, temperature: float | Tensor, *, group, eps, precision, backend, called
 ) -> Tensor:
     """The losses of rows [M, D], 0 without a positive; [M], in the order of the rows.
 
@@ -166,8 +185,8 @@ def _row_losses(
     it is close to 0. With more positives it is at least log |P(i)|: the log-sum-exp minus their mean logit.
     """
     m, size, is_pair = rows.shape[0], classes.size, classes.is_pair
-    options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
-    means = positive_means(rows, classes.number, classes.limit, size, temperature, eps, backend, group)
+    options = {"group": group, "eps": eps, "precision": precision, "backend": backend, "called": called}
+    means = positive_means(rows, classes.number, classes.limit, size, temperature, eps, backend, group, called)
     if m == 1 or (m % 2 and distributed.rank_and_size(group)[1] > 1):  # no partner for everyone
         losses = agreed_logsumexp(rows, None, temperature, exclude="self", **options) - means
         return torch.where(size > 1, losses, 0)
@@ -175,7 +194,7 @@ def _row_losses(
         rows, means, size, is_pair = (x[classes.pairs] for x in (rows, means, size, is_pair))
     first, second = rows[: m - m // 2], rows[m - m // 2 :]
     half = m // 2
-    s_pairs = pair_logits(first[:half], second, temperature, eps=eps, backend=backend)
+    s_pairs = pair_logits(first[:half], second, temperature, eps=eps, backend=backend, called=called)
     if m % 2:
         lse_others = _lse_without_partners(first, second, temperature, options).to(s_pairs.dtype)
         s_partner = torch.cat([s_pairs, s_pairs.new_zeros(1), s_pairs])  # row `half` has no partner
@@ -198,14 +217,9 @@ def _lse_without_partners(first: Tensor, second: Tensor, temperature: float | Te
 
 
 def _check_arguments(features: Tensor, labels: Tensor | None) -> None:
-    if isinstance(features, Tensor) and features.ndim == 3 and features.shape[1] > 0:
-        check_rows("features", features[:, 0])
-    elif isinstance(features, Tensor) and features.ndim != 2:
-        raise ValueError(
-            f"features has shape {tuple(features.shape)}: pass [M, D] with labels, or [N, V, D], V views of each sample"
-        )
-    else:
-        check_rows("features", features)
+    shapes = "[M, D] with labels, or [N, V, D], V views of each sample"
+    two = isinstance(features, Tensor) and features.ndim == 2
+    check_rows("features", features, stack=None if two else shapes)
     if labels is None:
         if features.ndim == 2 or features.shape[1] == 1:
             raise ValueError(
@@ -216,10 +230,14 @@ def _check_arguments(features: Tensor, labels: Tensor | None) -> None:
         raise TypeError(
             f"labels is a {type(labels).__name__}: pass a tensor of integers, one for each of {_count(features)}"
         )
+    elif labels.layout != torch.strided:
+        raise ValueError(f"labels has layout {labels.layout}: pass a dense tensor, e.g. labels.to_dense()")
     elif labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels has dtype {labels.dtype}: pass integers, e.g. labels.long()")
     elif labels.shape != features.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}: pass one label for each of {_count(features)}")
+    elif labels.is_meta and not features.is_meta:
+        raise ValueError(f"labels is on meta and features is on {features.device}: pass labels that have values")
 
 
 def _count(features: Tensor) -> str:

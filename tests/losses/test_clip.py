@@ -1,5 +1,7 @@
 """CLIP against the two cross-entropies of its paper: values, gradients, the call of open_clip, what it refuses."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,11 +65,12 @@ def test_it_is_called_as_open_clip_is() -> None:
     loss = CLIPLoss(local_loss=True, gather_with_grad=True, cache_labels=True, rank=0, world_size=1)(x, y, scale)
     assert relative_error(loss, expected) <= 1e-6
     assert relative_error(*(torch.autograd.grad(value, scale)[0] for value in (loss, expected))) <= 1e-5
-    bias = torch.tensor(3.0, requires_grad=True)
-    result = CLIPLoss()(image_features=x, text_features=y, logit_scale=scale, logit_bias=bias, output_dict=True)
-    assert torch.equal(result["contrastive_loss"], loss)
-    result["contrastive_loss"].backward()
-    assert bias.grad == 0
+    for bias in (torch.tensor(3.0), torch.tensor([torch.inf]), torch.tensor(-3.0, dtype=torch.float64)):
+        bias.requires_grad_()
+        result = CLIPLoss()(image_features=x, text_features=y, logit_scale=scale, logit_bias=bias, output_dict=True)
+        assert torch.equal(result["contrastive_loss"], loss)
+        result["contrastive_loss"].backward()
+        assert bias.grad == 0
     assert torch.equal(CLIPLoss()(x, y, 14.3), clip_loss(x, y, 14.3))
 
 
@@ -102,11 +105,18 @@ GOOD = torch.ones(4, 3)
         ({"text_features": GOOD[:3]}, ValueError, r"image_features \(4, 3\) and text_features \(3, 3\) differ"),
         ({"text_features": GOOD.double()}, TypeError, "image_features is torch.float32 and text_features is torch.fl"),
         ({"logit_scale": 0.0}, ValueError, "logit_scale=0.0: pass a positive, finite number"),
-        ({"logit_scale": torch.tensor(-1.0)}, ValueError, "logit_scale=-1.0: pass a positive, finite number"),
+        *(
+            ({"logit_scale": kind(bad)}, ValueError, f"logit_scale={bad:.0f}.*: pass a positive, finite number")
+            for bad in (-1.0, math.inf, math.nan)
+            for kind in (float, torch.tensor)
+        ),
+        ({"logit_scale": torch.tensor(1e-42)}, ValueError, "logit_scale=1.*e-42: pass a positive, finite number"),
+        ({"logit_scale": torch.ones(1).to_sparse()}, ValueError, r"logit_scale has shape \(1,\) and"),
         ({"logit_scale": torch.ones(2)}, ValueError, r"logit_scale has shape \(2,\) and dtype torch.float32"),
         ({"logit_scale": torch.tensor(1.0, device="meta")}, ValueError, "logit_scale is on meta and image_features is"),
         ({"logit_scale": "1"}, TypeError, "logit_scale is a str: pass a float"),
         ({"reduction": "avg"}, ValueError, "reduction='avg': choose one of"),
+        ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve clip_loss on cpu"),
     ],
 )
 def test_bad_input_is_named(change: dict, error: type[Exception], message: str) -> None:
@@ -119,5 +129,7 @@ def test_the_module_refuses_bad_options() -> None:
         CLIPLoss(use_horovod=True)
     with pytest.raises(ValueError, match="reduction='avg': choose one of"):
         CLIPLoss(reduction="avg")
+    with pytest.raises(TypeError, match="logit_bias is a str: pass a float, a tensor, or None"):
+        CLIPLoss()(GOOD, GOOD, 10.0, "0.5")
     with pytest.raises(ValueError, match="rank=1, world_size=2: torch.distributed knows rank 0 of 1; call init_proc"):
         CLIPLoss(rank=1, world_size=2)(GOOD, GOOD, 10.0)

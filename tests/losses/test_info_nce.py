@@ -1,5 +1,7 @@
 """InfoNCE against the formula of its paper: values, gradients, negatives of every kind, what it refuses."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -153,6 +155,11 @@ GOOD = torch.ones(4, 3)
         ({"negative_keys": torch.ones(5, 2)}, ValueError, r"negative_keys \(5, 2\) differ in width D"),
         ({"negative_keys": torch.ones(4, 5, 3)}, ValueError, r"negative_keys has shape \(4, 5, 3\): pass \[N, D\]"),
         ({"negative_keys": GOOD, "negative_mode": "paired"}, ValueError, r"pass \[N, M, D\], M keys for each of the N"),
+        (
+            {"negative_keys": torch.ones(3, 2, 3), "negative_mode": "paired"},
+            ValueError,
+            r"negative_keys \(3, 2, 3\) with negative_mode='paired' and query \(4, 3\) differ in N",
+        ),
         ({"negative_keys": GOOD, "symmetric": True}, ValueError, "symmetric=True: negative_keys are of the queries"),
         (
             {"negative_keys": torch.ones(len(GOOD), 2, 3).to_sparse(), "negative_mode": "paired"},
@@ -161,6 +168,9 @@ GOOD = torch.ones(4, 3)
         ),
         ({"negative_mode": "pair"}, ValueError, "negative_mode='pair': choose one of 'unpaired', 'paired'"),
         ({"temperature": 0}, ValueError, "temperature=0: pass a positive"),
+        ({"temperature": torch.ones((), device="meta")}, ValueError, "temperature is on meta and query is on cpu"),
+        ({"eps": math.inf}, ValueError, "eps=inf: pass a positive, finite number"),
+        ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve info_nce_loss on cpu"),
         ({"reduction": "avg"}, ValueError, "reduction='avg': choose one of"),
         ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown"),
         (

@@ -252,6 +252,17 @@ def test_bad_sizes_are_named(size: object, error: type[Exception], message: str)
         NTXentLoss(memory_bank_size=size)
 
 
+def test_messages_call_the_views_and_the_loss_by_their_names() -> None:
+    out0, out1 = torch.ones(2, 4, 3)
+    for module, weights, message in (
+        (NTXentLoss(0.1, 5), torch.ones(4, device="meta"), "weights is on meta and out0 is on cpu: move one"),
+        (NTXentLoss(torch.ones((), device="meta"), 5), None, "temperature is on meta and out0 is on cpu: move one"),
+        (NTXentLoss(0.1, 5, backend="triton"), None, "cannot serve NTXentLoss with a memory bank on cpu"),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            module(out0, out1, weights=weights)
+
+
 @pytest.mark.parametrize(
     ("views", "error", "message"),
     [

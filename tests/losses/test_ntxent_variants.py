@@ -226,10 +226,10 @@ def test_the_module_has_the_options() -> None:
     ("change", "error", "message"),
     [
         ({"weights": [1.0]}, TypeError, r"weights is a list: pass a torch.Tensor \[N\]"),
-        ({"weights": torch.ones(8)}, ValueError, r"weights has shape \(8,\) and dtype torch.float32, for 4 samples"),
+        ({"weights": torch.ones(8)}, ValueError, r"weights has shape \(8,\): pass \[N\], one factor for each of the 4"),
         ({"weights": torch.ones(4, 1)}, ValueError, r"weights has shape \(4, 1\)"),
-        ({"weights": torch.ones(4, dtype=torch.complex64)}, ValueError, "dtype torch.complex64, for 4 samples"),
-        ({"weights": torch.ones(4, device="meta")}, ValueError, "weights is on meta and the views are on cpu: move"),
+        ({"weights": torch.ones(4, dtype=torch.complex64)}, TypeError, "weights has dtype torch.complex64: pass real"),
+        ({"weights": torch.ones(4, device="meta")}, ValueError, "weights is on meta and z0 is on cpu: move"),
         ({"z1": None}, ValueError, r"z0 is \(4, 3\) and z1 is None: pass z0 and z1 \[N, D\], or all views"),
         ({"z0": torch.ones(1, 4, 3), "z1": None}, ValueError, r"z0 is \(1, 4, 3\) and z1 is None"),
         (
@@ -245,10 +245,21 @@ def test_the_module_has_the_options() -> None:
         (
             {"z0": torch.ones(3, 4, 3).long(), "z1": None},
             TypeError,
-            "z0, all views has dtype torch.int64: pass float16",
+            "z0 has dtype torch.int64: pass float16",
+        ),
+        ({"z0": torch.ones(3, 4, 0), "z1": None}, ValueError, r"z0 has shape \(3, 4, 0\): it is empty"),
+        (
+            {"z0": torch.ones(3, 4, 3), "z1": None, "temperature": torch.ones((), device="meta")},
+            ValueError,
+            "temperature is on meta and z0 is on cpu",
+        ),
+        (
+            {"z0": torch.ones(3, 4, 3), "z1": None, "backend": "triton"},
+            RuntimeError,
+            "backend='triton' cannot serve ntxent_loss of more than two views on cpu",
         ),
         ({"z1": 0.5}, TypeError, "z1 is a float: pass a torch.Tensor"),
-        ({"return_stats": True, "backend": "triton"}, RuntimeError, "backend='triton' cannot serve"),
+        ({"return_stats": True, "backend": "triton"}, RuntimeError, "backend='triton' cannot serve ntxent_loss on"),
     ],
 )
 def test_bad_input_is_named(change: dict, error: type[Exception], message: str) -> None:

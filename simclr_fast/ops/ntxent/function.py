@@ -7,6 +7,7 @@ and where autograd records nothing, as in a backward pass that nobody differenti
 """
 
 from functools import cache
+from typing import NoReturn
 
 import torch
 from torch.autograd import forward_ad
@@ -30,6 +31,27 @@ def apply(function: type[torch.autograd.Function], called: str, *inputs: object)
         if "jvp" not in str(error):
             raise
         raise RuntimeError(f"{called} has no forward-mode derivative; use backend='reference'") from error
+
+
+def refuse_vmap(called: str) -> NoReturn:
+    """Raises RuntimeError for a Function whose rows are compared with each other; `called` is what users call."""
+    raise RuntimeError(
+        f"{called} cannot be vmapped: its rows are compared with each other; loop over the batches, or use "
+        "backend='reference'"
+    )
+
+
+def refuse_vmap_of_gradient(called: str) -> NoReturn:
+    """Raises RuntimeError for the gradient of such a Function."""
+    raise RuntimeError(
+        f"the gradient of {called} cannot be vmapped (as jacrev and hessian do); loop over the rows, or use "
+        "backend='reference'"
+    )
+
+
+def refuse_second_derivative(called: str) -> NoReturn:
+    """Raises RuntimeError for a gradient that autograd is asked to differentiate, instead of dropping it silently."""
+    raise RuntimeError(f"{called} is differentiable once; use backend='reference' for higher derivatives")
 
 
 @cache

@@ -183,10 +183,7 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        raise RuntimeError(
-            "ntxent_loss cannot be vmapped: its rows are compared with each other; loop over the batches, or use "
-            "backend='reference'"
-        )
+        function.refuse_vmap("ntxent_loss")
 
 
 class _NTXentWithGradient(torch.autograd.Function):
@@ -215,14 +212,11 @@ class _DifferentiableOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError("ntxent_loss is differentiable once; use backend='reference' for higher derivatives")
+        function.refuse_second_derivative("ntxent_loss")
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        raise RuntimeError(
-            "the gradient of ntxent_loss cannot be vmapped (as jacrev and hessian do); loop over the rows, or use "
-            "backend='reference'"
-        )
+        function.refuse_vmap_of_gradient("ntxent_loss")
 
 
 class _ScaledGradient(_DifferentiableOnce):

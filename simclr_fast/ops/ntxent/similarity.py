@@ -89,7 +89,10 @@ if has_triton():
 
 
 class Options(NamedTuple):
-    """What a call is made with beside its tensors. A temperature tensor counts, where there is one; eps None: as is."""
+    """What a call is made with beside its tensors. A temperature tensor counts, where there is one; eps None: as is.
+
+    called: what users call, for messages.
+    """
 
     temperature: float
     exclude: str
@@ -100,6 +103,7 @@ class Options(NamedTuple):
     precision: str
     backend: str
     group: "torch.distributed.ProcessGroup | None"
+    called: str
 
 
 class _Saved(NamedTuple):
@@ -193,14 +197,11 @@ class _Similarity(torch.autograd.Function):
         rows, columns, temperature_tensor, *saved = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         inputs = (drows, dcolumns, rows, columns, temperature_tensor, _Saved(*saved), needs, ctx.options)
-        return *function.apply(_SimilarityGradient, "similarity_logsumexp", *inputs), None
+        return *function.apply(_SimilarityGradient, ctx.options.called, *inputs), None
 
     @staticmethod
-    def vmap(info, in_dims, *args):
-        raise RuntimeError(
-            "similarity_logsumexp cannot be vmapped: its rows meet all columns; loop over the batches, or use "
-            "backend='reference'"
-        )
+    def vmap(info, in_dims, *inputs):
+        function.refuse_vmap(inputs[-1].called)
 
 
 class _SimilarityGradient(torch.autograd.Function):
@@ -287,20 +288,15 @@ class _SimilarityGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        pass
+        ctx.called = inputs[-1].called
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError(
-            "similarity_logsumexp is differentiable once; use backend='reference' for higher derivatives"
-        )
+        function.refuse_second_derivative(ctx.called)
 
     @staticmethod
-    def vmap(info, in_dims, *args):
-        raise RuntimeError(
-            "the gradient of similarity_logsumexp cannot be vmapped (as jacrev and hessian do); loop over the rows, or "
-            "use backend='reference'"
-        )
+    def vmap(info, in_dims, *inputs):
+        function.refuse_vmap_of_gradient(inputs[-1].called)
 
 
 def similarity(
@@ -316,12 +312,13 @@ def similarity(
     group: "torch.distributed.ProcessGroup | None",
     need_max: bool = False,
     fixed_columns: bool = False,
+    called: str = "similarity_logsumexp",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(lse [n], column_lse [m] with `both`, else [0], max [n] with `need_max`, else [0]) by a named backend.
 
     `simclr_fast.losses.similarity.similarity_logsumexp` documents and checks the arguments; eps None: without
     normalisation. max, each row's largest logit (-inf of none), has no gradient. fixed_columns, of a call without
-    `both`: columns without gradient, which the caller may overwrite once this returns.
+    `both`: columns without gradient, which the caller may overwrite once this returns. called: what users call.
     """
     if fixed_columns and eps is None:
         columns = columns.clone()  # unit rows are new, but rows as they are would be saved themselves
@@ -331,8 +328,8 @@ def similarity(
         # The kernels bound logits by 1 / temperature where they know it, which rows that are no unit rows may exceed.
         temperature = rows.new_full((), temperature, dtype=compute_dtype(rows.dtype))
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-    options = Options(value, exclude, both, need_max, fixed_columns, eps, precision, backend, group)
-    return function.apply(_Similarity, "similarity_logsumexp", rows, columns, tensor, options)[:3]
+    options = Options(value, exclude, both, need_max, fixed_columns, eps, precision, backend, group, called)
+    return function.apply(_Similarity, called, rows, columns, tensor, options)[:3]
 
 
 def _reference(rows, columns, temperature, exclude, both, need_max, eps, group) -> tuple[Tensor, Tensor, Tensor]:
