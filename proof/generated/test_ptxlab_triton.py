@@ -8,7 +8,14 @@ import dataclasses
 import pytest
 import torch
 
-from proof.generated.triton_code import TABLES, compare_with_committed, is_of_this_release, ptxlab, simulate
+from proof.generated.triton_code import (
+    TABLES,
+    compare_with_committed,
+    is_of_this_release,
+    ptxlab,
+    scratch_apart,
+    simulate,
+)
 from proof.generated.triton_tables import TILE_KERNELS, committed, counts_markdown, counts_table
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
@@ -53,7 +60,8 @@ def simulated(case: Case, need_dt: bool = True, **options) -> Values:
             assert report.bank_conflict_ratio <= BANK_CONFLICTS, (name, report.bank_conflict_ratio)
 
     backend = TritonNtxent(run_launch, lambda device: Target(80, 2))
-    values = run(case, backend, need_dt)
+    with scratch_apart():
+        values = run(case, backend, need_dt)
     tolerance = TOLERANCE[kind]
     if case.dtype == torch.bfloat16:
         tolerance = tolerance | {"dz": tolerance["dz"] + 2.0**-9}  # dz is rounded

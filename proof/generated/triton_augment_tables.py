@@ -4,7 +4,7 @@ python -m proof.generated.triton_augment_tables [aot] [counts] writes docs/table
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def as_launched(launch: Launch) -> Launch:
         if isinstance(value, int) and value == 1 and name not in plain
     }
     arguments = {name: value for name, value in launch.arguments.items() if name not in ones}
-    return replace(launch, arguments=arguments, constants=launch.constants | ones)
+    return Launch.of(launch.kernel, launch.grid, arguments, launch.constants | ones, **launch.how)
 
 
 @dataclass(frozen=True)

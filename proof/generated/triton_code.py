@@ -10,18 +10,21 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from simclr_fast.ops.ntxent import triton_host
 from simclr_fast.triton_launch import Launch
 from tools.tables import write_table
 
@@ -66,7 +69,7 @@ _compiled: dict[str, Any] = {}
 def compile_launch(launch: Launch, arch: int):
     """The compiled kernel for sm_{arch}; needs no GPU."""
     signature, constants, attributes = specialise(launch)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **getattr(launch, "options", {})}
+    options = launch.how
     key = repr((launch.kernel.__name__, arch, signature, constants, attributes, options))
     if key not in _compiled:
         source = ASTSource(launch.kernel, signature, constants, attributes)
@@ -141,6 +144,17 @@ def ptxlab() -> ModuleType | None:
     return ptxlab
 
 
+@contextmanager
+def scratch_apart() -> Iterator[None]:
+    """Every scratch buffer of the loss is an allocation of its own, so that ptxlab finds an access beyond it."""
+
+    def scratch(like: torch.Tensor, plan: triton_host.ScratchSizes) -> tuple[torch.Tensor, ...]:
+        return tuple(like.new_empty(size, dtype=torch.float32) for size in plan.sizes)
+
+    with mock.patch.object(triton_host, "scratch", scratch):
+        yield
+
+
 _modules: dict[int, Any] = {}
 
 
@@ -158,4 +172,4 @@ def simulate(launch: Launch, grid: tuple[int, ...] | None = None, arch: int = 80
     arguments = [value for value in values if value is not None]
     arguments += [None] * (len(module.kernels[name]["params"]) - len(arguments))  # Triton's scratch pointers: unused
     options.setdefault("shared", compiled.metadata.shared)
-    return module.launch(name, grid or launch.grid, 32 * launch.num_warps, arguments, threads=2, **options)
+    return module.launch(name, grid or launch.grid, 32 * launch.how["num_warps"], arguments, threads=2, **options)

@@ -110,7 +110,7 @@ def test_the_last_part_of_a_very_large_gradient() -> None:
     }
     constants |= {"BLOCK_D": 128, "SLICES": 8, "HOLD_ROWS": True, "EVEN_D": True, "SPECIAL_FIRST": True, "SPECIAL": 16}
     statistics = {"term_ptr": half, "lse_neg_ptr": half, "s_pos_ptr": half}
-    last_program(Launch(ntxent_bwd_kernel, (2 * n // rows, splits, 1), shared | statistics, constants))
+    last_program(Launch.of(ntxent_bwd_kernel, (2 * n // rows, splits, 1), shared | statistics, constants))
 
     # Coefficients are exp(s - 1/t) (1/2 + 1/2) for all columns of the split but a row's own.
     own = u[-rows:].double()
@@ -125,6 +125,6 @@ def test_the_last_part_of_a_very_large_gradient() -> None:
     arguments |= {"z1_ptr": u[n:], "stride0": dim // 16, "stride1": dim // 16, "dz0_ptr": dz0, "dz1_ptr": dz1}
     arguments |= {"dt_ptr": torch.zeros(()), "scale": 0.5, "eps": 1e-8, "splits": splits, "dt_parts": 1}
     constants = {"D": dim, "UNIT": 16, "NEED_DT": False, "BLOCK_M": rows, "BLOCK_D": dim, "BLOCK_DT": 128}
-    last_program(Launch(ntxent_bwd_finish_kernel, (2 * n // rows,), arguments, constants))
+    last_program(Launch.of(ntxent_bwd_finish_kernel, (2 * n // rows,), arguments, constants))
     tangent = expected - (expected * own).sum(dim=1, keepdim=True) * own
     assert relative_error(dz1[-rows:], tangent) <= 1e-5  # scale / t = 1

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -90,28 +91,33 @@ def tiles_of_table(way: str, shape: Shape, target: Target) -> Tiles:
     """What the table holds for this shape; nothing is launched."""
     table = getattr(triton_tiles, f"{way}_tiles")
     with mock.patch.object(triton_tiles, f"{way}_tiles", wraps=table) as asked:
-        calls(TritonNtxent(lambda launch: None, lambda device: target), shape, torch.device("cpu"))[way]()
+        backend = TritonNtxent(lambda launch: None, lambda device: target)
+        calls(backend, shape, torch.device("cpu"))[way](backend)
     return table(*asked.call_args.args, **asked.call_args.kwargs)
 
 
-def calls(backend: TritonNtxent, shape: Shape, device: torch.device) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
-    """{"forward": the op's call, "backward": the op's call} on fresh inputs, with the table's tiles until now."""
+Call = Callable[[TritonNtxent], tuple[Tensor, ...]]
+
+
+def calls(backend: TritonNtxent, shape: Shape, device: torch.device) -> dict[str, Call]:
+    """{"forward": the op's call, "backward": the op's call} by any backend, on fresh inputs that this one makes.
+
+    A backend keeps the tiles that it has planned with, so that every configuration needs one of its own.
+    """
     n = shape.n
     generator = torch.Generator().manual_seed(0)
     z0, z1 = torch.randn(2, n, shape.d, generator=generator).to(device, shape.dtype)
     u, inv_norm = backend.normalize(z0, z1, 1e-8)
-    forward = lambda: backend.fwd(u, n, 0, TEMPERATURE, None, "mean", shape.precision)
-    _, lse_neg, s_pos = forward()
-    one = torch.ones((), device=device)
-    statistics = (u, inv_norm, lse_neg, s_pos)
-    backward = lambda: backend.bwd(one, z0, z1, *statistics, 0, "mean", 1e-8, TEMPERATURE, None, shape.precision, False)
+    forward = lambda by: by.fwd(u, n, 0, TEMPERATURE, None, "mean", shape.precision)
+    _, *statistics = forward(backend)
+    saved = (torch.ones((), device=device), z0, z1, u, inv_norm, *statistics)
+    backward = lambda by: by.bwd(*saved, 0, "mean", 1e-8, TEMPERATURE, None, shape.precision, False)
     return {"forward": forward, "backward": backward}
 
 
 def kernel_options(launch: Launch) -> dict[str, object]:
     """What Triton takes of a launch by name."""
-    chosen = {"num_warps": launch.num_warps, "num_stages": launch.num_stages, **launch.options}
-    return {**launch.arguments, **launch.constants, **chosen}
+    return {**launch.arguments, **launch.constants, **launch.how}
 
 
 def compile_only(shape: Shape, way: str, tiles: Tiles, target: Target, capability: int) -> str | None:
@@ -127,9 +133,10 @@ def compile_only(shape: Shape, way: str, tiles: Tiles, target: Target, capabilit
         if launch.kernel.__name__ == TILE_KERNELS[way]:
             launch.kernel.warmup(grid=launch.grid, **kernel_options(launch))
 
-    backend = TritonNtxent(compile_launch, lambda device: target)
+    prepare, candidate = (TritonNtxent(run, lambda device: target) for run in (lambda launch: None, compile_launch))
+    call = calls(prepare, shape, torch.device("cpu"))[way]
     try:
-        with_tiles(way, tiles, calls(backend, shape, torch.device("cpu"))[way])
+        with_tiles(way, tiles, partial(call, candidate))
     except Exception as error:  # a candidate that cannot be compiled is a finding
         return in_a_line(error)[:160]
     return None
@@ -171,8 +178,9 @@ def differs(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
 def rank(bench: Bench, shape: Shape, way: str, work: list[tuple[Tiles, str | None]], table: Tiles) -> list[dict]:
     """Times of the candidates, the fastest first; the table's own is among them."""
     facts: dict[str, dict] = {}
-    call = calls(TritonNtxent(launch_and_note(facts)), shape, bench.device.torch)[way]
-    expected = call()
+    of_table = TritonNtxent(launch_and_note(facts))
+    call = calls(of_table, shape, bench.device.torch)[way]
+    expected = call(of_table)
     rows = []
     for tiles, message in [(table, None), *((tiles, why) for tiles, why in work if tiles != table)]:
         row: dict = {"tiles": repr(tiles), "in the table": tiles == table}
@@ -181,10 +189,11 @@ def rank(bench: Bench, shape: Shape, way: str, work: list[tuple[Tiles, str | Non
             row["failed"] = message or "no time left"
             continue
         with bench.guarded(row, f"{way} {shape} {tiles}"):
-            actual = with_tiles(way, tiles, call)
+            candidate = partial(call, TritonNtxent(launch_and_note(facts)))
+            actual = with_tiles(way, tiles, candidate)
             row["distance"] = differs(actual, expected)
             row |= facts[TILE_KERNELS[way]]
-            row["ms"] = with_tiles(way, tiles, lambda: bench.device.timed(call, 0.03)).ms
+            row["ms"] = with_tiles(way, tiles, partial(bench.device.timed, candidate, 0.03)).ms
     return sorted(rows, key=lambda row: row.get("ms", float("inf")))
 
 

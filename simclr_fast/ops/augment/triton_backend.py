@@ -101,7 +101,7 @@ class TritonAugment:
             blocks = _blocks(out_height, out_width, LARGEST_WHOLE, most)
             arguments = shared | values | {"out": out}
             whole = constants | blocks | {"CHANNELS_LAST": channels_last}
-            self.run(Launch(augment_whole_kernel, (views * batch,), arguments, whole, _warps(blocks)))
+            self.run(Launch.of(augment_whole_kernel, (views * batch,), arguments, whole, num_warps=_warps(blocks)))
             return out
 
         blocks = _blocks(out_height, out_width, REGION, most)
@@ -110,7 +110,7 @@ class TritonAugment:
         sums = torch.empty((views * batch, mean_programs), dtype=torch.float32, device=images.device)
         arguments = shared | {"sums": sums, "programs": mean_programs, "tiles_x": tiles_x}
         grid = (views * batch * mean_programs,)
-        self.run(Launch(augment_mean_kernel, grid, arguments, constants | blocks, _warps(blocks)))
+        self.run(Launch.of(augment_mean_kernel, grid, arguments, constants | blocks, num_warps=_warps(blocks)))
 
         sides = {out_height: blocks["ROWS"], out_width: blocks["COLUMNS"]}
         many = any(half > side // 4 and length > side for length, side in sides.items())
@@ -120,9 +120,9 @@ class TritonAugment:
         arguments = shared | values | {"sums": sums, "out": out, "programs": programs, "mean_programs": mean_programs}
         tile = constants | blocks | {"CHANNELS_LAST": channels_last, "MANY": many, "BLOCK_SUMS": SUMS_BLOCK}
         # Of the loops over regions ptxas would rather spill than give a thread more than 128 registers.
-        warps, options = (8, {"maxnreg": 255}) if many else (_warps(blocks), {})
+        how = {"num_warps": 8, "maxnreg": 255} if many else {"num_warps": _warps(blocks)}
         grid = (views * batch * programs,)
-        self.run(Launch(augment_tile_kernel, grid, arguments, tile, warps, options=options))
+        self.run(Launch.of(augment_tile_kernel, grid, arguments, tile, **how))
         return out
 
     def augment_sample(
@@ -155,7 +155,7 @@ class TritonAugment:
         arguments |= {"packed": params, "height": height, "width": width, "batch": batch, "count": count}
         constants = {"RECIPE": tuple(recipe), "BLOCK": SAMPLE_BLOCK}
         grid = (triton.cdiv(count, SAMPLE_BLOCK),)
-        self.run(Launch(augment_sample_kernel, grid, arguments, constants, 2, 1, {"enable_fp_fusion": False}))
+        self.run(Launch.of(augment_sample_kernel, grid, arguments, constants, num_warps=2, enable_fp_fusion=False))
         return params
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,7 +12,7 @@ from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_splits
-from simclr_fast.triton_launch import aligned
+from simclr_fast.triton_launch import LaunchPlan, aligned
 
 # Full float32 ("ieee") on tensor cores: three tf32 products of operands split in two, a few ulps from FMA's result.
 _DOT_OF = {"ieee": "tf32x3", "tf32": "tf32"}
@@ -21,6 +21,13 @@ ROW_WARPS = 8  # warps of a program of the row-wise kernels
 ROW_STAGES = 2
 FINISH_ROWS = 16  # of a program of the forward's finish; with 64, a multiprocessor gets one, which waits for its loads
 COEFFICIENT_ROWS = 128  # of a program that makes coefficients; each of them reads the statistics of all rows
+
+Types = tuple[torch.dtype | None, ...]  # of the tensors that a plan is for
+
+
+def types_of(*tensors: torch.Tensor | None) -> Types:
+    """The types of a call's tensors, which Triton compiles for; others' follow from theirs."""
+    return tuple([None if tensor is None else tensor.dtype for tensor in tensors])
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -74,6 +81,25 @@ def row_blocks(dim: int) -> tuple[int, int]:
     return max(1, 4 * 32 * ROW_WARPS // block_d), block_d
 
 
+class ScratchSizes(NamedTuple):
+    """Float32 numbers of buffers that lie one behind the other, each from a multiple of 16 bytes on."""
+
+    sizes: tuple[int, ...]
+    parts: tuple[int, ...]  # the sizes rounded up
+    total: int
+
+    @staticmethod
+    def of(*sizes: int) -> ScratchSizes:
+        """For buffers of these sizes."""
+        parts = tuple(ceil_div(size, 4) * 4 for size in sizes)
+        return ScratchSizes(sizes, parts, sum(parts))
+
+
+def scratch(like: torch.Tensor, plan: ScratchSizes) -> tuple[torch.Tensor, ...]:
+    """The buffers on the device of a tensor: one allocation, since the parts of it cost a third of their own."""
+    return like.new_empty(plan.total, dtype=torch.float32).split_with_sizes(plan.parts)
+
+
 @dataclass(frozen=True)
 class GradientCut:
     """How the gradient's sum of `rows` over columns is cut into programs, and what its launches are compiled with."""
@@ -86,7 +112,6 @@ class GradientCut:
     row_tiles: int
     splits: int  # parts of the columns
     owners: int  # programs that share out the columns of the gradient
-    finish_block: tuple[int, int]  # (rows, columns) of a program of the finish, which owns whole rows
 
     @staticmethod
     def of(target: Target, rows: int, columns: int, dim: int, dot: str, online_max: bool) -> GradientCut:
@@ -95,22 +120,17 @@ class GradientCut:
         owners = ceil_div(dim, tiles.slices(dim) * tiles.block_d)
         row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_n)
         splits = backward_splits(target, row_tiles * owners, column_tiles)
-        return GradientCut(dim, rows, dot, online_max, tiles, row_tiles, splits, owners, row_blocks(dim))
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Programs of the tiles' launch."""
-        return self.row_tiles, self.splits, self.owners
+        return GradientCut(dim, rows, dot, online_max, tiles, row_tiles, splits, owners)
 
     @property
     def dt_parts(self) -> int:
         """Partials of dt."""
         return self.splits * self.row_tiles
 
-    def tile_constants(self, need_dt: bool) -> dict[str, Any]:
-        """Compile-time constants of the tiles' launch (add_gradient)."""
+    def tiles_plan(self, kernel: Any, numbers: dict[str, Any], need_dt: bool) -> LaunchPlan:
+        """The tiles' launch (add_gradient)."""
         tiles = self.tiles
-        return {
+        constants = {
             "D": self.dim,
             "NEED_DT": need_dt,
             "ONLINE_MAX": self.online_max,
@@ -124,16 +144,14 @@ class GradientCut:
             "SPECIAL_FIRST": tiles.special_first,
             "SPECIAL": min(16, tiles.block_n),
         }
+        grid = (self.row_tiles, self.splits, self.owners)
+        how = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+        return LaunchPlan.of(kernel, grid, numbers, constants, **how)
 
-    @property
-    def finish_grid(self) -> tuple[int]:
-        """Programs of the finish."""
-        return (ceil_div(self.rows, self.finish_block[0]),)
-
-    def finish_constants(self, need_dt: bool) -> dict[str, Any]:
-        """Compile-time constants of the finish."""
-        block_m, block_d = self.finish_block
-        return {
+    def finish_plan(self, kernel: Any, numbers: dict[str, Any], need_dt: bool) -> LaunchPlan:
+        """The finish, whose programs own whole rows."""
+        block_m, block_d = row_blocks(self.dim)
+        constants = {
             "D": self.dim,
             "UNIT": stride_unit(self.dim),
             "NEED_DT": need_dt,
@@ -141,3 +159,6 @@ class GradientCut:
             "BLOCK_D": block_d,
             "BLOCK_DT": 128,
         }
+        numbers = numbers | {"splits": self.splits, "dt_parts": self.dt_parts}
+        grid = (ceil_div(self.rows, block_m),)
+        return LaunchPlan.of(kernel, grid, numbers, constants, num_warps=ROW_WARPS, num_stages=ROW_STAGES)

@@ -1,0 +1,176 @@
+"""Plans of the Triton NT-Xent backend: its launches but for their tensors, made of shapes, strides, types and options.
+
+`types` of a plan are those of the tensors that it serves: Triton compiles for them, though no number here is made of
+them. What is called for in a device's tile tables comes from its Target.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from simclr_fast.ops.ntxent import triton_tiles
+from simclr_fast.ops.ntxent.reference import row_scale
+from simclr_fast.ops.ntxent.triton_backward import (
+    ntxent_bwd_coefficients_kernel,
+    ntxent_bwd_finish_kernel,
+    ntxent_bwd_kernel,
+)
+from simclr_fast.ops.ntxent.triton_forward import ntxent_fwd_finish_kernel, ntxent_fwd_kernel, ntxent_normalize_kernel
+from simclr_fast.ops.ntxent.triton_host import (
+    COEFFICIENT_ROWS,
+    FINISH_ROWS,
+    ROW_STAGES,
+    ROW_WARPS,
+    GradientCut,
+    ScratchSizes,
+    Types,
+    ceil_div,
+    row_blocks,
+    stride_unit,
+    tl_precision,
+)
+from simclr_fast.ops.ntxent.triton_tiles import Target, forward_bands
+from simclr_fast.triton_launch import LaunchPlan
+
+
+def normalize_plan(types: Types, n: int, rows: int, dim: int, stride0: int, stride1: int, eps: float) -> LaunchPlan:
+    """The launch that normalises n rows of view 0 and all others of view 1, of these strides in elements."""
+    block_m, block_d = row_blocks(dim)
+    unit = stride_unit(dim)
+    numbers = {"eps": eps, "n": n, "rows": rows, "D": dim, "stride0": stride0 // unit, "stride1": stride1 // unit}
+    return LaunchPlan.of(
+        ntxent_normalize_kernel,
+        (ceil_div(rows, block_m),),
+        numbers,
+        {"UNIT": unit, "BLOCK_M": block_m, "BLOCK_D": block_d},
+        num_warps=ROW_WARPS,
+        num_stages=ROW_STAGES,
+    )
+
+
+class Forward(NamedTuple):
+    """The forward's launches, and their scratch: sums, maxima (none where they are the sums), the programs' parts."""
+
+    scratch: ScratchSizes
+    tiles: LaunchPlan
+    finish: LaunchPlan
+
+
+def forward_plan(
+    target: Target,
+    types: Types,
+    n: int,
+    columns: int,
+    dim: int,
+    row_offset: int,
+    online_max: bool,
+    reduction: str,
+    dot: str,
+) -> Forward:
+    """n samples of `columns` unit rows of `dim` columns."""
+    rows = 2 * n
+    tiles = triton_tiles.forward_tiles(target, dot, dim, online_max)
+    row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_m)
+    symmetric = row_offset == 0 and columns == rows
+    band_m, band_n = forward_bands(target, symmetric, row_tiles, column_tiles)
+    row_bands, column_bands = ceil_div(row_tiles, band_m), ceil_div(column_tiles, band_n)
+    column_slots = row_bands if symmetric else 0
+    slots = column_slots + column_bands
+    programs = ceil_div(rows, FINISH_ROWS)
+    numbers = {"n": n, "row_offset": row_offset, "band_m": band_m, "band_n": band_n, "column_slots": column_slots}
+    constants = {"D": dim, "SYMMETRIC": symmetric, "ONLINE_MAX": online_max}
+    return Forward(
+        ScratchSizes.of(slots * rows, slots * rows if online_max else 0, programs),
+        LaunchPlan.of(
+            ntxent_fwd_kernel,
+            (row_bands, column_bands),
+            numbers | {"columns": columns},
+            constants
+            | {
+                "PRECISION": tl_precision(dot),
+                "BLOCK_M": tiles.block_m,
+                "BLOCK_D": tiles.block_d,
+                "SLICES": ceil_div(dim, tiles.block_d),
+                "HOLD_ROWS": tiles.holds_rows,
+                "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
+                "EVEN_D": dim % tiles.block_d == 0,
+            },
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        ),
+        LaunchPlan.of(
+            ntxent_fwd_finish_kernel,
+            (programs,),
+            numbers | {"scale": row_scale(reduction, n, columns), "slots": slots},
+            constants
+            | {
+                "REDUCED": reduction != "none",
+                "TILE_M": tiles.block_m,
+                "BLOCK_M": FINISH_ROWS,
+                "BLOCK_SLOTS": 128,
+                "BLOCK_D": 64,
+            },
+            num_stages=ROW_STAGES,
+        ),
+    )
+
+
+class Backward(NamedTuple):
+    """The backward's launches, and their scratch: term, weight, positive, the gradient's partials and those of dt."""
+
+    scratch: ScratchSizes
+    coefficients: LaunchPlan
+    tiles: LaunchPlan
+    finish: LaunchPlan
+
+
+def backward_plan(
+    target: Target,
+    types: Types,
+    n: int,
+    columns: int,
+    dim: int,
+    stride0: int,
+    stride1: int,
+    row_offset: int,
+    online_max: bool,
+    reduction: str,
+    dot: str,
+    eps: float,
+    need_dt: bool,
+) -> Backward:
+    """The arguments of forward_plan, and the strides of the raw rows, in elements."""
+    cut = GradientCut.of(target, 2 * n, columns, dim, dot, online_max)
+    unit = stride_unit(dim)
+    numbers = {"n": n, "columns": columns}
+    return Backward(
+        ScratchSizes.of(columns, columns + 1, columns, cut.splits * 2 * n * dim, cut.dt_parts),
+        LaunchPlan.of(
+            ntxent_bwd_coefficients_kernel,
+            (ceil_div(columns, COEFFICIENT_ROWS),),
+            numbers,
+            {
+                "REDUCED": reduction != "none",
+                "ONLINE_MAX": online_max,
+                "BLOCK_M": COEFFICIENT_ROWS,
+                # Many numbers at once, since every program waits for all of them: with 1024 and 4 warps 10 us
+                # instead of 7. But not more than there are: a masked step does not load vectors.
+                "BLOCK_SCAN": 4096 if columns >= 4096 else 1024,
+            },
+            num_warps=ROW_WARPS,
+            num_stages=ROW_STAGES,
+        ),
+        cut.tiles_plan(ntxent_bwd_kernel, numbers | {"row_offset": row_offset}, need_dt),
+        cut.finish_plan(
+            ntxent_bwd_finish_kernel,
+            numbers
+            | {
+                "scale": row_scale(reduction, n, columns),
+                "eps": eps,
+                "row_offset": row_offset,
+                "stride0": stride0 // unit,
+                "stride1": stride1 // unit,
+            },
+            need_dt,
+        ),
+    )
