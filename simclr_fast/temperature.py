@@ -84,10 +84,10 @@ def is_readable(number: Tensor) -> bool:
     return not torch._C._functorch.is_batchedtensor(number)
 
 
-def is_symbolic(temperature: float | Tensor) -> bool:
-    """Whether torch.compile traces this float as a variable, as it does from a float's second value on."""
-    if isinstance(temperature, Tensor) or not torch.compiler.is_compiling():
+def is_symbolic(number: float | Tensor) -> bool:
+    """Whether torch.compile or torch.export traces this number as a variable, as it does from a second value on."""
+    if isinstance(number, Tensor) or not torch.compiler.is_compiling():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # a second of imports, needed only here
 
-    return not has_static_value(temperature)
+    return not has_static_value(number)

@@ -23,6 +23,7 @@ from simclr_fast.losses.ranks import ALIKE, Shared, check_same_call, presence
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.similarity import agreed_logsumexp
 from simclr_fast.ops.ntxent.reference import compute_dtype, log_add_exp, row_loss
+from simclr_fast.temperature import is_symbolic
 
 
 def sup_con_loss(
@@ -59,7 +60,8 @@ def sup_con_loss(
     Returns:
         float32 (float64 for float64 features); differentiable once in features, temperature and weights
         (as often as wanted with backend="reference"). The loss of a row with one positive, which may come close to 0,
-        is as exact as NT-Xent's; with a group, if the positive is of the same process and M (or V N) is even.
+        is as exact as NT-Xent's; with a group, if the positive is of the same process and M (or V N) is even; but in
+        what torch.export makes for any M it is off by what rounds the log-sum-exp, up to 1e-7 / temperature.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type, shape, dtype, device or value.
@@ -144,7 +146,8 @@ class _Classes(NamedTuple):
     limit: int  # K
     size: Tensor  # [M]: rows, of all processes, of the class of each of this process's rows
     is_pair: Tensor  # [M] bool: the row's class are it and one other row of this process
-    # [M]: an order in which rows i and i + M / 2 are a class of two wherever is_pair; None where they come in it.
+    # [M]: an order in which rows i and i + M / 2 are a class of two wherever is_pair; None where they come in it, or
+    # have no partners.
     pairs: Tensor | None
 
 
@@ -164,7 +167,8 @@ def _classes_of_labels(labels: Tensor, group) -> _Classes:
     ordered = labels_all.sort().values
     first = torch.searchsorted(ordered, labels_all)
     size = (torch.searchsorted(ordered, labels_all, right=True) - first)[rank * m : (rank + 1) * m]
-    number = torch.cat([first.new_zeros(1), (ordered[1:] != ordered[:-1]).cumsum(0)])[first]
+    begins = ordered != ordered.roll(1)  # a class, but for the first
+    number = (begins.cumsum(0) - begins[:1].long())[first]
     # How many classes there are is asked where that waits for no device and makes no constant of it.
     known = labels.device.type == "cpu" and not torch.compiler.is_compiling()
     limit = int(number.max()) + 1 if known else world * m
@@ -173,7 +177,8 @@ def _classes_of_labels(labels: Tensor, group) -> _Classes:
     size_here = torch.searchsorted(own.values, labels, right=True) - torch.searchsorted(own.values, labels)
     is_pair = (size == 2) & (size_here == 2)
     order = own.indices[(~is_pair)[own.indices].to(torch.uint8).argsort(stable=True)]
-    return _Classes(number, limit, size, is_pair, torch.cat([order[0::2], order[1::2]]))
+    pairs = torch.cat([order[0::2], order[1::2]]) if _has_partners(m, group) else None
+    return _Classes(number, limit, size, is_pair, pairs)
 
 
 def _row_losses(
@@ -187,7 +192,7 @@ def _row_losses(
     m, size, is_pair = rows.shape[0], classes.size, classes.is_pair
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend, "called": called}
     means = positive_means(rows, classes.number, classes.limit, size, temperature, eps, backend, group, called)
-    if m == 1 or (m % 2 and distributed.rank_and_size(group)[1] > 1):  # no partner for everyone
+    if not _has_partners(m, group):
         losses = agreed_logsumexp(rows, None, temperature, exclude="self", **options) - means
         return torch.where(size > 1, losses, 0)
     if classes.pairs is not None:
@@ -207,6 +212,13 @@ def _row_losses(
     losses = torch.where(is_pair, row_loss(lse_others, s_partner), lse - means)
     losses = torch.where(size > 1, losses, 0)
     return losses if classes.pairs is None else losses[classes.pairs.argsort()]
+
+
+def _has_partners(m: int, group) -> bool:
+    """Whether each of m rows is given a partner, of an odd number all but one."""
+    if torch.compiler.is_exporting() and is_symbolic(m):
+        return False  # the graph has to serve odd and even numbers alike
+    return m > 1 and not (m % 2 and distributed.rank_and_size(group)[1] > 1)
 
 
 def _lse_without_partners(first: Tensor, second: Tensor, temperature: float | Tensor, options: dict) -> Tensor:

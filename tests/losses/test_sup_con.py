@@ -154,8 +154,27 @@ def test_gradcheck(m: int, backend: str) -> None:
 
 
 def test_compiles_for_all_batch_sizes() -> None:
-    calls = [(torch.randn(m, 5), torch.arange(m) % 3) for m in (6, 8, 12)]
+    """A graph for even numbers of rows, and one for odd ones."""
+    calls = [(torch.randn(m, 5), torch.arange(m) % 3) for m in (6, 9)]
     same_when_compiled(lambda z, labels: sup_con_loss(z, labels, 0.1, backend="cpp"), calls)
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_one_exported_graph_for_odd_and_even_numbers_of_rows(views: bool) -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, z: Tensor, labels: Tensor) -> Tensor:
+            return ntxent_loss(z.unflatten(0, (3, -1)), temperature=0.1) if views else sup_con_loss(z, labels, 0.1)
+
+    def example(n: int) -> tuple[Tensor, Tensor]:
+        m = 3 * n if views else n
+        return embeddings("aligned", m, 5, torch.float32)[0], torch.arange(m) // 2
+
+    n = torch.export.Dim("n", min=2)
+    rows = {0: 3 * n if views else n}
+    exported = torch.export.export(Loss(), example(6), dynamic_shapes=(rows, rows)).module()
+    for count in (2, 3, 4, 5, 7):
+        inputs = example(count)
+        assert (exported(*inputs) - Loss()(*inputs)).abs() <= 1e-7 / 0.1
 
 
 def test_the_module() -> None:
