@@ -30,8 +30,8 @@ class LaunchPlan:
     constants: dict[str, Any]  # of compilation, in the kernel's order
     how: dict[str, Any]  # num_warps, num_stages, and what else Triton is told beside the kernel's own parameters
     fixed: tuple = field(init=False, repr=False)  # the values of numbers and constants
-    # What enqueues the plan's launches, by device and by which of the tensors start at a multiple of 16 bytes.
-    enqueuers: dict[tuple, Callable[..., None]] = field(default_factory=dict, init=False, repr=False)
+    # What enqueues the plan's launches, by device.
+    enqueuers: dict[int, Callable[..., None]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fixed", (*self.numbers.values(), *self.constants.values()))
@@ -48,7 +48,11 @@ class LaunchPlan:
         return LaunchPlan(kernel, grid, tuple(first), numbers, constants, {"num_warps": 4, "num_stages": 1} | how)
 
     def on(self, *given: Any) -> Launch:
-        """A launch on these tensors (and floats), whose types are the same at every call."""
+        """A launch on these tensors (and floats), whose types are the same at every call.
+
+        All tensors start at a multiple of 16 bytes (`aligned`), but for those that the kernel promises not to care
+        about (do_not_specialize_on_alignment): what was compiled for the first call is launched unasked later on.
+        """
         return Launch(self, given)
 
 
@@ -118,31 +122,30 @@ def launch_on_device(launch: Launch) -> None:
 
 
 def _enqueue(launch: Launch, device: int) -> None:
-    plan, given = launch.plan, launch.given
-    key = (device, *[value.data_ptr() % 16 == 0 for value in given if isinstance(value, torch.Tensor)])
-    enqueue = plan.enqueuers.get(key)
+    plan = launch.plan
+    enqueue = plan.enqueuers.get(device)
     if enqueue is None:
-        variant = _variant_of(launch, key)
+        variant = _variant_of(launch, device)
         compiled = _compiled.get(variant)
         if compiled is None:
             _compiled[variant] = plan.kernel[plan.grid](**launch.arguments, **plan.constants, **plan.how)
             return
-        enqueue = plan.enqueuers[key] = compiled[(*plan.grid, 1, 1)[:3]]
-    enqueue(*given, *plan.fixed)
+        enqueue = plan.enqueuers[device] = compiled[(*plan.grid, 1, 1)[:3]]
+    enqueue(*launch.given, *plan.fixed)
 
 
-def _variant_of(launch: Launch, key: tuple) -> tuple:
+def _variant_of(launch: Launch, device: int) -> tuple:
     """Whatever Triton's compiled code may depend on.
 
-    Of a tensor its type, and whether it starts at a multiple of 16 bytes (in the key, after the device); of a whole
-    number its width, whether it is 1 and whether 16 divides it; the types of all other arguments, and the constants.
+    Of a tensor its type and whether it starts at a multiple of 16 bytes; of a whole number its width, whether it is 1
+    and whether 16 divides it; the types of all other arguments, and the constants themselves.
     """
     forms = []
     for value in launch.arguments.values():
         if isinstance(value, torch.Tensor):
-            forms.append(value.dtype)
+            forms.append((value.dtype, value.data_ptr() % 16 == 0))
         elif type(value) is int:
             forms.append((-(2**31) <= value < 2**31, value < 2**63, value == 1, value % 16 == 0))
         else:
             forms.append(type(value))
-    return (launch.kernel, key, *forms, *launch.constants.values(), *launch.how.values())
+    return (launch.kernel, device, *forms, *launch.constants.values(), *launch.how.values())

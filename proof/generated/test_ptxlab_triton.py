@@ -4,6 +4,8 @@ ptxlab lies outside the repository (../shared/ptxlab, or the environment variabl
 """
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ from proof.generated.triton_tables import TILE_KERNELS, committed, counts_markdo
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
-from tests.ntxent_truth import error_beside_rounding
+from tests.helpers import relative_error
+from tests.ntxent_truth import EPS, embeddings, error_beside_rounding, mean_truth
 from tests.ops.ntxent.triton_cases import Case, Values, errors, run, truth
 
 pytestmark = pytest.mark.skipif(ptxlab() is None, reason="ptxlab is neither at ../shared/ptxlab nor named by PTXLAB")
@@ -46,20 +49,21 @@ CASES = {
 }
 
 
+def run_launch(options: dict[str, Any], launch: Launch) -> None:
+    """By ptxlab, with a look at its report."""
+    report = simulate(launch, strict=True, **options)
+    name = launch.kernel.__name__
+    assert report.spill_bytes == 0, name
+    # Other releases lay out the few numbers of the row-wise kernels otherwise (3.6: up to 1.5 in the reduction).
+    if name in TILE_KERNELS or is_of_this_release(committed("counts")):
+        assert report.bank_conflict_ratio <= BANK_CONFLICTS, (name, report.bank_conflict_ratio)
+
+
 def simulated(case: Case, need_dt: bool = True, **options) -> Values:
     """The case, with every launch executed by ptxlab; any issue it finds raises."""
 
     kind = "half" if case.dtype != torch.float32 else case.precision
-
-    def run_launch(launch: Launch) -> None:
-        report = simulate(launch, strict=True, **options)
-        name = launch.kernel.__name__
-        assert report.spill_bytes == 0, name
-        # Other releases lay out the few numbers of the row-wise kernels otherwise (3.6: up to 1.5 in the reduction).
-        if name in TILE_KERNELS or is_of_this_release(committed("counts")):
-            assert report.bank_conflict_ratio <= BANK_CONFLICTS, (name, report.bank_conflict_ratio)
-
-    backend = TritonNtxent(run_launch, lambda device: Target(80, 2))
+    backend = TritonNtxent(partial(run_launch, options), lambda device: Target(80, 2))
     with scratch_apart():
         values = run(case, backend, need_dt)
     tolerance = TOLERANCE[kind]
@@ -80,6 +84,21 @@ def same_bits(first: Values, second: Values) -> bool:
 
 def test_one_schedule() -> None:
     simulated(Case(40, 64, 0.1, dtype=torch.float16), need_dt=False)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_gradient_in_forward(dtype: torch.dtype) -> None:
+    """All kernels of the op of both, two of which are compiled otherwise: for dloss = 1, and a gradient in float32."""
+    z0, z1 = embeddings("random", 39, 72, dtype)
+    backend = TritonNtxent(partial(run_launch, {"seed": 1, "block_order": "random"}), lambda device: Target(80, 2))
+    with scratch_apart():
+        loss, dz, dt = backend.fwd_bwd(z0, z1, EPS, 0.1, None, "mean", "ieee", True)
+    loss_true, dz_true, dt_true = mean_truth(z0, z1, 0.1)
+    tolerance = TOLERANCE["half" if dtype == torch.float16 else "ieee"]
+    assert relative_error(loss, loss_true) <= tolerance["loss"]
+    assert relative_error(dz.flatten(0, 1), dz_true) <= tolerance["dz"]
+    assert relative_error(dt, dt_true) <= tolerance["dt"]
 
 
 @pytest.mark.proof

@@ -31,6 +31,7 @@ DIMS = (64, 128, 200, 256, 384, 512, 1024)  # 200 and 384: columns are masked
 VARIANTS = {"constant max": (0.1, False), "online max, dt": (0.01, True)}
 H100_MULTIPROCESSORS = 132
 TILE_KERNELS = ("ntxent_fwd_kernel", "ntxent_bwd_kernel")
+OF_FWD_BWD = ("ntxent_bwd_coefficients_kernel", "ntxent_bwd_finish_kernel")
 Key = tuple[int, str, int, str]  # arch, operand, D, variant
 
 
@@ -42,6 +43,18 @@ def launches(key: Key, columns: int = 4096) -> list[Launch]:
     recorded: list[Launch] = []
     backend = TritonNtxent(recorded.append, lambda device: Target(arch, H100_MULTIPROCESSORS))
     _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt)
+    return recorded
+
+
+def launches_at_once(key: Key, columns: int = 4096) -> list[Launch]:
+    """Every launch of the op that makes loss and gradient at once."""
+    arch, operand, dim, variant = key
+    dtype, precision = OPERANDS[operand]
+    temperature, need_dt = VARIANTS[variant]
+    recorded: list[Launch] = []
+    backend = TritonNtxent(recorded.append, lambda device: Target(arch, H100_MULTIPROCESSORS))
+    z0, z1 = torch.zeros(2, columns // 2, dim, dtype=dtype)
+    backend.fwd_bwd(z0, z1, 1e-8, temperature, None, "mean", precision, need_dt)
     return recorded
 
 
@@ -63,14 +76,23 @@ def aot_keys(small: bool = False) -> list[Key]:
 
 
 def aot_rows(key: Key) -> dict[str, dict[str, int]]:
-    """Resources of the tile kernels of one variant; of every kernel at D = 128 with fp16 operands."""
+    """Resources of the tile kernels of one variant; of every kernel at D = 128 with fp16 operands.
+
+    There, too, of the two that differ where forward makes the gradient, which is then float32.
+    """
     arch, operand, dim, variant = key
+    every = (operand, dim, variant) == ("fp16", 128, "constant max")
     rows = {}
     for launch in launches(key):
         name = launch.kernel.__name__
         label = variant.removesuffix(", dt") if name == "ntxent_fwd_kernel" else variant
-        if name in TILE_KERNELS or (operand, dim, variant) == ("fp16", 128, "constant max"):
+        if name in TILE_KERNELS or every:
             rows[f"{name}, {operand}, D={dim}, {label}, sm_{arch}"] = resources(compile_launch(launch, arch))
+    for launch in launches_at_once(key) if every else []:
+        name = launch.kernel.__name__
+        if name in OF_FWD_BWD:
+            name = f"{name}, {operand}, D={dim}, {variant}, in forward, sm_{arch}"
+            rows[name] = resources(compile_launch(launch, arch))
     return rows
 
 

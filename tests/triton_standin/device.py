@@ -98,12 +98,14 @@ class StandInDevice:
     def _expect(self, src, values: dict[str, Any]) -> tuple[str, list[Any]]:
         """Has libcuda note as many bytes of the next launch as its arguments have; their form, and what they are."""
         form, given = "=", []
-        for name, kind in src.signature.items():
+        for index, (name, kind) in enumerate(src.signature.items()):
             if kind == "constexpr":
                 continue
             pointer = kind.startswith("*")
             form += "Q" if pointer else _FORMATS[kind]
             given.append(values[name].data_ptr() if pointer else values[name])
+            if ["tt.divisibility", 16] in src.attrs.get((index,), []) and given[-1] % 16 != 0:
+                raise RuntimeError(f"{src.name}: what was compiled for multiples of 16 got {name} = {given[-1]}")
         sizes = [struct.calcsize("=" + letter) for letter in form[1:]]
         self._libcuda.standin_expect((ctypes.c_size_t * len(sizes))(*sizes), len(sizes))
         return form, given

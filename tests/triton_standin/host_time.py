@@ -3,6 +3,7 @@
 python -m tests.triton_standin.host_time      prints microseconds of processor time, least of many rounds
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -56,31 +57,33 @@ def microseconds(calls: list[Callable[[], object]]) -> list[float]:
     return least
 
 
-def step(dtype: torch.dtype, need_dt: bool) -> Callable[[], object]:
-    """Forward and backward of a batch so small that its buffers come of malloc's free lists."""
-    backend = TritonNtxent(target=lambda device: Target(90, 132))
+def steps(dtype: torch.dtype, learned: bool) -> dict[str, Callable[[], object]]:
+    """Forward and backward, of a batch so small that its buffers come of malloc's free lists."""
+    target = Target(90, 132)
+    backend = TritonNtxent(target=lambda device: target)
     z0, z1 = torch.ones(2, 64, 32, dtype=dtype)
     dloss = torch.ones(())
-    temperature = (0.0, torch.tensor(0.1)) if need_dt else (0.1, None)
+    temperature = (0.0, torch.tensor(0.1)) if learned else (0.1, None)
+    how = (1e-8, *temperature, "mean", "ieee")
 
-    def run() -> None:
-        _, *saved = backend.normalize_fwd(z0, z1, 1e-8, *temperature, "mean", "ieee")
-        backend.bwd(dloss, z0, z1, *saved, 0, "mean", 1e-8, *temperature, "ieee", need_dt)
+    def two_ops() -> None:
+        _, *saved = backend.normalize_fwd(z0, z1, *how)
+        backend.bwd(dloss, z0, z1, *saved, 0, "mean", 1e-8, *temperature, "ieee", learned)
 
-    return run
+    return {"forward and backward": two_ops, "both in one": lambda: backend.fwd_bwd(z0, z1, *how, learned)}
 
 
 def main() -> None:
     torch.set_num_threads(1)
     with mock.patch.object(JITFunction, "__getitem__", return_value=lambda **_: _Compiled()), torch.no_grad():
-        for dtype, need_dt in ((torch.float16, False), (torch.float32, True)):
-            run, allocations = step(dtype, need_dt), _Allocations()
-            run()
-            with allocations:
+        for dtype, learned in itertools.product((torch.float16, torch.float32), (False, True)):
+            for name, run in steps(dtype, learned).items():
                 run()
-            whole, alone = microseconds([run, allocations.again])
-            print(f"{dtype}, temperature {'learned' if need_dt else 'fixed'}: {whole:.0f} us a step,", end=" ")
-            print(f"{alone:.0f} of them for {len(allocations.noted)} allocations; {whole - alone:.0f} besides")
+                with _Allocations() as allocations:
+                    run()
+                whole, alone = microseconds([run, allocations.again])
+                print(f"{name}, {dtype}, temperature {'learned' if learned else 'fixed'}: {whole:.0f} us,", end=" ")
+                print(f"{alone:.0f} of them for {len(allocations.noted)} allocations; {whole - alone:.0f} besides")
 
 
 if __name__ == "__main__":

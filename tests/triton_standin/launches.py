@@ -63,6 +63,13 @@ def _ntxent(case: Case, arch: int) -> None:
         lse_neg, s_pos = lse_neg.repeat(case.world), s_pos.repeat(case.world)  # of all processes
         numbers = (offset, reduction, EPS, value, tensor, case.precision, need_dt)
         backend.bwd(dloss, z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
+        if _at_once(case):
+            backend.fwd_bwd(z0, z1, EPS, value, tensor, reduction, case.precision, need_dt)
+
+
+def _at_once(case: Case) -> bool:
+    """Whether an op makes the gradient with the loss."""
+    return case.reduce and case.world == 1
 
 
 def _similarity_cases() -> list[similarity.Case]:
@@ -112,7 +119,7 @@ def calls() -> dict[str, tuple[Callable[[], None], list[str]]]:
             (lambda case=case, arch=arch: _ntxent(case, arch)),
             [
                 *case.world * ["ntxent_normalize_kernel"],
-                *2 * (FORWARD + BACKWARD),
+                *2 * (FORWARD + BACKWARD + ["ntxent_normalize_kernel", *FORWARD, *BACKWARD] * _at_once(case)),
             ],
         )
     for number, case in enumerate(_similarity_cases()):
@@ -134,14 +141,19 @@ def _loss(z0: Tensor, z1: Tensor, temperature: Tensor | float, dloss: Tensor) ->
     run_steps(backend, z0, z1, temperature, dloss, reduction=reduction, need_dt=need_dt)
 
 
-def _losses(D: int, dtype: torch.dtype, reduce: bool) -> None:
+def _loss_and_gradient(z0: Tensor, z1: Tensor, temperature: Tensor | float, _: Tensor) -> None:
+    backend = TritonNtxent(target=lambda device: Target(90, 132))
+    backend.fwd_bwd(z0, z1, EPS, 0.0, temperature, "mean", "ieee", True)
+
+
+def _losses(D: int, dtype: torch.dtype, reduce: bool, loss: Callable[..., None] = _loss) -> None:
     """Views as slices of one tensor, of wider rows, and from anywhere in memory; batches of several sizes."""
     memory = torch.ones(200 * (D + 16) + 1, dtype=dtype)
     numbers = torch.full((501,), 0.1)
     for n, wider, start in itertools.product((63, 64, 65), (0, 1, 16), (0, 1)):
         z = memory[start:].as_strided((2 * n, D), (D + wider, 1))
         dloss = numbers[start] if reduce else numbers[start : start + 2 * n]
-        _loss(z[:n], z[n:], numbers[start], dloss)
+        loss(z[:n], z[n:], numbers[start], dloss)
 
 
 def _two_towers(D: int, dtype: torch.dtype) -> None:
@@ -171,6 +183,12 @@ RUNS: dict[str, Callable[[], None]] = (
             lambda D=D, dtype=dtype, reduce=reduce: _losses(D, dtype, reduce)
         )
         for D, dtype, reduce in itertools.product((33, 128), (torch.float16, torch.float32), (True, False))
+    }
+    | {
+        f"losses with gradient, D = {D}, {dtype}": (
+            lambda D=D, dtype=dtype: _losses(D, dtype, True, _loss_and_gradient)
+        )
+        for D, dtype in ((33, torch.float16), (128, torch.float32))
     }
     | {
         f"two towers, D = {D}, {dtype}": (lambda D=D, dtype=dtype: _two_towers(D, dtype))

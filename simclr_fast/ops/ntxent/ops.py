@@ -51,7 +51,7 @@ _SCHEMAS = {
     "str precision, bool need_dt) -> (Tensor loss, Tensor dz, Tensor dt)",
 }
 # (backend, type of device) of those that have a kernel of fwd_bwd.
-_GRADIENT_IN_FORWARD = {("cpp", "cpu")}
+_GRADIENT_IN_FORWARD = {("cpp", "cpu"), ("triton", "cuda")}
 
 
 class Ops(NamedTuple):
@@ -114,7 +114,7 @@ describe("ntxent_fwd", NTXENT)
 if has_triton():
     from simclr_fast.ops.ntxent import triton_backend
 
-    for _name in ("normalize", "fwd", "normalize_fwd", "bwd"):
+    for _name in _SCHEMAS:
         torch.library.register_kernel(f"simclr_fast::ntxent_{_name}_triton", "cuda", getattr(triton_backend, _name))
 
 

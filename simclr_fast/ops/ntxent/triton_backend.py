@@ -1,8 +1,8 @@
 """Host side of the Triton NT-Xent backend: buffers and launches; nothing here waits for the device.
 
-Its functions take the arguments of the ops simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd}. Launches: 1 to
-normalise, 2 forward (tiles; finish), 3 backward (coefficients; tiles; finish). What does not change from call to call
-is planned once (triton_plans.py): a call looks up its plan, allocates, and launches.
+Its functions take the arguments of the ops simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd,fwd_bwd}. Launches: 1
+to normalise, 2 forward (tiles; finish), 3 backward (coefficients; tiles; finish). What does not change from call to
+call is planned once (triton_plans.py): a call looks up its plan, allocates, and launches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from simclr_fast.ops.ntxent.triton_host import (
     readable_rows,
     types_of,
 )
-from simclr_fast.ops.ntxent.triton_plans import Backward, Forward, backward_plan, forward_plan, normalize_plan
+from simclr_fast.ops.ntxent.triton_plans import (
+    Backward,
+    Forward,
+    ForwardBackward,
+    backward_plan,
+    forward_backward_plan,
+    forward_plan,
+    normalize_plan,
+)
 from simclr_fast.ops.ntxent.triton_tiles import Target, target_of
 from simclr_fast.triton_launch import Launch, LaunchPlan, aligned, keep_plans, launch_on_device
 
@@ -48,6 +56,10 @@ class TritonNtxent:
     def _backward_plan(self) -> Callable[..., Backward]:
         return keep_plans(backward_plan)
 
+    @cached_property
+    def _forward_backward_plan(self) -> Callable[..., ForwardBackward]:
+        return keep_plans(forward_backward_plan)
+
     def normalize(self, z0: torch.Tensor, z1: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         """z0 [n0, D], z1 [n1, D] of one float type -> u [n0 + n1, D] (fp16 for half inputs, else fp32), inv_norm."""
         operand = operand_dtype(z0)
@@ -73,7 +85,6 @@ class TritonNtxent:
         """u [M, D] -> loss ([] = row_scale * sum of the local L_i, or [2n] of "none"), lse_neg, s_pos [2n]."""
         u = aligned(u.contiguous())
         columns, dim = u.shape
-        online_max = needs_online_max(temperature, temperature_tensor)
         plan = self._forward_plan(
             self.target(u.device),
             types_of(u, temperature_tensor),
@@ -81,20 +92,23 @@ class TritonNtxent:
             columns,
             dim,
             row_offset,
-            online_max,
+            needs_online_max(temperature, temperature_tensor),
             reduction,
-            dot_precision(u, precision),
+            dot_precision(u.dtype, precision),
         )
-        sums, maxima, part = triton_host.scratch(u, plan.scratch)
-        if not online_max:
+        loss = u.new_empty(2 * n if reduction == "none" else (), dtype=torch.float32)
+        lse_neg, s_pos = (u.new_empty(2 * n, dtype=torch.float32) for _ in range(2))
+        results = (loss, lse_neg, s_pos)
+        self._run_forward(plan, triton_host.scratch(u, plan.scratch), u, *results, temperature, temperature_tensor)
+        return results
+
+    def _run_forward(self, plan: Forward, scratch, u, loss, lse_neg, s_pos, *temperature) -> None:
+        sums, maxima, part = scratch
+        if not plan.online_max:
             maxima = sums
         done = u.new_empty(1, dtype=torch.int32)
-        lse_neg, s_pos = (u.new_empty(2 * n, dtype=torch.float32) for _ in range(2))
-        loss = u.new_empty(2 * n if reduction == "none" else (), dtype=torch.float32)
-        given_t = (temperature, temperature_tensor)
-        self.run(plan.tiles.on(u, sums, maxima, done, *given_t))
-        self.run(plan.finish.on(sums, maxima, u, lse_neg, s_pos, loss, part, done, *given_t))
-        return loss, lse_neg, s_pos
+        self.run(plan.tiles.on(u, sums, maxima, done, *temperature))
+        self.run(plan.finish.on(sums, maxima, u, lse_neg, s_pos, loss, part, done, *temperature))
 
     def normalize_fwd(
         self,
@@ -144,20 +158,66 @@ class TritonNtxent:
             row_offset,
             needs_online_max(temperature, temperature_tensor),
             reduction,
-            dot_precision(u, precision),
+            dot_precision(u.dtype, precision),
             eps,
             need_dt,
         )
-        term, weight, positive, part, dt_part = triton_host.scratch(u, plan.scratch)
-        dz0, dz1 = (z0.new_empty((n, dim)) for _ in range(2))
-        dt = u.new_empty((), dtype=torch.float32)
-        given_t = (temperature, temperature_tensor)
-        self.run(plan.coefficients.on(dloss, lse_neg, s_pos, term, weight, positive, *given_t))
-        self.run(plan.tiles.on(u, term, weight, lse_neg, s_pos, part, dt_part, *given_t))
-        gradients = (dz0, dz1, dt)
-        self.run(plan.finish.on(part, dt_part, weight, positive, u, inv_norm, z0, z1, *gradients, *given_t))
+        gradients = (*(z0.new_empty((n, dim)) for _ in range(2)), u.new_empty((), dtype=torch.float32))
+        saved = (u, inv_norm, lse_neg, s_pos)
+        buffers = triton_host.scratch(u, plan.scratch)
+        self._run_backward(plan, buffers, dloss, z0, z1, *saved, *gradients, temperature, temperature_tensor)
         return gradients
+
+    def _run_backward(
+        self, plan: Backward, scratch, dloss, z0, z1, u, inv_norm, lse_neg, s_pos, dz0, dz1, dt, *temperature
+    ) -> None:
+        term, weight, positive, part, dt_part = scratch
+        self.run(plan.coefficients.on(lse_neg, s_pos, dloss, term, weight, positive, *temperature))
+        self.run(plan.tiles.on(u, term, weight, lse_neg, s_pos, part, dt_part, *temperature))
+        gradients = (dz0, dz1, dt)
+        self.run(plan.finish.on(part, dt_part, weight, positive, u, inv_norm, z0, z1, *gradients, *temperature))
+
+    def fwd_bwd(
+        self,
+        z0: torch.Tensor,
+        z1: torch.Tensor,
+        eps: float,
+        temperature: float,
+        temperature_tensor: torch.Tensor | None,
+        reduction: str,
+        precision: str,
+        need_dt: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """z0, z1 [n, D] of a process that is alone -> loss [], dz [2, n, D], dt [] for dloss = 1, all float32."""
+        if reduction == "none":
+            raise ValueError("ntxent: reduction must be 'mean' or 'sum' where forward makes the gradient")
+        operand = operand_dtype(z0)
+        z0, z1 = readable_rows(z0), readable_rows(z1)
+        n, dim = z0.shape
+        plan = self._forward_backward_plan(
+            self.target(z0.device),
+            types_of(z0, z1, temperature_tensor),
+            n,
+            dim,
+            z0.stride(0),
+            z1.stride(0),
+            needs_online_max(temperature, temperature_tensor),
+            reduction,
+            dot_precision(operand, precision),
+            eps,
+            need_dt,
+        )
+        inv_norm, lse_neg, s_pos, *buffers = triton_host.scratch(z0, plan.scratch)
+        u = z0.new_empty((2 * n, dim), dtype=operand)
+        loss, dz, dt = (z0.new_empty(size, dtype=torch.float32) for size in ((), (2, n, dim), ()))
+        by_temperature = (temperature, temperature_tensor)
+        self.run(plan.normalize.on(z0, z1, u, inv_norm))
+        self._run_forward(plan.forward, buffers[:3], u, loss, lse_neg, s_pos, *by_temperature)
+        saved = (u, inv_norm, lse_neg, s_pos)
+        self._run_backward(plan.backward, buffers[3:], None, z0, z1, *saved, dz, None, dt, *by_temperature)
+        return loss, dz, dt
 
 
 _default = TritonNtxent()
-normalize, fwd, normalize_fwd, bwd = _default.normalize, _default.fwd, _default.normalize_fwd, _default.bwd
+normalize, fwd, normalize_fwd = _default.normalize, _default.fwd, _default.normalize_fwd
+bwd, fwd_bwd = _default.bwd, _default.fwd_bwd

@@ -49,9 +49,9 @@ def _weighted_pull(dloss_ptr, lse_neg_ptr, s_pos_ptr, rows, columns, REDUCED: tl
 
 @triton.jit(do_not_specialize=["n", "columns"], do_not_specialize_on_alignment=["dloss_ptr", "temperature_ptr"])
 def ntxent_bwd_coefficients_kernel(
-    dloss_ptr,  # [] if REDUCED else [columns]
     lse_neg_ptr,  # [columns]
     s_pos_ptr,  # [columns]
+    dloss_ptr,  # [] if REDUCED, or None for 1; else [columns]
     term_ptr,  # [columns] out: what a term is made of: lse log2(e) with ONLINE_MAX, else (w / W) exp(1/t - lse)
     weight_ptr,  # [columns + 1] out: w / W, then W
     positive_ptr,  # [columns] out: (w_i pull_i + w_p pull_p) / W
@@ -86,7 +86,9 @@ def ntxent_bwd_coefficients_kernel(
     # 2. W, that maximum rounded up to a power of two, and w_i / W. With one w for all, w / W = 1 / max pull.
     if REDUCED:
         least = power_of_two_above(tl.maximum(row_pull(largest, 0.0), LEAST_PULL))
-        w_max = tl.load(dloss_ptr).to(tl.float32) * least
+        w_max = least
+        if dloss_ptr is not None:
+            w_max *= tl.load(dloss_ptr).to(tl.float32)
         weight = tl.div_rn(tl.full((BLOCK_M,), 1.0, tl.float32), least)
         partner_weight = weight
     else:
@@ -176,8 +178,8 @@ def ntxent_bwd_finish_kernel(
     inv_norm_ptr,  # [2n]
     z0_ptr,  # [n, D], row stride stride0 * UNIT
     z1_ptr,  # [n, D], row stride stride1 * UNIT
-    dz0_ptr,  # [n, D] out
-    dz1_ptr,  # [n, D] out
+    dz0_ptr,  # [n, D] out; [2n, D] where dz1_ptr is None
+    dz1_ptr,  # [n, D] out, or None
     dt_ptr,  # [] out
     temperature,
     temperature_ptr,
@@ -224,7 +226,11 @@ def ntxent_bwd_finish_kernel(
 
     # 3. dz_i = (g_i - u_i (u_i . g_i)) / |z_i| times W / t and the reduction's scale; dt.
     dz = through_normalisation(g, direction, inv_norm, eps, factor)
-    row = local.to(tl.int64)[:, None]
-    tl.store(dz0_ptr + offsets, dz.to(dz0_ptr.dtype.element_ty), mask=mask & (row < n))
-    tl.store(dz1_ptr + offsets - n.to(tl.int64) * D, dz.to(dz1_ptr.dtype.element_ty), mask=mask & (row >= n))
+    dz = dz.to(dz0_ptr.dtype.element_ty)
+    if dz1_ptr is None:
+        tl.store(dz0_ptr + offsets, dz, mask=mask)
+    else:
+        row = local.to(tl.int64)[:, None]
+        tl.store(dz0_ptr + offsets, dz, mask=mask & (row < n))
+        tl.store(dz1_ptr + offsets - n.to(tl.int64) * D, dz, mask=mask & (row >= n))
     store_dt(dt_part_ptr, dt_ptr, dt_parts, factor, NEED_DT, BLOCK_DT)

@@ -47,13 +47,13 @@ def operand_dtype(z: torch.Tensor) -> torch.dtype:
     return torch.float32 if z.dtype == torch.float32 else torch.float16
 
 
-def dot_precision(u: torch.Tensor, precision: str) -> str:
-    """Name of the product in the tile tables: "fp16", "tf32" or "tf32x3"."""
-    if u.dtype not in (torch.float16, torch.float32):
-        raise TypeError(f"backend='triton' takes u of float16 or float32, got {u.dtype}")
+def dot_precision(operand: torch.dtype, precision: str) -> str:
+    """Name of the product of unit rows in the tile tables: "fp16", "tf32" or "tf32x3"."""
+    if operand not in (torch.float16, torch.float32):
+        raise TypeError(f"backend='triton' takes u of float16 or float32, got {operand}")
     if precision not in _DOT_OF:
         raise ValueError(f"precision must be one of {sorted(_DOT_OF)}, got {precision!r}")
-    return "fp16" if u.dtype == torch.float16 else _DOT_OF[precision]
+    return "fp16" if operand == torch.float16 else _DOT_OF[precision]
 
 
 def tl_precision(dot: str) -> str:

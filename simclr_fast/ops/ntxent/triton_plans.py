@@ -52,6 +52,7 @@ class Forward(NamedTuple):
     """The forward's launches, and their scratch: sums, maxima (none where they are the sums), the programs' parts."""
 
     scratch: ScratchSizes
+    online_max: bool
     tiles: LaunchPlan
     finish: LaunchPlan
 
@@ -81,6 +82,7 @@ def forward_plan(
     constants = {"D": dim, "SYMMETRIC": symmetric, "ONLINE_MAX": online_max}
     return Forward(
         ScratchSizes.of(slots * rows, slots * rows if online_max else 0, programs),
+        online_max,
         LaunchPlan.of(
             ntxent_fwd_kernel,
             (row_bands, column_bands),
@@ -174,3 +176,34 @@ def backward_plan(
             need_dt,
         ),
     )
+
+
+class ForwardBackward(NamedTuple):
+    """All launches of a process that is alone, and their scratch: inv_norm, lse_neg, s_pos, then that of the steps."""
+
+    scratch: ScratchSizes
+    normalize: LaunchPlan
+    forward: Forward
+    backward: Backward
+
+
+def forward_backward_plan(
+    target: Target,
+    types: Types,
+    n: int,
+    dim: int,
+    stride0: int,
+    stride1: int,
+    online_max: bool,
+    reduction: str,
+    dot: str,
+    eps: float,
+    need_dt: bool,
+) -> ForwardBackward:
+    """The arguments of the plans that it is made of."""
+    rows = 2 * n
+    strides = (stride0, stride1)
+    forward = forward_plan(target, types, n, rows, dim, 0, online_max, reduction, dot)
+    backward = backward_plan(target, types, n, rows, dim, *strides, 0, online_max, reduction, dot, eps, need_dt)
+    scratch = ScratchSizes.of(rows, rows, rows, *forward.scratch.sizes, *backward.scratch.sizes)
+    return ForwardBackward(scratch, normalize_plan(types, n, rows, dim, *strides, eps), forward, backward)

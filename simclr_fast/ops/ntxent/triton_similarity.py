@@ -55,7 +55,7 @@ class TritonSimilarity:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """rows [n, D], columns [m, D] -> lse [n], max [n] or [0], column_lse [m] or [0], float32."""
         (n, dim), m = rows.shape, columns.shape[0]
-        dot = dot_precision(rows, precision)
+        dot = dot_precision(rows.dtype, precision)
 
         def new(size: int) -> torch.Tensor:
             return rows.new_empty(size, dtype=torch.float32)
@@ -118,7 +118,7 @@ class TritonSimilarity:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """drows, lse, inv_norm [n], dcolumns, column_lse [m], z, rows [n, D], columns [m, D] -> dz [n, D], dt []."""
         (n, dim), m = rows.shape, columns.shape[0]
-        dot = dot_precision(rows, precision)
+        dot = dot_precision(rows.dtype, precision)
         dz, dt = z.new_empty(z.shape), inv_norm.new_empty(())
         _check_sizes(n, m)
         if n == 0 or m == 0:

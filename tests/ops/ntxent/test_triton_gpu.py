@@ -14,7 +14,7 @@ from tests.ops.ntxent.triton_cases import Case, views
 from tests.streams import captured
 
 
-@pytest.mark.parametrize("name", ["ntxent_normalize", "ntxent_fwd", "ntxent_bwd", "similarity_fwd", "similarity_bwd"])
+@pytest.mark.parametrize("name", [f"ntxent_{name}" for name in ops._SCHEMAS] + ["similarity_fwd", "similarity_bwd"])
 def test_registered_for_cuda(name: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"simclr_fast::{name}_triton", "CUDA")
 

@@ -159,6 +159,32 @@ def test_public_loss(reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert relative_error(actual, exact) <= 1e-5
 
 
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_loss_and_gradient_in_one_op(dtype: torch.dtype, learned: bool) -> None:
+    """It is the three steps, and as right, with a gradient in float32 whatever the type of the views."""
+    backend, t = few(2), torch.tensor(0.2) if learned else 0.2
+    temperature = (0.0, t) if learned else (t, None)
+    tolerance = FLOAT32 if dtype == torch.float32 else HALF
+    random = torch.randn(2, 9, 123).to(dtype)
+    strided = (non_contiguous(random[0, :, :12]), random[1, :, 5:17])
+    shapes = (random[:, :1, :5], random[:, :, :1], random)
+    for reduction, views_of_shape in (("mean", shapes[0]), ("sum", shapes[1]), ("mean", shapes[2]), ("sum", strided)):
+        z0, z1 = views_of_shape
+        loss, dz, dt = backend.fwd_bwd(z0, z1, EPS, *temperature, reduction, "ieee", learned)
+        steps = run_steps(backend, z0, z1, t, reduction=reduction, need_dt=learned, dz_dtype=torch.float32)
+        assert torch.equal(loss, steps.loss)
+        assert torch.equal(dz, torch.stack([steps.dz0, steps.dz1]))
+        assert not learned or torch.equal(dt, steps.dt)
+        loss_true, dz_true, dt_true = (x * (2 * len(z0) if reduction == "sum" else 1) for x in mean_truth(z0, z1, 0.2))
+        assert dz.dtype == torch.float32
+        assert (loss - loss_true).abs() <= tolerance["loss"] * loss_true
+        assert gradient_error(dz.flatten(0, 1), dz_true, torch.cat([z0, z1]), 0.2, "random") <= tolerance["dz"]
+        assert not learned or (dt - dt_true).abs() <= tolerance["dt"] * dt_true.abs() + 1e-6
+    with pytest.raises(ValueError, match="must be 'mean' or 'sum' where forward makes the gradient"):
+        backend.fwd_bwd(z0, z1, EPS, *temperature, "none", "ieee", learned)
+
+
 def test_what_cannot_be_served_is_named() -> None:
     z = torch.randn(4, 3)
     with pytest.raises(TypeError, match="float64"):
