@@ -20,7 +20,7 @@ from setuptools import setup
 
 DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0+PTX"
 # The oldest torch whose stable C++ ABI the bindings use: one build runs on it and on every later torch.
-TORCH_TARGET_VERSION = "0x020a000000000000"
+TORCH_TARGET_VERSION = "0x020b000000000000"
 # torch turns the operators and conversions of half types off in device code; the kernels use them.
 NVCC_UNDEFINES = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
 CUDA_REMEDY = "install the whole CUDA toolkit or name another one by CUDA_HOME; USE_CUDA=0 leaves the CUDA kernels out"

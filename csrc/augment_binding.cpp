@@ -131,7 +131,7 @@ Tensor augment(const Tensor& images, std::optional<Tensor> table, const Tensor& 
   Tensor out = torch::stable::new_empty(images, channels_last ? interleaved : planar, dtype);
   args.out = data<void>(out);
   if (views * batch > 0) Device::run(args, images);
-  // Two transpositions, because torch 2.10's stable headers have no permute: [N, H, W, C], [N, C, W, H], [N, C, H, W].
+  // Two transpositions, because torch 2.11's stable headers have no permute: [N, H, W, C], [N, C, W, H], [N, C, H, W].
   return channels_last ? torch::stable::transpose(torch::stable::transpose(out, 1, 3), 2, 3) : out;
 }
 

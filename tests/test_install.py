@@ -165,7 +165,7 @@ def test_what_a_failed_build_says(failure: str, monkeypatch: pytest.MonkeyPatch)
     ("module", "text", "message"),
     [
         ("pybind11", "raise ImportError", "pybind11 is missing: run `pip install pybind11 ninja`"),
-        ("torch", "__version__ = '2.9.1+cu128'", "torch 2.9.1+cu128 is too old; install 2.10 or newer"),
+        ("torch", "__version__ = '2.9.1+cu128'", "torch 2.9.1+cu128 is too old; install 2.11 or newer"),
     ],
 )
 def test_what_the_build_needs_of_python(tmp_path: Path, module: str, text: str, message: str) -> None:

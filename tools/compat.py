@@ -62,7 +62,7 @@ def pinned(package: str) -> str:
 # The oldest versions that pyproject.toml allows, those of the machine with a GPU, and the pinned ones on the newest
 # Python; `make test` runs the pinned ones on the Python that made .venv.
 PAIRS = (
-    Pair("2.10.0", "0.25.0", "3.10"),
+    Pair("2.11.0", "0.26.0", "3.10"),
     Pair("2.11.0", "0.26.0", "3.12"),
     Pair(pinned("torch"), pinned("torchvision"), "3.13"),
 )
