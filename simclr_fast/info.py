@@ -29,6 +29,7 @@ def report() -> str:
         f"torch        {torch.__version__} (CUDA {torch.version.cuda or 'none'})",
         f"triton       {_version('triton')}",
         f"torchvision  {_version('torchvision')}",
+        f"torchcodec   {_version('torchcodec')}",
         "",
     ]
     if build:

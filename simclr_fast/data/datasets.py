@@ -12,6 +12,7 @@ from torch import Tensor
 from simclr_fast.config import DataOptions
 from simclr_fast.data.folders import image_folder
 from simclr_fast.data.hugging_face import hugging_face
+from simclr_fast.data.pixels import torchcodec_decoders
 from simclr_fast.data.sources import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
 
@@ -34,6 +35,8 @@ def load_dataset(options: DataOptions) -> Dataset:
         options.data_dir.mkdir(parents=True, exist_ok=True)
     if not options.data_dir.is_dir():
         raise ConfigError(f"--data-dir {options.data_dir}: there is no such folder (for --dataset {options.dataset})")
+    if options.dataset in ("imagefolder", "huggingface"):
+        torchcodec_decoders()  # where it is missing, that is said at the start
     if options.dataset == "imagefolder":
         return image_folder(options)
     if options.dataset == "huggingface":

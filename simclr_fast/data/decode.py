@@ -1,5 +1,6 @@
 """Decoding images: in worker processes, chunks of a batch packed into one buffer, or on the training device."""
 
+import io
 import logging
 import os
 import re
@@ -7,10 +8,10 @@ import weakref
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from simclr_fast.data.pixels import is_jpeg
+from simclr_fast.data.pixels import is_jpeg, torchcodec_decoders
 from simclr_fast.data.sources import EncodedImages, one_line
 from simclr_fast.data.unreadable import load_or_replace
 from simclr_fast.errors import ConfigError, DataError
@@ -97,7 +98,7 @@ def data_error(error: RuntimeError) -> DataError | None:
 
 
 class DeviceDecoder:
-    """Decodes JPEGs by torchvision's batched decoder, which is nvJPEG on CUDA.
+    """Decodes JPEGs by torchcodec's batched decoder, which is nvJPEG on CUDA.
 
     What is no JPEG, and what that decoder refuses (CMYK, broken files), goes through the CPU decoder one image at a
     time; `on_cpu` counts these images, and the first one for each reason is logged. A decoder that decodes
@@ -108,7 +109,7 @@ class DeviceDecoder:
         self.source, self.device = source, device
         self.on_cpu = 0
         self._told: set[str] = set()
-        self._known_good = encode_jpeg(torch.full((3, 16, 16), 128, dtype=torch.uint8))
+        self._known_good = _gray_jpeg()
         failure = self._failure()
         if failure is not None:
             raise ConfigError(f"--decode-device {device.type}: it decodes no JPEG here ({failure}); use cpu")
@@ -141,7 +142,7 @@ class DeviceDecoder:
         if not places:
             return
         try:
-            decoded = decode_jpeg([encoded[p] for p in places], mode=ImageReadMode.RGB, device=self.device)
+            decoded = self._by_batch([encoded[p] for p in places])
         except RuntimeError as error:
             if len(places) > 1:
                 half = len(places) // 2
@@ -158,6 +159,9 @@ class DeviceDecoder:
             for place, image in zip(places, decoded):
                 images[place] = image
 
+    def _by_batch(self, encoded: list[Tensor]) -> list[Tensor]:
+        return torchcodec_decoders().decode_jpeg(encoded, mode="RGB", device=self.device)
+
     def _by_cpu(self, index: int, why: str, bad: dict[int, str]) -> Tensor:
         self.on_cpu += 1
         if why not in self._told:
@@ -169,7 +173,14 @@ class DeviceDecoder:
     def _failure(self) -> str | None:
         """What the decoder says of a picture that it must be able to decode; None where it does."""
         try:
-            decode_jpeg([self._known_good], mode=ImageReadMode.RGB, device=self.device)[0].cpu()
+            self._by_batch([self._known_good])[0].cpu()
         except RuntimeError as error:
             return one_line(error)
         return None
+
+
+def _gray_jpeg() -> Tensor:
+    """A JPEG that every decoder knows, uint8 [bytes]."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (128, 128, 128)).save(file, "JPEG")
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)

@@ -13,7 +13,7 @@ from simclr_fast.data.sources import Dataset, EncodedImages, Files
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 TRAIN = ("train", "training")  # names of parts, in any case
 HELD_OUT = ("val", "validation", "valid", "test", "testing")  # the first with labels serves
 

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, without torchvision's source line and torch's stack."""
+    """What went wrong, without torchcodec's source line and torch's stack."""
     return re.sub(r"^.*\.cpp:\d+, ", "", (str(error).splitlines() or [type(error).__name__])[0])
 
 
@@ -53,7 +53,7 @@ class ImageArrays:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedImages:
-    """Images of any sizes as JPEG, PNG, WebP, GIF, BMP, TIFF or PPM bytes.
+    """Images of any sizes as JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or PPM bytes.
 
     read(i) gives the bytes of image i, name(i) what a message calls it, no two images the same; both run in worker
     processes, so they pickle. bad: the unreadable ones that were met, and how many there may be; by default none.

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.io import write_jpeg, write_png
+from PIL import Image
+from torch import Tensor
 
 
 def pixels(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -83,10 +84,12 @@ def write_image(path: Path, height: int, width: int, seed: int) -> None:
     coarse = torch.from_numpy(pixels(1, 3, 4, 4, seed=seed)).float()
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0].to(torch.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        write_png(smooth, str(path))
-    else:
-        write_jpeg(smooth, str(path), quality=95)
+    save_image(path, smooth)
+
+
+def save_image(path: Path, image: Tensor) -> None:
+    """An image uint8 [C, H, W] as JPEG or PNG by the name."""
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, quality=95)
 
 
 @pytest.fixture

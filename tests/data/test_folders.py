@@ -115,15 +115,15 @@ def test_what_is_no_image_is_counted_by_kind(tmp_path: Path, caplog) -> None:
 def test_every_format_is_found_by_its_suffix_and_read(tmp_path: Path, caplog) -> None:
     """BMP, TIFF and PPM beside the others: one class of them once vanished without a word."""
     picture = Image.fromarray(np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
-    for suffix in ("png", "PNG", "bmp", "tif", "TIFF", "ppm", "gif", "webp", "jpg", "JPEG", "jfif"):
+    for suffix in ("png", "PNG", "bmp", "tif", "TIFF", "ppm", "gif", "webp", "avif", "jpg", "JPEG", "jfif"):
         (tmp_path / "train" / suffix).mkdir(parents=True)
         picture.save(tmp_path / "train" / suffix / f"1.{suffix}")
     picture.convert("L").save(tmp_path / "train" / "ppm" / "2.pgm")
     data = load(tmp_path)
-    assert len(data.train) == 12
-    assert len(data.classes) == 11
+    assert len(data.train) == 13
+    assert len(data.classes) == 12
     assert "left out" not in caplog.text
-    for index in range(12):
+    for index in range(13):
         decoded = data.train.decode(index).permute(1, 2, 0).numpy()
         if Path(data.train.name(index)).suffix in (".png", ".PNG", ".bmp", ".tif", ".TIFF", ".ppm"):
             np.testing.assert_array_equal(decoded, np.asarray(picture))

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from torchvision.io import ImageReadMode, decode_image
+from torchcodec import decoders
 
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Batch, EncodedImages, ImageArrays, build_loader, decode, load_dataset
@@ -56,8 +56,7 @@ def test_ragged_batches_are_the_decoded_files(folder_root: Path, workers: int) -
         for batch in batches:
             assert len(batch.images) == 5
             for image, index in zip(batch.images, batch.indices.tolist()):
-                expected = decode_image(source.name(index), mode=ImageReadMode.RGB)
-                assert torch.equal(image, expected)
+                assert torch.equal(image, decoders.decode_image(source.name(index)))
 
 
 def test_batches_larger_than_a_chunk_keep_their_order(tmp_path: Path) -> None:
@@ -131,14 +130,14 @@ def test_batched_decoder_agrees_and_counts_what_it_passes_on(folder_root: Path, 
 
 
 def test_device_that_decodes_nothing_is_refused(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where torchvision was built without nvJPEG: training must not go on with the CPU's decoder unasked."""
+    """As where torchcodec was built without nvJPEG: training must not go on with the CPU's decoder unasked."""
 
     def no_nvjpeg(*_, **__):
-        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support\nsome stack")
+        raise RuntimeError("decode_jpeg: torchcodec was not compiled with nvJPEG support, so\nsome stack")
 
     source, _ = folder_loader(folder_root, 16)
-    monkeypatch.setattr(decode, "decode_jpeg", no_nvjpeg)
-    with pytest.raises(ConfigError, match=r"^--decode-device cpu: .*not compiled with nvJPEG support\); use cpu$"):
+    monkeypatch.setattr(decoders, "decode_jpeg", no_nvjpeg)
+    with pytest.raises(ConfigError, match=r"^--decode-device cpu: .*not compiled with nvJPEG support, so\); use cpu$"):
         DeviceDecoder(source, CPU)
 
 
@@ -148,7 +147,7 @@ def test_decoder_that_breaks_in_mid_run_ends_it(folder_root: Path, monkeypatch: 
 
     source, _ = folder_loader(folder_root, 16)
     decoder = DeviceDecoder(source, CPU)
-    monkeypatch.setattr(decode, "decode_jpeg", broken)
+    monkeypatch.setattr(decoders, "decode_jpeg", broken)
     with pytest.raises(DataError, match=r"decodes no JPEG any more \(CUDA error: an illegal memory access"):
         decoder.decode(encoded_images(source, [1, 2, 3]), [1, 2, 3], {})
     assert decoder.on_cpu == 0

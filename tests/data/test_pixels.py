@@ -1,8 +1,12 @@
-"""Decoding, against what Pillow wrote: every format, 16 bits, animations, and bytes that are damaged or hostile."""
+"""Decoding, against what Pillow wrote: formats, 16 bits, animations, orientations, damaged and hostile bytes."""
 
 import io
+import random
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from simclr_fast.data import EncodedImages
-from simclr_fast.data.pixels import decode_rgb
+from simclr_fast.config import DataOptions
+from simclr_fast.data import EncodedImages, load_dataset
+from simclr_fast.data.decode import DeviceDecoder
+from simclr_fast.data.pixels import decode_rgb, torchcodec_decoders
 from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.errors import ConfigError
 from tests.data.conftest import pixels
 
 RGB = pixels(1, 5, 7, 3)[0]
@@ -65,18 +72,18 @@ def test_16_bits_of_gray_are_scaled(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("color", "channels"), [(2, 3), (4, 2), (6, 4)])
-def test_16_bits_of_color_keep_their_high_byte(color: int, channels: int) -> None:
+def test_16_bits_of_color_are_scaled(color: int, channels: int) -> None:
     value = [0x1234, 0x8000, 0xFF00, 0x7777][:channels]
     rows = (b"\0" + struct.pack(f">{channels}H", *value) * 4) * 3
     image = as_array(decode_rgb(torch.frombuffer(bytearray(png(4, 3, 16, color, rows)), dtype=torch.uint8)))
-    expected = [0x12] * 3 if channels == 2 else [0x12, 0x80, 0xFF]
+    expected = [0x12] * 3 if channels == 2 else [0x12, 0x80, 0xFE]
     np.testing.assert_array_equal(image, np.broadcast_to(np.uint8(expected), (3, 4, 3)))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF", "PNG", "TIFF"])
 def test_the_first_frame_of_several_is_taken(kind: str) -> None:
     frames = [Image.new("L", (6, 4), level) for level in (200, 0, 90)]
-    options = {"lossless": True} if kind == "WEBP" else {}
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
     image = decode_rgb(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
     assert torch.equal(image, torch.full((3, 4, 6), 200, dtype=torch.uint8))
 
@@ -88,6 +95,68 @@ def test_transparency_is_dropped(recwarn: pytest.WarningsRecorder) -> None:
     drawn = decode_rgb(encoded(palette, "PNG", transparency=bytes(range(256))))
     np.testing.assert_array_equal(as_array(drawn), np.asarray(palette.convert("RGB")))
     assert not [warning for warning in recwarn if "ransparency" in str(warning.message)]
+
+
+# What the value of the Exif tag says of the stored pixels: how to turn them to see them the right way up.
+TURNS = {
+    1: lambda image: image,
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: np.rot90(image, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+QUALITY = {
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "TIFF": {},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+
+
+def turned(kind: str, orientation: int) -> Tensor:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    return encoded(Image.fromarray(RGB), kind, exif=exif, **QUALITY[kind])
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", QUALITY)
+def test_images_are_turned_the_right_way_up(kind: str, orientation: int) -> None:
+    expected = TURNS[orientation](RGB).astype(int)
+    image = as_array(decode_rgb(turned(kind, orientation)))
+    assert image.shape == expected.shape
+    assert np.abs(image - expected).max() <= (3 if kind in ("JPEG", "AVIF") else 0)
+
+
+def test_the_batched_decoder_turns_images_too() -> None:
+    jpegs = [turned("JPEG", orientation) for orientation in TURNS]
+    source = EncodedImages(len(jpegs), lambda index: jpegs[index].numpy().tobytes(), str)
+    decoder = DeviceDecoder(source, torch.device("cpu"))
+    for image, jpeg in zip(decoder.decode(jpegs, list(range(len(jpegs))), {}), jpegs):
+        assert torch.equal(image, decode_rgb(jpeg))
+    assert decoder.on_cpu == 0
+
+
+# The modes that Pillow writes into a file of the format, as they are.
+MODES = {
+    "PNG": ("L", "LA", "P", "1", "RGBA"),
+    "WEBP": ("L", "LA", "RGBA"),
+    "TIFF": ("L", "LA", "P", "1", "RGBA", "CMYK"),
+    "GIF": ("L", "P", "1"),
+    "JPEG": ("L", "CMYK"),
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes])
+def test_modes_are_those_of_pillow(kind: str, mode: str) -> None:
+    image = Image.fromarray(RGB).convert(mode)
+    data = encoded(image, kind, **({"quality": 100} if kind == "JPEG" else {}))
+    expected = Image.open(io.BytesIO(data.numpy().tobytes())).convert("RGB")
+    np.testing.assert_array_equal(as_array(decode_rgb(data)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
@@ -102,6 +171,7 @@ HOSTILE = {
     "filter": png(9, 4, 1, 0, b"\0\xaa\xaa" * 40, interlaced=1),
     "wide": png(999_999, 1, 8, 2, b"\0" * 10),
     "large": png(60_000, 60_000, 8, 2, b"\0" * 10),
+    "bomb": png(20_000, 20_000, 8, 2, b"\0" * 10),
     "largest": png(2**31 - 1, 2**31 - 1, 8, 2, b"\0" * 10),
     "empty": png(0, 0, 8, 2, b""),
     "foreign": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
@@ -124,7 +194,48 @@ class Refusals(torch.utils.data.Dataset):
 
 
 def test_hostile_bytes_are_bad_images_and_end_no_process() -> None:
-    """In a process of its own: torchvision's decoder ends it by a segmentation fault for five of these."""
+    """In a process of its own, which a decoder may end."""
     said = list(torch.utils.data.DataLoader(Refusals(), batch_size=None, num_workers=1))
     assert [message.split(": ")[0] for message in said] == list(HOSTILE)
     assert "Unsupported image file: no JPEG, PNG, GIF" in said[list(HOSTILE).index("foreign")]
+    assert "bomb: 20000 x 20000 pixels, more than 357913940" in said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what Pillow finds in damaged TIFFs
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"])
+def test_what_is_cut_off_or_changed_raises_or_decodes(kind: str) -> None:
+    """No file ends the process; half of a JPEG or a PNG is no image."""
+    picture = Image.fromarray(pixels(1, 20, 25, 3)[0])
+    whole = bytes(encoded(picture, kind).tolist())
+    if kind in ("JPEG", "PNG"):
+        for size in (len(whole) // 2, len(whole) - 20):
+            with pytest.raises((RuntimeError, ValueError)):
+                decode_rgb(torch.frombuffer(bytearray(whole[:size]), dtype=torch.uint8))
+    draw, refused = random.Random(0), 0
+    for _ in range(200):
+        damaged = bytearray(whole[: draw.randrange(1, len(whole))] if draw.random() < 0.5 else whole)
+        for _ in range(draw.randrange(6)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        try:
+            image = decode_rgb(torch.frombuffer(damaged, dtype=torch.uint8))
+        except (RuntimeError, ValueError):
+            refused += 1
+        else:
+            assert image.shape[0] == 3
+            assert image.dtype == torch.uint8
+    assert 0 < refused < 200
+
+
+def test_a_missing_torchcodec_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(RGB).save(tmp_path / "1.png")
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    torchcodec_decoders.cache_clear()
+    with pytest.raises(ConfigError, match="^image files need the package 'torchcodec'; pip install"):
+        load_dataset(DataOptions(dataset="imagefolder", data_dir=tmp_path))
+    monkeypatch.undo()
+    assert len(load_dataset(DataOptions(dataset="imagefolder", data_dir=tmp_path)).train) == 1
+
+
+def test_the_loss_and_the_data_sets_in_memory_do_without_it() -> None:
+    program = "import sys, simclr_fast, simclr_fast.data; assert 'torchcodec' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 import torch
-from torchvision.io import read_file
 
 import train
 from simclr_fast.data import sources
@@ -47,7 +46,7 @@ def test_a_file_that_ends_its_worker_is_named(folder_root: Path, tmp_path: Path,
             os.kill(os.getpid(), signal.SIGSEGV)
         return decode_rgb(encoded)
 
-    of_deadly = read_file(deadly)
+    of_deadly = torch.frombuffer(bytearray(Path(deadly).read_bytes()), dtype=torch.uint8)
     monkeypatch.setattr(sources, "decode_rgb", crash)  # workers are forked, so that they have it too
     arguments = [*SMALL, "--workers", "1", "--data-dir", str(folder_root), "--output", str(tmp_path / "run")]
     assert train.main([*arguments, "--no-eval", "--knn-epochs", "0"]) == 1

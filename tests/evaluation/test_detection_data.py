@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
+from PIL import Image
 
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.__main__ import main, parse
 from simclr_fast.evaluation.detect import image_size
 from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, open_parts, read_coco, read_voc
+from tests.data.conftest import save_image
 
 
 def write_image(path: Path, height: int, width: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = torch.full((3, height, width), 100, dtype=torch.uint8)
-    (torchvision.io.write_png if path.suffix == ".png" else torchvision.io.write_jpeg)(image, str(path))
+    save_image(path, image)
 
 
 def write_coco(root: Path, part: str = "train2017", **changes: object) -> tuple[Path, Path]:
@@ -181,6 +182,18 @@ def test_bad_voc_annotations_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "train.xml").write_text(text)
     with pytest.raises(ConfigError, match=r"train\.xml: no VOC annotation"):
         read_voc(tmp_path, "2012", "train")
+
+
+def test_an_orientation_does_not_turn_an_image_away_from_its_boxes(tmp_path: Path) -> None:
+    images, annotations = write_coco(tmp_path)
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be turned by a quarter
+    Image.new("RGB", (60, 40)).save(images / "1.png", exif=exif)
+    coco = read_coco(images, annotations)
+    train, _ = open_parts(coco, coco, channels=3)
+    image, target = train[0]
+    assert image.shape == (3, 40, 60)
+    assert target["boxes"].tolist() == [[5, 6, 25, 16]]
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchvision.io import write_png
 from torchvision.transforms import v2
 
 from simclr_fast.config import DataOptions
@@ -13,6 +12,7 @@ from simclr_fast.data import Dataset, ImageArrays, load_dataset
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed, preprocess_of
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.run import Run
+from tests.data.conftest import save_image
 from tests.evaluation.conftest import plain_config, write_run
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_embed_runs_in_eval_mode_and_restores_training_mode() -> None:
 def test_embed_takes_the_asked_images_of_either_kind(tmp_path: Path) -> None:
     arrays = ImageArrays(torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8))
     for i, image in enumerate(arrays.images):
-        write_png(image, str(tmp_path / f"{i}.png"))
+        save_image(tmp_path / f"{i}.png", image)
     files = load_dataset(DataOptions(dataset="imagefolder", data_dir=tmp_path)).train
     indices = torch.tensor([4, 0, 5])
     preprocess = Preprocess(16, (0.5,), (0.5,))
