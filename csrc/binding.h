@@ -9,6 +9,9 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <array>
+#include <initializer_list>
+
 #include "parallel.h"
 
 // The check that hands on the message of torch's own exception came with torch 2.13; the older one names only the call.
@@ -31,6 +34,22 @@ inline Parallel torch_threads() {
 template <class T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// An uninitialised contiguous tensor on the device of another. torch::stable::new_empty has the dispatcher look up its
+// name, box and unbox at each call, which for a small batch takes longer than the kernels.
+inline Tensor allocate(const Tensor& other, std::initializer_list<int64_t> sizes, ScalarType type) {
+  std::array<int64_t, 4> strides;
+  int64_t stride = 1;
+  for (size_t k = sizes.size(); k-- > 0; stride *= sizes.begin()[k]) strides[k] = stride;
+  int32_t device_type = 0, device_index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(other.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(other.get(), &device_index));
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
+                                                         strides.data(), dtype, device_type, device_index, &handle));
+  return Tensor(handle);
 }
 
 namespace {

@@ -72,8 +72,8 @@ std::tuple<Tensor, Tensor> ntxent_normalize(const Tensor& z0_any, const Tensor& 
   const bool half = args.z_dtype == SIMCLR_HALF || args.z_dtype == SIMCLR_BFLOAT16;
   const ScalarType u_type = half && Device::kHalfOperands ? ScalarType::Half : statistics_type(z0);
   args.u_columns = Device::operand_columns(args.d, half ? SIMCLR_HALF : args.z_dtype);
-  Tensor u = torch::stable::new_empty(z0, {rows, args.u_columns}, u_type);
-  Tensor inv_norm = torch::stable::new_empty(z0, {rows}, statistics_type(z0));
+  Tensor u = allocate(z0, {rows, args.u_columns}, u_type);
+  Tensor inv_norm = allocate(z0, {rows}, statistics_type(z0));
   args.u = u.mutable_data_ptr();
   args.inv_norm = inv_norm.mutable_data_ptr();
   Device::run(args, u);
@@ -98,9 +98,9 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd(const Tensor& u_any, int64_t n, in
   fill_precision(args, precision);
   fill_temperature(args, temperature, temperature_tensor, u);
   const ScalarType type = statistics_type(u);
-  Tensor loss = args.reduce ? torch::stable::new_empty(u, {}, type) : torch::stable::new_empty(u, {2 * n}, type);
-  Tensor lse_neg = torch::stable::new_empty(u, {2 * n}, type);
-  Tensor s_pos = torch::stable::new_empty(u, {2 * n}, type);
+  Tensor loss = args.reduce ? allocate(u, {}, type) : allocate(u, {2 * n}, type);
+  Tensor lse_neg = allocate(u, {2 * n}, type);
+  Tensor s_pos = allocate(u, {2 * n}, type);
   args.loss = loss.mutable_data_ptr();
   args.lse_neg = lse_neg.mutable_data_ptr();
   args.s_pos = s_pos.mutable_data_ptr();
@@ -166,9 +166,9 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Ten
   const int64_t expected = args.reduce ? 1 : args.columns;
   STD_TORCH_CHECK(dloss.numel() == expected, "ntxent: dloss must have ", expected, " elements, it has ", dloss.numel());
   STD_TORCH_CHECK(dloss.scalar_type() == statistics_type(z0), "ntxent: dloss must have the loss's dtype");
-  Tensor dz0 = torch::stable::new_empty(z0, {args.n, args.d});
-  Tensor dz1 = torch::stable::new_empty(z1, {args.n, args.d});
-  Tensor dt = torch::stable::new_empty(inv_norm, {});
+  Tensor dz0 = allocate(z0, {args.n, args.d}, z0.scalar_type());
+  Tensor dz1 = allocate(z1, {args.n, args.d}, z1.scalar_type());
+  Tensor dt = allocate(inv_norm, {}, inv_norm.scalar_type());
   args.z_dtype = dtype_of(z0);
   args.dloss = dloss.const_data_ptr();
   args.dz[0] = dz0.mutable_data_ptr();
@@ -192,8 +192,8 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_bwd(const Tensor& z0_any, const Te
       ntxent_fwd<Device>(u, z0.size(0), 0, temperature, temperature_tensor, reduction, precision);
   SimclrNtxentBwdArgs args =
       bwd_args(z0, z1, {u, inv_norm, lse_neg, s_pos}, 0, reduction, eps, temperature, temperature_tensor, precision);
-  Tensor dz = torch::stable::new_empty(inv_norm, {2, args.n, args.d});
-  Tensor dt = torch::stable::new_empty(inv_norm, {});
+  Tensor dz = allocate(inv_norm, {2, args.n, args.d}, inv_norm.scalar_type());
+  Tensor dt = allocate(inv_norm, {}, inv_norm.scalar_type());
   args.z_dtype = dtype_of(dz);  // of what is written; the CPU reads u, not z
   char* gradient = static_cast<char*>(dz.mutable_data_ptr());
   args.dz[0] = gradient;

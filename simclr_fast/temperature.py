@@ -61,20 +61,18 @@ def check_temperature(
             )
         if z is not None and temperature.device != z.device:
             raise ValueError(f"{name} is on {temperature.device} and {of} is on {z.device}: move one of them")
-        if is_readable(temperature):
-            _check_value(temperature.item(), name)
-        return temperature
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float, numbers.Real)):
+        if not is_readable(temperature):
+            return temperature
+        value = temperature.item()
+    elif isinstance(temperature, bool) or not isinstance(temperature, (int, float, numbers.Real)):
         raise TypeError(f"{name} is a {type(temperature).__name__}: pass a float or a 0-dim tensor")
-    if not isinstance(temperature, (int, float)):
-        temperature = float(temperature)  # of NumPy
-    _check_value(temperature, name)
-    return temperature
-
-
-def _check_value(value: float, name: str) -> None:
+    else:
+        if not isinstance(temperature, (int, float)):
+            temperature = float(temperature)  # of NumPy
+        value = temperature
     if not 0 < value < math.inf:  # two comparisons, of which torch.compile can make guards
         raise ValueError(f"{name}={value}: pass a positive, finite number (0.1 to 0.5 is usual)")
+    return temperature
 
 
 def is_readable(number: Tensor) -> bool:

@@ -46,7 +46,8 @@ def check_together(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
 
 def check_options(reduction: str, eps: float, precision: str | None) -> None:
     """Raises TypeError or ValueError for an option that the losses share."""
-    check_choice("reduction", reduction, REDUCTIONS)
+    if reduction not in REDUCTIONS:
+        check_choice("reduction", reduction, REDUCTIONS)
     if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
         raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
     if not 0 < eps < math.inf:
@@ -68,11 +69,13 @@ def default_precision() -> str:
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def for_backward(x: Tensor) -> Tensor:
-    """x, or a copy where autograd could not save x: a tensor made under inference_mode, as a frozen teacher's view."""
-    if torch.compiler.is_compiling() or not x.is_inference() or torch.is_inference_mode_enabled():
-        return x
-    return x.clone()
+def for_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each, or a copy where autograd could not save it: one made under inference_mode, as a frozen teacher's view."""
+    if torch.compiler.is_dynamo_compiling():  # which traces no is_inference
+        return tensors
+    if torch.is_inference_mode_enabled() or not any(map(Tensor.is_inference, tensors)):
+        return tensors
+    return tuple(x.clone() if x.is_inference() else x for x in tensors)
 
 
 def common_dtype(z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,9 +100,9 @@ def ready_temperature(temperature: float | Tensor, z: Tensor, of: str = "z0") ->
     of: what users call z.
     """
     temperature = check_temperature(temperature, z, of=of)
+    if isinstance(temperature, Tensor):
+        return for_backward(temperature)[0].to(compute_dtype(z.dtype))
     if is_symbolic(temperature):
         # An operator's float argument is a constant of the graph: every value would be compiled anew.
-        temperature = z.new_ones((), dtype=compute_dtype(z.dtype)) * temperature
-    if isinstance(temperature, Tensor):
-        temperature = for_backward(temperature).to(compute_dtype(z.dtype))
+        return z.new_ones((), dtype=compute_dtype(z.dtype)) * temperature
     return temperature

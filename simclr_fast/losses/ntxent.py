@@ -1,7 +1,6 @@
 """The public NT-Xent loss and its variants: `ntxent_loss`, and the module `NTXentLoss`, also with a memory bank."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -110,12 +109,19 @@ def ntxent_loss(
         weights = weights_of_rows(weights, z0, views=2, of="z0")
     if not fused:
         return loss_of_rows(rows_of_pairs(z0, z1, call), weights, call)
-    loss = partial(
-        ntxent, z0, z1, call.temperature, eps=call.eps, precision=call.precision, backend=call.backend, group=group
+    loss = ntxent(
+        z0,
+        z1,
+        call.temperature,
+        reduction=reduction if weights is None else "none",
+        eps=call.eps,
+        precision=call.precision,
+        backend=call.backend,
+        group=group,
     )
     if weights is None:
-        return loss(reduction=reduction)
-    return reduce_rows(loss(reduction="none") * weights, reduction, group, dtype=compute_dtype(z0.dtype))
+        return loss
+    return reduce_rows(loss * weights, reduction, group, dtype=compute_dtype(z0.dtype))
 
 
 class NTXentLoss(ContrastiveLoss):
@@ -163,7 +169,9 @@ class NTXentLoss(ContrastiveLoss):
         return_stats: whether this call is to return the statistics, too; None: as the module's option says.
         """
         return_stats = self.return_stats if return_stats is None else return_stats
-        options = self.options() | {"decoupled": self.decoupled, "return_stats": return_stats}
+        options = self.options()
+        options["decoupled"] = self.decoupled
+        options["return_stats"] = return_stats
         if self.memory_bank is None:
             return ntxent_loss(out0, out1, weights=weights, **options)
         return _loss_with_bank(out0, out1, self.memory_bank, weights, Call(**options))
@@ -194,6 +202,9 @@ def _loss_with_bank(out0: Tensor, out1: Tensor | None, memory_bank: MemoryBank, 
 
 
 def _own(call: Call, weights: Tensor | None) -> tuple[Shared, ...]:
+    """What the ranks of a group, if there is one, must have alike."""
+    if call.group is None:
+        return ()
     return (
         flag("decoupled", call.decoupled),
         flag("return_stats", call.return_stats),
@@ -209,22 +220,19 @@ def _ready(
     bank: the columns of a call whose rows are z0's alone, and are compared with no other process's; 0: the views' rows.
     """
     check_options(call.reduction, call.eps, call.precision)
-    z0, z1 = common_dtype(z0, z1)
+    if z0.dtype != z1.dtype:
+        z0, z1 = common_dtype(z0, z1)
     temperature = ready_temperature(call.temperature, z0, name)
-    how = {"reduction": call.reduction, "eps": call.eps, "precision": call.precision, "backend": call.backend}
-    check_same_call(called, name, z0, temperature, **how, group=call.group, own=own)
+    if call.group is not None:
+        how = {"reduction": call.reduction, "eps": call.eps, "precision": call.precision, "backend": call.backend}
+        check_same_call(called, name, z0, temperature, **how, group=call.group, own=own)
     if op == "similarity_fwd":
         z0, z1 = widened_half(z0), widened_half(z1)
     precision = default_precision() if call.precision is None else call.precision
     large = is_large(z0, precision, None, (z0.shape[0], bank)) if bank else is_large(z0, precision, call.group)
-    call = call._replace(
-        temperature=temperature,
-        eps=float(call.eps),
-        precision=precision,
-        backend=resolve_backend(call.backend, op, z0.device, z0.dtype, large, called),
-        called=called,
-    )
-    return for_backward(z0), for_backward(z1), call
+    backend = resolve_backend(call.backend, op, z0.device, z0.dtype, large, called)
+    how = (call.reduction, float(call.eps), precision, backend, call.group, called)
+    return *for_backward(z0, z1), Call(temperature, call.decoupled, call.return_stats, *how)
 
 
 def _check_stack(views: Tensor) -> None:

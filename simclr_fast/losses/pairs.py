@@ -43,7 +43,7 @@ def pair_logits(
         [...] in float64 (float32 on devices that lack it); differentiable as often as wanted in a, b and temperature.
     """
     length = float(eps) if normalize else None
-    a, b = for_backward(a), for_backward(b)
+    a, b = for_backward(a, b)
     with without_autocast(a.device):
         if backend == "reference":
             u, v = (x.to(wide_dtype(x)) if length is None else unit_rows(x, length) for x in (a, b))

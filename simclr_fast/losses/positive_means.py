@@ -40,7 +40,7 @@ def positive_means(
     called: what users call, for messages.
     """
     positives = (size - 1).clamp_min(1)
-    rows = for_backward(rows)
+    (rows,) = for_backward(rows)
     with without_autocast(rows.device):
         if backend == "reference":
             rank, world = distributed.rank_and_size(group)

@@ -78,23 +78,23 @@ def agreed_logsumexp(
     backend: Backend,
     called: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`similarity_logsumexp`, for the loss that users call by the name `called`, with arguments that it has checked.
+    """`similarity_logsumexp`, for the loss that users call by the name `called`.
 
-    The loss has also seen to it that the ranks' calls agree. With None users call the primitive, and this sees to it.
+    The loss has checked its arguments, made the temperature ready, and seen to it that the ranks' calls agree. With
+    None users call the primitive, and this sees to it all.
     """
-    check_choice("exclude", exclude, EXCLUDE)
-    check_rows("rows", rows)
-    if columns is None:
-        _check_of_rows_alone(rows, exclude, both)
-    else:
-        check_rows("columns", columns, empty=True)
-        _check_columns(rows, columns, exclude)
-        rows, columns = common_dtype(rows, columns)
-        columns = for_backward(columns)
-    check_options("none", eps, precision)
-    temperature = ready_temperature(temperature, rows, "rows")
     if called is None:
         called = "similarity_logsumexp"
+        check_choice("exclude", exclude, EXCLUDE)
+        check_rows("rows", rows)
+        if columns is None:
+            _check_of_rows_alone(rows, exclude, both)
+        else:
+            check_rows("columns", columns, empty=True)
+            _check_columns(rows, columns, exclude)
+            rows, columns = common_dtype(rows, columns)
+        check_options("none", eps, precision)
+        temperature = ready_temperature(temperature, rows, "rows")
         own = (
             Shared("number of columns (-1 for None)", -1 if columns is None else columns.shape[0], ALIKE),
             choice("exclude", exclude, EXCLUDE),
@@ -108,11 +108,15 @@ def agreed_logsumexp(
             f"exclude='self' with a group: rows {tuple(rows.shape)} and columns {tuple(columns.shape)} differ in "
             "number; pass one column per row"
         )
+    if columns is None:
+        (rows,) = for_backward(rows)
+    else:
+        rows, columns = for_backward(rows, columns)
     precision = default_precision() if precision is None else precision
     sizes = (rows.shape[0], rows.shape[0] if columns is None else columns.shape[0])
     large = is_large(rows, precision, group, sizes)
     lse, column_lse, _ = similarity(
-        for_backward(rows),
+        rows,
         columns,
         temperature,
         exclude=exclude,

@@ -14,17 +14,21 @@ from torch.autograd import forward_ad
 
 
 def apply(function: type[torch.autograd.Function], called: str, *inputs: object) -> tuple:
-    """function.apply(*inputs), of a Function that has no jvp, and setup_context where transforms may look on.
+    """function.apply(*inputs), of a Function that has setup_context, and no jvp.
 
     Raises RuntimeError under forward-mode differentiation; `called` is what users call to run the function.
     """
-    if torch.compiler.is_compiling():
-        return function.apply(*inputs)
     if not torch._C._are_functorch_transforms_active():  # as Function.apply asks
         # Within a dual level tensors may have tangents, for which autograd looks where gradients are disabled, too.
         if not torch.is_grad_enabled() and forward_ad._current_level < 0:
             return function.forward(*inputs)
-        function = _with_ctx(function)
+        if not torch.compiler.is_compiling():
+            function = _with_ctx(function)
+    return recorded(function, called, *inputs)
+
+
+def recorded(function: type[torch.autograd.Function], called: str, *inputs: object) -> tuple:
+    """function.apply(*inputs), of a Function that has no jvp: the last step of `apply`."""
     try:
         return function.apply(*inputs)
     except NotImplementedError as error:  # torch.compile traces no Function that has a jvp of its own to say this in
@@ -56,12 +60,7 @@ def refuse_second_derivative(called: str) -> NoReturn:
 
 @cache
 def _with_ctx(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """The Function of the same name whose forward takes ctx, and does what forward and setup_context of this one do.
-
-    One without setup_context is that Function already.
-    """
-    if function.setup_context is torch.autograd.Function.setup_context:
-        return function
+    """The Function of the same name whose forward takes ctx, and does what forward and setup_context of this one do."""
 
     def forward(ctx, *inputs):
         output = function.forward(*inputs)

@@ -190,17 +190,16 @@ class _NTXentWithGradient(torch.autograd.Function):
     """The scalar loss of a process that is alone, of which forward makes the gradient, too."""
 
     @staticmethod
-    def forward(ctx, z0, z1, temperature_tensor, options: Options):
+    def forward(ctx, z0, z1, temperature_tensor, temperature: float, reduction: str, eps: float, precision: str, op):
         ctx.need_dt = ctx.needs_input_grad[2]
-        how = (options.eps, options.temperature, temperature_tensor, options.reduction, options.precision)
-        loss, dz, dt = OPS[options.backend].fwd_bwd(z0, z1, *how, ctx.need_dt)
+        loss, dz, dt = op(z0, z1, eps, temperature, temperature_tensor, reduction, precision, ctx.need_dt)
         ctx.save_for_backward(z0, z1, temperature_tensor, dz, dt)
         return loss
 
     @staticmethod
     def backward(ctx, dloss):
         dz0, dz1, dt = function.apply(_ScaledGradient, "ntxent_loss", dloss, *ctx.saved_tensors, ctx.need_dt)
-        return dz0, dz1, dt, None
+        return dz0, dz1, dt, None, None, None, None, None
 
 
 class _DifferentiableOnce(torch.autograd.Function):
@@ -225,7 +224,7 @@ class _ScaledGradient(_DifferentiableOnce):
     @staticmethod
     def forward(dloss, z0, z1, temperature_tensor, dz, dt, need_dt: bool):
         dz = dz * dloss if dz.dtype == z0.dtype else _rounded_product(dz, dloss, z0.dtype)
-        return dz[0], dz[1], dt * dloss if need_dt else None
+        return *dz.unbind(), dt * dloss if need_dt else None
 
 
 def _rounded_product(dz: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -268,30 +267,21 @@ def ntxent(
     if backend == "reference":
         return _reference(z0, z1, temperature, reduction, eps, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
-    options = Options(value, reduction, eps, precision, backend, group)
-    inputs = (z0, z1, tensor, options)
-    if _takes_gradient_along(*inputs):
-        return function.apply(_NTXentWithGradient, "ntxent_loss", *inputs)
-    return function.apply(_NTXent, "ntxent_loss", *inputs)[0]
-
-
-def _takes_gradient_along(z0: Tensor, z1: Tensor, temperature_tensor: Tensor | None, options: Options) -> bool:
-    """Whether backward would have nothing to do but to multiply a gradient that is wanted by a number.
-
-    Transforms of torch.func want a Function that does not know ctx.
-    """
-    return (
-        options.reduction != "none"
-        and (options.backend, z0.device.type) in _GRADIENT_IN_FORWARD
+    if (
+        reduction != "none"
+        and (backend, z0.device.type) in _GRADIENT_IN_FORWARD
         and torch.is_grad_enabled()
-        and (
-            z0.requires_grad
-            or z1.requires_grad
-            or (temperature_tensor is not None and temperature_tensor.requires_grad)
+        and (z0.requires_grad or z1.requires_grad or (tensor is not None and tensor.requires_grad))
+        and (group is None or distributed.rank_and_size(group)[1] == 1)
+        and not torch._C._are_functorch_transforms_active()  # which want a Function that does not know ctx
+    ):
+        # All that backward has to do is to multiply by a number, a gradient that is wanted.
+        op = OPS[backend].fwd_bwd
+        return function.recorded(
+            _NTXentWithGradient, "ntxent_loss", z0, z1, tensor, value, reduction, eps, precision, op
         )
-        and distributed.rank_and_size(options.group)[1] == 1
-        and not torch._C._are_functorch_transforms_active()
-    )
+    options = Options(value, reduction, eps, precision, backend, group)
+    return function.apply(_NTXent, "ntxent_loss", z0, z1, tensor, options)[0]
 
 
 def _reference(z0, z1, temperature, reduction, eps, group) -> Tensor:
