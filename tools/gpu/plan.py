@@ -17,7 +17,7 @@ BUILD_SECONDS = 200.0
 TEST_SECONDS = 100.0  # of one test
 NCU_SECONDS = 150.0
 MOST_WORKERS = 12  # each holds a CUDA context
-FIRST_TESTS = ("ops/ntxent", "ops/augment")
+FIRST_TESTS = ("ops/ntxent", "losses", "ops/augment")
 # The steps that --only chooses from; a section of bench is one of its own.
 STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", "ncu", *SECTIONS)
 ONLY_ON_REQUEST = ("ncu", "ntxent-compiled-all")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from simclr_fast import SimCLRAugment, SimCLREval, ntxent_loss
 from simclr_fast.losses import similarity_logsumexp
+from simclr_fast.ops.ntxent.similarity import similarity
 from tools.gpu.bench import backend_of
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -80,6 +81,19 @@ def similarities(
     torch.autograd.grad(sums, sides, [torch.rand(len(x)).to(x) for x in sums])
 
 
+def primitive(backend: str, device: str, case: tuple[torch.dtype, int, int | None, int], options: dict) -> None:
+    """Both passes of rows [n, d] and columns [m, d] (None: the rows), with maxima and a temperature on the device."""
+    dtype, n, m, d = case
+    rows, columns = (None if k is None else normal(k, d, dtype=dtype, device=device) for k in (n, m))
+    t = torch.tensor(0.1, dtype=DOUBLE if dtype == DOUBLE else FLOAT).to(device).requires_grad_()
+    fixed = options.get("fixed_columns", False)
+    leaves = [z.requires_grad_() for z in (rows, None if fixed else columns) if z is not None]
+    how = {"exclude": "none", "both": False, "need_max": True, "eps": 1e-8, "precision": "ieee", "group": None}
+    lse, column_lse, _ = similarity(rows, columns, t, backend=backend, **(how | options))
+    sums = [x for x in (lse, column_lse) if len(x)]
+    torch.autograd.grad(sums, [*leaves, t], [torch.rand(len(x)).to(x) for x in sums])
+
+
 def views(
     backend: str, device: str, size: int, side: int, dtype: torch.dtype, channels: int, ragged: bool, blur: int
 ) -> None:
@@ -119,6 +133,16 @@ def ntxent_calls(backend: str, device: str) -> Iterator[Call]:
     rectangles += [(9, 14, 33, (DOUBLE, "ieee"), 0.1, "self")] * (backend == "cpp")
     for case in rectangles:
         yield f"similarities {case}", lambda case=case: similarities(backend, device, *case)
+    for dtype in (HALF, BFLOAT, FLOAT, DOUBLE)[: 4 if backend == "cpp" else 3]:
+        for n, m, d, options in (
+            (33, 70, 123, {"both": True}),
+            (150, 150, 64, {"both": True, "exclude": "self", "eps": None}),
+            (33, 130, 257, {"fixed_columns": True}),
+            (33, None, 40, {"exclude": "self"}),
+            (70, None, 130, {"exclude": "pair"}),
+        ):
+            case = (dtype, n, m, d)
+            yield f"primitive {case, options}", lambda case=(case, options): primitive(backend, device, *case)
     for kind in KINDS:
         for n, d in ((21, 40), (70, 130)):
             yield f"gathered loss {n, d, kind}", lambda case=(n, d, *kind): gathered_loss(backend, device, *case)

@@ -5,12 +5,16 @@ import torch
 from torch import Tensor
 
 from simclr_fast.losses import similarity_logsumexp
+from simclr_fast.ops.ntxent.reference import log_sum_exp, normalize_rows, similarity_logits
 from tests.helpers import non_contiguous, relative_error, within
 from tests.streams import captured, keep_busy, side_stream
 
 pytestmark = pytest.mark.gpu
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 TOLERANCE = {HALF: 6e-3, BFLOAT: 8e-3, FLOAT: 1e-5, DOUBLE: 1e-11}
+# Of dt, in units of what its terms add up to, beyond twice the error that rounding the operands makes of it; on the CPU
+# the same kernels need 3e-8, in float32 9e-7.
+TINY_DT = {HALF: 1e-5, BFLOAT: 1e-5, FLOAT: 1e-5, DOUBLE: 1e-12}
 
 
 def results(rows: Tensor, columns: Tensor | None, temperature: float, upstream: tuple[Tensor, ...], **options) -> tuple:
@@ -27,6 +31,27 @@ def results(rows: Tensor, columns: Tensor | None, temperature: float, upstream: 
     wanted = leaves if on_host else [*leaves, t]
     gradients = torch.autograd.grad(lse, wanted, [g.to(x) for g, x in zip(upstream, lse)])
     return *(x.detach() for x in lse), *gradients
+
+
+def dt_of_rounded_operands(
+    rows: Tensor,
+    columns: Tensor | None,
+    temperature: float,
+    upstream: tuple[Tensor, ...],
+    exclude: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """dloss/dt of rows that are rounded as kernels take rows of dtype, in float64; the sum of its terms' sizes."""
+    x, y = (
+        None if z is None else normalize_rows(z).to(HALF if dtype in (HALF, BFLOAT) else dtype).double()
+        for z in (rows, columns)
+    )
+    t = torch.tensor(temperature, dtype=DOUBLE, requires_grad=True)
+    s = similarity_logits(x, x if y is None else y, t, 0, exclude)
+    lse = [log_sum_exp(side) for side in (s, s.T)][: len(upstream)]
+    (dt,) = torch.autograd.grad(lse, t, upstream)
+    terms = [weights[:, None] * (side - of[:, None]).exp() * side for side, of, weights in zip((s, s.T), lse, upstream)]
+    return dt, sum(of_side.detach().nan_to_num(0, 0, 0).abs().sum() for of_side in terms) / temperature
 
 
 @pytest.mark.parametrize("on_host", [True, False])
@@ -59,10 +84,14 @@ def test_matches_float64(
     for actual, wanted in zip(got[:sums], want):
         assert within("lse", (actual.cpu().double() - wanted).abs().max(), operand / temperature)
     least = upstream[0].abs().max() * 1e-2  # a gradient near 0 is rounding noise
-    for actual, wanted in zip(got[sums:], want[sums:]):
+    gradients = slice(sums, sums + len(exact) - exact.count(None))
+    for actual, wanted in zip(got[gradients], want[gradients]):
         error = (actual.cpu().double() - wanted).abs().max() / wanted.abs().max().clamp_min(least)
-        scale = 1 if actual.ndim else upstream[0].abs().sum() / temperature
-        assert within("gradient", error, TOLERANCE[dtype] * scale)
+        assert within("gradient", error, TOLERANCE[dtype])
+    if not on_host:
+        of_rounded, size = dt_of_rounded_operands(*exact, temperature, upstream, exclude, dtype)
+        error, allowed = ((dt.cpu().double() - want[-1]).abs() for dt in (got[-1], of_rounded))
+        assert within("dt", error, 2 * allowed + TINY_DT[dtype] * size)
 
 
 def test_a_row_maximum_and_its_log_sum_exp() -> None:
