@@ -89,6 +89,17 @@ def exact_logsumexp(
     return (torch.logsumexp(s, 1), torch.logsumexp(s, 0)) if both else (torch.logsumexp(s, 1),)
 
 
+def of_float16_rows(
+    rows: Tensor, columns: Tensor | None, temperature: Tensor, *, exclude: str = "none", both: bool = False
+) -> tuple[Tensor, ...]:
+    """The definition in float32, of unit rows rounded to float16: all that GPUs see of half inputs.
+
+    What such a rounding costs is what a kernel's error has to be measured by.
+    """
+    x, y = (None if z is None else normalize_rows(z.float(), EPS).half().float() for z in (rows, columns))
+    return exact_logsumexp(x, y, temperature, exclude=exclude, both=both, normalize=False)
+
+
 def truth(
     rows: Tensor, columns: Tensor | None, temperature: float, weights: tuple[Tensor, Tensor], **options
 ) -> Values:
