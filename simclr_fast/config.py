@@ -37,9 +37,10 @@ class DataOptions:
     label_column: str = "label"
     """Column with the classes, numbers or names, used for evaluation only; absent is fine (huggingface)."""
     workers: int = 8
-    """Processes that read and decode images, per training process; sets that fit in memory need none."""
+    """Threads that read and decode images, per training process; 0 reads when a batch is asked for. Sets that fit in
+    memory need none."""
     decode_device: Literal["cpu", "cuda"] = "cpu"
-    """Where JPEG files are decoded: in the workers, or by nvJPEG on the training device."""
+    """Where JPEG files are decoded: by the workers, or by nvJPEG on the training device."""
     max_bad_images: float = 0.01
     """Share of the data set that may be unreadable before the run fails (fraction in [0, 1]); others take its place."""
 

@@ -11,7 +11,6 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from simclr_fast.data.decode import data_error
 from simclr_fast.errors import ConfigError, status_and_message
 
 # How long processes wait for each other: longer than the main process takes for an evaluation.
@@ -117,9 +116,7 @@ def exit_status(program: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except Exception as error:
-        # torch raises what happens in a loader's process as a RuntimeError of its own.
-        of_data = data_error(error) if isinstance(error, RuntimeError) else None
-        ending = status_and_message(of_data or error)
+        ending = status_and_message(error)
         if ending is None:
             raise
         status, message = ending

@@ -1,11 +1,7 @@
-"""Decoding images: in worker processes, chunks of a batch packed into one buffer, or on the training device."""
+"""Decoding JPEGs on the training device, and by the CPU what its decoder refuses."""
 
 import io
 import logging
-import os
-import re
-import weakref
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -17,84 +13,6 @@ from simclr_fast.data.unreadable import load_or_replace
 from simclr_fast.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
-
-
-class Chunk(NamedTuple):
-    """Some images of a batch in one buffer, which one copy moves to the device.
-
-    bytes: uint8, the images one after the other; shapes: int64 [n, 3] (C, H, W) of decoded images, [n, 1] (bytes) of
-    encoded ones; indices: int64 [n], the images as asked for; bad: a message for each image that could not be read.
-    """
-
-    bytes: Tensor
-    shapes: Tensor
-    indices: Tensor
-    bad: dict[int, str]
-
-    def images(self) -> list[Tensor]:
-        """Views of the images in the buffer."""
-        shapes = self.shapes.tolist()
-        sizes = self.shapes.prod(dim=1).tolist()
-        return [part.view(shape) for part, shape in zip(self.bytes.split(sizes), shapes)]
-
-
-class ChunkReader(torch.utils.data.Dataset):
-    """Reads chunks for a DataLoader of so many worker processes: asked for a list of indices, gives one Chunk."""
-
-    def __init__(self, source: EncodedImages, decode: bool, workers: int = 0):
-        self.source = source
-        self.load = source.decode if decode else source.encoded
-        # What each worker is at, its process and the image, in memory that outlives a worker that a decoder ends.
-        self.at = torch.full((workers, 2), -1).share_memory_()
-        _READERS.add(self)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, indices: list[int]) -> Chunk:
-        images, bad = [], {}
-        for index in indices:
-            images.append(load_or_replace(self._load, index, len(self.source), bad, self.source.labels))
-        self._note(-1)
-        return Chunk(
-            bytes=torch.cat([image.flatten() for image in images]),
-            shapes=torch.tensor([image.shape for image in images]),
-            indices=torch.tensor(indices),
-            bad=bad,
-        )
-
-    def _load(self, index: int) -> Tensor:
-        self._note(index)
-        return self.load(index)
-
-    def _note(self, index: int) -> None:
-        if (worker := torch.utils.data.get_worker_info()) is not None:
-            self.at[worker.id] = torch.tensor([os.getpid(), index])
-
-
-_READERS: weakref.WeakSet[ChunkReader] = weakref.WeakSet()
-
-
-def data_error(error: RuntimeError) -> DataError | None:
-    """The error as one of the data in one line, where it is one; else None.
-
-    That includes torch's error about a worker process that ended, which then names the image it was at: torch raises it
-    wherever the main process happens to be, so that no loader can catch it.
-    """
-    text = str(error)
-    if isinstance(error, DataError):  # raised in a worker, it comes with the lines of that traceback before its own
-        return DataError(text.split("DataError: ")[-1].splitlines()[0])
-    if not text.startswith("DataLoader worker"):
-        return None
-    ended = {int(number) for number in re.findall(r"\d+", text.splitlines()[0])}
-    names = [
-        reader.source.name(index)
-        for reader in list(_READERS)
-        for process, index in reader.at.tolist()
-        if process in ended and index >= 0
-    ]
-    where = ", ".join(names) or "between two images"
-    return DataError(f"a process of --workers ended while it read: {where} ({one_line(error)})")
 
 
 class DeviceDecoder:

@@ -1,23 +1,19 @@
-"""Batches on the training device: taken from a resident array, or read and decoded ahead by worker processes."""
+"""Batches on the training device: taken from a resident array, or read and decoded ahead by threads."""
 
+import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from simclr_fast.config import DataOptions
-from simclr_fast.data.decode import Chunk, ChunkReader, DeviceDecoder
+from simclr_fast.data.chunks import CHUNK, Chunk, ChunkReader
+from simclr_fast.data.decode import DeviceDecoder
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import EncodedImages, ImageArrays, Source
 from simclr_fast.data.unreadable import BadImages
-from simclr_fast.data.worker_signals import heed_only_the_parent, held_back
 from simclr_fast.errors import ConfigError
-
-# Images that a worker decodes at a time: a batch is put together from such chunks, so that the memory held by
-# prefetching (workers x 2 chunks) does not grow with the batch.
-CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +48,7 @@ class ArrayLoader:
 
 
 class EncodedLoader:
-    """Batches of images of different sizes, read and decoded ahead by worker processes.
+    """Batches of images of different sizes, read and decoded ahead by threads.
 
     On CUDA the chunks of a batch are moved from pinned memory on a side stream while the step before runs.
     """
@@ -69,18 +65,7 @@ class EncodedLoader:
         self.device = device
         self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
         self.bad = source.bad
-        self.wanted = _Wanted()
-        self.workers = torch.utils.data.DataLoader(
-            ChunkReader(source, decode=self.decoder is None, workers=options.workers),
-            batch_sampler=self.wanted,
-            collate_fn=_same,
-            num_workers=options.workers,
-            pin_memory=device.type == "cuda",
-            persistent_workers=options.workers > 0,
-            worker_init_fn=heed_only_the_parent,
-            # Not the fork server of newer Pythons: a signal to the group ends it, and torch's workers with it.
-            multiprocessing_context="fork" if options.workers > 0 and sys.platform == "linux" else None,
-        )
+        self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pack=device.type == "cuda")
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
@@ -91,35 +76,32 @@ class EncodedLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
         steps = self.sampler.steps(epoch, start)
-        self.wanted.chunks = [chunk.tolist() for indices in steps for chunk in indices.split(CHUNK)]
-        with held_back():
-            chunks = iter(self.workers)
+        wanted = (chunk for indices in steps for chunk in indices.split(CHUNK))
         ahead: Batch | None = None
-        for indices in steps:
-            parts = [next(chunks) for _ in indices.split(CHUNK)]
-            batch = self._to_device(parts, indices)
-            if ahead is not None:
-                yield self._ready(ahead)
-            ahead = batch
+        with contextlib.closing(self.chunks.read(wanted)) as chunks:
+            for indices in steps:
+                batch = self._to_device(chunks, indices)
+                if ahead is not None:
+                    yield self._ready(ahead)
+                ahead = batch
         if ahead is not None:
             yield self._ready(ahead)
         # In an epoch a process meets only its part of the data set, and the allowance is for the whole of it.
         self.bad.share_with_others()
 
-    def _to_device(self, parts: list[Chunk], indices: Tensor) -> Batch:
-        for part in parts:
-            self.source.note(part.bad)
-        with torch.cuda.stream(self.stream):  # does nothing where there is no stream
-            if self.decoder is not None:
-                return Batch(self._decode(parts), indices.to(self.device))
-            moved = [part._replace(bytes=part.bytes.to(self.device, non_blocking=True)) for part in parts]
-            return Batch([image for part in moved for image in part.images()], indices.to(self.device))
+    def _to_device(self, chunks: Iterator[Chunk], indices: Tensor) -> Batch:
+        images: list[Tensor] = []
+        for part in indices.split(CHUNK):  # each is moved when it is there, so that no more than a chunk waits here
+            chunk = next(chunks)
+            self.source.note(chunk.bad)
+            with torch.cuda.stream(self.stream):  # does nothing where there is no stream
+                images += chunk.to(self.device) if self.decoder is None else self._decode(chunk, part.tolist())
+        with torch.cuda.stream(self.stream):
+            return Batch(images, indices.to(self.device))
 
-    def _decode(self, parts: list[Chunk]) -> list[Tensor]:
+    def _decode(self, chunk: Chunk, indices: list[int]) -> list[Tensor]:
         bad: dict[int, str] = {}
-        images = []
-        for part in parts:
-            images += self.decoder.decode(part.images(), part.indices.tolist(), bad)
+        images = self.decoder.decode(chunk.images, indices, bad)
         self.source.note(bad)
         return images
 
@@ -130,27 +112,6 @@ class EncodedLoader:
             for tensor in (*batch.images, batch.indices):
                 tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
         return batch
-
-
-class _Wanted:
-    """The chunks that the loader wants now, so that persistent workers serve every epoch.
-
-    It knows nothing of the loader: in a circle of references the queues to the workers would be closed before the
-    loader can tell them to end, and it would wait five seconds for each of them.
-    """
-
-    def __init__(self) -> None:
-        self.chunks: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.chunks)
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-
-def _same(chunk: Chunk) -> Chunk:
-    return chunk
 
 
 def build_loader(

@@ -1,9 +1,10 @@
-"""Batches: from a resident array, and decoded by worker processes with bad images replaced."""
+"""Batches: from a resident array, and decoded by threads with bad images replaced."""
 
 import dataclasses
+import gc
 import logging
-import os
 import re
+import threading
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,9 +13,10 @@ import torch
 from torchcodec import decoders
 
 from simclr_fast.config import DataOptions
-from simclr_fast.data import Batch, EncodedImages, ImageArrays, build_loader, decode, load_dataset
-from simclr_fast.data.decode import ChunkReader, DeviceDecoder
-from simclr_fast.data.loading import CHUNK, EncodedLoader
+from simclr_fast.data import Batch, EncodedImages, ImageArrays, build_loader, load_dataset
+from simclr_fast.data.chunks import CHUNK
+from simclr_fast.data.decode import DeviceDecoder
+from simclr_fast.data.loading import EncodedLoader
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.unreadable import BadImageError, load_or_replace
 from simclr_fast.errors import ConfigError, DataError
@@ -50,7 +52,7 @@ def folder_loader(root: Path, batch_size: int, **changes):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ragged_batches_are_the_decoded_files(folder_root: Path, workers: int) -> None:
     source, loader = folder_loader(folder_root, 5, workers=workers)
-    for epoch in range(2):  # persistent workers serve the second epoch too
+    for epoch in range(2):
         batches = list(loader.epoch(epoch))
         assert len(batches) == 3
         for batch in batches:
@@ -109,7 +111,7 @@ def test_nothing_readable_ends_the_search() -> None:
 
 
 def encoded_images(source: EncodedImages, indices: list[int]) -> list[torch.Tensor]:
-    return ChunkReader(source, decode=False).__getitems__(indices).images()
+    return [source.encoded(index) for index in indices]
 
 
 def test_batched_decoder_agrees_and_counts_what_it_passes_on(folder_root: Path, caplog) -> None:
@@ -183,14 +185,6 @@ def test_all_of_a_batch_is_kept_until_the_step_has_read_it(folder_root: Path, mo
         tensor.record_stream.assert_called_once_with(current)
 
 
-def test_encoded_source_pickles_for_workers(folder_root: Path) -> None:
-    import pickle
-
-    source, _ = folder_loader(folder_root, 16)
-    copy: EncodedImages = pickle.loads(pickle.dumps(source))
-    assert torch.equal(copy.decoded(2), source.decode(2))
-
-
 def test_subset_of_encoded_images_renumbers() -> None:
     files = [f"image {i}".encode() for i in range(5)]
     source = EncodedImages(5, files.__getitem__, "name {}".format, labels=torch.arange(5))
@@ -201,52 +195,57 @@ def test_subset_of_encoded_images_renumbers() -> None:
     assert (len(again), again.read(0), again.labels.tolist()) == (1, files[1], [1])
 
 
-def test_workers_end_with_the_loader_and_without_a_signal(folder_root: Path) -> None:
-    """In a circle of references, they would have to be waited for in vain, and killed."""
-    _, loader = folder_loader(folder_root, 8, workers=2)
-    list(loader.epoch(0))
-    workers = loader.workers._iterator._workers
-    del loader
-    assert [worker.exitcode for worker in workers] == [0, 0]
-
-
-def test_errors_of_workers_are_told_in_one_line(folder_root: Path) -> None:
+def test_nothing_but_broken_files_is_told_in_one_line(folder_root: Path) -> None:
     _, loader = folder_loader(folder_root, 16, max_bad_images=1.0, workers=1)
     for path in folder_root.rglob("*.*g"):
         path.write_bytes(b"broken")
+    said = r"10 unreadable images in a row, the last: .*/\d\..*g: Unsupported image file.*"
     with pytest.raises(DataError) as raised:
         list(loader.epoch(0))
-    assert "Traceback" in str(raised.value), "as torch passes it on"
-    said = str(decode.data_error(raised.value))
-    assert re.fullmatch(r"10 unreadable images in a row, the last: .*/\d\..*g: Unsupported image file.*", said)
+    assert re.fullmatch(said, str(raised.value))
 
 
-def test_which_errors_are_those_of_the_data() -> None:
-    assert decode.data_error(RuntimeError("CUDA error: out of luck")) is None
-    killed = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
-    said = (
-        "a process of --workers ended while it read: between two images (DataLoader worker (pid 1) is killed by signal"
-    )
-    assert str(decode.data_error(killed)).startswith(said)
-    assert str(decode.data_error(DataError("3 unreadable images"))) == "3 unreadable images"
+def test_a_resumed_epoch_is_the_rest_of_it(folder_root: Path) -> None:
+    _, loader = folder_loader(folder_root, 4, workers=2)
+    whole = list(loader.epoch(1))
+    rest = list(loader.epoch(1, start=2))
+    assert len(rest) == 2
+    for batch, again in zip(whole[2:], rest):
+        assert torch.equal(batch.indices, again.indices)
+        assert all(torch.equal(a, b) for a, b in zip(batch.images, again.images))
 
 
-def test_a_worker_that_waits_is_at_no_image(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that none is blamed where the worker is killed then."""
-    source, _ = folder_loader(folder_root, 16)
-    reader = ChunkReader(source, decode=True, workers=2)
-    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: Mock(id=1))
-    load, at = reader.load, []
-    reader.load = lambda index: at.append(reader.at.tolist()) or load(index)
-    reader.__getitems__([5, 3])
-    assert at == [[[-1, -1], [os.getpid(), 5]], [[-1, -1], [os.getpid(), 3]]]
-    assert reader.at.tolist() == [[-1, -1], [os.getpid(), -1]]
+def decoders_alive() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("decoder ")]
 
 
-def test_only_the_image_of_the_worker_that_ended_is_named(folder_root: Path) -> None:
-    source, _ = folder_loader(folder_root, 16)
-    reader = ChunkReader(source, decode=True, workers=2)
-    reader.at.copy_(torch.tensor([[111_111, 5], [222_222, 3]]))
-    said = str(decode.data_error(RuntimeError("DataLoader worker (pid(s) 222222) exited unexpectedly")))
-    where = f"ended while it read: {source.name(3)} (DataLoader worker (pid(s) 222222) exited unexpectedly)"
-    assert said == f"a process of --workers {where}"
+def test_threads_end_with_the_epoch_however_it_ends(folder_root: Path) -> None:
+    _, loader = folder_loader(folder_root, 4, workers=3)
+    list(loader.epoch(0))
+    assert decoders_alive() == []
+    batches = loader.epoch(0)
+    next(batches)
+    assert len(decoders_alive()) == 3
+    batches.close()
+    assert decoders_alive() == []
+    batches = loader.epoch(0)
+    next(batches)
+    del batches
+    assert decoders_alive() == []
+    with pytest.raises(KeyboardInterrupt):
+        _stopped_by_its_user(loader)
+    gc.collect()
+    assert decoders_alive() == []
+
+
+def _stopped_by_its_user(loader: EncodedLoader) -> None:
+    for _ in loader.epoch(0):
+        raise KeyboardInterrupt
+
+
+def test_two_epochs_at_once_do_not_meet(folder_root: Path) -> None:
+    source, loader = folder_loader(folder_root, 4, workers=2)
+    for first, second in zip(loader.epoch(0), loader.epoch(1), strict=True):
+        for batch in (first, second):
+            for image, index in zip(batch.images, batch.indices.tolist()):
+                assert torch.equal(image, source.decode(index))

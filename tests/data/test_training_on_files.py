@@ -1,15 +1,10 @@
-"""train.py from end to end on image files of different sizes, read by worker processes."""
+"""train.py from end to end on image files of different sizes, read by threads."""
 
 import json
-import os
 import re
-import signal
 from pathlib import Path
 
-import torch
-
 import train
-from simclr_fast.data import sources
 from simclr_fast.run_files import read_metrics
 
 SMALL = ["imagenet", "--model", "resnet18", "--stem", "cifar", "--size", "32", "--head-hidden", "32"]
@@ -34,24 +29,6 @@ def test_unreadable_files_within_the_share_are_counted(folder_root: Path, tmp_pa
     assert [line["unreadable_images"] for line in lines if "loss" in line][-1] == 1
     assert "knn" in lines[-1], "online kNN reads the same image, and the pictures and the comparison do"
     assert (tmp_path / "run" / "results.json").exists()
-
-
-def test_a_file_that_ends_its_worker_is_named(folder_root: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    """As a defect of a decoder does, or the kernel where a picture needs more memory than there is."""
-    deadly = str(folder_root / "train" / "cat" / "2.jpg")
-    decode_rgb = sources.decode_rgb
-
-    def crash(encoded):
-        if torch.equal(encoded, of_deadly):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return decode_rgb(encoded)
-
-    of_deadly = torch.frombuffer(bytearray(Path(deadly).read_bytes()), dtype=torch.uint8)
-    monkeypatch.setattr(sources, "decode_rgb", crash)  # workers are forked, so that they have it too
-    arguments = [*SMALL, "--workers", "1", "--data-dir", str(folder_root), "--output", str(tmp_path / "run")]
-    assert train.main([*arguments, "--no-eval", "--knn-epochs", "0"]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(rf"train.py: error: a process of --workers ended while it read: {deadly} \(.*\)$", said)
 
 
 def test_unreadable_files_past_the_share_end_the_run(folder_root: Path, tmp_path: Path, capsys) -> None:

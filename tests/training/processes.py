@@ -22,23 +22,15 @@ SMALL = ("demo", "--batch-size", "500", "--size", "8", "--head-hidden", "32", "-
 SMALL += ("--knn-epochs", "0", "--log-interval", "1")
 
 
-def children(pid: int) -> list[int]:
-    """The process ids of a process's children."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")  # by the thread that started them
-    return [int(child) for path in lists for child in path.read_text().split()]
-
-
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
-def _run(arguments: Sequence[str], environment: dict[str, str], output: str, group: bool) -> None:
+def _run(arguments: Sequence[str], environment: dict[str, str], output: str) -> None:
     import train
 
-    if group:
-        os.setsid()
     os.environ.update(environment)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -46,17 +38,14 @@ def _run(arguments: Sequence[str], environment: dict[str, str], output: str, gro
     raise SystemExit(train.main(list(arguments)))
 
 
-def start(arguments: Sequence[str], log: Path, world_size: int = 1, *, group: bool = False) -> list[BaseProcess]:
-    """Start the processes of a run, which write their output to `log`.
-
-    group: each leads a process group of its own and may have workers.
-    """
+def start(arguments: Sequence[str], log: Path, world_size: int = 1) -> list[BaseProcess]:
+    """Start the processes of a run, which write their output to `log`."""
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
     processes = []
     for rank in range(world_size):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}
-        args = (arguments, environment | own, str(log), group)
-        processes.append(CONTEXT.Process(target=_run, args=args, daemon=not group))  # a daemon may have no children
+        args = (arguments, environment | own, str(log))
+        processes.append(CONTEXT.Process(target=_run, args=args, daemon=True))
     for process in processes:
         process.start()
     return processes

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from simclr_fast.checkpoint import checkpoints
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from tests.data.conftest import write_image
-from tests.training.processes import SMALL, children, final_state, finish, run, start, wait_for_step
+from tests.training.processes import SMALL, final_state, finish, run, start, wait_for_step
 
 AFTER_EVERY_STEP = ("--checkpoint-minutes", "1e-9")
 
@@ -76,34 +75,35 @@ def assert_stopped_with_a_checkpoint(folder: Path, log: Path) -> None:
     assert checkpoints(folder)[-1].name == f"checkpoint-{last:09d}.pt"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(number: signal.Signals, tmp_path: Path) -> None:
-    """What `timeout`, torchrun and Ctrl-C do. A kill reaches the main process alone: no worker outlives it."""
-    for i in range(8):
-        write_image(tmp_path / "data" / f"{i}.jpg", 16, 16, seed=i)
-    folder, log = tmp_path / "run", tmp_path / "log"
+def test_a_run_that_reads_files_stops_and_resumes_bit_exactly(tmp_path: Path) -> None:
+    """With threads that decode: a signal leaves a checkpoint, and the rest of an epoch begins where it stopped."""
+    for i in range(40):
+        write_image(tmp_path / "data" / f"{i}.jpg", 8 + i % 9, 16, seed=i)
+    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
     files = ("imagenet", "--data-dir", str(tmp_path / "data"), "--workers", "2", "--model", "resnet_mini")
-    small = ("--size", "8", "--batch-size", "4", "--epochs", "10000", "--head-hidden", "32", "--log-interval", "1")
-    processes = start((*files, *small, "--threads", "1", "--output", str(folder)), log, group=True)
-    pid = processes[0].pid
-    try:
-        wait_for_step(folder, 3, processes)
-        workers = children(pid)
-        assert len(workers) == 2
-        if number == signal.SIGKILL:
-            os.kill(pid, number)
-            assert finish(processes) == [-number]
-        else:
-            os.killpg(pid, number)
-            assert finish(processes, patience=100) == [128 + number], log.read_text()
-            assert_stopped_with_a_checkpoint(folder, log)
-        end = time.monotonic() + 100
-        while any(Path(f"/proc/{worker}").exists() for worker in workers):
-            assert time.monotonic() < end, "a worker outlives the run"
-            time.sleep(0.05)
-    finally:
-        if processes[0].is_alive():
-            os.killpg(pid, signal.SIGKILL)
+    small = (
+        "--size",
+        "8",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "3",
+        "--warmup-epochs",
+        "0",
+        "--head-hidden",
+        "32",
+        "--log-interval",
+        "1",
+    )
+    arguments = (*files, *small, "--threads", "1", "--output")
+    run((*arguments, str(whole)), log)
+    processes = start((*arguments, str(cut)), log)
+    wait_for_step(cut, 3, processes)
+    os.kill(processes[0].pid, signal.SIGTERM)
+    assert finish(processes) == [128 + signal.SIGTERM], log.read_text()
+    assert_stopped_with_a_checkpoint(cut, log)
+    run((*arguments, str(cut), "--resume", "auto"), log)
+    assert_same(final_state(cut), final_state(whole))
 
 
 def test_resume_from_a_truncated_checkpoint_takes_the_one_before(tmp_path: Path) -> None:

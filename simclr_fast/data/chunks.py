@@ -1,0 +1,144 @@
+"""Images of a batch, read and decoded ahead by threads, chunk by chunk.
+
+Threads suffice, because a file is read, decoded and copied outside of Python's lock; and what they make is there at
+once, where processes would copy it and take seconds to start.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simclr_fast.data.sources import EncodedImages
+from simclr_fast.data.threads import Place, Threads
+from simclr_fast.data.unreadable import load_or_replace
+
+# Images that a thread reads at a time: a batch is put together from such chunks, so that the memory held by reading
+# ahead (threads x AHEAD chunks) does not grow with the batch.
+CHUNK = 64
+AHEAD = 2  # chunks per thread that are begun before they are asked for; with one, a thread idles until its own is taken
+SLOW_SECONDS = 30.0  # a file that keeps the run waiting for longer is named
+
+log = logging.getLogger(__name__)
+
+
+class Chunk(NamedTuple):
+    """Some images of a batch.
+
+    images: uint8 [3, H, W] each, or [bytes] where they are left encoded; packed: for the copy to a GPU, uint8 in pinned
+    memory that holds the images as [H, W, 3] one after the other, else None; bad: a message for each image that could
+    not be read.
+    """
+
+    images: list[Tensor]
+    packed: Tensor | None
+    bad: dict[int, str]
+
+    def to(self, device: torch.device) -> list[Tensor]:
+        """The images on the device, by one copy where they are packed; it goes on while the host does."""
+        if self.packed is None:
+            return [image.to(device) for image in self.images]
+        return _images(self.packed.to(device, non_blocking=True), [image.shape for image in self.images])
+
+
+class Packed:
+    """Takes images one by one into one buffer, which grows where they are larger than those before."""
+
+    def __init__(self, capacity: int, pin: bool):
+        self.pin = pin
+        self.used = 0
+        self.shapes: list[tuple[int, int, int]] = []
+        self.buffer = self._empty(capacity)
+
+    def add(self, image: Tensor) -> None:
+        """Copy an image, uint8 [3, H, W] of any strides."""
+        end = self.used + image.numel()
+        if end > len(self.buffer):
+            larger = self._empty(max(end, 2 * len(self.buffer)))
+            larger[: self.used] = self.buffer[: self.used]
+            self.buffer = larger
+        channels, height, width = image.shape
+        # By numpy: torch would spread the copy over threads of its own, a set of them for each of ours.
+        rows = self.buffer.numpy()[self.used : end].reshape(height, width, channels)
+        np.copyto(rows, image.permute(1, 2, 0).numpy())
+        self.shapes.append((channels, height, width))
+        self.used = end
+
+    def filled(self) -> Tensor:
+        """The part that holds images, uint8 [bytes]."""
+        return self.buffer[: self.used]
+
+    def _empty(self, size: int) -> Tensor:
+        # torch keeps pinned memory that is given back, and hands it out again once the copies from it are over.
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self.pin)
+
+
+def _images(packed: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Views of packed images, uint8 [C, H, W] each, channels-last."""
+    parts = packed.split([channels * height * width for channels, height, width in shapes])
+    return [
+        part.view(height, width, channels).permute(2, 0, 1) for part, (channels, height, width) in zip(parts, shapes)
+    ]
+
+
+class ChunkReader:
+    """Reads chunks in so many threads, decoded or as encoded bytes; with 0 threads, where they are asked for.
+
+    pack: decoded images go to one buffer per chunk, pinned where there is a GPU.
+    """
+
+    def __init__(self, source: EncodedImages, threads: int, decode: bool = True, pack: bool = False):
+        self.source, self.threads = source, threads
+        self.load = source.decode if decode else source.encoded
+        self.pack, self.pin = decode and pack, torch.cuda.is_available()
+        self.capacity = 0  # bytes of the largest chunk so far
+
+    def read(self, wanted: Iterable[Tensor]) -> Iterator[Chunk]:
+        """A chunk for each of the indices, int64 [n], in their order, whichever is ready first.
+
+        Raises DataError as `load_or_replace` does. The threads end with the iterator: at its end, when it is closed or
+        forgotten, and when the program exits.
+        """
+        if self.threads == 0:
+            yield from (self.chunk(indices.tolist(), Place()) for indices in wanted)
+            return
+        threads = Threads(self.chunk, self.threads)
+        try:
+            ahead: deque[Future[Chunk]] = deque()
+            for indices in wanted:
+                ahead.append(threads.start(indices.tolist()))
+                if len(ahead) == AHEAD * self.threads:
+                    yield self._wait(ahead.popleft(), threads)
+            while ahead:
+                yield self._wait(ahead.popleft(), threads)
+        finally:
+            threads.end()
+
+    def chunk(self, indices: list[int], place: Place) -> Chunk:
+        """Reads one chunk, and notes in `place` which image it is at."""
+        bad: dict[int, str] = {}
+        images: list[Tensor] = []
+        packed = Packed(self.capacity, self.pin) if self.pack else None
+        load = lambda index: self.load(place.enter(index))
+        for index in indices:
+            image = load_or_replace(load, index, len(self.source), bad, self.source.labels)
+            (images.append if packed is None else packed.add)(image)
+        place.leave()
+        if packed is None:
+            return Chunk(images, None, bad)
+        self.capacity = max(self.capacity, packed.used)
+        return Chunk(_images(packed.filled(), packed.shapes), packed.filled(), bad)
+
+    def _wait(self, chunk: "Future[Chunk]", threads: Threads) -> Chunk:
+        told: set[int] = set()
+        while not wait([chunk], SLOW_SECONDS).done:
+            for index, seconds in threads.at():
+                if seconds >= SLOW_SECONDS and index not in told:
+                    told.add(index)
+                    log.warning("the run waits for %s, which takes %.0f s so far", self.source.name(index), seconds)
+        return chunk.result()

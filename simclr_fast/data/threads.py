@@ -1,0 +1,89 @@
+"""Threads that work ahead, say what they are at, and end with whoever started them."""
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeAlias
+
+# How long the end waits for threads: they stop at their next image, unless they hang in a file.
+END_SECONDS = 5.0
+# What waits to be worked on, with where its result goes; None ends a thread.
+Tasks: TypeAlias = "queue.SimpleQueue[tuple[Future, Any] | None]"
+
+
+class EndedError(Exception):
+    """The thread was asked to end; nobody waits for its result."""
+
+
+class Place:
+    """Which image a thread is at, and since when."""
+
+    def __init__(self) -> None:
+        self.index: int | None = None
+        self.since = 0.0
+        self.ended = False
+
+    def enter(self, index: int) -> int:
+        """Note that this image is begun, and return it. Raises EndedError where the thread is to end."""
+        if self.ended:
+            raise EndedError
+        self.since, self.index = time.monotonic(), index
+        return index
+
+    def leave(self) -> None:
+        """Note that no image is being read."""
+        self.index = None
+
+
+class Threads:
+    """So many threads, which do `work(item, place)` for each item that is started, in that order.
+
+    They end at `end()`, when this object is forgotten and when the program exits: as daemons, because one that hangs in
+    a file cannot be ended and must not keep the program from exiting.
+    """
+
+    def __init__(self, work: Callable[[Any, Place], Any], count: int):
+        self._todo: Tasks = queue.SimpleQueue()
+        self._places = [Place() for _ in range(count)]
+        # They know nothing of this object, which would never be forgotten otherwise.
+        self.threads = [
+            threading.Thread(target=_serve, args=(self._todo, work, place), name=f"decoder {k}", daemon=True)
+            for k, place in enumerate(self._places)
+        ]
+        for thread in self.threads:
+            thread.start()
+        self.end = weakref.finalize(self, _end, self._todo, self._places, self.threads)
+
+    def start(self, item: Any) -> Future:
+        """Have an item worked on; its result, or what `work` raised."""
+        result: Future = Future()
+        self._todo.put((result, item))
+        return result
+
+    def at(self) -> list[tuple[int, float]]:
+        """The images that threads are at, and for how many seconds."""
+        now = time.monotonic()
+        return [(place.index, now - place.since) for place in self._places if place.index is not None]
+
+
+def _serve(todo: Tasks, work: Callable[[Any, Place], Any], place: Place) -> None:
+    while (task := todo.get()) is not None:
+        result, item = task
+        try:
+            result.set_result(work(item, place))
+        except BaseException as error:  # whatever it is, it is for whoever waits for the result
+            result.set_exception(error)
+        del task, result, item  # the images must not lie in memory until the next ones are begun
+
+
+def _end(todo: Tasks, places: list[Place], threads: list) -> None:
+    for place in places:
+        place.ended = True
+    for _ in threads:
+        todo.put(None)
+    latest = time.monotonic() + END_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, latest - time.monotonic()))
