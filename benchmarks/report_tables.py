@@ -153,6 +153,17 @@ def augment_case(info: dict, common: list[str]) -> str:
     return contestants_table(info, common, header, row)
 
 
+def loading_case(info: dict, common: list[str]) -> str:
+    """Images per second, and per second and core, against the DataLoader."""
+    base = full_seconds(info["contestants"].get("DataLoader", {}))
+
+    def row(figures: dict, full: float) -> list[str]:
+        rate = info["images"] / full
+        return [milliseconds(figures, "full"), number(rate), number(rate / info["cores"]), _ratio(base, full)]
+
+    return contestants_table(info, common, ["epoch ms", "images/s", "images/s per core", "against DataLoader"], row)
+
+
 def train_step_case(info: dict, common: list[str]) -> str:
     """Images per second and the share of every phase."""
     phases = phases_of(info)
@@ -201,6 +212,7 @@ SUITES = {
     "losses": ("CLIP, SupCon, memory bank: forward and backward, float32, t = 0.1", losses_case),
     "losses_memory": ("Their memory at large N", memory_case),
     "augment": ("Augmentation, both views", augment_case),
+    "loading": ("Reading and decoding JPEG files, on the CPU", loading_case),
     "train_step": ("Training step", train_step_case),
     "scaling": ("Scaling", scaling_case),
 }

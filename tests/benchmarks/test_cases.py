@@ -7,6 +7,7 @@ from benchmarks import (
     augment_contestants,
     bench_augment,
     bench_host,
+    bench_loading,
     bench_losses,
     bench_ntxent,
     bench_scaling,
@@ -41,7 +42,8 @@ def test_every_case_can_be_constructed(scale: str) -> None:
             assert isinstance(made, Contestant | Absent)
     for case in bench_scaling.CASES[scale]:
         assert all(n % processes == 0 for n in case.sizes for processes in case.processes)
-    for module in (bench_ntxent, bench_host, bench_losses, bench_augment, bench_train_step, bench_scaling):
+    modules = (bench_ntxent, bench_host, bench_losses, bench_augment, bench_loading, bench_train_step, bench_scaling)
+    for module in modules:
         names = [str(case) for case in module.CASES[scale]]
         assert len({*names}) == len(names)
 
