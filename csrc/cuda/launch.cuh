@@ -20,8 +20,8 @@ namespace simclr::cuda {
 constexpr size_t kSharedBytesWithoutOptIn = 48 * 1024;
 
 // Launches kernel(args...) on the stream and returns the launch's error without waiting for the kernel. Call it through
-// SIMCLR_LAUNCH, which knows the kernel's name.
-template <class... Params, class... Args>
+// SIMCLR_LAUNCH or SIMCLR_LAUNCH_RESIDENT, which know the kernel's name.
+template <bool kResident, class... Params, class... Args>
 cudaError_t launch([[maybe_unused]] const char* name, void (*kernel)(Params...), dim3 grid, dim3 block,
                    size_t shared_bytes, [[maybe_unused]] cudaStream_t stream, Args... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "the launch must pass as many arguments as the kernel takes");
@@ -31,10 +31,18 @@ cudaError_t launch([[maybe_unused]] const char* name, void (*kernel)(Params...),
     if (refused != cudaSuccess) return refused;
   }
 #ifdef __CUDACC__
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
-  return cudaGetLastError();
+  if constexpr (kResident) {
+    return [&](Params... params) {
+      void* pointers[] = {&params...};
+      return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared_bytes,
+                                         stream);
+    }(static_cast<Params>(args)...);
+  } else {
+    kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Params>(args)...);
+    return cudaGetLastError();
+  }
 #else
-  return ::simt::launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes,
+  return ::simt::launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, kResident,
                         [=] { kernel(static_cast<Params>(args)...); });
 #endif
 }
@@ -44,4 +52,9 @@ cudaError_t launch([[maybe_unused]] const char* name, void (*kernel)(Params...),
 // SIMCLR_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...) -> cudaError_t.
 // A kernel whose name holds a comma goes in parentheses: SIMCLR_LAUNCH((kernel<float, 64>), ...).
 #define SIMCLR_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ::simclr::cuda::launch(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+  ::simclr::cuda::launch<false>(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
+
+// The same for a kernel whose blocks wait for each other: all are on the device at once, or the launch is refused with
+// cudaErrorCooperativeLaunchTooLarge.
+#define SIMCLR_LAUNCH_RESIDENT(kernel, grid, block, shared_bytes, stream, ...) \
+  ::simclr::cuda::launch<true>(#kernel, kernel, grid, block, shared_bytes, stream, __VA_ARGS__)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from proof.simt.library import SCHEDULES, Kernels, Schedule, unwritten
+from proof.simt.test_runtime_sync import ring
 
 LAZY, EAGER = SCHEDULES[::2], SCHEDULES[1::2]
 
@@ -24,12 +25,16 @@ def is_right(kernels: Kernels, launcher: str, schedule: Schedule) -> bool:
         x, y = torch.randn(32), unwritten(32, dtype=torch.float32)
         kernels.call(launcher, x, y, schedule=schedule)
         return torch.equal(y, x.roll(-1))
+    if launcher.startswith("ring"):
+        return ring(kernels, launcher, schedule)
     x, y = torch.randn(9, 64, 4), unwritten(64, dtype=torch.float32)
     kernels.call(launcher, x, y, 9, schedule=schedule)
     return torch.allclose(y, x.sum((0, 2)).flip(0), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("launcher", ["reverse_without_barrier", "warp_neighbour_without_sync"])
+@pytest.mark.parametrize(
+    "launcher", ["reverse_without_barrier", "warp_neighbour_without_sync", "ring_without_barrier"]
+)
 def test_a_missing_barrier_shows(kernels: Kernels, launcher: str) -> None:
     assert not all(is_right(kernels, launcher, schedule) for schedule in SCHEDULES)
     assert all(is_right(kernels, launcher.split("_without")[0], schedule) for schedule in SCHEDULES)

@@ -105,6 +105,19 @@ def test_warp_synchronised_exchange(kernels: Kernels, schedule: Schedule) -> Non
     assert torch.equal(y, x.roll(-1))
 
 
+def ring(kernels: Kernels, launcher: str, schedule: Schedule, rounds: int = 5, absent: int = -1) -> bool:
+    """Whether four blocks that hand numbers around come out right."""
+    values, arrived = unwritten(rounds + 1, 4, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    values[0] = torch.arange(4)
+    kernels.call(launcher, values, arrived, 4, rounds, absent, schedule=schedule)
+    return torch.equal(values[-1], values[0].roll(-rounds) + rounds)
+
+
+@every_schedule
+def test_blocks_of_a_resident_launch_wait_for_each_other(kernels: Kernels, schedule: Schedule) -> None:
+    assert ring(kernels, "ring", schedule)
+
+
 # ---- What is wrong is said, with the kernel, the block, the thread and the line.
 
 
@@ -140,6 +153,21 @@ def test_divergent_warp_operation_is_reported(kernels: Kernels, schedule: Schedu
     message = str(error.value)
     assert line_of(SOURCES[0], "__any_sync(0xffffffffu, 1)") in message
     assert line_of(SOURCES[0], "__shfl_xor_sync(0xffffffffu, 1, 1)") in message
+
+
+@every_schedule
+def test_a_grid_barrier_that_a_block_leaves_out_is_reported(kernels: Kernels, schedule: Schedule) -> None:
+    with pytest.raises(SimtError, match=r"deadlock in kernel ring_kernel<true>, block \((0|1|3),0,0\)") as error:
+        ring(kernels, "ring", schedule, absent=2)
+    where = line_of("csrc/cuda/reduce.cuh", "ptx::await_count")
+    assert f"threads (0,0,0) to (0,0,0) wait in await_count at {where}" in str(error.value)
+
+
+def test_blocks_that_wait_for_each_other_must_be_launched_together(kernels: Kernels) -> None:
+    with pytest.raises(SimtError, match=r"deadlock in kernel ring_kernel<true>, block \(0,0,0\)"):
+        ring(kernels, "ring_of_any_launch", Schedule())
+    with pytest.raises(SimtError, match="ring_kernel<true> refused: 4 blocks at once on 3 multiprocessors"):
+        ring(kernels, "ring", Schedule(multiprocessors=3))
 
 
 def test_lane_outside_its_own_mask_is_reported(kernels: Kernels) -> None:

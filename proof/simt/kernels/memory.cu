@@ -160,7 +160,7 @@ int shift(int* y, int by) { return SIMCLR_LAUNCH(shift_kernel, 1, 1, 0, nullptr,
 int dynamic(float* y, int n) { return SIMCLR_LAUNCH(dynamic_kernel, 1, kBlock, n * sizeof(float), nullptr, y, n); }
 int dynamic_without_opt_in(float* y, int n) {  // past the macro, which asks for what it needs
   return simt::launch("dynamic_kernel", reinterpret_cast<const void*>(&any_kernel), dim3(1), dim3(kBlock),
-                      n * sizeof(float), [=] { dynamic_kernel(y, n); });
+                      n * sizeof(float), false, [=] { dynamic_kernel(y, n); });
 }
 int large_static(float* y) { return SIMCLR_LAUNCH(large_static_kernel, 1, 1, 0, nullptr, y); }
 int count_threads(int* count, int gx, int gy, int gz, int bx, int by, int bz) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "options.h"
@@ -42,9 +43,11 @@ Block& Block::current() { return *current_block; }
 
 std::string Block::run(const Launch& launch, uint3 index, uint64_t seed) {
   start(launch, index);
-  schedule(seed);
-  finish();
-  return std::exchange(error_, std::string());
+  Random random(seed);
+  while (!is_done()) {
+    if (!advance(seed, random) && error_.empty()) error_ = deadlock();
+  }
+  return finish();
 }
 
 void Block::start(const Launch& launch, uint3 index) {
@@ -78,10 +81,17 @@ void Block::start(const Launch& launch, uint3 index) {
     thread_index.y = 0;
     ++thread_index.z;
   }
-  current_block = this;
+  thread_order_.resize(thread_count_);
+  warp_order_.resize(warps_.size());
+  std::iota(thread_order_.begin(), thread_order_.end(), 0);
+  std::iota(warp_order_.begin(), warp_order_.end(), 0);
 }
 
-void Block::finish() {
+void Block::stop(const std::string& error) {
+  if (error_.empty()) error_ = error;
+}
+
+std::string Block::finish() {
   current_block = nullptr;
   coordinates = nullptr;
   for (int i = 0; i < thread_count_; ++i) {
@@ -95,33 +105,33 @@ void Block::finish() {
     join();
     shared_.abandon();
   }
+  return std::exchange(error_, std::string());
 }
 
 // ---- Scheduling: even seeds take every thread once per round, odd ones let one warp run as far as it can, which is
 // what exposes a missing barrier between warps.
 
-void Block::schedule(uint64_t seed) {
-  Random random(seed);
-  std::vector<int> threads(thread_count_), warps(warps_.size());
-  for (int i = 0; i < thread_count_; ++i) threads[i] = i;
-  for (size_t i = 0; i < warps.size(); ++i) warps[i] = static_cast<int>(i);
-  while (alive_ > 0 && error_.empty()) {
-    bool progress = false;
-    if (seed % 2 == 1) {
-      random.shuffle(warps);
-      for (int w : warps) progress |= run_warp_ahead(w, random);
-    } else {
-      if (seed != 0) random.shuffle(threads);
-      progress = run_in_order(threads);
-    }
-    if (!progress && error_.empty()) error_ = deadlock();
+bool Block::advance(uint64_t seed, Random& random) {
+  if (seed % 2 == 0) {
+    if (seed != 0) random.shuffle(thread_order_);
+    return run_in_order(thread_order_);
   }
+  bool progress = false;
+  random.shuffle(warp_order_);
+  for (int w : warp_order_) progress |= run_warp_ahead(w, random);
+  return progress;
+}
+
+bool Block::can_run(Thread& t) const {
+  if (t.state == State::kAwaitingCount && __atomic_load_n(t.counter, __ATOMIC_SEQ_CST) >= t.count)
+    t.state = State::kReady;
+  return t.state == State::kReady && error_.empty();
 }
 
 bool Block::run_in_order(const std::vector<int>& order) {
   bool progress = false;
   for (int i : order) {
-    if (threads_[i].state != State::kReady || !error_.empty()) continue;
+    if (!can_run(threads_[i])) continue;
     resume(threads_[i]);
     progress = true;
   }
@@ -135,9 +145,9 @@ bool Block::run_warp_ahead(int warp, Random& random) {
   bool progress = false;
   for (bool again = true; again && error_.empty();) {
     again = false;
-    for (int k = 0; k < lanes && error_.empty(); ++k) {
+    for (int k = 0; k < lanes; ++k) {
       Thread& t = threads_[first + (descending ? lanes - 1 - k : k)];
-      if (t.state != State::kReady) continue;
+      if (!can_run(t)) continue;
       resume(t);
       progress = again = true;
     }
@@ -146,6 +156,7 @@ bool Block::run_warp_ahead(int warp, Random& random) {
 }
 
 void Block::resume(Thread& t) {
+  current_block = this;
   running_ = &t;
   coordinates = &t.coordinates;
   switch_to(host_, t.context);
@@ -226,6 +237,17 @@ std::string Block::deadlock() const {
     first = last + 1;
   }
   return message;
+}
+
+void Block::await_count(const unsigned* counter, unsigned count, Site site) {
+  Thread& t = thread();
+  t.counter = counter;
+  t.count = count;
+  if (__atomic_load_n(counter, __ATOMIC_SEQ_CST) < count) wait(State::kAwaitingCount, "await_count", site);
+}
+
+void await_count(const unsigned* counter, unsigned count, Site site) {
+  Block::current().await_count(counter, count, site);
 }
 
 void fail(const char* what, Site site) { Block::current().fail(what, site); }

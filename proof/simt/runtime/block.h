@@ -34,7 +34,7 @@ struct CopyQueue {
   int groups = 0;  // committed and not waited for
 };
 
-enum class State : uint8_t { kReady, kAtBarrier, kInWarpOperation, kReturned };
+enum class State : uint8_t { kReady, kAtBarrier, kInWarpOperation, kAwaitingCount, kReturned };
 
 struct Thread {
   Context context;
@@ -46,6 +46,8 @@ struct Thread {
   Site site{"", 0};
   int barrier = 0;
   unsigned mask = 0;
+  const unsigned* counter = nullptr;  // which has to reach
+  unsigned count = 0;
   Votes votes{};
   CopyQueue copies;
 
@@ -114,8 +116,18 @@ bool same(Site a, Site b);
 
 class Block {
  public:
-  // Runs one block of the launch; returns an error message, empty when all is well.
+  // One block of the launch, from its first thread to its last; returns an error message, empty when all is well.
   std::string run(const Launch& launch, uint3 index, uint64_t seed);
+
+  // The same in parts, for blocks that run side by side. advance() returns false where no thread can go on.
+  void start(const Launch& launch, uint3 index);
+  bool advance(uint64_t seed, Random& random);
+  bool is_done() const { return alive_ == 0 || !error_.empty(); }
+  const std::string& error() const { return error_; }
+  void stop(const std::string& error);  // in the middle of its work, for that reason
+  std::string finish();                 // returns the error
+  std::string deadlock() const;
+
   // For the race detector: all blocks run so far happened before what the caller does next.
   void join() { order_acquire(&launch_order_); }
 
@@ -125,6 +137,7 @@ class Block {
   [[noreturn]] void fail(const std::string& what, Site site);
   Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site);
   void warp_operation(const WarpOperation& operation, unsigned mask, void* payload, Site site);
+  void await_count(const unsigned* counter, unsigned count, Site site);
 
   SharedMemory& shared() { return shared_; }
   void check_shared_limit(Site site);
@@ -132,9 +145,7 @@ class Block {
  private:
   static void thread_main();
   [[noreturn]] void leave();
-  void start(const Launch& launch, uint3 index);
-  void finish();
-  void schedule(uint64_t seed);
+  bool can_run(Thread& t) const;
   bool run_in_order(const std::vector<int>& order);
   bool run_warp_ahead(int warp, Random& random);
   void resume(Thread& t);
@@ -148,13 +159,13 @@ class Block {
   Meeting& meeting_for(const WarpOperation& operation, unsigned mask, Site site);
   void complete(Meeting& meeting, int warp);
   void lane_left(int warp);
-  std::string deadlock() const;
   std::string place(const Thread& t, Site site) const;
 
   const Launch* launch_ = nullptr;
   uint3 block_index_{};
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
+  std::vector<int> thread_order_, warp_order_;
   Barrier barriers_[kBarriers];
   int thread_count_ = 0;
   int alive_ = 0;

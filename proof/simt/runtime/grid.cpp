@@ -24,6 +24,8 @@ cudaError_t last_code = cudaSuccess;
 std::map<const void*, size_t> dynamic_shared_limits;  // by kernel; CUDA's default where absent
 
 constexpr size_t kDefaultDynamicLimit = 48 * 1024;
+// Threads at once, each of which needs two mappings of the host's 65530 for its stack.
+constexpr size_t kMaxResidentThreads = 24 * 1024;
 
 cudaError_t record(cudaError_t code, const std::string& message) {
   std::lock_guard<std::mutex> lock(mutex);
@@ -75,13 +77,53 @@ std::vector<int> block_order(size_t blocks, uint64_t seed) {
 
 const SimtOptions& options() { return current_options; }
 
-int launch_grid(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+// Runs all blocks side by side on this host thread: by turns, or with an odd seed one as far as it can before the next.
+std::string run_together(const Launch& launch, const std::vector<int>& order, uint64_t seed) {
+  static thread_local std::vector<std::unique_ptr<Block>> blocks;
+  while (blocks.size() < order.size()) blocks.emplace_back(new Block);
+  for (size_t i = 0; i < order.size(); ++i) blocks[i]->start(launch, block_index(order[i], launch.grid));
+  Random random(seed);
+  std::string error;
+  for (bool progress = true; progress && error.empty();) {
+    progress = false;
+    for (size_t i = 0; i < order.size() && error.empty(); ++i) {
+      bool advanced = !blocks[i]->is_done() && blocks[i]->advance(seed, random);
+      progress |= advanced;
+      while (advanced && seed % 2 == 1 && !blocks[i]->is_done()) advanced = blocks[i]->advance(seed, random);
+      error = blocks[i]->error();
+    }
+  }
+  for (size_t i = 0; i < order.size() && error.empty(); ++i) {
+    if (!blocks[i]->is_done()) error = blocks[i]->deadlock();
+  }
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (!error.empty()) blocks[i]->stop(error);
+    blocks[i]->finish();
+    blocks[i]->join();
+  }
+  return error;
+}
+
+int launch_grid(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool resident,
                 void (*call)(const void*), const void* body) {
   const Launch launch{name, grid, block, shared_bytes, static_cast<size_t>(current_options.shared_bytes_optin),
                       call, body};
   if (const cudaError_t refused = check_limits(launch, kernel); refused != cudaSuccess) return refused;
 
   const std::vector<int> order = block_order(1ull * grid.x * grid.y * grid.z, current_options.seed);
+  if (resident && order.size() * launch.threads() > kMaxResidentThreads) {
+    return record(cudaErrorCooperativeLaunchTooLarge, std::string("launch of ") + name + " refused: more threads at " +
+                                                          "once than this runtime has room for");
+  }
+  if (resident) {
+    if (order.size() > static_cast<size_t>(current_options.multiprocessors)) {
+      return record(cudaErrorCooperativeLaunchTooLarge,
+                    std::string("launch of ") + name + " refused: " + std::to_string(order.size()) +
+                        " blocks at once on " + std::to_string(current_options.multiprocessors) + " multiprocessors");
+    }
+    const std::string error = run_together(launch, order, current_options.seed);
+    return error.empty() ? cudaSuccess : record(cudaErrorLaunchFailure, error);
+  }
   std::atomic<size_t> next{0};
   std::atomic<bool> failed{false};
   auto work = [&] {
@@ -146,6 +188,8 @@ const char* cudaGetErrorString(cudaError_t code) {
       return "invalid argument";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
     case cudaErrorLaunchFailure:
       return "unspecified launch failure";
     default:

@@ -38,6 +38,8 @@ struct Votes {
 };
 Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site);
 void memory_fence();
+// Until the counter, in global memory, is at least `count`.
+void await_count(const unsigned* counter, unsigned count, Site site);
 
 // ---- Warp operations. `mask` names the lanes; those that have returned are dropped from it.
 enum class Shuffle { kIndex, kUp, kDown, kXor };
@@ -62,7 +64,8 @@ enum class Operand { kFloat16, kTf32 };
 void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand operand, Site site);
 
 // ---- Launch. Runs call(body) once per CUDA thread; returns when the grid is done (a cudaError_t as int).
-int launch_grid(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes,
+// Blocks run one after the other, or, where they are `resident`, side by side: they may then wait for each other.
+int launch_grid(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool resident,
                 void (*call)(const void* body), const void* body);
 
 }  // namespace simt

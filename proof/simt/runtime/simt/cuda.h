@@ -40,11 +40,12 @@
 
 namespace simt {
 
-// What SIMCLR_LAUNCH comes to.
+// What SIMCLR_LAUNCH and SIMCLR_LAUNCH_RESIDENT come to.
 template <class Body>
-cudaError_t launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, const Body& body) {
+cudaError_t launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool resident,
+                   const Body& body) {
   auto call = [](const void* b) { (*static_cast<const Body*>(b))(); };
-  return static_cast<cudaError_t>(launch_grid(name, kernel, grid, block, shared_bytes, call, &body));
+  return static_cast<cudaError_t>(launch_grid(name, kernel, grid, block, shared_bytes, resident, call, &body));
 }
 
 // What `__shared__ T name;` is rewritten to. The key is a lambda's own variable, so that every instantiation of a
