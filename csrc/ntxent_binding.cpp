@@ -1,5 +1,5 @@
 // Registers the C++ kernels of simclr_fast::ntxent_{normalize,fwd,normalize_fwd,bwd,fwd_bwd} for the CPU and, with
-// USE_CUDA, but for the last, for CUDA.
+// USE_CUDA, for CUDA.
 //
 // Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <optional>
@@ -38,6 +38,12 @@ struct Cuda : CudaDevice {
     const Tensor workspace = bytes(u, simclr_ntxent_bwd_workspace_bytes(&args));
     args.workspace = workspace.mutable_data_ptr();
     check_launch(simclr_ntxent_bwd(&args, current_stream(u)), "ntxent_bwd_kernel");
+  }
+  static void run(SimclrNtxentFwdBwdArgs& args, const Tensor& z) {
+    check_launch(simclr_query_device(&args.device), "ntxent");
+    const Tensor workspace = bytes(z, simclr_ntxent_fwd_bwd_workspace_bytes(&args));
+    args.workspace = workspace.mutable_data_ptr();
+    check_launch(simclr_ntxent_fwd_bwd(&args, current_stream(z)), "ntxent_resident_kernel");
   }
 };
 #endif
@@ -212,11 +218,43 @@ STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
 }
 
 #ifdef USE_CUDA
+// The same on CUDA, where the launcher makes one launch of the three steps if it can.
+template <>
+std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_bwd<Cuda>(const Tensor& z0_any, const Tensor& z1_any, double eps,
+                                                        double temperature, std::optional<Tensor> temperature_tensor,
+                                                        std::string reduction, std::string precision, bool need_dt) {
+  STD_TORCH_CHECK(reduction == "mean" || reduction == "sum", "ntxent: reduction must be 'mean' or 'sum', got '",
+                  reduction, "'");
+  const Cuda::Guard guard(z0_any);
+  const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
+  SimclrNtxentFwdBwdArgs args{};
+  args.n = z0.size(0);
+  args.d = z0.size(1);
+  args.eps = eps;
+  args.scale = reduction == "mean" ? 1.0 / static_cast<double>(2 * args.n) : 1.0;
+  args.z_dtype = dtype_of(z0);
+  fill_precision(args, precision);
+  fill_temperature(args, temperature, temperature_tensor, z0);
+  const ScalarType type = statistics_type(z0);
+  Tensor loss = torch::stable::new_empty(z0, {}, type), dt = torch::stable::new_empty(z0, {}, type);
+  Tensor dz = torch::stable::new_empty(z0, {2, args.n, args.d}, type);
+  args.z[0] = z0.const_data_ptr();
+  args.z[1] = z1.const_data_ptr();
+  args.z_stride[0] = z0.stride(0);
+  args.z_stride[1] = z1.stride(0);
+  args.loss = loss.mutable_data_ptr();
+  args.dz = dz.mutable_data_ptr();
+  args.dt = need_dt ? dt.mutable_data_ptr() : nullptr;
+  Cuda::run(args, z0);
+  return {loss, dz, dt};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CUDA, m) {
   m.impl("ntxent_normalize", TORCH_BOX(&ntxent_normalize<Cuda>));
   m.impl("ntxent_fwd", TORCH_BOX(&ntxent_fwd<Cuda>));
   m.impl("ntxent_normalize_fwd", TORCH_BOX(&ntxent_normalize_fwd<Cuda>));
   m.impl("ntxent_bwd", TORCH_BOX(&ntxent_bwd<Cuda>));
+  m.impl("ntxent_fwd_bwd", TORCH_BOX(&ntxent_fwd_bwd<Cuda>));
 }
 #endif
 

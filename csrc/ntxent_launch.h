@@ -51,7 +51,7 @@ struct SimclrNtxentFwdArgs {
 };
 
 struct SimclrNtxentBwdArgs {
-  const void* dloss;     // [] if reduce (CPU: or null, for 1), else [columns]
+  const void* dloss;     // [] if reduce (null: 1), else [columns]
   const void* z[2];      // [n, d] each, of z_dtype; CUDA
   const void* u;         // [columns, u_columns]
   const void* inv_norm;  // [2n]
@@ -68,6 +68,21 @@ struct SimclrNtxentBwdArgs {
   SimclrDevice device;
 };
 
+// All three at once for a scalar loss of one process, whose gradient is made for dloss = 1. CUDA.
+struct SimclrNtxentFwdBwdArgs {
+  const void* z[2];             // [n, d] each, of z_dtype
+  void* loss;                   // [] = scale * sum of L_i
+  void* dz;                     // [2, n, d], of the statistics' type
+  void* dt;                     // []; null if not needed
+  void* workspace;              // simclr_ntxent_fwd_bwd_workspace_bytes(&args) bytes, 16-byte aligned
+  const void* temperature_ptr;  // as in SimclrNtxentFwdArgs
+  int64_t z_stride[2];
+  int64_t n, d;
+  double temperature, scale, eps;
+  int z_dtype, precision;
+  SimclrDevice device;
+};
+
 namespace simclr::cpu {
 // Results do not depend on the number of threads.
 void ntxent_normalize(const SimclrNtxentNormalizeArgs& args, const Parallel& parallel);
@@ -81,10 +96,12 @@ extern "C" {
 int simclr_ntxent_normalize(const SimclrNtxentNormalizeArgs* args, void* stream);
 int simclr_ntxent_fwd(const SimclrNtxentFwdArgs* args, void* stream);
 int simclr_ntxent_bwd(const SimclrNtxentBwdArgs* args, void* stream);
+int simclr_ntxent_fwd_bwd(const SimclrNtxentFwdBwdArgs* args, void* stream);
 
 int64_t simclr_ntxent_operand_columns(int64_t d, int u_dtype);
 int64_t simclr_ntxent_fwd_workspace_bytes(const SimclrNtxentFwdArgs* args);
 int64_t simclr_ntxent_bwd_workspace_bytes(const SimclrNtxentBwdArgs* args);
+int64_t simclr_ntxent_fwd_bwd_workspace_bytes(const SimclrNtxentFwdBwdArgs* args);
 
 // Fills `device` for the current device; returns a cudaError_t.
 int simclr_query_device(SimclrDevice* device);

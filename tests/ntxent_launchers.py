@@ -42,6 +42,14 @@ class BwdArgs(ctypes.Structure):
     ]  # fmt: skip
 
 
+class FwdBwdArgs(ctypes.Structure):
+    _fields_ = [
+        ("z", POINTER * 2), ("loss", POINTER), ("dz", POINTER), ("dt", POINTER), ("workspace", POINTER),
+        ("temperature_ptr", POINTER), ("z_stride", INT64 * 2), ("n", INT64), ("d", INT64), ("temperature", DOUBLE),
+        ("scale", DOUBLE), ("eps", DOUBLE), ("z_dtype", INT), ("precision", INT), ("device", Device),
+    ]  # fmt: skip
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -105,7 +113,7 @@ class Launchers:
 
 @dataclass
 class NtxentLaunchers(Launchers):
-    """The three steps of the loss."""
+    """The three steps of the loss, and all at once."""
 
     family = "ntxent"
 
@@ -163,3 +171,23 @@ class NtxentLaunchers(Launchers):
         args.workspace = self._pointer(workspace.data)
         self._launch("bwd", args, workspace)
         return dz0, dz1, dt
+
+    def fwd_bwd(self, z0: Tensor, z1: Tensor, scale: float = 1.0, eps: float = 1e-8,
+                temperature: float | Tensor = 0.5, precision: str = "ieee",
+                need_dt: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        self.tensors = []
+        n, d = z0.shape
+        dtype = statistics_dtype(z0.dtype)
+        loss, dz, dt = filled(dtype=dtype), filled(2, n, d, dtype=dtype), filled(dtype=dtype) if need_dt else None
+        on_device = isinstance(temperature, Tensor)
+        args = FwdBwdArgs(
+            z=(POINTER * 2)(self._pointer(z0), self._pointer(z1)), loss=self._pointer(loss), dz=self._pointer(dz),
+            dt=self._pointer(dt), temperature_ptr=self._pointer(temperature) if on_device else None,
+            z_stride=(INT64 * 2)(z0.stride(0), z1.stride(0)), n=n, d=d,
+            temperature=0.0 if on_device else temperature, scale=scale, eps=eps, z_dtype=DTYPES[z0.dtype],
+            precision=PRECISIONS[precision], device=self.device,
+        )  # fmt: skip
+        workspace = self._workspace("fwd_bwd", args)
+        args.workspace = self._pointer(workspace.data)
+        self._launch("fwd_bwd", args, workspace)
+        return loss, dz, dt

@@ -3,10 +3,11 @@
 //   du_i = (sum of its partials, in order) - (w_i pull_i + w_p pull_p) / t u_p
 //
 // and from it dz_i and dt as in csrc/ntxent.h. The positive's term is added here, in full precision: between aligned
-// pairs it nearly cancels the other terms. The primitive has no positives, and one view. One warp owns a row. Where the
-// operand u is rounded to fp16, u_i and u_p come from the raw z instead.
+// pairs it nearly cancels the other terms. The primitive has no positives, and one view. One warp owns a row
+// (ntxent_row_gradient.cuh). Where the operand u is rounded to fp16, u_i and u_p come from the raw z instead.
 #include "../ntxent_launch.h"
 #include "ntxent_bwd.cuh"
+#include "ntxent_row_gradient.cuh"
 #include "reduce.cuh"
 
 namespace simclr::cuda {
@@ -14,17 +15,13 @@ namespace {
 
 constexpr int kThreads = 32 * kBwdFinishWarps;
 
-// Whether u is fp16.
-template <class T>
-constexpr bool kRoundsRows = sizeof(T) == 2;
-
-// T: dtype of z and dz, S: of everything else.
-template <class T, class S>
+// T: dtype of z, O: of dz, S: of everything else.
+template <class T, class O, class S>
 struct BwdFinishTask {
   const T* z[2];
   int64_t z_stride[2];
   const T* u;         // [columns, u_columns], not with half types
-  T* dz[2];           // [view_rows, d] each
+  O* dz[2];           // [view_rows, d] each
   const S* inv_norm;  // [rows]
   Side<S> side;       // of the columns, where there are positives
   Pairing<int> pairing;
@@ -47,8 +44,8 @@ struct BwdFinishTask {
   }
 };
 
-template <class T, class S, bool kPositives>
-__global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, S> task) {
+template <class T, class O, class S, bool kPositives>
+__global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFinishTask<T, O, S> task) {
   const int row = blockIdx.x * kBwdFinishWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   const int n = task.pairing.n, rows = task.pairing.rows;
   const S inverse_temperature = task.temperature.inverse();
@@ -58,28 +55,20 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
     const int own = task.pairing.column_of(row), positive = task.pairing.positive_of(row);
     const S own_pull = kPositives ? task.pull_of(own) : S(0);
     const S pull = kPositives ? (own_pull + task.pull_of(positive)) * inverse_temperature : S(0);
-    const T *x = task.row_of(row), *x_positive = kPositives ? task.row_of(partner) : nullptr;
-    T* dz = (view ? task.dz[1] : task.dz[0]) + (row - view * n) * task.d;
-    const S r = task.inv_norm[row], unit = task.scale_of(row);
-    const S positive_unit = kPositives ? task.scale_of(partner) : S(0);
-    S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;  // the first split's, replaced by the sum
-    const int64_t next_split = static_cast<int64_t>(rows) * task.du_columns;
-
-    // 1. du_i = (sum over the splits) - pull u_p, and along = u_i . du_i.
-    S along = 0;
-    for (int64_t k = lane; k < task.d; k += 32) {
-      S sum = 0;
-      if constexpr (kPositives) sum = -pull * (static_cast<S>(x_positive[k]) * positive_unit);
-      const S* part = du + k;
-      for (int split = 0; split < task.splits; ++split, part += next_split) sum += *part;
-      du[k] = sum;
-      along += static_cast<S>(x[k]) * unit * sum;
-    }
-    // 2. dz_i = r (du_i - along u_i).
-    along = r >= task.clamped_inv_norm ? S(0) : warp_sum(along);  // NaN counts as not clamped
-    for (int64_t k = lane; k < task.d; k += 32)
-      dz[k] = static_cast<T>(r * (du[k] - static_cast<S>(x[k]) * unit * along));
-    // 3. w_i [ sum_j exp(s_ij - lse_i) s_ij - pull_i s_ip ]
+    RowGradient<T, S> gradient = {};
+    gradient.x = task.row_of(row);
+    gradient.unit = task.scale_of(row);
+    gradient.x_positive = kPositives ? task.row_of(partner) : nullptr;
+    gradient.positive_unit = kPositives ? task.scale_of(partner) : S(0);
+    gradient.pull = pull;
+    gradient.inv_norm = task.inv_norm[row];
+    gradient.clamped_inv_norm = task.clamped_inv_norm;
+    gradient.parts = task.partials.du + static_cast<int64_t>(row) * task.du_columns;
+    gradient.next_part = static_cast<int64_t>(rows) * task.du_columns;
+    gradient.count = task.splits;
+    // 1. dz_i.
+    gradient.template finish<kPositives>(task.d, (view ? task.dz[1] : task.dz[0]) + (row - view * n) * task.d);
+    // 2. w_i [ sum_j exp(s_ij - lse_i) s_ij - pull_i s_ip ]
     if (lane == 0 && task.dt != nullptr) {
       for (int split = 0; split < task.splits; ++split) {
         row_logits += task.partials.own_logits[static_cast<int64_t>(split) * rows + row];
@@ -87,18 +76,18 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
       if constexpr (kPositives) row_logits -= own_pull * task.side.s_pos[own];
     }
   }
-  // 4. dt = -1/t times the sum of that over all rows.
+  // 3. dt = -1/t times the sum of that over all rows.
   S total;
   if (task.dt != nullptr && grid_sum(row_logits, task.sums, &total)) *task.dt = -inverse_temperature * total;
 }
 
-template <class T, class S>
+template <class T, class O, class S>
 cudaError_t finish(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
-  BwdFinishTask<T, S> task = {};
+  BwdFinishTask<T, O, S> task = {};
   for (int view = 0; view < 2; ++view) {
     task.z[view] = static_cast<const T*>(problem.z[view]);
     task.z_stride[view] = problem.z_stride[view];
-    task.dz[view] = static_cast<T*>(problem.dz[view]);
+    task.dz[view] = static_cast<O*>(problem.dz[view]);
   }
   task.inv_norm = static_cast<const S*>(problem.inv_norm);
   task.side = problem.columns.of<S>();
@@ -118,9 +107,19 @@ cudaError_t finish(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t 
   task.du_columns = plan.du_columns;
   task.splits = plan.splits;
   task.clamped_inv_norm = clamped_inv_norm<S>(problem.eps);
-  return positives
-             ? SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S, true>), plan.finish_blocks, kThreads, 0, stream, task)
-             : SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, S, false>), plan.finish_blocks, kThreads, 0, stream, task);
+  if (positives)
+    return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, O, S, true>), plan.finish_blocks, kThreads, 0, stream, task);
+  if constexpr (std::is_same_v<O, T>) {
+    return SIMCLR_LAUNCH((ntxent_bwd_finish_kernel<T, O, S, false>), plan.finish_blocks, kThreads, 0, stream, task);
+  } else {
+    return cudaErrorInvalidValue;
+  }
+}
+
+template <class T>
+cudaError_t finish_half(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
+  return problem.dz_dtype == SIMCLR_FLOAT ? finish<T, float, float>(problem, plan, stream)
+                                          : finish<T, T, float>(problem, plan, stream);
 }
 
 }  // namespace
@@ -131,13 +130,13 @@ cudaError_t bwd(const BwdProblem& problem, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   switch (problem.z_dtype) {
     case SIMCLR_HALF:
-      return finish<__half, float>(problem, plan, stream);
+      return finish_half<__half>(problem, plan, stream);
     case SIMCLR_BFLOAT16:
-      return finish<__nv_bfloat16, float>(problem, plan, stream);
+      return finish_half<__nv_bfloat16>(problem, plan, stream);
     case SIMCLR_FLOAT:
-      return finish<float, float>(problem, plan, stream);
+      return finish<float, float, float>(problem, plan, stream);
     default:
-      return finish<double, double>(problem, plan, stream);
+      return finish<double, double, double>(problem, plan, stream);
   }
 }
 

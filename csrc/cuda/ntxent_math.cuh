@@ -34,13 +34,13 @@ struct Temperature {
 // which csrc/ntxent.h makes lse and pull; the primitive keeps the log-sum-exp itself, and has no positives.
 template <class S>
 struct Side {
-  const S* upstream;  // [] or [count]
+  const S* upstream;  // [] or [count]; null: [] that is 1
   S scale;
   bool per_row;
   const S* lse_or_lse_neg;  // [count]
   const S* s_pos;           // [count]; null: none, and the other array is lse
 
-  __device__ S weight(int i) const { return per_row ? upstream[i] : scale * *upstream; }
+  __device__ S weight(int i) const { return per_row ? upstream[i] : upstream == nullptr ? scale : scale * *upstream; }
   // -inf is the log-sum-exp of nothing, all of whose pairs are masked. Like the +inf of a side without a gradient, +inf
   // makes its terms 0, where exp(-s + inf) would make them NaN.
   __device__ S lse(int i) const {

@@ -70,7 +70,7 @@ struct BwdProblem {
   void* dt;
   void* workspace;
   double eps;
-  int z_dtype;
+  int z_dtype, dz_dtype;  // dz is of z's type or, where it is float32 beside half z, of the statistics'
   SimclrDevice device;
 };
 
@@ -83,7 +83,7 @@ BwdProblem problem_of_rows(const Args& args) {
   problem.dt = args.dt;
   problem.workspace = args.workspace;
   problem.eps = args.eps;
-  problem.z_dtype = args.z_dtype;
+  problem.z_dtype = problem.dz_dtype = args.z_dtype;
   problem.device = args.device;
   return problem;
 }

@@ -133,13 +133,15 @@ class Program:
         """
         reports, errors = [], []
 
-        def launched(name: bytes, grid, block, shared_bytes: int, arguments) -> int:
+        def launched(name: bytes, grid, block, shared_bytes: int, arguments, resident: int) -> int:
             kernel = name.decode()
             try:
                 module = next(module for module in self.modules if kernel in module.kernels)
                 sizes = [parameter["size"] for parameter in module.kernels[kernel]["params"]]
                 values = [ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes)]
                 launch = {"shared": shared_bytes, "extra_buffers": tensors(), **options}
+                if resident:  # all blocks at once, which one host thread runs
+                    launch |= {"resident": grid[0] * grid[1] * grid[2], "threads": 1}
                 reports.append(module.launch(kernel, tuple(grid[:3]), tuple(block[:3]), values, **launch))
             except Exception as error:  # ctypes would print it and go on
                 errors.append(error)
@@ -147,9 +149,9 @@ class Program:
 
         unsigned = ctypes.POINTER(ctypes.c_uint)
         arguments = ctypes.POINTER(ctypes.c_void_p)
-        callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p, unsigned, unsigned, ctypes.c_size_t, arguments)(
-            launched
-        )
+        callback = ctypes.CFUNCTYPE(
+            *(ctypes.c_int, ctypes.c_char_p, unsigned, unsigned, ctypes.c_size_t, arguments, ctypes.c_int)
+        )(launched)
         self.library.simclr_set_launched(callback)
         yield reports
         if errors:

@@ -3,14 +3,16 @@
 // PTX.
 #include <cuda_runtime.h>
 
+#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
 
 namespace {
 
+// `resident`: the blocks wait for each other, so that all must be simulated at once.
 using Launched = int (*)(const char* kernel, const unsigned* grid, const unsigned* block, size_t shared_bytes,
-                         void** arguments);
+                         void** arguments, int resident);
 
 Launched launched = nullptr;
 
@@ -26,6 +28,11 @@ struct Configuration {
   cudaStream_t stream;
 };
 std::vector<Configuration> pushed;
+
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, void** arguments, size_t shared_bytes, int resident) {
+  const unsigned g[3] = {grid.x, grid.y, grid.z}, b[3] = {block.x, block.y, block.z};
+  return static_cast<cudaError_t>(launched(names().at(kernel).c_str(), g, b, shared_bytes, arguments, resident));
+}
 
 }  // namespace
 
@@ -59,8 +66,15 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared_b
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                                cudaStream_t) {
-  const unsigned g[3] = {grid.x, grid.y, grid.z}, b[3] = {block.x, block.y, block.z};
-  return static_cast<cudaError_t>(launched(names().at(kernel).c_str(), g, b, shared_bytes, arguments));
+  return launch(kernel, grid, block, arguments, shared_bytes, 0);
+}
+cudaError_t cudaLaunchCooperativeKernel(const void* kernel, dim3 grid, dim3 block, void** arguments,
+                                        size_t shared_bytes, cudaStream_t) {
+  return launch(kernel, grid, block, arguments, shared_bytes, 1);
+}
+cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
+  std::memset(target, value, bytes);
+  return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }

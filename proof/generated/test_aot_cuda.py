@@ -25,6 +25,8 @@ def check_rows(rows: list[dict]) -> None:
         assert not {"LDL", "STL"} & row["sass"].keys(), where
         if re.match(r"ntxent_(fwd|bwd)_kernel", row["kernel"]):
             assert {"HMMA", "LDSM", "LDGSTS", "MUFU"} <= row["sass"].keys(), where
+        if row["kernel"].startswith("ntxent_resident_kernel"):
+            assert {"HMMA", "MUFU", "BAR"} <= row["sass"].keys(), where
 
 
 def compare(made: list[dict], table: dict) -> None:

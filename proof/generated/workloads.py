@@ -15,7 +15,7 @@ from simclr_fast.ops.augment import ImageBatch
 from simclr_fast.ops.augment.reference import augment_reference
 from tests.helpers import relative_error
 from tests.ntxent_launchers import Device, NtxentLaunchers, statistics_dtype
-from tests.ntxent_truth import truth
+from tests.ntxent_truth import mean_truth, truth
 from tests.similarity_launchers import SimilarityLaunchers
 
 SOURCES = (
@@ -88,6 +88,29 @@ def ntxent(
     return run
 
 
+def ntxent_fwd_bwd(
+    n: int, d: int, dtype: torch.dtype, precision: str = "ieee", temperature: float = 0.1, on_device: bool = False
+) -> Callable[..., Result]:
+    """Loss and gradient of the mean at once; with `on_device` the temperature is a tensor."""
+
+    def run(program: Program, **options: object) -> Result:
+        ops = NtxentLaunchers(program, H100)
+        z0, z1 = torch.randn(2, n, d, dtype=torch.float64).to(dtype).unbind()
+        t = torch.tensor(temperature) if on_device else temperature
+        with program.simulated(lambda: ops.tensors, **options) as reports:
+            loss, dz, dt = ops.fwd_bwd(z0, z1, 1 / (2 * n), EPS, t, precision)
+        loss_true, dz_true, dt_true = mean_truth(z0, z1, temperature)
+        tolerance = 1e-5 if dtype == torch.float32 and precision == "ieee" else 6e-3
+        errors = {
+            "loss": relative_error(loss, loss_true) / tolerance,
+            "dz": relative_error(dz.flatten(0, 1), dz_true) / tolerance,
+            "dt": (dt - dt_true).abs().item() / (tolerance / temperature**2),
+        }
+        return Result(reports, errors)
+
+    return run
+
+
 def similarity(case: Case) -> Callable[..., Result]:
     """Both directions of the primitive, for rows and columns."""
 
@@ -136,6 +159,11 @@ WORKLOADS = (
     Workload("ntxent tf32, 66 x 200, t on the device", ntxent(33, 200, FLOAT, "tf32", on_device=True)),
     Workload("ntxent fp64, 18 x 33", ntxent(9, 33, DOUBLE)),
     Workload("ntxent fp16, 12 x 1100", ntxent(6, 1100, HALF)),
+    Workload("ntxent fp16 at once, 66 x 123", ntxent_fwd_bwd(33, 123, HALF)),
+    Workload("ntxent bf16 at once, 40 x 64, t on the device", ntxent_fwd_bwd(20, 64, BFLOAT, on_device=True)),
+    Workload("ntxent fp32 at once, 66 x 70, t = 0.01", ntxent_fwd_bwd(33, 70, FLOAT, temperature=0.01)),
+    Workload("ntxent tf32 at once, 140 x 20", ntxent_fwd_bwd(70, 20, FLOAT, "tf32")),
+    Workload("ntxent fp16 at once, 18 x 200", ntxent_fwd_bwd(9, 200, HALF)),
     Workload("similarity fp16, 66 x 50 x 123", similarity(Case(66, 50, 123, HALF, "self", both=True))),
     Workload("similarity bf16, 40 x 40 x 90, pairs", similarity(Case(40, None, 90, BFLOAT, "pair", need_max=True))),
     Workload("similarity fp32, 34 x 70 x 40", similarity(Case(34, 70, 40, FLOAT, both=True))),
@@ -148,6 +176,9 @@ WORKLOADS = (
     Workload("ntxent fp16, 512 x 512", ntxent(256, 512, HALF), counted=True),
     Workload("ntxent fp32, 512 x 128", ntxent(256, 128, FLOAT), counted=True),
     Workload("ntxent tf32, 512 x 128", ntxent(256, 128, FLOAT, "tf32"), counted=True),
+    Workload("ntxent fp16 at once, 512 x 128", ntxent_fwd_bwd(256, 128, HALF), counted=True),
+    Workload("ntxent fp16 at once, 1024 x 128", ntxent_fwd_bwd(512, 128, HALF), counted=True),
+    Workload("ntxent fp32 at once, 512 x 128", ntxent_fwd_bwd(256, 128, FLOAT), counted=True),
     Workload("similarity fp16, 512 x 512 x 128", similarity(Case(512, 512, 128, HALF, both=True)), counted=True),
     Workload("augment 8 x 32 -> 32", augment(8, 32, 32), counted=True),
     Workload("augment 2 x 120 -> 96", augment(2, 120, 96, HALF, channels_last=True)),

@@ -62,6 +62,11 @@ def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
     return Mutant(f"augment: {name}", path, old, new, (f"proof/simt/test_augment.py::{judge}",))
 
 
+def _at_once(file: str, name: str, old: str, new: str, judge: str = _SCHEDULES) -> Mutant:
+    judges = (f"proof/simt/test_ntxent_fwd_bwd.py::{judge}",)
+    return Mutant(f"ntxent at once: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges)
+
+
 MUTANTS = (
     Mutant(
         "reduce: warp sum without its last step",
@@ -178,6 +183,40 @@ MUTANTS = (
     _rule("positive of the second view", "row < n ? row + n : row - n", "row + n"),
     _rule("tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
     _ntxent("normalize.cu", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
+    _at_once(
+        *("resident.cu", "nobody waits for the unit rows"),
+        *("  grid_barrier(task.arrived, 1);", "  if (threadIdx.x == 0) atomicAdd(task.arrived, 1u);"),
+    ),
+    _at_once(
+        *("resident.cu", "nobody waits for the columns' statistics"),
+        *("  grid_barrier(task.arrived, 2);", "  if (threadIdx.x == 0) atomicAdd(task.arrived, 1u);"),
+    ),
+    _at_once("resident.cu", "one place for two sums of a block", "floats(plan.losses_at)", "floats(plan.dt_sums_at)"),
+    _at_once("resident.cu", "the pull of one side only", "task.side.pull(partner))", "task.side.pull(row))"),
+    _at_once(
+        "resident.cu", "the partner's row in the row's length", "= task.inv_norm[partner]", "= task.inv_norm[row]"
+    ),
+    _at_once(
+        "resident.cu", "the row multiplied by itself", "task.u_of(task.pairing.positive_of(row))", "task.u_of(row)"
+    ),
+    _at_once(
+        "resident.cu", "the last warp's du left out", "count = kWarps;", "count = kWarps - 1;", "test_matches_float64"
+    ),
+    _at_once("resident.cu", "maxima that are not in base 2", "    max[h] *= scale;\n", "", _FLOAT32),
+    _at_once(
+        *("resident.cu", "du written over logits that are still read"),
+        *(
+            "  make_gradient<Operand>(task, shared, shifts, du);\n  __syncthreads();\n",
+            "  make_gradient<Operand>(task, shared, shifts, du);\n",
+        ),
+    ),
+    _at_once("resident.cu", "dt of every pair twice", "-0.5f * task.temperature", "-1.0f * task.temperature"),
+    _at_once("direct.cuh", "du stored in the order of the columns", "out += chunk_of<E>(2 *", "out += (2 *"),
+    _at_once("direct.cuh", "halves of two rows exchanged", "a[t / 2] >> 16 |", "a[t / 2] << 16 |"),
+    _at_once(
+        *("resident_plan.h", "the workspace 16 bytes short"),
+        *("plan.bytes = plan.counters_at + 16;", "plan.bytes = plan.counters_at;", "test_options"),
+    ),
     _augment(
         "no barrier between staging and resizing",
         *("_resize.cuh", "stage(block, s, chunk);\n      __syncthreads();", "stage(block, s, chunk);"),

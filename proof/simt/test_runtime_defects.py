@@ -32,9 +32,7 @@ def is_right(kernels: Kernels, launcher: str, schedule: Schedule) -> bool:
     return torch.allclose(y, x.sum((0, 2)).flip(0), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "launcher", ["reverse_without_barrier", "warp_neighbour_without_sync", "ring_without_barrier"]
-)
+@pytest.mark.parametrize("launcher", ["reverse_without_barrier", "warp_neighbour_without_sync", "ring_without_barrier"])
 def test_a_missing_barrier_shows(kernels: Kernels, launcher: str) -> None:
     assert not all(is_right(kernels, launcher, schedule) for schedule in SCHEDULES)
     assert all(is_right(kernels, launcher.split("_without")[0], schedule) for schedule in SCHEDULES)

@@ -24,15 +24,17 @@ def report(run: subprocess.CompletedProcess[str]) -> str:
 # The race detector takes ten times as long, and sees a race in any schedule: small blocks of every kernel will do. It
 # has no room for far memory, of which one block runs alone.
 _NTXENT = "proof/simt/test_ntxent.py::test_every_schedule_gives_the_same_and_right_numbers"
+_AT_ONCE = _NTXENT.replace("ntxent", "ntxent_fwd_bwd")
 _SIMILARITY = _NTXENT.replace("ntxent", "similarity")
 _AUGMENT = "proof/simt/test_augment.py::test_"
-_SLOW = ("test_ntxent.py", "test_similarity.py", "test_augment.py", "test_far_memory.py")
+_SLOW = ("test_ntxent.py", "test_ntxent_fwd_bwd.py", "test_similarity.py", "test_augment.py", "test_far_memory.py")
 RACE_SUITES = [
     *(suite for suite in SUITES if not suite.endswith(_SLOW)),
     f"{_NTXENT}[33x123-float16-t0.1-random-seed2-eager]",
     f"{_NTXENT}[20x200-float16-t0.1-random-seed1-lazy]",
     f"{_NTXENT}[24x40-float32-t0.1-random-seed2-eager]",
     f"{_NTXENT}[5x9-float64-t0.1-random-seed1-lazy]",
+    f"{_AT_ONCE}[20x128-float32-t0.1-random-seed2-eager]",
     f"{_SIMILARITY}[130x70x33-float16-none-t0.1-both-seed2-eager]",
     f"{_SIMILARITY}[7x12x9-float64-self-t0.1-both-need_max-seed1-lazy]",
     f"{_AUGMENT}one_block_per_view[(1, 20, 15)-(24, 24)-3-seed1-lazy]",
@@ -64,6 +66,7 @@ SYNC, MEMORY = "proof/simt/kernels/sync.cu", "proof/simt/kernels/memory.cu"
         ("tsan", SYNC, "warp_neighbour_without_sync(floats(32), floats(32))", "data race"),
         ("tsan", MEMORY, "pipeline_early_refill(floats(2304), floats(64), 9)", "data race"),
         ("tsan", MEMORY, "racing_sum(floats(1), 4)", "data race"),  # between blocks, on global memory
+        ("tsan", SYNC, "ring_without_barrier(floats(24), floats(1), 4, 5, -1)", "data race"),  # of blocks at once
     ],
 )
 def test_defect_is_seen(flavour: str, source: str, call: str, expected: str) -> None:

@@ -50,8 +50,6 @@ _SCHEMAS = {
     "fwd_bwd": "(Tensor z0, Tensor z1, float eps, float temperature, Tensor? temperature_tensor, str reduction, "
     "str precision, bool need_dt) -> (Tensor loss, Tensor dz, Tensor dt)",
 }
-# (backend, type of device) of those that have a kernel of fwd_bwd.
-_GRADIENT_IN_FORWARD = {("cpp", "cpu"), ("triton", "cuda")}
 
 
 class Ops(NamedTuple):
@@ -269,7 +267,6 @@ def ntxent(
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     if (
         reduction != "none"
-        and (backend, z0.device.type) in _GRADIENT_IN_FORWARD
         and torch.is_grad_enabled()
         and (z0.requires_grad or z1.requires_grad or (tensor is not None and tensor.requires_grad))
         and (group is None or distributed.rank_and_size(group)[1] == 1)

@@ -94,6 +94,35 @@ def test_can_be_captured_in_a_graph() -> None:
             assert torch.equal(actual, wanted)
 
 
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (64, 32), (500, 128), (700, 64), (64, 200)])
+def test_two_streams_at_once(n: int, d: int) -> None:
+    """Blocks that wait for each other count in the workspace of their own call."""
+    batches = [embeddings("random", n, d, HALF).cuda() for _ in range(2)]
+    alone = [step(views, 0.1) for views in batches]
+    streams = [torch.cuda.Stream() for _ in batches]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        results = []
+        for stream, views in zip(streams, batches):
+            with torch.cuda.stream(stream):
+                results.append(step(views, 0.1))
+        torch.cuda.synchronize()
+        for got, expected in zip(results, alone):
+            assert all(torch.equal(*pair) for pair in zip(got, expected))
+
+
+@pytest.mark.parametrize(("n", "d", "dtype", "at_once"), [(256, 128, HALF, 1), (64, 129, HALF, 0), (64, 32, DOUBLE, 0)])
+def test_a_small_batch_is_one_launch(n: int, d: int, dtype: torch.dtype, at_once: int) -> None:
+    views = embeddings("random", n, d, dtype).cuda()
+    step(views, 0.1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        step(views, 0.1)
+        torch.cuda.synchronize()
+    kernels = [event.name for event in recorded.events() if "ntxent_" in event.name and "_kernel" in event.name]
+    assert sum("ntxent_resident_kernel" in name for name in kernels) == at_once
+    assert len(kernels) == 1 or not at_once
+
+
 def test_memory_is_linear_in_the_rows() -> None:
     peaks = []
     for n in (4096, 8192):

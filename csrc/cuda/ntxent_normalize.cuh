@@ -1,0 +1,58 @@
+// One row of z, normalised, as the operand of the matrix products; a warp makes it.
+//
+// The row is scaled by its largest entry before squaring, so that no square overflows or underflows. Norms of fp32 rows
+// are float64: an error of 1e-7 in one is the same error in all logits of its row, 1e-5 at t = 0.01.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "reduce.cuh"
+
+namespace simclr::cuda {
+
+// The type that norms of rows of T are computed in.
+template <class T>
+struct NormOf {
+  using type = float;
+};
+template <>
+struct NormOf<float> {
+  using type = double;
+};
+template <>
+struct NormOf<double> {
+  using type = double;
+};
+
+// Writes u [u_columns], zero from d on, and *inv_norm = 1 / max(|z|, eps). S: of the norm.
+template <class T, class U, class S>
+__device__ void normalize_row(const T* z, int64_t d, double eps, S clamped_inv_norm, U* u, int64_t u_columns,
+                              S* inv_norm) {
+  using W = typename NormOf<T>::type;
+  const int lane = threadIdx.x % 32;
+  // 1. The largest entry.
+  W peak = 0;
+  for (int64_t k = lane; k < d; k += 32) peak = fmax(peak, fabs(static_cast<W>(z[k])));
+  peak = warp_max(peak);
+  const W scale = peak > W(0) ? W(1) / peak : W(1);
+  // 2. |z| = peak |z / peak|. 1 / peak overflows for subnormal peaks; such a row is far below eps, and its squares do
+  // not matter.
+  W sum = 0;
+  for (int64_t k = lane; k < d; k += 32) {
+    const W x = static_cast<W>(z[k]) * scale;
+    sum += x * x;
+  }
+  const W root = sqrt(warp_sum(sum));
+  // 3. inv_norm = 1 / max(|z|, eps), and u = z inv_norm.
+  const W least = static_cast<W>(eps);
+  const bool clamped = peak * root <= least;
+  // The norm itself may not be representable.
+  if (lane == 0) *inv_norm = clamped ? clamped_inv_norm : static_cast<S>(scale / root);
+  const W first = clamped ? W(1) : scale, second = W(1) / (clamped ? least : root);
+  for (int64_t k = lane; k < u_columns; k += 32) {
+    u[k] = k < d ? static_cast<U>(static_cast<W>(z[k]) * first * second) : U(0.0f);
+  }
+}
+
+}  // namespace simclr::cuda
