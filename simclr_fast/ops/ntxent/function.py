@@ -16,7 +16,8 @@ from torch.autograd import forward_ad
 def apply(function: type[torch.autograd.Function], called: str, *inputs: object) -> tuple:
     """function.apply(*inputs), of a Function that has setup_context, and no jvp.
 
-    Raises RuntimeError under forward-mode differentiation; `called` is what users call to run the function.
+    Raises RuntimeError under forward-mode differentiation, and where torch.compile traces a transform (without
+    fullgraph=True it then runs eagerly, which is right); `called` is what users call to run the function.
     """
     if not torch._C._are_functorch_transforms_active():  # as Function.apply asks
         # Within a dual level tensors may have tangents, for which autograd looks where gradients are disabled, too.
@@ -24,6 +25,8 @@ def apply(function: type[torch.autograd.Function], called: str, *inputs: object)
             return function.forward(*inputs)
         if not torch.compiler.is_compiling():
             function = _with_ctx(function)
+    elif torch.compiler.is_compiling():  # which within a transform of torch.func gives a Function the gradient zero
+        raise RuntimeError(f"torch.compile cannot trace {called} within a transform of torch.func: run that eagerly")
     return recorded(function, called, *inputs)
 
 

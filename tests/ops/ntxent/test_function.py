@@ -82,3 +82,13 @@ def test_forward_mode_is_refused_in_both_directions(name: str) -> None:
         LOSSES[name](forward_ad.make_dual(z0.detach(), z1.detach()), z1)
     with forward_ad.dual_level(), refused:
         torch.autograd.grad(loss, z0, forward_ad.make_dual(torch.ones(()), torch.ones(())))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_transform_that_is_compiled_is_right_or_refused(name: str) -> None:
+    z0, z1 = torch.randn(2, 4, 8)
+    gradient = torch.func.grad(LOSSES[name])
+    assert torch.equal(torch.compile(gradient, backend="eager")(z0, z1), gradient(z0, z1))
+    torch._dynamo.reset()  # which has learnt to run it eagerly
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=f"cannot trace {name} within a transform of torch.func"):
+        torch.compile(gradient, fullgraph=True, backend="eager")(z0, z1)
