@@ -111,6 +111,25 @@ def test_ranks_and_types_of_temperatures_have_plans_of_their_own() -> None:
     assert len({plan for each in found for plan in each[1:]}) == 5 * 5
 
 
+def test_the_op_of_loss_and_gradient_plans_all_launches_together() -> None:
+    noted, z = Noted(), torch.zeros(2, 24, 40)
+
+    def at_once(z: Tensor = z, t: float | Tensor = 0.1, reduction: str = "mean", *numbers: object) -> list[object]:
+        precision, need_dt, eps = [*numbers, *("ieee", False, EPS)[len(numbers) :]]
+        temperature = (0.0, t) if isinstance(t, Tensor) else (t, None)
+        return plans(noted.of(lambda: noted.ntxent.fwd_bwd(*z, eps, *temperature, reduction, precision, need_dt)))
+
+    first = at_once()
+    kernels = [launch.kernel for launch in noted.launches]
+    assert at_once(torch.ones(2, 24, 40), 0.2) == first
+    others = [at_once(z[:, :23]), at_once(z[:, :, :39]), at_once(z.half()), at_once(WIDE[:, :, :40])]
+    others += [at_once(z, 0.01), at_once(z, torch.tensor(0.1)), at_once(z, torch.tensor(0.1).double())]
+    others += [at_once(z, 0.1, "sum"), at_once(z, 0.1, "mean", "tf32"), at_once(z, 0.1, "mean", "ieee", True)]
+    others += [at_once(z, 0.1, "mean", "ieee", False, 1e-6)]
+    assert len({plan for each in others for plan in each} | {*first}) == 6 * (1 + len(others))
+    assert kernels == [launch.kernel for launch in noted.steps()]
+
+
 def test_similarities_share_plans_likewise() -> None:
     noted = Noted()
     z, y, numbers = torch.zeros(24, 40), torch.zeros(16, 40), torch.zeros(24)
@@ -183,6 +202,7 @@ def test_tensors_from_anywhere_reach_kernels_where_they_want_them() -> None:
     calls = [
         lambda: noted.ntxent.normalize(z0, z1, EPS),
         lambda: noted.ntxent.fwd(u, 24, 0, 0.0, scalar, "mean", "ieee"),
+        lambda: noted.ntxent.fwd_bwd(z0, z1, EPS, 0.0, scalar, "mean", "ieee", True),
         lambda: noted.similarity.fwd(u, z1, 0, "none", True, True, 0.0, scalar, "ieee"),
     ]
     for statistics in (vector, column):
