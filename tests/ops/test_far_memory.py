@@ -6,10 +6,11 @@ Memory that nothing touches costs nothing: the tensors are mappings of many giga
 import pytest
 import torch
 
-from simclr_fast import SimCLRAugment, ntxent_loss
+from simclr_fast import SimCLRAugment, ntxent_loss, similarity_logsumexp
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_backward import ntxent_bwd_finish_kernel, ntxent_bwd_kernel
+from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch, launch_on_device
 from tests.helpers import IMAGE_STRIDES, VIEW_STRIDES, relative_error, sparse, spread
@@ -34,6 +35,32 @@ def test_views_of_large_strides(strides: tuple[int, ...]) -> None:
         results.append((loss, torch.autograd.grad(loss, first)[0]))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("strides", VIEW_STRIDES, ids=str)
+def test_rows_and_columns_of_large_strides(strides: tuple[int, ...]) -> None:
+    rows, columns = torch.randn(2, 20, 9)
+    results = []
+    for form in (torch.clone, lambda x: spread(x, strides)):
+        leaves = [form(x).requires_grad_() for x in (rows, columns)]
+        sums = similarity_logsumexp(*leaves, 0.1, exclude="self", both=True, backend="cpp")
+        results.append([*sums, *torch.autograd.grad(sums, leaves, [torch.ones(20), torch.ones(20)])])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("strides", VIEW_STRIDES, ids=str)
+def test_rows_and_columns_of_large_strides_in_triton(strides: tuple[int, ...]) -> None:
+    target = lambda device: Target(80, 2)
+    ops, (rows, columns), ones = TritonSimilarity(target=target), torch.randn(2, 20, 9), torch.ones(20)
+    results = []
+    for form in (torch.clone, lambda x: spread(x, strides)):
+        z, y = form(rows), form(columns)
+        u, inv_norm = TritonNtxent(target=target).normalize(z, y, 1e-8)
+        lse, _, column_lse = ops.fwd(u[:20], u[20:], 0, "self", True, False, 0.1, None, "ieee")
+        sides = (ones, ones, z, u[:20], inv_norm[:20], u[20:], lse, column_lse)
+        results.append([lse, column_lse, *ops.bwd(*sides, 0, "self", 1e-8, 0.1, None, "ieee", True)])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
 @pytest.mark.interpret

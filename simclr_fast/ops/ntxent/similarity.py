@@ -6,17 +6,9 @@ for each side that wants something:
     fwd  rows [n, D'], columns [m, D'] -> lse [n], max [n], column_lse [m]
     bwd  drows [n], dcolumns [m], z [n, D] (the raw rows), ..., lse [n], column_lse [m] -> dz [n, D], dt []
 
-With s_ij = rows_i . columns_j / t over the pairs that `exclude` leaves in,
-
-    lse_i = log sum_j exp(s_ij)    max_i = max_j s_ij    column_lse_j = log sum_i exp(s_ij)    (-inf of nothing)
-    du_i  = 1/t sum_j (drows_i exp(s_ij - lse_i) + dcolumns_j exp(s_ij - column_lse_j)) columns_j
-    dz_i  = r_i (du_i - u_i (u_i . du_i)), or du_i / eps where the norm was clamped
-    dt    = -1/t sum_i drows_i sum_j exp(s_ij - lse_i) s_ij
-
-max is empty unless `need_max`, column_lse unless `both`. Row i leaves out column row_offset + i where exclude is
-"self", and also column row_offset + (i + n / 2) mod n where it is "pair". A side that has no upstream gradient passes
-zeros, and +inf for its log-sum-exps. Operands without normalisation have inv_norm 1, and eps 1: clamped, which leaves
-du as it is.
+Their formulas, and what `exclude` leaves out, stand in csrc/similarity_launch.h. max is empty unless `need_max`,
+column_lse unless `both`. A side that has no upstream gradient passes zeros, and +inf for its log-sum-exps. Operands
+without normalisation have inv_norm 1, and eps 1: clamped, which leaves du as it is.
 """
 
 from collections.abc import Callable
