@@ -35,12 +35,17 @@ def normal(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def loss(backend: str, device: str, n: int, d: int, kind: tuple[torch.dtype, str], temperature: float, of: str) -> None:
-    """Forward and backward pass: of the "mean", of the single "rows", or of the mean with a "learned" temperature."""
+    """Loss and gradient: of the "mean", of the single "rows", or of the mean with a "learned" temperature.
+
+    Those of a mean come from one op; "apart": from one for each direction, as under torch.func.
+    """
     dtype, precision = kind
     z = [normal(n, d, dtype=dtype, device=device).requires_grad_() for _ in range(2)]
     if of == "learned":
         t = torch.tensor(temperature, dtype=DOUBLE if dtype == DOUBLE else FLOAT).to(device).requires_grad_()
         torch.autograd.grad(ntxent_loss(*z, t, backend=backend, precision=precision), [*z, t])
+    elif of == "apart":
+        torch.func.grad(lambda z0: ntxent_loss(z0, z[1], temperature, backend=backend, precision=precision))(z[0])
     elif of == "rows":
         rows = ntxent_loss(*z, temperature, backend=backend, precision=precision, reduction="none")
         torch.autograd.grad(rows, z, torch.rand(2 * n).to(rows.dtype).to(device))
@@ -114,12 +119,14 @@ def ntxent_calls(backend: str, device: str) -> Iterator[Call]:
         for kind in KINDS
         for temperature in (0.1, 0.01)  # the maximum is a constant, or found as the columns go by
     ]
-    cases += [(33, 123, kind, 0.1, of) for kind in KINDS for of in ("rows", "learned")]
+    cases += [(33, 123, kind, 0.1, of) for kind in KINDS for of in ("rows", "learned", "apart")]
     cases += [(20, 257, (dtype, "ieee"), 0.1, "learned") for dtype in (HALF, FLOAT)]
     cases += [(9, 1100, (dtype, "ieee"), 0.1, "mean") for dtype in (HALF, FLOAT)]
     if backend == "cpp":
         cases += [
-            (n, d, (DOUBLE, "ieee"), 0.1, of) for n, d in ((9, 33), (70, 20)) for of in ("mean", "rows", "learned")
+            (n, d, (DOUBLE, "ieee"), 0.1, of)
+            for n, d in ((9, 33), (70, 20))
+            for of in ("mean", "rows", "learned", "apart")
         ]
     for case in cases:
         yield f"loss {case}", lambda case=case: loss(backend, device, *case)
