@@ -137,6 +137,16 @@ def test_the_end_waits_for_images_and_not_for_a_file_that_hangs(monkeypatch: pyt
     released.set()
 
 
+def test_the_end_leaves_a_chunk_unfinished() -> None:
+    begun: list[int] = []
+    read = ChunkReader(pictures(405, lambda index: begun.append(index) or time.sleep(0.005)), 1).read(
+        torch.arange(405).split([5, 400])
+    )
+    next(read)
+    read.close()
+    assert len(begun) < 405
+
+
 def test_a_program_ends_in_the_middle_of_an_epoch() -> None:
     """With threads at work and nothing closed; the status is the program's own."""
     program = """
