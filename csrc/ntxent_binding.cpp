@@ -236,8 +236,8 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_bwd<Cuda>(const Tensor& z0_any, co
   fill_precision(args, precision);
   fill_temperature(args, temperature, temperature_tensor, z0);
   const ScalarType type = statistics_type(z0);
-  Tensor loss = torch::stable::new_empty(z0, {}, type), dt = torch::stable::new_empty(z0, {}, type);
-  Tensor dz = torch::stable::new_empty(z0, {2, args.n, args.d}, type);
+  Tensor loss = allocate(z0, {}, type), dt = allocate(z0, {}, type);
+  Tensor dz = allocate(z0, {2, args.n, args.d}, type);
   args.z[0] = z0.const_data_ptr();
   args.z[1] = z1.const_data_ptr();
   args.z_stride[0] = z0.stride(0);
