@@ -14,9 +14,11 @@ from simclr_fast.losses.arguments import for_backward
 from simclr_fast.ops.ntxent import function
 from simclr_fast.ops.ntxent.reference import row_norms, unit_rows, wide_dtype, without_autocast
 
-# Elements of a part. On the CPU a float64 copy is 2 MiB; with smaller ones threads wait for one another more often than
-# they compute. On CUDA, where each part costs launches, it is 256 MiB.
-_PART = {"cpu": 2**18, "cuda": 2**25}
+# Elements of a part. On CUDA, where each part costs launches, a float64 copy is 256 MiB.
+_CUDA_PART = 2**25
+# On the CPU 128 KiB, which PyTorch gives to one thread: on a busy machine two would wait for each other at every step,
+# ten times as long as they compute. From this many threads on they save more than that, and a part is 2 MiB.
+_CPU_PART, _SHARED_CPU_PART, _MANY_THREADS = 2**14, 2**18, 8
 
 
 def pair_logits(
@@ -75,16 +77,24 @@ class _PairLogits(torch.autograd.Function):
         need_a, need_b, need_dt = ctx.needs_input_grad[:3]
 
         def gradients(a: Tensor, b: Tensor, dcosine: Tensor) -> list[Tensor]:
-            u, scale_a = wide_rows(a, ctx.eps)
-            v, scale_b = wide_rows(b, ctx.eps)
-            g = dcosine[..., None]
+            u, norm_a = wide_rows(a, ctx.eps)
+            v, norm_b = wide_rows(b, ctx.eps)
+            g, cosine = dcosine[..., None], (u * v).sum(dim=-1, keepdim=True)
+
+            def side(u: Tensor, v: Tensor, norm: Tensor | None) -> Tensor:
+                """g (v - u cosine) / |z|: numbers per row first, since passes over the rows are what takes the time."""
+                if norm is None:
+                    return g * v
+                of_v = g / norm.clamp_min(ctx.eps)
+                return torch.addcmul(of_v * v, u, torch.where(norm < ctx.eps, 0, of_v * cosine), value=-1)
+
             results = []
             if need_a:
-                results.append(through_normalization(g * v, u, scale_a, ctx.eps).to(a.dtype))
+                results.append(side(u, v, norm_a).to(a.dtype))
             if need_b:
-                results.append(through_normalization(g * u, v, scale_b, ctx.eps).to(b.dtype))
+                results.append(side(v, u, norm_b).to(b.dtype))
             if need_dt:
-                results.append((u * v).sum(dim=-1))
+                results.append(cosine[..., 0])
             return results
 
         with without_autocast(a.device):
@@ -116,15 +126,22 @@ def through_normalization(du: Tensor, u: Tensor, norm: Tensor | None, eps: float
     return torch.where(norm < eps, du, du - along) / norm.clamp_min(eps)
 
 
+def _part(device: torch.device) -> int | None:
+    """Elements of a part, None for everything at once."""
+    if device.type == "cpu":
+        return _SHARED_CPU_PART if torch.get_num_threads() >= _MANY_THREADS else _CPU_PART
+    return _CUDA_PART if device.type == "cuda" else None
+
+
 def in_parts(function: Callable[..., tuple[Tensor, ...] | list[Tensor]], *rows: Tensor) -> tuple[Tensor, ...]:
     """The results [n, ...] of a function of rows [n, ...], called for a part of the rows at a time.
 
     All at once where autograd records it (a second derivative), and where torch.compile would make a constant of the
     number of parts.
     """
-    n, limit = rows[0].shape[0], _PART.get(rows[0].device.type)
-    whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or limit is None
-    if whole or rows[0].numel() <= limit:
+    n, whole = rows[0].shape[0], torch.compiler.is_compiling() or torch.is_grad_enabled()
+    limit = None if whole else _part(rows[0].device)
+    if limit is None or rows[0].numel() <= limit:
         return tuple(function(*rows))
     step = max(1, limit * n // rows[0].numel())
     results: list[Tensor] = []
