@@ -80,10 +80,26 @@ class _AllGatherWithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        rank, size = rank_and_size(ctx.group)
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total.chunk(size)[rank], None
+        return _SumOfShards.apply(gradient, ctx.group), None
+
+
+class _SumOfShards(torch.autograd.Function):
+    """This rank's shard [n, ...] of the sum over ranks of what each has for all shards [W n, ...].
+
+    It is the adjoint of the gather, as the gather is its: each is the other's backward, for derivatives of any order.
+    """
+
+    @staticmethod
+    def forward(ctx, all_shards: Tensor, group: "dist.ProcessGroup") -> Tensor:
+        ctx.group = group
+        rank, size = rank_and_size(group)
+        total = all_shards.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total.chunk(size)[rank].clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _AllGatherWithGradient.apply(gradient, ctx.group), None
 
 
 def all_gather_with_gradient(shard: Tensor, group: "dist.ProcessGroup") -> Tensor:

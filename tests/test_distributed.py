@@ -3,6 +3,7 @@
 import copy
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,16 @@ def weighted_rows(backend: str, rank: int, world: int) -> list[Tensor]:
     losses = ntxent_loss(z[0], z[1], 0.2, reduction="none", group=dist.group.WORLD, backend=backend)
     losses.backward(row_weights().chunk(world, dim=1)[rank].flatten())
     return [losses.detach().view(2, -1), z.grad]
+
+
+def second_derivative(rank: int, world: int) -> Tensor:
+    """The derivative, by this rank's embeddings [2, n, D], of all ranks' products of gradient and batch."""
+    group = dist.group.WORLD if world > 1 else None
+    z = batch().double().chunk(world, dim=1)[rank].clone().requires_grad_()
+    losses = ntxent_loss(z[0], z[1], 0.2, reduction="none", group=group, backend="reference")
+    weights = row_weights().double().chunk(world, dim=1)[rank].flatten()
+    (gradient,) = torch.autograd.grad(losses, z, weights, create_graph=True)
+    return torch.autograd.grad((gradient * gradient.detach().cos()).sum(), z)[0]
 
 
 def record_collectives(reduction: str) -> dict[str, list[tuple[str, int]]]:
@@ -225,3 +236,9 @@ def test_compiles_with_its_collectives(ranks: list[dict]) -> None:
     for rank in ranks:
         eager, compiled = rank["compiled"]
         assert all(relative_error(c, e) <= 1e-6 for e, c in zip(eager, compiled))
+
+
+def test_second_derivatives_of_the_reference_are_those_of_one_process(tmp_path: Path) -> None:
+    expected = second_derivative(0, 1)
+    actual = torch.cat(on_ranks(second_derivative, 2, tmp_path), dim=1)
+    assert relative_error(actual, expected) < 1e-12
