@@ -4,6 +4,7 @@ torchcodec decodes outside of Python's lock, so that threads work side by side. 
 however many they are; Pillow stops after the first. It has no decoder for BMP, TIFF and PPM.
 """
 
+import contextlib
 import functools
 import io
 from types import ModuleType
@@ -70,11 +71,13 @@ def _by_pillow(encoded: Tensor) -> Tensor:
     try:
         image = Image.open(io.BytesIO(encoded.numpy().tobytes()), formats=PILLOW_FORMATS)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
     except UnidentifiedImageError as error:
         raise ValueError(f"Unsupported image file: no JPEG, PNG, {', '.join(PILLOW_FORMATS)} begins so") from error
     except Exception as error:  # its parsers raise whatever damaged bytes lead them into, struct.error and the like
         raise ValueError(f"{type(error).__name__}: {error}") from error
+    # Damaged Exif turns nothing, as with torchcodec: its parser, too, raises whatever the bytes lead it into.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
     return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
 
 

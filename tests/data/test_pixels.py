@@ -88,6 +88,14 @@ def test_the_first_frame_of_several_is_taken(kind: str) -> None:
     assert torch.equal(image, torch.full((3, 4, 6), 200, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize(("kind", "frames"), [("WEBP", 1), ("WEBP", 2), ("JPEG", 1), ("PNG", 1)])
+def test_damaged_exif_turns_nothing(kind: str, frames: int) -> None:
+    image = Image.fromarray(RGB)
+    several = {"save_all": True, "append_images": [image] * (frames - 1)} if kind == "WEBP" else {}
+    damaged = encoded(image, kind, exif=b"Exif\0\0garbage!garbage!", **several)
+    assert torch.equal(decode_rgb(damaged), decode_rgb(encoded(image, kind, **several)))
+
+
 def test_transparency_is_dropped(recwarn: pytest.WarningsRecorder) -> None:
     color = np.broadcast_to(np.uint8([10, 20, 30, 128]), (3, 4, 4))
     assert decode_rgb(encoded(Image.fromarray(color), "PNG"))[:, 0, 0].tolist() == [10, 20, 30]
