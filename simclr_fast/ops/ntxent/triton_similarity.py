@@ -77,6 +77,7 @@ class TritonSimilarity:
             row_offset,
             exclude,
             both,
+            need_max,
             online_max,
             dot,
         )

@@ -56,10 +56,11 @@ def forward_plan(
     row_offset: int,
     exclude: str,
     both: bool,
+    need_max: bool,
     online_max: bool,
     dot: str,
 ) -> Forward:
-    """n rows and m columns of width dim; same: these are those."""
+    """n rows and m columns of width dim; same: these are those. need_max: Triton compiles for whether rows have it."""
     symmetric = same and (exclude == "none" or row_offset == 0)
     tiles = triton_tiles.forward_tiles(target, dot, dim, online_max)
     row_tiles, column_tiles = ceil_div(n, tiles.block_m), ceil_div(m, tiles.block_m)

@@ -9,19 +9,25 @@ from torch import Tensor
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles
-from simclr_fast.triton_launch import Launch
+from simclr_fast.triton_launch import Launch, LaunchPlan
 from tests.ntxent_truth import EPS
 from tools.gpu import tune
 
 
 class Noted:
-    """Both backends, and what they launch."""
+    """Both backends, and what they launch. All launches of a plan have to be of the same types."""
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
+        self.types: dict[LaunchPlan, list[object]] = {}
         targets = {"cpu": Target(90, 132), "meta": Target(80, 100)}
-        how = (self.launches.append, lambda device: targets[device.type])
+        how = (self._note, lambda device: targets[device.type])
         self.ntxent, self.similarity = TritonNtxent(*how), TritonSimilarity(*how)
+
+    def _note(self, launch: Launch) -> None:
+        types = [value.dtype if isinstance(value, Tensor) else type(value) for value in launch.given]
+        assert self.types.setdefault(launch.plan, types) == types
+        self.launches.append(launch)
 
     def of(self, call: Callable[[], object]) -> list[Launch]:
         """The launches of a call."""
@@ -141,11 +147,12 @@ def test_similarities_share_plans_likewise() -> None:
         offset: int = 0,
         both: bool = False,
         need_max: bool = False,
-        t: float = 0.1,
+        t: float | Tensor = 0.1,
         precision: str = "ieee",
         need_dt: bool = False,
     ) -> list[object]:
-        n, m, options = rows.shape[0], columns.shape[0], (t, None, precision)
+        n, m = rows.shape[0], columns.shape[0]
+        options = (*((0.0, t) if isinstance(t, Tensor) else (t, None)), precision)
 
         def call() -> None:
             noted.similarity.fwd(rows, columns, offset, exclude, both, need_max, *options)
@@ -170,8 +177,10 @@ def test_similarities_share_plans_likewise() -> None:
         {"precision": "tf32"},
     ]
     assert len({plan for options in others for plan in steps(**options)} | {*first}) == 5 * (1 + len(others))
-    assert first[:2] != steps(need_max=True)[:2]
-    assert first[2:] == steps(need_max=True)[2:]
+    for t in (0.1, 0.01, torch.tensor(0.1)):  # of the last two, rows have maxima whether or not they are asked for
+        without, of_rows = steps(t=t), steps(t=t, need_max=True)
+        assert not {*without[:2]} & {*of_rows[:2]}
+        assert without[2:] == of_rows[2:]
     assert len(steps(both=True)) == 6
     assert first[2:] != steps(need_dt=True)[2:]
 
