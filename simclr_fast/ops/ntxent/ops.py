@@ -221,20 +221,21 @@ class _ScaledGradient(_DifferentiableOnce):
 
     @staticmethod
     def forward(dloss, z0, z1, temperature_tensor, dz, dt, need_dt: bool):
-        dz = dz * dloss if dz.dtype == z0.dtype else _rounded_product(dz, dloss, z0.dtype)
-        return *dz.unbind(), dt * dloss if need_dt else None
+        return *_scaled_halves(dz, dloss, z0.dtype), dt * dloss if need_dt else None
 
 
-def _rounded_product(dz: Tensor, dloss: Tensor, dtype: torch.dtype) -> Tensor:
-    """dz * dloss, rounded to dtype as it is written: one kernel."""
+def _scaled_halves(dz: Tensor, dloss: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """dz * dloss, rounded to dtype as it is written, which is one kernel; then the halves of it, [n, D] each."""
     # torch.compile fuses anyway. Of many upstream gradients at once autograd makes a batch, which takes no `out`.
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch._C._functorch.is_legacy_batchedtensor(dloss)
     ):
-        return (dz * dloss).to(dtype)
-    return torch.mul(dz, dloss, out=torch.empty_like(dz, dtype=dtype))
+        return (dz * dloss).to(dtype).unbind()
+    product = dz * dloss if dz.dtype == dtype else torch.mul(dz, dloss, out=torch.empty_like(dz, dtype=dtype))
+    # To autograd these are no views, which, made without a graph, it would let nobody change by what requires grad.
+    return torch.unsafe_split(product.flatten(0, 1), dz.shape[1])
 
 
 class _NTXentGradient(_DifferentiableOnce):

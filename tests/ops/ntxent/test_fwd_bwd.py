@@ -134,6 +134,16 @@ def test_gradients_of_what_requires_them() -> None:
         assert all(relative_error(a, e) <= 1e-12 for a, e in zip(actual, expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gradient_may_be_changed_in_place(dtype: torch.dtype) -> None:
+    z0, z1 = leaves(dtype=dtype)
+    first, other = torch.autograd.grad(loss_of(z0, z1), (z0, z1))
+    doubled, untouched = 2 * first, other.clone()
+    first.mul_(torch.tensor(2.0, requires_grad=True))
+    assert torch.equal(first, doubled)
+    assert torch.equal(other, untouched)
+
+
 def test_many_upstream_gradients_of_halves_at_once() -> None:
     z0, z1 = leaves(dtype=torch.float16)
     loss = loss_of(z0, z1)
