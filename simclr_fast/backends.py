@@ -109,7 +109,7 @@ def why_not(backend: str, op: str, device: torch.device, dtype: torch.dtype | No
 
 def check_backend(backend: str) -> None:
     """Raises ValueError for a name that is neither "auto" nor one of BACKENDS."""
-    if backend not in ("auto", *BACKENDS):
+    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend={backend!r} is unknown; choose one of 'auto', {', '.join(map(repr, BACKENDS))}")
 
 
@@ -131,6 +131,8 @@ def resolve_backend(
     Raises ValueError for an unknown name, RuntimeError where an explicitly named backend cannot serve. "auto" warns
     once where only the reference is left, and again where the reasons are others.
     """
+    if not isinstance(backend, str):  # which could not be looked up
+        check_backend(backend)
     return _resolve(backend, op, device, dtype, large, called or described(op).called)
 
 

@@ -79,7 +79,11 @@ def is_readable(number: Tensor) -> bool:
     """Whether a tensor has one value that the host has at hand: of a vmap it has many."""
     if torch.compiler.is_compiling() or number.device.type != "cpu":
         return False
-    return not torch._C._functorch.is_batchedtensor(number)
+    while torch._C._functorch.is_functorch_wrapped_tensor(number):  # each transform of torch.func wraps it once more
+        if torch._C._functorch.is_batchedtensor(number):
+            return False
+        number = torch._C._functorch.get_unwrapped(number)
+    return True
 
 
 def is_symbolic(number: float | Tensor) -> bool:

@@ -46,7 +46,7 @@ def check_together(names: tuple[str, str], z0: Tensor, z1: Tensor) -> None:
 
 def check_options(reduction: str, eps: float, precision: str | None) -> None:
     """Raises TypeError or ValueError for an option that the losses share."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         check_choice("reduction", reduction, REDUCTIONS)
     if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
         raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
@@ -58,8 +58,15 @@ def check_options(reduction: str, eps: float, precision: str | None) -> None:
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError, which lists the choices, for a value that is none of them."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Raises TypeError for an option that is to be True or False and is neither."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is a {type(value).__name__}: pass True or False")
 
 
 # A constant of the graph where torch.compile traces: it cannot trace the getter.

@@ -12,6 +12,7 @@ from simclr_fast.losses.arguments import (
     Backend,
     Precision,
     Reduction,
+    check_flags,
     check_options,
     check_rows,
     check_together,
@@ -73,6 +74,7 @@ def clip_loss(
             f"image_features {tuple(image_features.shape)} and text_features {tuple(text_features.shape)} differ in "
             "shape: row i of both is a pair"
         )
+    check_flags(normalize=normalize)
     check_options(reduction, eps, precision)
     images, texts = (widened_half(x) for x in common_dtype(image_features, text_features))
     temperature = ready_temperature(_temperature_of(logit_scale, images), images, "image_features")
@@ -125,6 +127,7 @@ class CLIPLoss(nn.Module):
         super().__init__()
         if use_horovod:
             raise ValueError("use_horovod=True: Horovod is not supported; run under torch.distributed, e.g. torchrun")
+        check_flags(normalize=normalize)
         check_options(reduction, eps, precision)
         check_backend(backend)
         self.rank = rank

@@ -9,6 +9,7 @@ from simclr_fast.losses.arguments import (
     Precision,
     Reduction,
     check_choice,
+    check_flags,
     check_options,
     check_rows,
     check_together,
@@ -67,6 +68,7 @@ def info_nce_loss(
         RuntimeError: the named backend cannot serve the rows.
     """
     _check_arguments(query, positive_key, negative_keys, negative_mode, symmetric)
+    check_flags(symmetric=symmetric)
     check_options(reduction, eps, precision)
     check_backend(backend)
     query, positive_key = common_dtype(query, positive_key)
@@ -125,6 +127,7 @@ class InfoNCELoss(ContrastiveLoss):
             temperature, gather_distributed, reduction=reduction, eps=eps, precision=precision, backend=backend
         )
         check_choice("negative_mode", negative_mode, NEGATIVE_MODES)
+        check_flags(symmetric=symmetric)
         self.negative_mode = negative_mode
         self.symmetric = symmetric
 

@@ -10,6 +10,7 @@ from simclr_fast.losses.arguments import (
     Backend,
     Precision,
     Reduction,
+    check_flags,
     check_options,
     check_rows,
     check_together,
@@ -153,6 +154,7 @@ class NTXentLoss(ContrastiveLoss):
         )
         size = bank_size(memory_bank_size)
         self.memory_bank = MemoryBank(*size, gather_distributed=gather_distributed) if size else None
+        check_flags(decoupled=decoupled, return_stats=return_stats)
         self.decoupled = decoupled
         self.return_stats = return_stats
 
@@ -219,6 +221,7 @@ def _ready(
 
     bank: the columns of a call whose rows are z0's alone, and are compared with no other process's; 0: the views' rows.
     """
+    check_flags(decoupled=call.decoupled, return_stats=call.return_stats)
     check_options(call.reduction, call.eps, call.precision)
     if z0.dtype != z1.dtype:
         z0, z1 = common_dtype(z0, z1)

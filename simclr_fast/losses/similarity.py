@@ -8,6 +8,7 @@ from simclr_fast.losses.arguments import (
     Backend,
     Precision,
     check_choice,
+    check_flags,
     check_options,
     check_rows,
     check_together,
@@ -86,6 +87,7 @@ def agreed_logsumexp(
     if called is None:
         called = "similarity_logsumexp"
         check_choice("exclude", exclude, EXCLUDE)
+        check_flags(both=both, normalize=normalize)
         check_rows("rows", rows)
         if columns is None:
             _check_of_rows_alone(rows, exclude, both)

@@ -115,6 +115,7 @@ GOOD = torch.ones(4, 3)
         ({"logit_scale": torch.ones(2)}, ValueError, r"logit_scale has shape \(2,\) and dtype torch.float32"),
         ({"logit_scale": torch.tensor(1.0, device="meta")}, ValueError, "logit_scale is on meta and image_features is"),
         ({"logit_scale": "1"}, TypeError, "logit_scale is a str: pass a float"),
+        ({"normalize": None}, TypeError, "normalize is a NoneType: pass True or False"),
         ({"reduction": "avg"}, ValueError, "reduction='avg': choose one of"),
         ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve clip_loss on cpu"),
     ],

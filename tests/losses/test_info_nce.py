@@ -172,6 +172,7 @@ GOOD = torch.ones(4, 3)
         ({"eps": math.inf}, ValueError, "eps=inf: pass a positive, finite number"),
         ({"backend": "triton"}, RuntimeError, "backend='triton' cannot serve info_nce_loss on cpu"),
         ({"reduction": "avg"}, ValueError, "reduction='avg': choose one of"),
+        ({"symmetric": "no"}, TypeError, "symmetric is a str: pass True or False"),
         ({"backend": "cuda"}, ValueError, "backend='cuda' is unknown"),
         (
             {"backend": "cuda", "negative_keys": torch.ones(4, 5, 3), "negative_mode": "paired"},

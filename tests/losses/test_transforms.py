@@ -101,3 +101,11 @@ def test_log_sums_of_nothing_and_of_numbers_far_apart() -> None:
     for function in (log_add_exp, lambda a, b: log_sum_exp(torch.stack([a, b], dim=1))):
         second = torch.func.hessian(lambda a, function=function: function(a, b).nan_to_num(neginf=0).sum())(a)
         assert not second.any()
+
+
+def test_many_temperatures_of_the_reference_are_differentiated_at_once() -> None:
+    z0, z1 = torch.randn(2, 5, 4).double()
+    ts = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    of = lambda t: ntxent_loss(z0, z1, t, backend="reference")
+    many = torch.func.vmap(torch.func.grad(of))(ts)
+    assert torch.allclose(many, torch.stack([torch.func.grad(of)(t) for t in ts]))
