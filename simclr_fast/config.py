@@ -40,7 +40,7 @@ class DataOptions:
     """Threads that read and decode images, per training process; 0 reads when a batch is asked for. Sets that fit in
     memory need none."""
     decode_device: Literal["cpu", "cuda"] = "cpu"
-    """Where JPEG files are decoded: by the workers, or by nvJPEG on the training device."""
+    """Where JPEG files are decoded: by the threads of --workers, or by nvJPEG on the training device."""
     max_bad_images: float = 0.01
     """Share of the data set that may be unreadable before the run fails (fraction in [0, 1]); others take its place."""
 

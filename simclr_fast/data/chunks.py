@@ -47,7 +47,10 @@ class Chunk(NamedTuple):
 
 
 class Packed:
-    """Takes images one by one into one buffer, which grows where they are larger than those before."""
+    """Takes images one by one into one buffer, which grows where they are larger than those before.
+
+    Copies by numpy: torch would spread one over threads of its own, a set of them for each of ours.
+    """
 
     def __init__(self, capacity: int, pin: bool):
         self.pin = pin
@@ -60,10 +63,9 @@ class Packed:
         end = self.used + image.numel()
         if end > len(self.buffer):
             larger = self._empty(max(end, 2 * len(self.buffer)))
-            larger[: self.used] = self.buffer[: self.used]
+            np.copyto(larger.numpy()[: self.used], self.filled().numpy())
             self.buffer = larger
         channels, height, width = image.shape
-        # By numpy: torch would spread the copy over threads of its own, a set of them for each of ours.
         rows = self.buffer.numpy()[self.used : end].reshape(height, width, channels)
         np.copyto(rows, image.permute(1, 2, 0).numpy())
         self.shapes.append((channels, height, width))
@@ -89,13 +91,13 @@ def _images(packed: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
 class ChunkReader:
     """Reads chunks in so many threads, decoded or as encoded bytes; with 0 threads, where they are asked for.
 
-    pack: decoded images go to one buffer per chunk, pinned where there is a GPU.
+    pack_for: a GPU for which decoded images go to one pinned buffer per chunk.
     """
 
-    def __init__(self, source: EncodedImages, threads: int, decode: bool = True, pack: bool = False):
+    def __init__(self, source: EncodedImages, threads: int, decode: bool = True, pack_for: torch.device | None = None):
         self.source, self.threads = source, threads
         self.load = source.decode if decode else source.encoded
-        self.pack, self.pin = decode and pack, torch.cuda.is_available()
+        self.pack_for = pack_for if decode else None
         self.capacity = 0  # bytes of the largest chunk so far
 
     def read(self, wanted: Iterable[Tensor]) -> Iterator[Chunk]:
@@ -123,7 +125,9 @@ class ChunkReader:
         """Reads one chunk, and notes in `place` which image it is at."""
         bad: dict[int, str] = {}
         images: list[Tensor] = []
-        packed = Packed(self.capacity, self.pin) if self.pack else None
+        if self.pack_for is not None and torch.cuda.is_available():
+            torch.cuda.set_device(self.pack_for)  # of this thread: else pinned memory wants a context on GPU 0
+        packed = Packed(self.capacity, torch.cuda.is_available()) if self.pack_for is not None else None
         load = lambda index: self.load(place.enter(index))
         for index in indices:
             image = load_or_replace(load, index, len(self.source), bad, self.source.labels)

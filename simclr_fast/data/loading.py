@@ -65,7 +65,8 @@ class EncodedLoader:
         self.device = device
         self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
         self.bad = source.bad
-        self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pack=device.type == "cuda")
+        pack_for = device if device.type == "cuda" else None
+        self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pack_for=pack_for)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @property
@@ -81,6 +82,9 @@ class EncodedLoader:
         with contextlib.closing(self.chunks.read(wanted)) as chunks:
             for indices in steps:
                 batch = self._to_device(chunks, indices)
+                if self.stream is None:  # the threads alone read ahead
+                    yield batch
+                    continue
                 if ahead is not None:
                     yield self._ready(ahead)
                 ahead = batch
@@ -97,7 +101,8 @@ class EncodedLoader:
             with torch.cuda.stream(self.stream):  # does nothing where there is no stream
                 images += chunk.to(self.device) if self.decoder is None else self._decode(chunk, part.tolist())
         with torch.cuda.stream(self.stream):
-            return Batch(images, indices.to(self.device))
+            numbers = indices if self.stream is None else indices.pin_memory()  # else the host waits for all the copies
+            return Batch(images, numbers.to(self.device, non_blocking=True))
 
     def _decode(self, chunk: Chunk, indices: list[int]) -> list[Tensor]:
         bad: dict[int, str] = {}
@@ -109,7 +114,9 @@ class EncodedLoader:
         if self.stream is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self.stream)
-            for tensor in (*batch.images, batch.indices):
+            # Once for the images of a chunk, which share one storage.
+            stores = {tensor.untyped_storage().data_ptr(): tensor for tensor in (*batch.images, batch.indices)}
+            for tensor in stores.values():
                 tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
         return batch
 

@@ -60,7 +60,8 @@ def decode_rgb(encoded: Tensor) -> Tensor:
         if width * height > MOST_PIXELS:
             raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
         return torchcodec_decoders().decode_png(encoded, mode="RGB")
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and not (head[12:16] == b"VP8X" and head[20] & 2):  # 2: animated
+    animated = head[12:16] == b"VP8X" and int.from_bytes(head[20:21], "big") & 2  # a flag of the extended format
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP" and not animated:
         return torchcodec_decoders().decode_webp(encoded, mode="RGB")
     if head[4:12] == b"ftypavif" and b"avis" not in head:  # the brand of sequences
         return torchcodec_decoders().decode_avif(encoded, mode="RGB")

@@ -66,7 +66,8 @@ class Threads:
     def at(self) -> list[tuple[int, float]]:
         """The images that threads are at, and for how many seconds."""
         now = time.monotonic()
-        return [(place.index, now - place.since) for place in self._places if place.index is not None]
+        # A thread may leave its place meanwhile: the index is looked at once.
+        return [(index, now - place.since) for place in self._places if (index := place.index) is not None]
 
 
 def _serve(todo: Tasks, work: Callable[[Any, Place], Any], place: Place) -> None:

@@ -85,7 +85,7 @@ class RunFolder:
             return
         self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            # Such a lock belongs to this process alone: processes forked from it do not keep it.
+            # Such a lock belongs to this process alone, and ends with it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):

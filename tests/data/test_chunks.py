@@ -45,7 +45,7 @@ def lists(size: int, each: int) -> list[Tensor]:
 @pytest.mark.parametrize("pack", [False, True])
 def test_chunks_come_in_order_whichever_is_ready_first(count: int, pack: bool) -> None:
     slow_at_first = lambda index: time.sleep(0.02 if index < 10 else 0.0)
-    reader = ChunkReader(pictures(103, slow_at_first), count, pack=pack)
+    reader = ChunkReader(pictures(103, slow_at_first), count, pack_for=torch.device("cuda") if pack else None)
     read = list(reader.read(lists(103, 10)))
     assert [len(chunk.images) for chunk in read] == [10] * 10 + [3]
     images = [image for chunk in read for image in chunk.to(torch.device("cpu"))]
@@ -67,7 +67,7 @@ def test_packed_images_lie_one_after_the_other_as_decoded() -> None:
 
 
 def test_encoded_images_are_left_as_they_are() -> None:
-    (chunk,) = ChunkReader(pictures(3), 1, decode=False, pack=True).read(lists(3, 3))
+    (chunk,) = ChunkReader(pictures(3), 1, decode=False, pack_for=torch.device("cuda")).read(lists(3, 3))
     assert [bytes(image.tolist()) for image in chunk.images] == [b"0", b"1", b"2"]
     assert chunk.packed is None
 

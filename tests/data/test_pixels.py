@@ -225,6 +225,16 @@ def test_what_is_cut_off_or_changed_raises_or_decodes(kind: str) -> None:
     assert 0 < refused < 200
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of what Pillow finds in damaged TIFFs
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP"])
+def test_no_beginning_of_a_file_is_an_image(kind: str) -> None:
+    animated = {"save_all": True, "append_images": [Image.fromarray(RGB)]} if kind == "WEBP" else {}
+    whole = bytes(encoded(Image.fromarray(RGB), kind, **animated).tolist())
+    for size in range(1, 40):
+        with pytest.raises((RuntimeError, ValueError)):
+            decode_rgb(torch.frombuffer(bytearray(whole[:size]), dtype=torch.uint8))
+
+
 def test_a_missing_torchcodec_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(RGB).save(tmp_path / "1.png")
     monkeypatch.setitem(sys.modules, "torchcodec", None)
