@@ -23,9 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".compat"
 # What a version of torch can break, one test of each kind: choice of backend, schemas and their fakes, autograd,
-# torch.compile, collectives, the compiled kernels behind the stable ABI, the ways of installing, and the launches by
-# the Triton that this torch pins.
+# torch.compile, collectives, the compiled kernels behind the stable ABI, the ways of installing, torchcodec's library,
+# and the launches by the Triton that this torch pins.
 FAST_TESTS = (
+    "tests/data/test_pixels.py",
     "tests/ops/ntxent/test_autograd.py",
     "tests/ops/ntxent/test_normalize.py",
     "tests/ops/augment/test_public.py",
