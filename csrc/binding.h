@@ -67,9 +67,7 @@ struct CudaDevice {
     explicit Guard(const Tensor& x) : DeviceGuard(x.get_device_index()) {}
   };
 
-  static Tensor bytes(const Tensor& like, int64_t size) {
-    return torch::stable::new_empty(like, {size}, ScalarType::Byte);
-  }
+  static Tensor bytes(const Tensor& like, int64_t size) { return allocate(like, {size}, ScalarType::Byte); }
 };
 #endif
 

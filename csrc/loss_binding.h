@@ -29,6 +29,19 @@ inline ScalarType statistics_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Views, or two sets of embeddings that are normalised together.
+inline void check_embeddings(const Tensor& z0, const Tensor& z1) {
+  STD_TORCH_CHECK(z0.dim() == 2 && z1.dim() == 2 && z0.size(1) == z1.size(1) && z0.scalar_type() == z1.scalar_type() &&
+                      z0.is_cuda() == z1.is_cuda(),
+                  "ntxent: z0 and z1 must be [n, D], of one D, dtype and device");
+}
+
+inline void check_views(const Tensor& z0, const Tensor& z1) {
+  check_embeddings(z0, z1);
+  STD_TORCH_CHECK(z0.size(0) == z1.size(0), "ntxent: z0 and z1 must have as many rows, they have ", z0.size(0), " and ",
+                  z1.size(0));
+}
+
 // Unit rows u are what ntxent_normalize makes of embeddings z; a forward has no z but u.
 inline void check_unit_rows(const Tensor& u, const Tensor& z) {
   const int z_dtype = dtype_of(z);

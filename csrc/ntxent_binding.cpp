@@ -43,7 +43,7 @@ struct Cuda : CudaDevice {
     check_launch(simclr_query_device(&args.device), "ntxent");
     const Tensor workspace = bytes(z, simclr_ntxent_fwd_bwd_workspace_bytes(&args));
     args.workspace = workspace.mutable_data_ptr();
-    check_launch(simclr_ntxent_fwd_bwd(&args, current_stream(z)), "ntxent_resident_kernel");
+    check_launch(simclr_ntxent_fwd_bwd(&args, current_stream(z)), "ntxent_fwd_bwd");
   }
 };
 #endif
@@ -63,6 +63,7 @@ void fill_reduction(Args& args, const std::string& name) {
 template <class Device>
 std::tuple<Tensor, Tensor> ntxent_normalize(const Tensor& z0_any, const Tensor& z1_any, double eps) {
   const typename Device::Guard guard(z0_any);
+  check_embeddings(z0_any, z1_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
   SimclrNtxentNormalizeArgs args{};
   args.z[0] = z0.const_data_ptr();
@@ -120,6 +121,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ntxent_normalize_fwd(const Te
                                                                         double temperature,
                                                                         std::optional<Tensor> temperature_tensor,
                                                                         std::string reduction, std::string precision) {
+  check_views(z0, z1);
   const auto [u, inv_norm] = ntxent_normalize<Device>(z0, z1, eps);
   const auto [loss, lse_neg, s_pos] = ntxent_fwd<Device>(u, z0.size(0), 0, temperature, std::move(temperature_tensor),
                                                          std::move(reduction), std::move(precision));
@@ -163,6 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Ten
                                               double eps, double temperature, std::optional<Tensor> temperature_tensor,
                                               std::string precision, bool need_dt) {
   const typename Device::Guard guard(z0_any);
+  check_views(z0_any, z1_any);
   const Tensor dloss = torch::stable::contiguous(dloss_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
   const Saved saved{torch::stable::contiguous(u_any), inv_norm, lse_neg, s_pos};
@@ -192,6 +195,7 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_bwd(const Tensor& z0_any, const Te
                                                   std::string reduction, std::string precision, bool need_dt) {
   STD_TORCH_CHECK(reduction != "none", "ntxent: reduction must be 'mean' or 'sum' where forward makes the gradient");
   const typename Device::Guard guard(z0_any);
+  check_views(z0_any, z1_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
   const auto [u, inv_norm] = ntxent_normalize<Device>(z0, z1, eps);
   const auto [loss, lse_neg, s_pos] =
@@ -226,6 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd_bwd<Cuda>(const Tensor& z0_any, co
   STD_TORCH_CHECK(reduction == "mean" || reduction == "sum", "ntxent: reduction must be 'mean' or 'sum', got '",
                   reduction, "'");
   const Cuda::Guard guard(z0_any);
+  check_views(z0_any, z1_any);
   const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
   SimclrNtxentFwdBwdArgs args{};
   args.n = z0.size(0);

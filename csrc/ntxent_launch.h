@@ -57,7 +57,7 @@ struct SimclrNtxentBwdArgs {
   const void* inv_norm;  // [2n]
   const void* lse_neg;   // [columns]
   const void* s_pos;     // [columns]
-  void* dz[2];           // [n, d] each, contiguous, of z_dtype
+  void* dz[2];           // [n, d] each, contiguous, of z_dtype; within ntxent_fwd_bwd of the statistics' type
   void* dt;              // []; null if not needed. The sum over all processes is the gradient of the temperature
   void* workspace;       // CUDA: simclr_ntxent_bwd_workspace_bytes(&args) bytes, 16-byte aligned
   const void* temperature_ptr;

@@ -81,9 +81,9 @@ std::tuple<Tensor, Tensor, Tensor> similarity_fwd(const Tensor& rows_any, const 
   fill_precision(args, precision);
   fill_temperature(args, temperature, temperature_tensor, rows);
   const ScalarType type = statistics_type(rows);
-  const Tensor lse = torch::stable::new_empty(rows, {args.row_count}, type);
-  const Tensor max = torch::stable::new_empty(rows, {need_max ? args.row_count : 0}, type);
-  const Tensor column_lse = torch::stable::new_empty(rows, {both ? args.column_count : 0}, type);
+  const Tensor lse = allocate(rows, {args.row_count}, type);
+  const Tensor max = allocate(rows, {need_max ? args.row_count : 0}, type);
+  const Tensor column_lse = allocate(rows, {both ? args.column_count : 0}, type);
   args.lse = lse.mutable_data_ptr();
   args.max = need_max ? max.mutable_data_ptr() : nullptr;
   args.column_lse = both ? column_lse.mutable_data_ptr() : nullptr;
@@ -121,8 +121,8 @@ std::tuple<Tensor, Tensor> similarity_bwd(const Tensor& drows_any, const Tensor&
   fill_exclude(args, exclude);
   fill_precision(args, precision);
   fill_temperature(args, temperature, temperature_tensor, rows);
-  const Tensor dz = torch::stable::new_empty(z, {args.row_count, args.d});
-  const Tensor dt = torch::stable::new_empty(r, {});
+  const Tensor dz = allocate(z, {args.row_count, args.d}, z.scalar_type());
+  const Tensor dt = allocate(r, {}, r.scalar_type());
   args.drows = drows.const_data_ptr();
   args.dcolumns = dcolumns.const_data_ptr();
   args.z = z.const_data_ptr();

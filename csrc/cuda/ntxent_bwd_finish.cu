@@ -5,6 +5,8 @@
 // and from it dz_i and dt as in csrc/ntxent.h. The positive's term is added here, in full precision: between aligned
 // pairs it nearly cancels the other terms. The primitive has no positives, and one view. One warp owns a row
 // (ntxent_row_gradient.cuh). Where the operand u is rounded to fp16, u_i and u_p come from the raw z instead.
+#include <type_traits>
+
 #include "../ntxent_launch.h"
 #include "ntxent_bwd.cuh"
 #include "ntxent_row_gradient.cuh"

@@ -1,5 +1,7 @@
 // Loss and gradient at once, for a scalar loss of one process: in one launch where that fits (ntxent_resident.cu), else
 // by the launches of the three steps, one after the other.
+#include <algorithm>
+
 #include "../ntxent_launch.h"
 #include "ntxent_bwd.cuh"
 #include "ntxent_plan.h"

@@ -18,7 +18,6 @@ from tests.helpers import IMAGE_STRIDES, spread
 from tests.ops.augment.compare import NAN_OPERATIONS, nan_views
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-FORMATS = (torch.contiguous_format, torch.channels_last)
 NO_COPIES = SCHEDULES[::2]  # the kernels copy nothing asynchronously
 FLAGS = ("hflip", "jitter", "gray", "blur", "solarize")
 # (height, width) of an output that one block holds, and of one that is cut into tiles.

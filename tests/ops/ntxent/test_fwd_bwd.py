@@ -51,6 +51,28 @@ def test_it_is_the_three_steps(dtype: torch.dtype, reduction: str, learned: bool
         OP(z0, z1, 1e-8, value, t, "none", "ieee", learned)
 
 
+def test_ops_refuse_views_that_do_not_match() -> None:
+    z0, z1 = torch.randn(2, 6, 5)
+    normalize, _, normalize_fwd, bwd, _ = OPS["cpp"]
+    statistics = (torch.randn(12, 5), *(torch.ones(12) for _ in range(3)))
+    for other, message in (
+        (z1[:5], "must have as many rows, they have 6 and 5"),
+        (z1[:, :4], "of one D, dtype and device"),
+        (z1.double(), "of one D, dtype and device"),
+        (z1[0], r"must be \[n, D\]"),
+    ):
+        calls = [
+            lambda z=other: OP(z0, z, 1e-8, 0.2, None, "mean", "ieee", False),
+            lambda z=other: normalize_fwd(z0, z, 1e-8, 0.2, None, "mean", "ieee"),
+            lambda z=other: bwd(torch.ones(()), z0, z, *statistics, 0, "mean", 1e-8, 0.2, None, "ieee", False),
+        ]
+        if other.shape != (5, 5):  # which normalise as rows and columns of the primitive
+            calls.append(lambda z=other: normalize(z0, z, 1e-8))
+        for call in calls:
+            with pytest.raises(RuntimeError, match=message):
+                call()
+
+
 def test_the_loss_takes_it_where_a_scalar_is_differentiated() -> None:
     z0, z1 = leaves()
     t = torch.tensor(0.2, requires_grad=True)
