@@ -41,7 +41,7 @@ class LaunchPlan:
         """The plan of a kernel whose last arguments are these numbers. how: 4 warps and 1 stage unless it says else."""
         names = [name for name in kernel.arg_names if name not in constants]
         first, last = names[: len(names) - len(numbers)], names[len(names) - len(numbers) :]
-        if {*last} != {*numbers} or {*kernel.arg_names[len(names) :]} != {*constants}:
+        if {*last, *constants} != {*numbers, *constants} or len(names) + len(constants) != len(kernel.arg_names):
             raise TypeError(f"{kernel.__name__} does not end on {[*numbers, *constants]}")
         numbers = {name: numbers[name] for name in last}
         constants = {name: constants[name] for name in kernel.arg_names if name in constants}
