@@ -124,7 +124,10 @@ MUTANTS = (
         "test_rounding_of_the_scale_to_base_2_does_not_show",
     ),
     _ntxent("fwd.cuh", "pairs' logits in float32", "using type = double;", "using type = float;", _ONCE),
-    _ntxent("normalize.cu", "norms in float32", "<float, float, float, double>", "<float, float, float, float>", _ONCE),
+    _ntxent(
+        *("normalize.cuh", "norms in float32"),
+        *("struct NormOf<float> {\n  using type = double;", "struct NormOf<float> {\n  using type = float;", _ONCE),
+    ),
     _ntxent(
         "tiles.cuh",
         "rows of a tf32 step in their own order",
@@ -162,7 +165,7 @@ MUTANTS = (
     ),
     _ntxent(
         *("bwd_finish.cu", "the pull of the row itself"),
-        *("*x_positive = kPositives ? task.row_of(partner)", "*x_positive = kPositives ? task.row_of(row)"),
+        *("x_positive = kPositives ? task.row_of(partner)", "x_positive = kPositives ? task.row_of(row)"),
     ),
     _ntxent(
         "bwd.cu",
@@ -170,8 +173,11 @@ MUTANTS = (
         "if (slice_columns > kBwdSlice / 2) multiply_rows",
         "if (false) multiply_rows",
     ),
-    _ntxent("bwd_finish.cu", "Jacobian term missing", "(du[k] - static_cast<S>(x[k]) * unit * along)", "du[k]"),
-    _ntxent("bwd_finish.cu", "clamped rows keep the Jacobian", "r >= task.clamped_inv_norm ? S(0) : ", ""),
+    _ntxent(
+        *("row_gradient.cuh", "Jacobian term missing"),
+        *("(parts[k] - static_cast<S>(x[k]) * unit * projected)", "parts[k]"),
+    ),
+    _ntxent("row_gradient.cuh", "clamped rows keep the Jacobian", "inv_norm >= clamped_inv_norm ? S(0) : ", ""),
     _ntxent(
         "bwd_finish.cu",
         "pull of one side only",
@@ -179,10 +185,10 @@ MUTANTS = (
         "own_pull",
     ),
     _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_pull * task.side.s_pos[own];", ";"),
-    _ntxent("bwd_finish.cu", "last split left out", "split < task.splits; ++split, part", "split < 1; ++split, part"),
+    _ntxent("row_gradient.cuh", "last split left out", "i < count; ++i, part", "i < 1; ++i, part"),
     _rule("positive of the second view", "row < n ? row + n : row - n", "row + n"),
     _rule("tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
-    _ntxent("normalize.cu", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
+    _ntxent("normalize.cuh", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
     _at_once(
         *("resident.cu", "nobody waits for the unit rows"),
         *("  grid_barrier(task.arrived, 1);", "  if (threadIdx.x == 0) atomicAdd(task.arrived, 1u);"),
