@@ -81,8 +81,13 @@ def row_blocks(dim: int) -> tuple[int, int]:
     return max(1, 4 * 32 * ROW_WARPS // block_d), block_d
 
 
+# Numbers that a buffer of the scratch is rounded up to, a line of 128 bytes: a row of partial sums that began within a
+# sector would be stored as one sector more.
+_LINE = 32
+
+
 class ScratchSizes(NamedTuple):
-    """Float32 numbers of buffers that lie one behind the other, each from a multiple of 16 bytes on."""
+    """Float32 numbers of buffers that lie one behind the other, each from a whole line on."""
 
     sizes: tuple[int, ...]
     parts: tuple[int, ...]  # the sizes rounded up
@@ -91,7 +96,7 @@ class ScratchSizes(NamedTuple):
     @staticmethod
     def of(*sizes: int) -> ScratchSizes:
         """For buffers of these sizes."""
-        parts = tuple(ceil_div(size, 4) * 4 for size in sizes)
+        parts = tuple(ceil_div(size, _LINE) * _LINE for size in sizes)
         return ScratchSizes(sizes, parts, sum(parts))
 
 
