@@ -58,6 +58,8 @@ def _measure(probe: str, arguments: dict[str, object]) -> int:
     gc.collect()
     if device.type == "cuda":
         return cuda_peak(call, device)
+    # glibc's M_MMAP_THRESHOLD: all large memory goes back to the system when it is freed, in every run alike.
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before the call must not hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to what is resident now
     before = _status("VmRSS")

@@ -1,6 +1,9 @@
 """What tests compare with: errors relative to a float64 truth, NaN-aware; and which CPU kernels can run here."""
 
 import mmap
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +29,17 @@ def within(what: str, error: float | Tensor, bound: float | Tensor) -> bool:
     if on_margin is not None:
         on_margin(what, error, bound)
     return error <= bound
+
+
+def peak_mib(program: str, *arguments: object) -> float:
+    """What a program, in a fresh process, prints of its peak memory."""
+    # All large memory is to go back to the system when it is freed. glibc keeps some of it, more or less from run to
+    # run, once it has seen such a size freed: up to a third of a peak.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    return float(run.stdout)
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:

@@ -1,7 +1,6 @@
 """The public loss: arguments it accepts and refuses, the module, determinism, memory."""
 
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 
 from simclr_fast import NTXentLoss, ntxent_loss
 from simclr_fast.ops.ntxent.reference import ntxent_textbook
-from tests.helpers import relative_error
+from tests.helpers import peak_mib, relative_error
 
 GOOD = torch.ones(4, 3)
 
@@ -211,6 +210,7 @@ def test_results_do_not_depend_on_the_number_of_threads(shape: tuple[int, int], 
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+# Peak memory of forward + backward beyond the embeddings, gradients included.
 PEAK = """
 import sys
 from pathlib import Path
@@ -233,19 +233,12 @@ print(step(int(sys.argv[1])))
 """
 
 
-def extra_peak_mib(n: int) -> float:
-    """Peak memory of forward + backward beyond the embeddings (their gradients included), in a fresh process."""
-    run = subprocess.run([sys.executable, "-c", PEAK, str(n)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return float(run.stdout)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_is_linear() -> None:
-    assert extra_peak_mib(4096) <= 32
+    assert peak_mib(PEAK, 4096) <= 32
 
 
 @pytest.mark.proof
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_of_a_large_batch() -> None:
-    assert extra_peak_mib(32768) <= 512
+    assert peak_mib(PEAK, 32768) <= 512

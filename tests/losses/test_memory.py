@@ -1,9 +1,10 @@
 """Peak memory of SupCon and CLIP on the CPU, forward and backward, gradients included, in a fresh process."""
 
-import subprocess
 import sys
 
 import pytest
+
+from tests.helpers import peak_mib
 
 PEAK = """
 import sys
@@ -39,6 +40,4 @@ print(extra_peak(loss(rows)))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize(("loss", "rows", "mib"), [("sup_con", 16384, 64), ("clip", 8192, 96)])
 def test_memory_is_linear(loss: str, rows: int, mib: float) -> None:
-    run = subprocess.run([sys.executable, "-c", PEAK, loss, str(rows)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout) <= mib
+    assert peak_mib(PEAK, loss, rows) <= mib
