@@ -5,6 +5,7 @@ python -m proof.generated.triton_tables [aot] [counts]      writes docs/tables/{
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,25 +38,25 @@ Key = tuple[int, str, int, str]  # arch, operand, D, variant
 
 def launches(key: Key, columns: int = 4096) -> list[Launch]:
     """Every launch of forward and backward for one variant, as the backend would make them; nothing runs."""
-    arch, operand, dim, variant = key
-    dtype, precision = OPERANDS[operand]
-    temperature, need_dt = VARIANTS[variant]
-    recorded: list[Launch] = []
-    backend = TritonNtxent(recorded.append, lambda device: Target(arch, H100_MULTIPROCESSORS))
-    _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt)
-    return recorded
+    return _recorded(key, columns, _pass_through)
 
 
 def launches_at_once(key: Key, columns: int = 4096) -> list[Launch]:
     """Every launch of the op that makes loss and gradient at once."""
+    return _recorded(key, columns, _pass_at_once)
+
+
+def _recorded(key: Key, columns: int, run: Callable[..., None]) -> list[Launch]:
     arch, operand, dim, variant = key
-    dtype, precision = OPERANDS[operand]
-    temperature, need_dt = VARIANTS[variant]
     recorded: list[Launch] = []
     backend = TritonNtxent(recorded.append, lambda device: Target(arch, H100_MULTIPROCESSORS))
+    run(backend, columns, dim, *OPERANDS[operand], *VARIANTS[variant])
+    return recorded
+
+
+def _pass_at_once(backend, columns, dim, dtype, precision, temperature, need_dt) -> None:
     z0, z1 = torch.zeros(2, columns // 2, dim, dtype=dtype)
     backend.fwd_bwd(z0, z1, 1e-8, temperature, None, "mean", precision, need_dt)
-    return recorded
 
 
 def _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt) -> None:

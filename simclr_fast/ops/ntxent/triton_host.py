@@ -100,6 +100,24 @@ class ScratchSizes(NamedTuple):
         return ScratchSizes(sizes, parts, sum(parts))
 
 
+def forward_tile_constants(
+    tiles: Tiles, rows: int, columns: int, dim: int, symmetric: bool, online_max: bool, dot: str
+) -> dict[str, Any]:
+    """Compile-time constants of the forward's tiles, as add_band_sums and its callers name them."""
+    return {
+        "D": dim,
+        "SYMMETRIC": symmetric,
+        "ONLINE_MAX": online_max,
+        "PRECISION": tl_precision(dot),
+        "BLOCK_M": tiles.block_m,
+        "BLOCK_D": tiles.block_d,
+        "SLICES": ceil_div(dim, tiles.block_d),
+        "HOLD_ROWS": tiles.holds_rows,
+        "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
+        "EVEN_D": dim % tiles.block_d == 0,
+    }
+
+
 def scratch(like: torch.Tensor, plan: ScratchSizes) -> tuple[torch.Tensor, ...]:
     """The buffers on the device of a tensor: one allocation, since the parts of it cost a third of their own."""
     return like.new_empty(plan.total, dtype=torch.float32).split_with_sizes(plan.parts)

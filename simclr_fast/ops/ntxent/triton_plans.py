@@ -25,9 +25,9 @@ from simclr_fast.ops.ntxent.triton_host import (
     ScratchSizes,
     Types,
     ceil_div,
+    forward_tile_constants,
     row_blocks,
     stride_unit,
-    tl_precision,
 )
 from simclr_fast.ops.ntxent.triton_tiles import Target, forward_bands
 from simclr_fast.triton_launch import LaunchPlan
@@ -79,7 +79,6 @@ def forward_plan(
     slots = column_slots + column_bands
     programs = ceil_div(rows, FINISH_ROWS)
     numbers = {"n": n, "row_offset": row_offset, "band_m": band_m, "band_n": band_n, "column_slots": column_slots}
-    constants = {"D": dim, "SYMMETRIC": symmetric, "ONLINE_MAX": online_max}
     return Forward(
         ScratchSizes.of(slots * rows, slots * rows if online_max else 0, programs),
         online_max,
@@ -87,16 +86,7 @@ def forward_plan(
             ntxent_fwd_kernel,
             (row_bands, column_bands),
             numbers | {"columns": columns},
-            constants
-            | {
-                "PRECISION": tl_precision(dot),
-                "BLOCK_M": tiles.block_m,
-                "BLOCK_D": tiles.block_d,
-                "SLICES": ceil_div(dim, tiles.block_d),
-                "HOLD_ROWS": tiles.holds_rows,
-                "EVEN": columns % tiles.block_m == 0 and rows % tiles.block_m == 0,
-                "EVEN_D": dim % tiles.block_d == 0,
-            },
+            forward_tile_constants(tiles, rows, columns, dim, symmetric, online_max, dot),
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
         ),
@@ -104,8 +94,10 @@ def forward_plan(
             ntxent_fwd_finish_kernel,
             (programs,),
             numbers | {"scale": row_scale(reduction, n, columns), "slots": slots},
-            constants
-            | {
+            {
+                "D": dim,
+                "SYMMETRIC": symmetric,
+                "ONLINE_MAX": online_max,
                 "REDUCED": reduction != "none",
                 "TILE_M": tiles.block_m,
                 "BLOCK_M": FINISH_ROWS,

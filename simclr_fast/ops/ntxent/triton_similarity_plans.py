@@ -14,8 +14,8 @@ from simclr_fast.ops.ntxent.triton_host import (
     ScratchSizes,
     Types,
     ceil_div,
+    forward_tile_constants,
     stride_unit,
-    tl_precision,
 )
 from simclr_fast.ops.ntxent.triton_similarity_kernels import (
     OWN_OF_NONE,
@@ -93,19 +93,8 @@ def forward_plan(
             similarity_fwd_kernel,
             (row_bands, column_bands),
             numbers | _left_out(exclude, row_offset, n),
-            {
-                "D": dim,
-                "SYMMETRIC": symmetric,
-                "COLUMN_SUMS": symmetric or column_sums,
-                "ONLINE_MAX": online_max,
-                "PRECISION": tl_precision(dot),
-                "BLOCK_M": tiles.block_m,
-                "BLOCK_D": tiles.block_d,
-                "SLICES": ceil_div(dim, tiles.block_d),
-                "HOLD_ROWS": tiles.holds_rows,
-                "EVEN": n % tiles.block_m == 0 and m % tiles.block_m == 0,
-                "EVEN_D": dim % tiles.block_d == 0,
-            },
+            forward_tile_constants(tiles, n, m, dim, symmetric, online_max, dot)
+            | {"COLUMN_SUMS": symmetric or column_sums},
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
         ),
