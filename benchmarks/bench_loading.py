@@ -3,23 +3,21 @@
 Ours reads by threads, torchvision's way by a DataLoader of processes; both with the same decoder, on the CPU.
 """
 
-import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness import Contestant, Laps, compare, require
+from benchmarks.jpeg_files import write_files
 from simclr_fast.config import DataOptions
 from simclr_fast.data import build_loader, load_dataset
 
 NAMES = ("simclr_fast", "DataLoader")
 NOTE = "torchvision.datasets.ImageFolder in a DataLoader of as many processes, kept from epoch to epoch, same decoder"
-DISTINCT = 64  # pictures that are made; the other files hold the same
 
 
 @dataclass(frozen=True)
@@ -41,29 +39,6 @@ CASES = {
     "quick": [Case(512, 375, 500, 128, 2)],
     "full": [Case(512, 375, 500, 128, 1), Case(512, 375, 500, 128, 2), Case(2048, 375, 500, 256, 8)],
 }
-
-
-def photograph(height: int, width: int, seed: int) -> Image.Image:
-    """Noise whose spectrum falls as that of photographs, so that it compresses as they do: some 100 kB."""
-    noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed))
-    frequency = torch.fft.fftfreq(height)[:, None].hypot(torch.fft.rfftfreq(width))
-    frequency[0, 0] = 1
-    image = torch.fft.irfft2(torch.fft.rfft2(noise) / frequency**1.2, s=(height, width))
-    image = (image - image.mean()) / image.std() * 45 + 128
-    return Image.fromarray(image.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-
-
-def write_files(folder: Path, case: Case) -> None:
-    """The files of a case, in one class."""
-    (folder / "photographs").mkdir(parents=True)
-    for number in range(case.files):
-        path = folder / "photographs" / f"{number:06d}.jpg"
-        if number < DISTINCT:
-            encoded = io.BytesIO()
-            photograph(case.height, case.width, number).save(encoded, "JPEG", quality=92)
-            path.write_bytes(encoded.getvalue())
-        else:
-            path.write_bytes((path.parent / f"{number % DISTINCT:06d}.jpg").read_bytes())
 
 
 def _ours(folder: Path, case: Case) -> Iterator[int]:
@@ -113,7 +88,7 @@ def contestant(name: str, folder: Path, case: Case) -> Contestant:
 
 
 def test_loading(benchmark, case: Case, tmp_path: Path, budget: float) -> None:
-    write_files(tmp_path, case)
+    write_files(tmp_path, case.files, case.height, case.width)
     read = case.files // case.batch * case.batch
     wanted = read * 3 * case.height * case.width
     check: Callable[[object], tuple[float, float]] = lambda total: (abs(total - wanted) / wanted, 0.0)
