@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -20,12 +21,29 @@ from simclr_fast.errors import ConfigError
 class Batch:
     """One process's images of one step.
 
-    images: uint8 [b, C, H, W], or a list of b images [C, H, W] of different sizes; indices: int64 [b] in the data set;
-    both on the training device.
+    images: uint8 [b, C, H, W], or a list of b images [C, H, W] of different sizes; indices: int64 [b] in the data set,
+    which seed the draws; both on the training device.
     """
 
     images: Tensor | list[Tensor]
     indices: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidentBatch:
+    """As `Batch`, of images that lie on the device: resident, uint8 [n, C, H, W] at rows int64 [b].
+
+    Good until the next epoch begins, when other images may take their places.
+    """
+
+    resident: Tensor
+    rows: Tensor
+    indices: Tensor
+
+    @functools.cached_property
+    def images(self) -> Tensor:
+        """uint8 [b, C, H, W], gathered when asked for: a step that is one CUDA graph gathers by `rows` inside it."""
+        return self.resident[self.rows]
 
 
 class ArrayLoader:
@@ -37,14 +55,14 @@ class ArrayLoader:
         self.bad = BadImages()  # nothing here is left to decode
         self.gpu_decode_fallbacks = 0
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ResidentBatch]:
         """The batches of an epoch from step `start` on."""
         steps = self.sampler.steps(epoch, start)
         if not steps:
             return
         resident = torch.stack(steps).to(self.images.device)  # one copy per epoch
         for on_device in resident:
-            yield Batch(self.images[on_device], on_device)
+            yield ResidentBatch(self.images, rows=on_device, indices=on_device)
 
 
 class EncodedLoader:

@@ -32,6 +32,7 @@ def test_array_batches_hold_the_images_of_their_indices() -> None:
     assert len(batches) == 3
     for batch in batches:
         assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.indices)
+        assert torch.equal(loader.images[batch.rows], batch.images)
     resumed = list(loader.epoch(0, start=2))
     assert len(resumed) == 1
     assert torch.equal(resumed[0].indices, batches[2].indices)
