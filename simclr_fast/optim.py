@@ -1,76 +1,13 @@
-"""Optimizers of SimCLR: LARS as published, parameter groups, learning-rate scaling and the schedule."""
+"""The optimizers of the options: parameter groups, state that fits, learning-rate scaling and the schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simclr_fast.config import OptimizationOptions
-
-
-class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017, arXiv:1708.03888), as SimCLR's published code has it.
-
-    For a parameter w with gradient g and weight decay wd:
-        g <- g + wd w
-        trust = eta |w| / |g| if both norms are positive else 1       (1 as well in groups with `adapt=False`)
-        v <- momentum v + lr trust g
-        w <- w - v
-    The learning rate is inside the momentum buffer, so a change of it acts on new gradients only. All tensors of a
-    group are updated by multi-tensor kernels; nothing synchronises with the device.
-    """
-
-    def __init__(
-        self,
-        params: Iterable,
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-6,
-        eta: float = 0.001,
-        adapt: bool = True,
-    ):
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if value < 0:
-                raise ValueError(f"{name}={value}: pass a number >= 0")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: pass a fraction in [0, 1)")
-        if eta <= 0:
-            raise ValueError(f"eta={eta}: pass a number > 0")
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": adapt}
-        )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads = [p.grad for p in params]
-            if group["weight_decay"] != 0:
-                grads = torch._foreach_add(grads, params, alpha=group["weight_decay"])
-            if group["adapt"]:
-                grads = torch._foreach_mul(grads, self._trust(params, grads, group["eta"]))
-            for p in params:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-            velocity = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_mul_(velocity, group["momentum"])
-            torch._foreach_add_(velocity, grads, alpha=group["lr"])
-            torch._foreach_sub_(params, velocity)
-        return loss
-
-    @staticmethod
-    def _trust(params: list[Tensor], grads: list[Tensor], eta: float) -> list[Tensor]:
-        weight_norm = torch.stack(torch._foreach_norm(params))
-        grad_norm = torch.stack(torch._foreach_norm(grads))
-        trust = torch.where((weight_norm > 0) & (grad_norm > 0), eta * weight_norm / grad_norm, 1.0)
-        return list(trust.unbind())
+from simclr_fast.lars import LARS
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -83,16 +20,56 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:
-    """The optimizer of the options over `model`'s parameters, fused where torch has a fused form."""
+    """The optimizer of the options over `model`'s parameters, fused, and fit for a CUDA graph where they are on CUDA.
+
+    Its groups share one learning rate, a float32 tensor [] on the device: `set_learning_rate` changes it.
+    """
     groups = parameter_groups(model, options.weight_decay)
-    lr = peak_lr(options)
+    device = next(model.parameters()).device
+    lr = torch.tensor(peak_lr(options), dtype=torch.float32, device=device)
     if options.opt == "lars":
         return LARS(groups, lr=lr, momentum=options.momentum)
     for group in groups:
         group.pop("adapt", None)
     if options.opt == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, fused=True)
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=device.type == "cuda")
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give all groups a learning rate; tensors are filled, which on CUDA is queued like any kernel."""
+    filled: set[int] = set()
+    for group in optimizer.param_groups:
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = lr
+        elif id(group["lr"]) not in filled:
+            filled.add(id(group["lr"]))
+            group["lr"].fill_(lr)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state dict with learning rates as numbers, as it is in a checkpoint."""
+    content = optimizer.state_dict()
+    groups = [group | {"lr": float(group["lr"])} for group in content["param_groups"]]
+    return content | {"param_groups": groups}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> None:
+    """Load a state dict made by `optimizer_state`, or by an optimizer whose learning rates are tensors.
+
+    The groups' settings stay those that the optimizer was made with: how it works on this device is no state. State
+    in another memory layout than its parameter's is laid out anew: fused kernels go through both in memory order.
+    """
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(content)
+    for group, own, stored in zip(optimizer.param_groups, settings, content["param_groups"]):
+        group.update(own)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(float(stored["lr"]))
+    for p, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                state[name] = torch.empty_like(p).copy_(value)
 
 
 def peak_lr(options: OptimizationOptions) -> float:

@@ -1,15 +1,27 @@
 """LARS against an independent implementation, parameter groups, learning-rate scaling, the schedule's closed form."""
 
+import copy
 import dataclasses
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr_fast.config import OptimizationOptions
-from simclr_fast.optim import LARS, build_optimizer, lr_at, parameter_groups, peak_lr
+from simclr_fast.lars import BLOCK, LARS
+from simclr_fast.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    lr_at,
+    optimizer_state,
+    parameter_groups,
+    peak_lr,
+    set_learning_rate,
+)
 
 
 def lars_in_numpy(w, grads, lrs, momentum, weight_decay, eta, adapt):
@@ -120,6 +132,7 @@ def adamw_in_numpy(w, grads, lr, weight_decay, beta1=0.9, beta2=0.999, eps=1e-8)
 def test_each_optimizer_makes_its_published_update(opt: str, kind: type) -> None:
     rng = np.random.default_rng(1)
     model = nn.Linear(4, 3).double()
+    lr = float(np.float32(0.05))  # what the tensor holds
     options = OptimizationOptions(opt=opt, lr=0.05, momentum=0.8, weight_decay=0.1)
     optimizer = build_optimizer(model, options)
     assert type(optimizer) is kind
@@ -133,12 +146,175 @@ def test_each_optimizer_makes_its_published_update(opt: str, kind: type) -> None
         weight_decay = 0.1 if name == "weight" else 0.0
         if opt == "lars":
             adapt = name == "weight"
-            expected = lars_in_numpy(starts[name], grads[name], [0.05] * 6, 0.8, weight_decay, 0.001, adapt)
+            expected = lars_in_numpy(starts[name], grads[name], [lr] * 6, 0.8, weight_decay, 0.001, adapt)
         elif opt == "sgd":
-            expected = sgd_in_numpy(starts[name], grads[name], 0.05, 0.8, weight_decay)
+            expected = sgd_in_numpy(starts[name], grads[name], lr, 0.8, weight_decay)
         else:
-            expected = adamw_in_numpy(starts[name], grads[name], 0.05, weight_decay)
+            expected = adamw_in_numpy(starts[name], grads[name], lr, weight_decay)
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-9)
+
+
+def test_lars_agrees_in_every_shape_layout_and_dtype() -> None:
+    """One element and none, a block to the element and one more, channels-last, two dtypes in turns."""
+    rng = np.random.default_rng(2)
+    shapes = [(1,), (0, 3), (BLOCK,), (3, BLOCK), (BLOCK + 1,), (4, 3, 3, 5), (2, BLOCK - 1)]
+    starts, grads = ([rng.normal(size=shape) for shape in shapes] for _ in range(2))
+    for dtypes in ([torch.float64] * 7, [torch.float32, torch.float64] * 3 + [torch.float32]):
+        params = [nn.Parameter(torch.tensor(w, dtype=dtype)) for w, dtype in zip(starts, dtypes)]
+        params[5].data = params[5].data.to(memory_format=torch.channels_last)
+        optimizer = LARS(params, lr=0.5, momentum=0.7, weight_decay=0.1, eta=0.02)
+        for _ in range(3):
+            for p, g in zip(params, grads):
+                p.grad = torch.empty_like(p).copy_(torch.tensor(g))
+            optimizer.step()
+        for p, w, g in zip(params, starts, grads):
+            expected = lars_in_numpy(w, [g] * 3, [0.5] * 3, 0.7, 0.1, 0.02, adapt=True)
+            rtol, atol = (1e-12, 0) if p.dtype == torch.float64 else (1e-5, 1e-6)
+            np.testing.assert_allclose(p.detach().numpy(), expected, rtol=rtol, atol=atol)
+    assert params[5].stride() == optimizer.state[params[5]]["momentum_buffer"].stride() != (45, 15, 5, 1)
+
+
+def test_lars_takes_no_parameter_with_holes() -> None:
+    p = nn.Parameter(torch.ones(4, 4)[:, ::2])
+    p.grad = torch.ones(4, 2)
+    with pytest.raises(ValueError, match=r"parameter \[4, 2\] with strides \(4, 2\): pass dense parameters"):
+        LARS([p], lr=0.1).step()
+
+
+class CountOps(TorchDispatchMode):
+    """Counts what is called below autograd, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace != "profiler":
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layers", [1, 20])
+def test_lars_takes_as_many_launches_for_any_number_of_parameters(layers: int) -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)) for _ in range(layers)))
+    optimizer = build_optimizer(model, OptimizationOptions(opt="lars"))
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()  # makes workspace and state
+    with CountOps() as ops:
+        optimizer.step()
+    several = {name: count for name, count in ops.counts.items() if "foreach" in name or "fused" in name}
+    assert several == {"_foreach_copy_": 1, "_foreach_add_": 1, "_foreach_norm": 1, "_fused_sgd_": 1}
+    views = ("select", "slice", "view", "unsqueeze", "detach")
+    small = {name: count for name, count in ops.counts.items() if name not in (*several, *views)}
+    assert sum(small.values()) <= 11, small
+    assert "_local_scalar_dense" not in small, "nothing is read on the host"
+
+
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+def test_a_step_is_skipped_where_the_device_says_so(opt: str) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
+    optimizer.found_inf = torch.zeros(())
+
+    def step(value: float) -> None:
+        for p in model.parameters():
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+
+    def values() -> list[torch.Tensor]:
+        states = [value.clone() for p in model.parameters() for value in optimizer.state[p].values()]
+        return [p.detach().clone() for p in model.parameters()] + states
+
+    step(1.0)
+    before = values()
+    optimizer.found_inf.fill_(1.0)
+    step(math.nan)
+    assert all(torch.equal(a, b) for a, b in zip(values(), before, strict=True))
+    optimizer.found_inf.fill_(0.0)
+    step(1.0)
+    moved = values()
+    assert all(value.isfinite().all() for value in moved)
+    assert not torch.equal(moved[0], before[0])
+
+
+def test_lars_unscales_what_a_scaler_scaled() -> None:
+    weights = []
+    for scale in (1.0, 64.0):
+        p = nn.Parameter(torch.ones(3, 4))
+        optimizer = LARS([p], lr=torch.tensor(0.5), weight_decay=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale((p * torch.arange(4.0)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        weights.append(p.detach())
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+def test_groups_share_one_learning_rate_on_the_device(opt: str) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
+    first, second = (group["lr"] for group in optimizer.param_groups)
+    assert first is second
+    assert (first.dtype, first.shape, first.item()) == (torch.float32, (), pytest.approx(0.05))
+    set_learning_rate(optimizer, 0.25)
+    assert optimizer.param_groups[1]["lr"] is first
+    assert first.item() == 0.25
+    plain = torch.optim.SGD(model.parameters(), lr=1.0)
+    set_learning_rate(plain, 0.5)
+    assert plain.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("stored", ["number", "tensor"])
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+def test_state_is_loaded_whatever_its_learning_rates_are(opt: str, stored: str) -> None:
+    def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        return model, optimizer
+
+    model, optimizer = trained()
+    set_learning_rate(optimizer, 0.5)
+    content = copy.deepcopy(optimizer_state(optimizer) if stored == "number" else optimizer.state_dict())
+    assert isinstance(content["param_groups"][0]["lr"], float if stored == "number" else torch.Tensor)
+    again, fresh = trained()
+    lr = fresh.param_groups[0]["lr"]
+    load_optimizer_state(fresh, content)
+    assert all(group["lr"] is lr for group in fresh.param_groups)
+    assert lr.item() == 0.5
+    for each, its_optimizer in ((model, optimizer), (again, fresh)):
+        for p in each.parameters():
+            p.grad = torch.full_like(p, 0.3)
+        its_optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+def test_state_of_another_memory_layout_goes_to_the_same_weights(opt: str) -> None:
+    """A run may go on with --channels-last changed; fused kernels pair weights and state by their places in memory."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Conv2d(4, 8, 3)
+        optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
+        grads = [torch.randn_like(p) for p in model.parameters()]
+        for k in range(2):
+            for p, g in zip(model.parameters(), grads):
+                p.grad = torch.empty_like(p).copy_(g)
+            optimizer.step()
+            if k == 0:
+                content = optimizer_state(optimizer)
+                model = model.to(memory_format=layout)
+                optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
+                load_optimizer_state(optimizer, content)
+        results.append(model.weight.detach())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from simclr_fast.config import Config, as_dict, flag
 from simclr_fast.data import Source
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import SimCLR, build_model
-from simclr_fast.optim import build_optimizer
+from simclr_fast.optim import build_optimizer, load_optimizer_state, optimizer_state
 from simclr_fast.sync_bn import synchronize_batch_norm
 from simclr_fast.tensor_file import read, write_atomically
 from simclr_fast.training.step import random_state, set_random_state
@@ -90,7 +90,7 @@ class TrainState:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "random": {"cpu": cpu, "cuda": cuda},
@@ -117,7 +117,7 @@ class TrainState:
         if now > then:
             log.warning("%d epochs instead of %d: from here on, the learning rate is that of the longer run", now, then)
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
+            load_optimizer_state(self.optimizer, content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
             if self.ema is not None:
                 self.ema.load_state_dict(content["ema"])

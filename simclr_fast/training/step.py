@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.losses import NTXentStatistics
+from simclr_fast.optim import set_learning_rate
 from simclr_fast.training.profile import phase
 from simclr_fast.training.views import Draw, Images, Views
 
@@ -83,8 +84,7 @@ class TrainStep:
 
         Raises NonFiniteLossError before the weights are touched.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         if 0 < self.micro_batch_size < len(draw):
             loss, statistics, z = self._backward_in_micro_batches(images, draw, measure)
