@@ -29,6 +29,7 @@ from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluat
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, exit_status, start_process
 from simclr_fast.run_files import chance_level
+from simclr_fast.training.bound import Circumstances, verdict
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.metrics import MetricsLog, StepClock, peak_memory_mib, print_summary
 from simclr_fast.training.profile import StepProfiler
@@ -58,8 +59,10 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
     views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
     step = build_step(state, views, config, process, autocast)
     knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
-    profiler = StepProfiler(run.output, run.profile, device) if run.profile else None
-    say = console.print if process.is_main else lambda *_: None
+    profiler = None
+    if run.profile:
+        profiler = StepProfiler(config, device, options.batch_size // process.world_size, total_steps - state.step)
+    say = console.print if process.is_main else lambda *_, **__: None
     say(
         f"{config.model.model}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters. "
         f"{len(dataset.train)} images, {total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
@@ -77,6 +80,7 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                 draw = views.draw(batch.indices, state.step, first=first, batch_size=options.batch_size)
                 lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
                 at_log_step = (state.step + 1) % run.log_interval == 0 or state.step + 1 == total_steps
+                at_log_step &= profiler is None  # nothing is written, and such steps are no usual ones
                 try:
                     result = step(batch.images, draw, lr, measure=at_log_step)
                 except NonFiniteLossError as error:
@@ -108,8 +112,11 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                     }
                     log.write(state.step, values)
                 log.advance()
-                if profiler is not None and (profile := profiler.step()) is not None:
-                    say(profile.table())
+                if profiler is not None and (profile := profiler.step(clock.waited)) is not None:
+                    found = f"{profile.table()}\n{verdict(profile, Circumstances.here(config, device))}"
+                    if process.is_main:
+                        profiler.write(run.output, found)
+                    say(found, soft_wrap=True)
                     return 0
                 # Several processes must agree on the step, and they meet on the host at log steps only.
                 if (at_log_step or process.world_size == 1) and process.any(signals.received is not None):

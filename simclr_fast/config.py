@@ -177,7 +177,8 @@ class RunOptions:
     """At the end, draw pictures, and compare with raw pixels and a random-init encoder where there are labelled test
     images."""
     profile: int = 0
-    """Profile this many steps, write a Chrome trace and a table to --output, and stop (steps)."""
+    """Measure this many steps as they are and as many phase by phase, write a Chrome trace and a table to --output, say
+    what bounds the run and what would help, and stop (steps)."""
     log_wandb: bool = False
     """Also log to Weights & Biases (needs the wandb package)."""
 

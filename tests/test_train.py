@@ -13,7 +13,7 @@ from PIL import Image
 
 import train
 from simclr_fast import NTXentLoss
-from simclr_fast.checkpoint import checkpoints, load
+from simclr_fast.checkpoint import load
 from simclr_fast.config import RECIPES, RULES, Config, check
 from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
@@ -21,7 +21,7 @@ from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.probes import knn_accuracy
 from simclr_fast.models import build_model
-from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.run_files import read_metrics
 from simclr_fast.training.views import Draw, Views
 
 SMALL = ["demo", "--batch-size", "500", "--size", "8", "--epochs", "1", "--head-hidden", "32", "--threads", "1"]
@@ -175,24 +175,6 @@ def test_non_finite_loss_stops_with_what_is_needed_to_look_into_it(tmp_path: Pat
     with torch.no_grad():
         loss = NTXentLoss(config.optimization.temperature)(*model.train()(views).chunk(2))
     assert not loss.isfinite(), "the bundle shows the failure again"
-
-
-def test_profile_names_the_phases_and_adds_up(tmp_path: Path, capsys) -> None:
-    (tmp_path / METRICS_FILE).write_text('{"step": 5, "loss": 2.0}\n')  # of a run that is in the folder
-    assert train.main([*SMALL, "--profile", "3", "--output", str(tmp_path)]) == 0
-    table = capsys.readouterr().out
-    rows = dict(re.findall(r"^(\w+) +([\d.]+) +[\d.]+%", table, flags=re.MULTILINE))
-    assert list(rows) == ["data", "augment", "forward", "loss", "backward", "optimizer", "step"]
-    times = {name: float(ms) for name, ms in rows.items()}
-    assert all(ms > 0 for ms in times.values())
-    assert 0.5 * times["step"] < sum(times.values()) - times["step"] <= 1.01 * times["step"]
-    assert "loss + augmentation:" in table
-    trace = json.loads((tmp_path / "profile.json").read_text())
-    names = [event.get("name") for event in trace["traceEvents"]]
-    assert names.count("forward") == 3
-    assert (tmp_path / "profile.txt").read_text().startswith("phase")
-    assert read_metrics(tmp_path / METRICS_FILE) == [{"step": 5, "loss": 2.0}], "a profile is no part of the run"
-    assert not checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize("tf32", [True, False])

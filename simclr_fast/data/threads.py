@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 # How long the end waits for threads: they stop at their next image, unless they hang in a file.
 END_SECONDS = 5.0
@@ -18,24 +18,53 @@ class EndedError(Exception):
     """The thread was asked to end; nobody waits for its result."""
 
 
+class Work(NamedTuple):
+    """What was done at all places of this process: images, and the seconds that they took, by the clock and of CPU."""
+
+    images: int
+    busy: float
+    cpu: float
+
+
+_done = Work(0, 0.0, 0.0)
+_lock = threading.Lock()
+
+
+def work_done() -> Work:
+    """The work on all images that are finished."""
+    return _done
+
+
 class Place:
     """Which image a thread is at, and since when."""
 
     def __init__(self) -> None:
         self.index: int | None = None
         self.since = 0.0
+        self.cpu = 0.0
         self.ended = False
 
     def enter(self, index: int) -> int:
         """Note that this image is begun, and return it. Raises EndedError where the thread is to end."""
         if self.ended:
             raise EndedError
+        self._finish()
+        self.cpu = time.thread_time()
         self.since, self.index = time.monotonic(), index
         return index
 
     def leave(self) -> None:
         """Note that no image is being read."""
+        self._finish()
         self.index = None
+
+    def _finish(self) -> None:
+        global _done
+        if self.index is None:
+            return
+        busy, cpu = time.monotonic() - self.since, time.thread_time() - self.cpu
+        with _lock:
+            _done = Work(_done.images + 1, _done.busy + busy, _done.cpu + cpu)
 
 
 class Threads:
@@ -77,6 +106,8 @@ def _serve(todo: Tasks, work: Callable[[Any, Place], Any], place: Place) -> None
             result.set_result(work(item, place))
         except BaseException as error:  # whatever it is, it is for whoever waits for the result
             result.set_exception(error)
+        finally:
+            place.leave()
         del task, result, item  # the images must not lie in memory until the next ones are begun
 
 

@@ -56,7 +56,10 @@ def test_training_reduces_the_loss(extra: list[str], train_main: Callable[[list[
 
 def test_profile_counts_the_work_on_the_device(train_main: Callable[[list[str]], int], tmp_path: Path, capsys) -> None:
     assert train_main([*SMALL, "--profile", "3", "--output", str(tmp_path)]) == 0
-    assert "loss + augmentation:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "loss + augmentation:" in said
+    assert "\nidle " in said
+    assert "\nThe run is bound by " in said
 
 
 def ragged_loader(folder: Path, decode_device: str):
