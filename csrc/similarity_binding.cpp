@@ -1,4 +1,5 @@
-// Registers the C++ kernels of simclr_fast::similarity_{fwd,bwd} for the CPU and, with USE_CUDA, for CUDA.
+// Registers the C++ kernels of simclr_fast::similarity_{fwd,bwd} for the CPU and, with USE_CUDA, for CUDA; that of
+// similarity_fwd_bwd for the CPU.
 //
 // Each op is one function over a device: it checks, allocates and fills the arguments; the device launches.
 #include <optional>
@@ -91,6 +92,35 @@ std::tuple<Tensor, Tensor, Tensor> similarity_fwd(const Tensor& rows_any, const 
   return {lse, max, column_lse};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_fwd_bwd(const Tensor& rows_any, const Tensor& inv_norm_any,
+                                                              const Tensor& columns_any, int64_t row_offset,
+                                                              std::string exclude, bool need_max, double eps,
+                                                              double temperature,
+                                                              std::optional<Tensor> temperature_tensor) {
+  const Tensor rows = torch::stable::contiguous(rows_any), columns = torch::stable::contiguous(columns_any);
+  const Tensor inv_norm = torch::stable::contiguous(inv_norm_any);
+  check_unit_rows(rows, rows);
+  SimclrSimilarityFwdBwdArgs args{};
+  fill_operands(args, rows, columns);
+  check_numbers(inv_norm, args.row_count, rows, "inv_norm");
+  args.u_dtype = dtype_of(rows);
+  args.row_offset = row_offset;
+  args.eps = eps;
+  fill_exclude(args, exclude);
+  fill_temperature(args, temperature, temperature_tensor, rows);
+  const Tensor lse = allocate(rows, {args.row_count}, rows.scalar_type());
+  const Tensor max = allocate(rows, {need_max ? args.row_count : 0}, rows.scalar_type());
+  const Tensor dlse_dz = allocate(rows, {args.row_count, args.u_columns}, rows.scalar_type());
+  const Tensor dlse_dt = allocate(rows, {args.row_count}, rows.scalar_type());
+  args.inv_norm = inv_norm.const_data_ptr();
+  args.lse = lse.mutable_data_ptr();
+  args.max = need_max ? max.mutable_data_ptr() : nullptr;
+  args.dlse_dz = dlse_dz.mutable_data_ptr();
+  args.dlse_dt = dlse_dt.mutable_data_ptr();
+  cpu::similarity_fwd_bwd(args, torch_threads());
+  return {lse, max, dlse_dz, dlse_dt};
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor> similarity_bwd(const Tensor& drows_any, const Tensor& dcolumns_any, const Tensor& z_any,
                                           const Tensor& rows_any, const Tensor& inv_norm, const Tensor& columns_any,
@@ -137,6 +167,7 @@ std::tuple<Tensor, Tensor> similarity_bwd(const Tensor& drows_any, const Tensor&
 
 STABLE_TORCH_LIBRARY_IMPL(simclr_fast, CPU, m) {
   m.impl("similarity_fwd", TORCH_BOX(&similarity_fwd<Cpu>));
+  m.impl("similarity_fwd_bwd", TORCH_BOX(&similarity_fwd_bwd));
   m.impl("similarity_bwd", TORCH_BOX(&similarity_bwd<Cpu>));
 }
 

@@ -11,6 +11,8 @@
 //   du_i         = 1/t sum_j (drows_i exp(s_ij - lse_i) + dcolumns_j exp(s_ij - column_lse_j)) columns_j
 //   dz_i         = r_i (du_i - u_i (u_i . du_i)), r_i = 1 / |z_i|; where |z_i| <= eps the norm was clamped: du_i / eps
 //   dt           = -1/t sum_i drows_i sum_j exp(s_ij - lse_i) s_ij
+//   dlse_dz_i    = dz_i of drows_i = 1 and dcolumns = 0
+//   dlse_dt_i    = -1/t sum_j exp(s_ij - lse_i) s_ij
 //
 // A side without an upstream gradient has zeros for it and +inf for its log-sum-exps. Row i leaves out column
 // row_offset + i with SIMCLR_EXCLUDE_SELF, and with SIMCLR_EXCLUDE_PAIR (row_count is even) also column row_offset +
@@ -35,6 +37,21 @@ struct SimclrSimilarityFwdArgs {
   double temperature;
   int exclude, u_dtype, precision;
   SimclrDevice device;  // CUDA
+};
+
+// Rows whose columns want no gradient, on the CPU: the log-sum-exps and their derivatives.
+struct SimclrSimilarityFwdBwdArgs {
+  const void* rows;      // [row_count, u_columns], of u_dtype
+  const void* columns;   // [column_count, u_columns]
+  const void* inv_norm;  // [row_count]
+  void* lse;             // [row_count]
+  void* max;             // [row_count], or null
+  void* dlse_dz;         // [row_count, u_columns], of the statistics' type
+  void* dlse_dt;         // [row_count]
+  const void* temperature_ptr;
+  int64_t row_count, column_count, row_offset, u_columns;
+  double temperature, eps;
+  int exclude, u_dtype;
 };
 
 struct SimclrSimilarityBwdArgs {
@@ -71,6 +88,7 @@ Pairing<Index> pairs_left_in(const Args& args) {
 namespace simclr::cpu {
 // Results do not depend on the number of threads.
 void similarity_fwd(const SimclrSimilarityFwdArgs& args, const Parallel& parallel);
+void similarity_fwd_bwd(const SimclrSimilarityFwdBwdArgs& args, const Parallel& parallel);
 void similarity_bwd(const SimclrSimilarityBwdArgs& args, const Parallel& parallel);
 }  // namespace simclr::cpu
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from simclr_fast.ops.ntxent.similarity import EXCLUDE
+from simclr_fast.ops.ntxent.similarity_ops import EXCLUDE
 from tests.ntxent_launchers import (
     DOUBLE,
     DTYPES,

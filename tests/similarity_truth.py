@@ -58,18 +58,24 @@ def values_of(
     columns: Tensor | None,
     temperature: float,
     weights: tuple[Tensor, Tensor],
+    rows_alone: bool = False,
     **options,
 ) -> Values:
-    """What a form of `similarity_logsumexp` makes of leaves with these values; `weights`, of rows and of columns."""
+    """What a form of `similarity_logsumexp` makes of leaves with these values; `weights`, of rows and of columns.
+
+    rows_alone: columns that want no gradient.
+    """
     leaves = [None if x is None else x.detach().clone().requires_grad_() for x in (rows, columns)]
+    if rows_alone:
+        leaves[1].requires_grad_(False)
     t = torch.tensor(temperature, dtype=weights[0].dtype, requires_grad=True)
     results = function(*leaves, t, **options)
     results = results if isinstance(results, tuple) else (results,)
     # An empty sum, -inf, has no gradient.
     objective = sum((x.masked_fill(x.isneginf(), 0) * w).sum() for x, w in zip(results, weights))
-    wanted = [x for x in (*leaves, t) if x is not None]
+    wanted = [x for x in (*leaves, t) if x is not None and x.requires_grad]
     gradients = iter(torch.autograd.grad(objective, wanted))
-    drows, dcolumns = (None if x is None else next(gradients) for x in leaves)
+    drows, dcolumns = (next(gradients) if x is not None and x.requires_grad else None for x in leaves)
     results = [x.detach() for x in results]
     return Values(results[0], results[1] if len(results) > 1 else None, drows, dcolumns, next(gradients))
 

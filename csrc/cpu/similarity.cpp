@@ -17,6 +17,12 @@ void similarity_fwd(const SimclrSimilarityFwdArgs& args, const Parallel& paralle
   with_element_types(args.u_dtype, [&](auto, auto t) { SIMCLR_DISPATCH(forward_pass<decltype(t)>)(args, parallel); });
 }
 
+void similarity_fwd_bwd(const SimclrSimilarityFwdBwdArgs& args, const Parallel& parallel) {
+  with_element_types(args.u_dtype, [&](auto, auto t) {
+    SIMCLR_DISPATCH(forward_backward_pass<decltype(t)>)(args, parallel);
+  });
+}
+
 void similarity_bwd(const SimclrSimilarityBwdArgs& args, const Parallel& parallel) {
   with_element_types(args.z_dtype, [&](auto z, auto t) {
     const auto pass = SIMCLR_DISPATCH(backward_pass<decltype(z), decltype(t)>);

@@ -1,7 +1,7 @@
 // The primitive's passes for one instruction set: the ends of rows and columns around the passes over blocks. Included
 // by similarity.cpp through for_each_isa.h.
 
-#include "similarity_pass_body.h"
+#include "similarity_average_body.h"
 
 namespace {
 
@@ -46,6 +46,38 @@ void forward_pass(const SimclrSimilarityFwdArgs& args, const Parallel& parallel)
   if (!sums_columns) return;
   parallel(args.column_count, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) column_lse[j] = static_cast<T>(column_sums.log_sum(j));
+  });
+}
+
+// The log-sum-exps of rows whose columns want no gradient, and each one's gradient, which no upstream gradient can change
+// but by a factor.
+template <class T>
+void forward_backward_pass(const SimclrSimilarityFwdBwdArgs& args, const Parallel& parallel) {
+  T *lse = static_cast<T*>(args.lse), *max = static_cast<T*>(args.max), *dlse_dt = static_cast<T*>(args.dlse_dt);
+  Similarities<T> x = similarities_of<T>(args);
+  x.constant_max = x.constant_max && max == nullptr;
+  x.symmetric = false;
+
+  // 1. Block by block, sums of 2^(s_ij - max) and of their multiples of columns. 2. Row by row du_i, of a sum of nothing
+  // 0, the normalisation's Jacobian, and dlse_i / dt = -1/t sum_j exp(s_ij - lse_i) s_ij = -1/t u_i . du_i.
+  const SumBuffer<T> sums(round_up(args.row_count, kPanel<T>), x.constant_max);
+  average_columns<T>(x, parallel, sums, [&](int64_t begin, int64_t end, const RowGradients<T>& average) {
+    AlignedBuffer<T> row(x.dim);
+    for (int64_t i = begin; i < end; ++i) {
+      const double sum = sums.from(i).sum[0];
+      const T factor = static_cast<T>(sum == 0 ? 0 : 1 / (sum * x.temperature));
+      for (int64_t d = 0; d < x.dim; d += kPanel<T>) {
+        const T* from = average.entries(i, d);
+        for (int64_t k = d; k < x.dim && k < d + kPanel<T>; ++k) row[k] = factor * from[k - d];
+      }
+      const T* u = x.rows + i * x.dim;
+      const double radial = dot(u, row.data(), x.dim);
+      write_gradient(u, row.data(), radial, static_cast<const T*>(args.inv_norm)[i], args.eps, x.dim,
+                     static_cast<T*>(args.dlse_dz) + i * x.dim);
+      dlse_dt[i] = static_cast<T>(-radial / x.temperature);
+      lse[i] = static_cast<T>(sums.log_sum(i));
+      if (max != nullptr) max[i] = static_cast<T>(sums.max(i));
+    }
   });
 }
 

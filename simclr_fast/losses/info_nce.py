@@ -23,6 +23,7 @@ from simclr_fast.losses.ranks import ALIKE, Shared, check_same_call, choice, fla
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.similarity import agreed_logsumexp
 from simclr_fast.ops.ntxent.reference import compute_dtype, log_sum_exp, row_loss
+from simclr_fast.ops.ntxent.similarity_rows import wants_rows_alone
 
 NEGATIVE_MODES = ("unpaired", "paired")
 
@@ -79,11 +80,13 @@ def info_nce_loss(
     query, positive_key = widened_half(query), widened_half(positive_key)
     temperature = ready_temperature(temperature, query, "query")
     options = {"group": group, "eps": eps, "precision": precision, "backend": backend}
+    keys = positive_key if negative_keys is None else negative_keys
     negatives = -1 if negative_keys is None else negative_keys.shape[-2]
     own = (
         Shared("number of negative_keys (-1 for None)", negatives, ALIKE),
         choice("negative_mode", negative_mode, NEGATIVE_MODES),
         flag("symmetric", symmetric),
+        flag("gradient of the query alone (requires_grad)", wants_rows_alone(query, keys, symmetric)),
     )
     called = "info_nce_loss"
     check_same_call(called, "query", query, temperature, reduction=reduction, own=own, **options)

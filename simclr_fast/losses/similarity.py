@@ -19,7 +19,9 @@ from simclr_fast.losses.arguments import (
 )
 from simclr_fast.losses.ranks import ALIKE, Shared, check_same_call, choice, flag
 from simclr_fast.ops.ntxent.limits import is_large
-from simclr_fast.ops.ntxent.similarity import EXCLUDE, Exclude, similarity
+from simclr_fast.ops.ntxent.similarity import similarity
+from simclr_fast.ops.ntxent.similarity_ops import EXCLUDE, Exclude
+from simclr_fast.ops.ntxent.similarity_rows import wants_rows_alone
 
 
 def similarity_logsumexp(
@@ -102,6 +104,7 @@ def agreed_logsumexp(
             choice("exclude", exclude, EXCLUDE),
             flag("both", both),
             flag("normalize", normalize),
+            flag("gradient of the rows alone (requires_grad)", wants_rows_alone(rows, columns, both)),
         )
         options = {"reduction": "none", "eps": eps, "precision": precision, "backend": backend}
         check_same_call(called, "rows", rows, temperature, **options, group=group, own=own)

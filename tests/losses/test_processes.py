@@ -89,6 +89,7 @@ def step(name: str, reduction: str, backend: str, rank: int, world: int) -> list
 def refusals(rank: int) -> list[str]:
     """What this rank is told where the ranks' calls differ: see EXPECTED_REFUSALS."""
     z, first = torch.randn(4, 2, FEATURES), rank == 0
+    leaf = torch.randn(4, FEATURES, requires_grad=True)
     info_nce_module, sup_con_module = InfoNCELoss(gather_distributed=True), SupConLoss(gather_distributed=True)
     calls = [
         lambda: info_nce_module(z[:, 0], z[:, 1], z[: 2 + rank, 0]),
@@ -104,6 +105,8 @@ def refusals(rank: int) -> list[str]:
         lambda: similarity_logsumexp(z[:, 0], exclude="self" if first else "pair", group=dist.group.WORLD),
         lambda: similarity_logsumexp(z[:, 0], z[:, 1], both=first, group=dist.group.WORLD),
         lambda: similarity_logsumexp(z[:, 0], normalize=first, group=dist.group.WORLD),
+        lambda: similarity_logsumexp(leaf, leaf if first else z[:, 1], group=dist.group.WORLD),
+        lambda: info_nce_loss(leaf, z[:, 0] if first else leaf, group=dist.group.WORLD),
         lambda: similarity_logsumexp(z[: 3 + rank, 0], group=dist.group.WORLD),
         lambda: similarity_logsumexp(z[:, 0], backend="cpp" if first else "reference", group=dist.group.WORLD),
     ]
@@ -124,6 +127,8 @@ EXPECTED_REFUSALS = (
     "exclude must be the same on all ranks of the group; by rank: ['self', 'pair']",
     "both must be the same on all ranks of the group; by rank: [True, False]",
     "normalize must be the same on all ranks of the group; by rank: [True, False]",
+    "gradient of the rows alone (requires_grad) must be the same on all ranks of the group; by rank: [False, True]",
+    "gradient of the query alone (requires_grad) must be the same on all ranks of the group; by rank: [True, False]",
     "rows of rows must be the same on all ranks of the group; by rank: [3.0, 4.0]",
     "backend must be the same on all ranks of the group; by rank: ['cpp', 'reference']",
 )

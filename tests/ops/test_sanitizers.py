@@ -33,6 +33,12 @@ MUTANTS = (
     ("similarity", "strips not added", "total.sum[j] += part.sum[j];", "total.sum[j] = part.sum[j];"),
     ("similarity", "partner in place of itself",
      "SIMCLR_EXCLUDE_PAIR ? rows / 2 : 0", "SIMCLR_EXCLUDE_PAIR ? 0 : rows / 2"),
+    ("similarity", "averages of a block", "a(x.row_block * dim_padded);", "a(x.row_block * x.dim);"),
+    ("similarity", "averages of a smaller maximum", "if (shrink[i] == 1) continue;", "continue;"),
+    ("similarity", "sums of a smaller maximum", "row_sums.sum[rows.begin + i] * factor +",
+     "row_sums.sum[rows.begin + i] +"),
+    ("similarity", "averages of the block before",
+     "std::memset(a.data(), 0, x.row_block * dim_padded * sizeof(T));", ""),
     ("ntxent", "padding not masked", "row + height > rows || column + width", "column + width"),
 )  # fmt: skip
 

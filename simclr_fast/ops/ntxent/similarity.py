@@ -1,29 +1,13 @@
-"""simclr_fast::similarity_{fwd,bwd}: log-sum-exps of similarities, schemas, fakes, and the differentiable function.
+"""`similarity`: log-sum-exps of similarities by a named backend, differentiable in rows, columns and temperature."""
 
-The ops take unit rows as `ntxent_normalize` makes them (rows and columns of one operand width D'), and are called once
-for each side that wants something:
-
-    fwd  rows [n, D'], columns [m, D'] -> lse [n], max [n], column_lse [m]
-    bwd  drows [n], dcolumns [m], z [n, D] (the raw rows), ..., lse [n], column_lse [m] -> dz [n, D], dt []
-
-Their formulas, and what `exclude` leaves out, stand in csrc/similarity_launch.h. max is empty unless `need_max`,
-column_lse unless `both`. A side that has no upstream gradient passes zeros, and +inf for its log-sum-exps. Operands
-without normalisation have inv_norm 1, and eps 1: clamped, which leaves du as it is.
-"""
-
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from simclr_fast import distributed
-from simclr_fast.backends import describe, has_triton
 from simclr_fast.ops.ntxent import function
-from simclr_fast.ops.ntxent.limits import SIMILARITY
-from simclr_fast.ops.ntxent.ops import OPS as NTXENT_OPS
-from simclr_fast.ops.ntxent.ops import operand_dtype
 from simclr_fast.ops.ntxent.reference import (
     compute_dtype,
     log_sum_exp,
@@ -31,71 +15,8 @@ from simclr_fast.ops.ntxent.reference import (
     similarity_logits,
     without_autocast,
 )
-
-Exclude = Literal["none", "self", "pair"]
-EXCLUDE = ("none", "self", "pair")
-
-_SCHEMAS = {
-    "fwd": "(Tensor rows, Tensor columns, SymInt row_offset, str exclude, bool both, bool need_max, "
-    "float temperature, Tensor? temperature_tensor, str precision) -> (Tensor lse, Tensor max, Tensor column_lse)",
-    "bwd": "(Tensor drows, Tensor dcolumns, Tensor z, Tensor rows, Tensor inv_norm, Tensor columns, Tensor lse, "
-    "Tensor column_lse, SymInt row_offset, str exclude, float eps, float temperature, Tensor? temperature_tensor, "
-    "str precision, bool need_dt) -> (Tensor dz, Tensor dt)",
-}
-
-
-class Ops(NamedTuple):
-    """The two operators of one backend."""
-
-    fwd: Callable
-    bwd: Callable
-
-
-def _define(suffix: str) -> Ops:
-    for name, schema in _SCHEMAS.items():
-        torch.library.define(f"simclr_fast::similarity_{name}{suffix}", schema)
-
-    @torch.library.register_fake(f"simclr_fast::similarity_fwd{suffix}")
-    def _(rows, columns, row_offset, exclude, both, need_max, *options):
-        dtype = compute_dtype(rows.dtype)
-        n, m = rows.shape[0], columns.shape[0]
-        return tuple(rows.new_empty(size, dtype=dtype) for size in (n, n if need_max else 0, m if both else 0))
-
-    @torch.library.register_fake(f"simclr_fast::similarity_bwd{suffix}")
-    def _(drows, dcolumns, z, rows, inv_norm, *options):
-        return z.new_empty(z.shape), inv_norm.new_empty(())
-
-    return Ops(*(getattr(torch.ops.simclr_fast, f"similarity_{name}{suffix}").default for name in _SCHEMAS))
-
-
-_OPS = {"cpp": _define(""), "triton": _define("_triton")}
-describe("similarity_fwd", SIMILARITY)
-
-if has_triton():
-    from simclr_fast.ops.ntxent import triton_similarity
-
-    for _name in _SCHEMAS:
-        torch.library.register_kernel(
-            f"simclr_fast::similarity_{_name}_triton", "cuda", getattr(triton_similarity, _name)
-        )
-
-
-class Options(NamedTuple):
-    """What a call is made with beside its tensors. A temperature tensor counts, where there is one; eps None: as is.
-
-    called: what users call, for messages.
-    """
-
-    temperature: float
-    exclude: str
-    both: bool
-    need_max: bool
-    fixed_columns: bool
-    eps: float | None
-    precision: str
-    backend: str
-    group: "torch.distributed.ProcessGroup | None"
-    called: str
+from simclr_fast.ops.ntxent.similarity_ops import OPS, Options, operands
+from simclr_fast.ops.ntxent.similarity_rows import rows_logsumexp, wants_rows_alone
 
 
 class _Saved(NamedTuple):
@@ -108,34 +29,15 @@ class _Saved(NamedTuple):
     column_lse: Tensor | None  # [W m], with both
 
 
-def _operands(rows: Tensor, columns: Tensor | None, options: Options) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Operands of rows [n, D'] and of columns [m, D'], inv_norm [n + m]."""
-    if options.eps is not None:
-        other = rows.new_empty((0, rows.shape[1])) if columns is None else columns
-        u, inv_norm = NTXENT_OPS[options.backend].normalize(rows, other, options.eps)
-        return u[: rows.shape[0]], None if columns is None else u[rows.shape[0] :], inv_norm
-
-    def as_they_are(z: Tensor) -> Tensor:
-        """z itself, where it is of the operand dtype and dense."""
-        u = z.detach().to(operand_dtype(z))
-        if z.device.type == "cuda" and options.backend == "cpp":
-            u = F.pad(u, (0, -z.shape[1] % (16 // u.dtype.itemsize)))
-        return u.contiguous()
-
-    count = rows.shape[0] + (0 if columns is None else columns.shape[0])
-    inv_norm = rows.new_ones(count, dtype=compute_dtype(rows.dtype))
-    return as_they_are(rows), None if columns is None else as_they_are(columns), inv_norm
-
-
 class _Similarity(torch.autograd.Function):
     """(lse [n], column_lse [m] or [0], max [n] or [0]), then the fields of _Saved."""
 
     @staticmethod
     def forward(rows, columns, temperature_tensor, options: Options):
-        fwd = _OPS[options.backend].fwd
+        fwd = OPS[options.backend].fwd
         n = rows.shape[0]
         rank, world = distributed.rank_and_size(options.group)
-        x, y, inv_norm = _operands(rows, columns, options)
+        x, y, inv_norm = operands(rows, columns, options)
         x_all, y_all = x, y
         if world > 1:
             # Every rank's rows are the columns of the backward of the columns, which would otherwise sum M x D.
@@ -201,7 +103,7 @@ class _SimilarityGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(drows, dcolumns, rows, columns, temperature_tensor, saved: _Saved, needs, options: Options):
-        bwd = _OPS[options.backend].bwd
+        bwd = OPS[options.backend].bwd
         rank, world = distributed.rank_and_size(options.group)
         n = rows.shape[0]
         alone = saved.columns is None
@@ -312,15 +214,22 @@ def similarity(
     normalisation. max, each row's largest logit (-inf of none), has no gradient. fixed_columns, of a call without
     `both`: columns without gradient, which the caller may overwrite once this returns. called: what users call.
     """
-    if fixed_columns and eps is None:
-        columns = columns.clone()  # unit rows are new, but rows as they are would be saved themselves
     if backend == "reference" or (columns is not None and columns.shape[0] == 0):  # of no columns there is no product
+        if fixed_columns and eps is None:
+            columns = columns.clone()  # which autograd would save
         return _reference(rows, columns, temperature, exclude, both, need_max, eps, group)
     if eps is None and not isinstance(temperature, Tensor):
         # The kernels bound logits by 1 / temperature where they know it, which rows that are no unit rows may exceed.
         temperature = rows.new_full((), temperature, dtype=compute_dtype(rows.dtype))
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     options = Options(value, exclude, both, need_max, fixed_columns, eps, precision, backend, group, called)
+    # The gradient of rows alone is made with the log-sum-exps, by two products in place of three. On GPUs fwd_bwd has
+    # no kernel, and the backward pass makes it.
+    alone = wants_rows_alone(rows, columns, both) and not torch._C._are_functorch_transforms_active()
+    if alone and backend == "cpp" and rows.device.type == "cpu":
+        return rows_logsumexp(rows, columns, tensor, options)
+    if fixed_columns and eps is None:
+        columns = columns.clone()  # unit rows are new, but rows as they are would be saved themselves
     return function.apply(_Similarity, called, rows, columns, tensor, options)[:3]
 
 
@@ -328,15 +237,15 @@ def _reference(rows, columns, temperature, exclude, both, need_max, eps, group) 
     """Plain PyTorch under the same rules for several processes, O(n m) memory; differentiated by autograd."""
     rank, world = distributed.rank_and_size(group)
 
-    def operands(z: Tensor) -> Tensor:
+    def of_dtype(z: Tensor) -> Tensor:
         return z.to(compute_dtype(z.dtype)) if eps is None else normalize_rows(z, eps)
 
     def of_all(u: Tensor) -> Tensor:
         return u if world == 1 else distributed.all_gather_with_gradient(u, group)
 
     with without_autocast(rows.device):
-        x = operands(rows)
-        y = x if columns is None else operands(columns)
+        x = of_dtype(rows)
+        y = x if columns is None else of_dtype(columns)
         s = similarity_logits(x, of_all(y), temperature, rank * x.shape[0], exclude)
         lse = log_sum_exp(s)
         column_lse = maximum = lse.new_empty(0)

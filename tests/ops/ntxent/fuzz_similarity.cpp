@@ -1,6 +1,8 @@
 // Drives the primitive on the CPU with random sizes, types, exclusions and rows, good and garbage, for a build under
 // sanitizers. Every operand and every result has its own allocation of exactly its size. Where the rows are ordinary
 // numbers the log-sum-exps are compared with the formula, written out in double.
+#include <vector>
+
 #include "fuzz.h"
 
 namespace {
@@ -36,6 +38,50 @@ void check(const char* what, double actual, double expected) {
   std::exit(1);
 }
 
+// Of rows alone: the log-sum-exps and their derivatives, these too by the formula.
+template <class T>
+void check_rows_alone(const Sizes& x, bool garbage, T* rows, T* columns) {
+  const bool need_max = below(2);
+  Array<T> inv_norm(x.n), lse(x.n), maxima(need_max ? x.n : 0), dlse_dz(x.n * x.dim), dlse_dt(x.n);
+  for (int64_t i = 0; i < x.n; ++i) inv_norm[i] = static_cast<T>(1 + below(2));
+  SimclrSimilarityFwdBwdArgs args{};
+  args.rows = rows;
+  args.columns = columns;
+  args.inv_norm = inv_norm.data();
+  args.lse = lse.data();
+  args.max = need_max ? maxima.data() : nullptr;
+  args.dlse_dz = dlse_dz.data();
+  args.dlse_dt = dlse_dt.data();
+  args.row_count = x.n;
+  args.column_count = x.m;
+  args.row_offset = x.row_offset;
+  args.u_columns = x.dim;
+  args.temperature = x.temperature;
+  args.eps = 1;  // every norm counts as clamped: dz = inv_norm du
+  args.exclude = x.exclude;
+  args.u_dtype = kDtype<T>;
+  cpu::similarity_fwd_bwd(args, kSerial);
+  std::vector<double> du(x.dim);
+  for (int64_t i = 0; !garbage && i < x.n; ++i) {
+    const double exact = log_sum(x, rows, columns, i, false);
+    check("lse of rows alone", lse[i], exact);
+    double dt = 0;
+    for (double& entry : du) entry = 0;
+    for (int64_t j = 0; j < x.m; ++j) {
+      if (x.left_out(i, j)) continue;
+      double s = 0;
+      for (int64_t k = 0; k < x.dim; ++k) s += static_cast<double>(rows[i * x.dim + k]) * columns[j * x.dim + k];
+      const double p = std::exp(s / x.temperature - exact) / x.temperature;
+      for (int64_t k = 0; k < x.dim; ++k) du[k] += p * columns[j * x.dim + k];
+      dt -= p * s / x.temperature;
+    }
+    check("dlse_dt", dlse_dt[i] * x.temperature * x.temperature, dt * x.temperature * x.temperature);
+    for (int64_t k = 0; k < x.dim; ++k) {
+      check("dlse_dz", dlse_dz[i * x.dim + k] * x.temperature, inv_norm[i] * du[k] * x.temperature);
+    }
+  }
+}
+
 template <class Z, class T>
 void one_case() {
   const bool garbage = below(3) == 0, same = below(3) == 0, both = below(2), max = below(3) == 0;
@@ -52,6 +98,7 @@ void one_case() {
   for (int64_t k = 0; k < x.n * x.dim; ++k) rows[k] = static_cast<T>(any_number(garbage) * unit_length);
   for (int64_t k = 0; k < x.m * x.dim; ++k) columns[k] = static_cast<T>(any_number(garbage) * unit_length);
 
+  check_rows_alone(x, garbage, rows.data(), columns);
   Array<T> lse(x.n), maxima(max ? x.n : 0), column_lse(x.m);
   SimclrSimilarityFwdArgs forward{};
   forward.rows = rows.data();

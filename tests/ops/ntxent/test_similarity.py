@@ -34,15 +34,24 @@ TINY = {torch.float64: (1e-14, 1e-14), torch.float32: (1e-6, 5e-7)}
 
 
 def check(
-    kind: str, shape: tuple[int, int], d: int, dtype: torch.dtype, temperature: float, call: tuple[str, bool, bool]
+    kind: str,
+    shape: tuple[int, int],
+    d: int,
+    dtype: torch.dtype,
+    temperature: float,
+    call: tuple[str, bool, bool],
+    rows_alone: bool = False,
 ) -> None:
-    """err(kernel) <= 2 err(reference in the same dtype) + TINY, of every result and gradient."""
+    """err(kernel) <= 2 err(reference in the same dtype) + TINY, of every result and gradient.
+
+    rows_alone: the columns want no gradient.
+    """
     exclude, has_columns, both = call
     n, m = shape[0], shape[1] if has_columns else None
     if exclude == "pair":
         n += n % 2
     rows, columns = rows_and_columns(kind, n, m, d, dtype)
-    weights, options = upstream(n, m, dtype), {"exclude": exclude, "both": both}
+    weights, options = upstream(n, m, dtype), {"exclude": exclude, "both": both, "rows_alone": rows_alone}
     exact = truth(rows, columns, temperature, weights, **options)
     found, allowed = (
         errors(
@@ -114,8 +123,9 @@ def test_every_other_instruction_set(isa: str) -> None:
         "import torch; from simclr_fast._extension import build_info;"
         "from tests.ops.ntxent.test_similarity import CALLS, check; torch.manual_seed(0);"
         f"assert build_info()['cpu_isa'] == {isa!r}, build_info();"
-        "[check('random', shape, d, dtype, t, call) for shape, d in (((5, 3), 3), ((33, 150), 70))"
-        " for dtype in (torch.float32, torch.float64) for t in (0.1, 0.01) for call in CALLS]"
+        "[check('random', shape, d, dtype, t, call, alone) for shape, d in (((5, 3), 3), ((33, 150), 70))"
+        " for dtype in (torch.float32, torch.float64) for t in (0.1, 0.01) for call in CALLS"
+        " for alone in {False, call == CALLS[1]}]"
     )
     environment = {**os.environ, "SIMCLR_FAST_ISA": isa}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from simclr_fast.ops.ntxent import similarity, triton_tiles
-from simclr_fast.ops.ntxent.similarity import Ops
+from simclr_fast.ops.ntxent import similarity_ops, triton_tiles
+from simclr_fast.ops.ntxent.similarity import similarity
+from simclr_fast.ops.ntxent.similarity_ops import Ops
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
 from simclr_fast.ops.ntxent.triton_tiles import Target
@@ -29,8 +30,10 @@ WIDTHS = {(1, 1): 1, (2, 5): 33, (130, 70): 123, (70, 130): 128}
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The autograd function that serves every backend finds the interpreted kernels under "triton"."""
     normalize = TritonNtxent(target=few(2).target).normalize
-    monkeypatch.setitem(similarity._OPS, "triton", Ops(few(2).fwd, few(2).bwd))
-    monkeypatch.setitem(similarity.NTXENT_OPS, "triton", similarity.NTXENT_OPS["triton"]._replace(normalize=normalize))
+    monkeypatch.setitem(similarity_ops.OPS, "triton", Ops(few(2).fwd, few(2).bwd))
+    monkeypatch.setitem(
+        similarity_ops.NTXENT_OPS, "triton", similarity_ops.NTXENT_OPS["triton"]._replace(normalize=normalize)
+    )
 
 
 def few(multiprocessors: int) -> TritonSimilarity:
@@ -211,7 +214,7 @@ def test_maxima_and_rows_as_they_are(columns: bool, normalize: bool, interpreted
     results = {}
     for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         z, y = (x.to(dtype).requires_grad_() for x in inputs(Case(12, 15, 10, 0.2, normalize=normalize)))
-        lse, _, largest = similarity.similarity(
+        lse, _, largest = similarity(
             z, y if columns else None, 0.2, exclude="self", both=columns, eps=EPS if normalize else None,
             precision="ieee", backend=backend, group=None, need_max=True,
         )  # fmt: skip
@@ -228,7 +231,7 @@ def test_hard_inputs_through_the_autograd_function(kind: str, temperature: float
 
     def ours(rows, columns, temperature, *, exclude, both):
         options = {"eps": EPS, "precision": "ieee", "backend": "triton", "group": None}
-        return similarity.similarity(rows, columns, temperature, exclude=exclude, both=both, **options)[:2]
+        return similarity(rows, columns, temperature, exclude=exclude, both=both, **options)[:2]
 
     for exclude in ("none", "self"):
         values, exact = (
