@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simclr_fast import NTXentLoss
 from simclr_fast.config import RECIPES, Config, check
 from simclr_fast.data import build_loader, load_dataset
-from simclr_fast.errors import ConfigError, NonFiniteLossError
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, exit_status, start_process
@@ -33,7 +33,7 @@ from simclr_fast.training.bound import Circumstances, verdict
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.metrics import MetricsLog, StepClock, peak_memory_mib, print_summary
 from simclr_fast.training.profile import StepProfiler
-from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, save_bundle, start_from
+from simclr_fast.training.state import CheckpointSaver, FailureBundle, TrainState, data_identity, start_from
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views, check_channels
 
@@ -70,10 +70,11 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
     )
     records = process.is_main and profiler is None  # a profile leaves the run in the folder as it is
     log = MetricsLog(config, enabled=records, step=state.step, total_steps=total_steps)
-    saver = CheckpointSaver(config, state, enabled=records)
+    saver = CheckpointSaver(config, state, enabled=records, settle=step.settle)
     clock = StepClock()
+    failure = FailureBundle(config, state, process.rank)
 
-    with StopSignals() as signals, log:
+    with StopSignals() as signals, log, failure:
         for epoch in range(state.step // steps_per_epoch, options.epochs):
             for batch in clock.waiting_for(loader.epoch(epoch, start=state.step % steps_per_epoch)):
                 first = process.rank * len(batch.indices)
@@ -81,18 +82,11 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                 lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
                 at_log_step = (state.step + 1) % run.log_interval == 0 or state.step + 1 == total_steps
                 at_log_step &= profiler is None  # nothing is written, and such steps are no usual ones
-                try:
-                    result = step(batch.images, draw, lr, measure=at_log_step)
-                except NonFiniteLossError as error:
-                    path = save_bundle(run.output, process.rank, state, config, batch.images, draw)
-                    raise NonFiniteLossError(
-                        f"{error} at step {state.step} (epoch {epoch}); look into {path}"
-                    ) from None
+                result = step(batch.images, draw, lr, measure=at_log_step)
+                failure.note(epoch, batch, draw)
                 state.step += 1
-                if state.ema is not None:
-                    state.ema.update_parameters(state.model)
-
                 if at_log_step:
+                    step.settle()
                     seconds, waiting = clock.read()
                     values = {
                         "epoch": state.step / steps_per_epoch,
@@ -155,6 +149,7 @@ def build_step(
         NTXentLoss(config.optimization.temperature, gather_distributed=several),
         state.optimizer,
         scaler=state.scaler,
+        ema=state.ema,
         autocast=autocast,
         micro_batch_size=config.optimization.micro_batch_size,
         clip_grad=config.optimization.clip_grad,

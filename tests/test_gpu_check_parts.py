@@ -276,8 +276,9 @@ def test_a_step_that_is_not_finite_says_where() -> None:
     assert all(training.where_not_finite().values())
     with torch.no_grad():
         training.step.model.backbone.conv1.weight.fill_(float("nan"))
+    training.once()
     with pytest.raises(NonFiniteLossError):
-        training.once()
+        training.step.settle()
     where = training.where_not_finite()
     assert where["views"]
     assert not where["embeddings, eager"]

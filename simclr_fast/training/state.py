@@ -8,21 +8,22 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from simclr_fast.checkpoint import load, load_newest, load_weights, require_entries, save
 from simclr_fast.config import Config, as_dict, flag
-from simclr_fast.data import Source
-from simclr_fast.errors import CheckpointError, ConfigError
+from simclr_fast.data import Batch, ResidentBatch, Source
+from simclr_fast.errors import CheckpointError, ConfigError, NonFiniteLossError
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.optim import build_optimizer, load_optimizer_state, optimizer_state
 from simclr_fast.sync_bn import synchronize_batch_norm
 from simclr_fast.tensor_file import read, write_atomically
+from simclr_fast.training.average import WeightAverage
 from simclr_fast.training.step import random_state, set_random_state
 from simclr_fast.training.views import Draw, Images
 
@@ -51,7 +52,7 @@ class TrainState:
     model: SimCLR
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    ema: AveragedModel | None
+    ema: WeightAverage | None
     step: int = 0
     seconds: float = 0.0
     data: dict[str, int | str] | None = None
@@ -67,15 +68,11 @@ class TrainState:
             model = synchronize_batch_norm(model, device)
         if config.speed.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        ema = None
-        if config.optimization.model_ema:
-            average = get_ema_multi_avg_fn(config.optimization.model_ema_decay)
-            ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         return TrainState(
             model=model,
             optimizer=build_optimizer(model, config.optimization),
             scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
-            ema=ema,
+            ema=WeightAverage(model, config.optimization.model_ema_decay) if config.optimization.model_ema else None,
         )
 
     @property
@@ -151,17 +148,22 @@ def _plain(value: Any) -> Any:
 
 
 class CheckpointSaver:
-    """Saves the state to the run's folder, in the main process only; every process keeps the state's time."""
+    """Saves the state to the run's folder, in the main process only; every process keeps the state's time.
 
-    def __init__(self, config: Config, state: TrainState, *, enabled: bool):
+    settle: called before the state is read, raises where its last step failed, so that no such state is saved.
+    """
+
+    def __init__(self, config: Config, state: TrainState, *, enabled: bool, settle: Callable[[], None]):
         self.config = config
         self.state = state
         self.enabled = enabled
+        self.settle = settle
         self.begun = time.monotonic() - state.seconds
         self.saved = time.monotonic()
 
     def save(self) -> None:
         """Save now."""
+        self.settle()
         self.state.seconds = time.monotonic() - self.begun
         if self.enabled:
             run = self.config.run
@@ -250,8 +252,35 @@ def _stored(source: Source, index: int) -> bytes:
         return b"unreadable"  # the loader reports it and replaces it; it is the same in a run that goes on
 
 
+class FailureBundle:
+    """Context that writes what it takes to run a failed step again, and says in the error which step and where.
+
+    A failure is heard of one step late: it is of the step noted last, and the weights are those of before that step.
+    Only running statistics, which no training step reads, may have seen it and the step after it.
+    """
+
+    def __init__(self, config: Config, state: TrainState, rank: int):
+        self.config, self.state, self.rank = config, state, rank
+        self.last: tuple[int, Batch | ResidentBatch, Draw] | None = None
+
+    def note(self, epoch: int, batch: Batch | ResidentBatch, draw: Draw) -> None:
+        """A step was queued; what it was made of is kept until the next one."""
+        self.last = epoch, batch, draw
+
+    def __enter__(self) -> "FailureBundle":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, NonFiniteLossError) and self.last is not None:
+            epoch, batch, draw = self.last
+            self.state.step -= 1
+            path = save_bundle(self.config.run.output, self.rank, self.state, self.config, batch.images, draw)
+            message = f"{error} at step {self.state.step} (epoch {epoch}); look into {path}"
+            raise NonFiniteLossError(message) from None
+
+
 def save_bundle(folder: Path, rank: int, state: TrainState, config: Config, images: Images, draw: Draw) -> Path:
-    """Write what it takes to run the failed step again: the checkpoint before it, its images and what was drawn.
+    """Write a checkpoint's content, of before the step `state.step`, with its images and what was drawn for them.
 
     Load it with torch.load(path, weights_only=True): a checkpoint's content plus "images", "indices", "seed", "warp".
     """

@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.losses import NTXentStatistics
 from simclr_fast.optim import set_learning_rate
+from simclr_fast.training.average import WeightAverage
 from simclr_fast.training.profile import phase
 from simclr_fast.training.views import Draw, Images, Views
+from simclr_fast.training.watch import StepWatch
 
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
     """Tensors left on the device, so that reading them is the caller's choice: loss and grad_norm [], z [2b, D].
 
+    They hold until the next step, which may write its own to the same memory.
     statistics: of the whole batch of all processes, where the step was asked for them.
     """
 
@@ -36,13 +38,14 @@ class StepResult:
 
 
 class TrainStep:
-    """Updates a model by one batch.
+    """Updates a model, and the average of its weights where one is kept, by one batch. Nothing waits for the device.
 
     model: maps views [2b, C, S, S] to embeddings [2b, D]; may be wrapped in DistributedDataParallel.
     criterion: loss(z0, z1) -> scalar, as NTXentLoss; loss(z0, z1, return_stats=True) -> (scalar, statistics)
-    is called in steps that are asked for statistics. autocast: a dtype, or None for float32. micro_batch_size: images
-    per forward pass, 0 for all at once. compile_backend: of torch.compile, which makes a graph of the forward pass and
-    one of the loss (and a third of the loss with statistics); None runs them eagerly.
+    is called in steps that are asked for statistics. optimizer: one that can be told by the device to skip a step, as
+    LARS and torch's fused ones. ema: the average of what `model` wraps. autocast: a dtype, or None for float32.
+    micro_batch_size: images per forward pass, 0 for all at once. compile_backend: of torch.compile, which makes a graph
+    of the forward pass and one of the loss (and a third of the loss with statistics); None runs them eagerly.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         *,
         scaler: torch.amp.GradScaler | None = None,
+        ema: WeightAverage | None = None,
         autocast: torch.dtype | None = None,
         micro_batch_size: int = 0,
         clip_grad: float | None = None,
@@ -63,11 +67,16 @@ class TrainStep:
         self.criterion = criterion
         self.optimizer = optimizer
         self.scaler = scaler if scaler is not None else torch.amp.GradScaler(enabled=False)
+        self.ema = ema
         self.autocast = autocast
         self.micro_batch_size = micro_batch_size
         self.clip_grad = clip_grad
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.watch = LossWatch()
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            raise ValueError(f"optimizer={type(optimizer).__name__}: pass one with fused=True, which can skip a step")
+        self.one = torch.ones((), device=self.parameters[0].device)
+        self.watch = StepWatch(self.one.device)
+        optimizer.found_inf = self.watch.skip
         # DistributedDataParallel breaks the graph on purpose, between its buckets, to overlap their reduction.
         fullgraph = not isinstance(model, DistributedDataParallel)
 
@@ -82,22 +91,29 @@ class TrainStep:
     def __call__(self, images: Images, draw: Draw, lr: float, *, measure: bool = False) -> StepResult:
         """One step at learning rate `lr`, with statistics if it is to `measure`, which all processes must then do.
 
-        Raises NonFiniteLossError before the weights are touched.
+        Raises NonFiniteLossError if the step before failed; weights, momenta and average are those of before it.
         """
         set_learning_rate(self.optimizer, lr)
+        result = self.compute(images, draw, measure)
+        self.watch.note()
+        return result
+
+    def settle(self) -> None:
+        """Wait for the last step, and raise NonFiniteLossError if it failed: before its results are relied on."""
+        self.watch.settle()
+
+    def compute(self, images: Images, draw: Draw, measure: bool) -> StepResult:
+        """What a step does on the device, at the learning rate that was set."""
         self.optimizer.zero_grad(set_to_none=True)
         if 0 < self.micro_batch_size < len(draw):
             loss, statistics, z = self._backward_in_micro_batches(images, draw, measure)
         else:
             z = self.project(self._views(images, draw))
             loss, statistics = self.compare(z, measure)
-            self.watch.start(loss)
             with phase("backward"):
                 self.scaler.scale(loss).backward()
-        # On a GPU the loss is known long before its backward pass is done, so this waits for nothing that matters.
-        self.watch.finish()
         with phase("optimizer"):
-            grad_norm = self._update()
+            grad_norm = self._update(loss)
         return StepResult(loss.detach(), z.detach(), grad_norm, statistics)
 
     def _views(self, images: Images, draw: Draw) -> Tensor:
@@ -134,7 +150,6 @@ class TrainStep:
         # Each micro-batch is view-major: gather view 0 of all, then view 1.
         z = torch.cat([zk.chunk(2)[view] for view in range(2) for zk in cached]).requires_grad_()
         loss, statistics = self._compare(z, measure)
-        self.watch.start(loss)
         with phase("loss"):
             self.scaler.scale(loss).backward()
         dz0, dz1 = (dz.split(size) for dz in z.grad.chunk(2))
@@ -153,47 +168,28 @@ class TrainStep:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _update(self) -> Tensor:
+    def _update(self, loss: Tensor) -> Tensor:
+        scaled = self.scaler.is_enabled()
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads, foreach=True)
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm, foreach=True)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.watch.judge(loss, norm, scaled=scaled)
+        # Not by scaler.step, which knows of overflows only; as it does, the optimizer takes its word from `found_inf`.
+        self.optimizer.step()
+        if scaled:
+            self._update_scale()
+        if self.ema is not None:
+            model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+            self.ema.update_parameters(model, skip=self.watch.failed)
         return norm
 
-
-class LossWatch:
-    """Checks each loss without draining the GPU's queue.
-
-    `start` sends the loss to the host right after the forward pass; `finish`, called once the backward pass has been
-    queued, waits for that copy alone. The GPU stays busy with the backward pass meanwhile, and the optimizer, which is
-    queued afterwards, never applies the gradient of a bad loss.
-    """
-
-    def __init__(self) -> None:
-        self.host: Tensor | None = None
-        self.copied: torch.cuda.Event | None = None
-
-    def start(self, loss: Tensor) -> None:
-        """Note the loss of this step."""
-        loss = loss.detach()
-        if not loss.is_cuda:
-            self.host = loss
-            return
-        if self.host is None:
-            self.host = torch.empty((), dtype=loss.dtype, pin_memory=True)
-            self.copied = torch.cuda.Event()
-        self.host.copy_(loss, non_blocking=True)
-        self.copied.record()
-
-    def finish(self) -> None:
-        """Raise NonFiniteLossError if the loss given to `start` is not finite."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        if not torch.isfinite(self.host):
-            raise NonFiniteLossError(f"the loss is {self.host.item()}")
+    def _update_scale(self) -> None:
+        """Let the scaler learn from this step, unless a step has failed, whose scale is looked into."""
+        before = self.scaler.scale(self.one)
+        self.scaler.update()
+        self.scaler.update(torch.where(self.watch.failed > 0, before, self.scaler.scale(self.one)))
 
 
 @contextlib.contextmanager

@@ -62,7 +62,9 @@ class Views:
         if self.warps:
             generator = torch.Generator().manual_seed(step_seed)
             uniform = torch.rand(VIEWS, batch_size, 2, generator=generator)[:, first : first + len(indices)]
-            warp = self._warp_maps(2 * uniform - 1).to(indices.device, non_blocking=True)
+            warp = self._warp_maps(2 * uniform - 1)
+            if indices.is_cuda:  # from memory that is not pinned, the host would copy it before it goes on
+                warp = warp.pin_memory().to(indices.device, non_blocking=True)
         seed = torch.full((1,), step_seed, dtype=torch.int64, device=indices.device)
         return Draw(seed, indices, warp)
 

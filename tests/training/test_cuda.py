@@ -1,4 +1,4 @@
-"""What only a GPU has: AMP and compilation by default, the side stream, nvJPEG, a watch that keeps the queue full."""
+"""What only a GPU has: AMP and compilation by default, the side stream, nvJPEG, a step that waits for nothing."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,8 +12,11 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.models import build_model
-from simclr_fast.training.step import LossWatch, TrainStep
+from simclr_fast.process import Process
+from simclr_fast.training.state import TrainState
+from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
+from simclr_fast.training.watch import StepWatch
 from tests.data.conftest import pixels, save_image, write_image
 from tests.streams import captured
 from tests.training.exactness import BATCH, config, images
@@ -106,14 +109,42 @@ def write_tinted(path: Path, height: int, width: int, seed: int) -> None:
     save_image(path, (smooth + tint).to(torch.uint8))
 
 
-def test_watch_sees_a_bad_loss() -> None:
-    watch = LossWatch()
-    for value in (1.0, 2.0):
-        watch.start(torch.tensor(value, device="cuda"))
-        watch.finish()
-    watch.start(torch.tensor(float("nan"), device="cuda"))
-    with pytest.raises(NonFiniteLossError, match="nan"):
-        watch.finish()
+def test_watch_tells_of_a_bad_loss_one_step_later() -> None:
+    watch = StepWatch(torch.device("cuda"))
+    norm = torch.ones((), device="cuda")
+    for value in (1.0, 2.0, float("nan")):
+        watch.judge(torch.tensor(value, device="cuda"), norm, scaled=False)
+        watch.note()
+    watch.judge(torch.tensor(3.0, device="cuda"), norm, scaled=False)
+    assert watch.skip.item() == 1, "nothing is applied any more"
+    with pytest.raises(NonFiniteLossError, match="the loss is nan"):
+        watch.note()
+
+
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_a_step_waits_for_nothing(opt: str, autocast: torch.dtype | None) -> None:
+    import train
+
+    options = config("batch", opt=opt, torchcompile="off")
+    options = dataclasses.replace(
+        options, optimization=dataclasses.replace(options.optimization, model_ema=True, clip_grad=1.0)
+    )
+    device = torch.device("cuda", 0)
+    state = TrainState.create(options, 1, device, autocast=autocast)
+    views = Views(options.augment, seed=0, dtype=autocast)
+    step = train.build_step(state, views, options, Process(0, 1, device), autocast)
+    batch, indices = images().cuda(), torch.arange(BATCH, device="cuda")
+    take = lambda k: step(batch, views.draw(indices, k), lr=0.01)
+    for k in range(3):  # kernels are loaded, and the optimizer makes its state
+        take(k)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for k in range(3, 6):
+            take(k)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    step.settle()
 
 
 def test_step_replays_as_a_cuda_graph() -> None:
@@ -151,7 +182,7 @@ def test_micro_batches_are_exact() -> None:
         options = config("group")
         model = build_model(dataclasses.replace(options.model), channels=1).cuda()
         views = Views(options.augment, seed=0)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
         step = TrainStep(model, views, NTXentLoss(0.2), optimizer, micro_batch_size=micro_batch_size)
         for k in range(3):
             step(images().cuda(), views.draw(torch.arange(BATCH, device="cuda"), k), lr=0.1)

@@ -21,7 +21,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def saver(folder: Path, *, enabled: bool = True, **run) -> CheckpointSaver:
     options = config("group")
     options = dataclasses.replace(options, run=dataclasses.replace(options.run, output=folder, **run))
-    return CheckpointSaver(options, TrainState.create(options, 1, torch.device("cpu"), autocast=None), enabled=enabled)
+    state = TrainState.create(options, 1, torch.device("cpu"), autocast=None)
+    return CheckpointSaver(options, state, enabled=enabled, settle=lambda: None)
 
 
 def steps(folder: Path) -> list[int]:
@@ -54,7 +55,7 @@ def test_as_many_are_kept_as_asked_for(kept: int, tmp_path: Path) -> None:
 def test_training_time_goes_on_from_the_checkpoint(tmp_path: Path, clock: list[float]) -> None:
     first = saver(tmp_path)
     first.state.seconds = 50.0
-    made = CheckpointSaver(first.config, first.state, enabled=True)
+    made = CheckpointSaver(first.config, first.state, enabled=True, settle=lambda: None)
     clock[0] += 7
     made.save()
     assert load(checkpoints(tmp_path)[0])["seconds"] == made.state.seconds == 57.0

@@ -96,7 +96,7 @@ def test_random_layers_draw_the_same_in_both_passes() -> None:
         model,
         Views(options, seed=0),
         NTXentLoss(0.5),
-        torch.optim.SGD(model.parameters(), lr=0.1),
+        torch.optim.SGD(model.parameters(), lr=0.1, fused=True),
         micro_batch_size=4,
     )
     step(images(), step.views.draw(torch.arange(BATCH), 0, batch_size=BATCH), lr=0.1)
@@ -124,7 +124,7 @@ def test_autocast_keeps_the_gradient(dtype: torch.dtype, micro_batch_size: int) 
             model,
             views,
             NTXentLoss(0.2),
-            torch.optim.SGD(model.parameters(), lr=0.1),
+            torch.optim.SGD(model.parameters(), lr=0.1, fused=True),
             scaler=torch.amp.GradScaler("cpu", init_scale=64.0, enabled=autocast == torch.float16),
             autocast=autocast,
             micro_batch_size=micro_batch_size,
@@ -148,7 +148,7 @@ def test_overflow_in_float16_skips_the_update_and_lowers_the_scale() -> None:
         model,
         Views(config("group").augment, seed=0, dtype=torch.float16),
         NTXentLoss(0.2),
-        torch.optim.SGD(model.parameters(), lr=0.1),
+        torch.optim.SGD(model.parameters(), lr=0.1, fused=True),
         scaler=scaler,
         autocast=torch.float16,
     )
@@ -181,7 +181,7 @@ def test_channels_last_reaches_the_backbone() -> None:
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert not made.is_contiguous()
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
-    step = TrainStep(model, views, NTXentLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
+    step = TrainStep(model, views, NTXentLoss(), torch.optim.SGD(model.parameters(), lr=0.1, fused=True))
     views.layout = torch.contiguous_format
     with pytest.raises(RuntimeError, match="must reach the backbone as torch.contiguous_format"):
         step._require_layout(made)
@@ -192,7 +192,7 @@ def test_every_step_has_a_gradient_of_its_own(micro_batch_size: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16))
     views = Views(config("group").augment, seed=0)
     draw = views.draw(torch.arange(BATCH), 0, batch_size=BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     step = TrainStep(model, views, NTXentLoss(0.1), optimizer, micro_batch_size=micro_batch_size)
     step(images(), draw, lr=0.0)
     first = model[1].weight.grad.clone()
@@ -206,7 +206,7 @@ def test_a_measured_step_tells_the_statistics_of_its_batch(micro_batch_size: int
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 16))
     views = Views(config("group").augment, seed=0)
     draw = views.draw(torch.arange(BATCH), 0, batch_size=BATCH)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     step = TrainStep(model, views, NTXentLoss(0.1), optimizer, micro_batch_size=micro_batch_size)
     plain, measured = (step(images(), draw, lr=0.0, measure=measure) for measure in (False, True))
     assert plain.statistics is None
@@ -230,7 +230,7 @@ def test_gradients_are_clipped_and_their_norm_before_is_told(scale: float | None
     z = model(views.apply(images(), draw))
     gradients = torch.autograd.grad(NTXentLoss(0.1)(*z.chunk(2)), list(model.parameters()))
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     step = TrainStep(model, views, NTXentLoss(0.1), optimizer, scaler=scaler, clip_grad=1e-3)
     result = step(images(), draw, lr=1.0)
     norm = torch.cat([g.flatten() for g in gradients]).norm()

@@ -104,6 +104,7 @@ def run(bench: Bench) -> None:
     begin = time.monotonic()
     try:
         training.once()
+        training.step.settle()
     except NonFiniteLossError:
         found["finite"] = training.where_not_finite()
         raise
@@ -142,5 +143,6 @@ def run(bench: Bench) -> None:
 
 def warm(bench: Bench) -> None:
     """One step, which compiles."""
-    Training(bench, bench.section).once()
-    bench.device.synchronize()
+    training = Training(bench, bench.section)
+    training.once()
+    training.step.settle()

@@ -1,0 +1,159 @@
+"""A step that fails is not applied, nor is the next; the host hears of it one step later and saves what it takes."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import train
+from simclr_fast import NTXentLoss
+from simclr_fast.checkpoint import checkpoints, load
+from simclr_fast.errors import NonFiniteLossError
+from simclr_fast.optim import build_optimizer
+from simclr_fast.process import Process
+from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.training.state import TrainState
+from simclr_fast.training.step import TrainStep
+from simclr_fast.training.views import Views
+from tests.training.conftest import FEW, STEPS_PER_EPOCH
+from tests.training.exactness import BATCH, config, images
+
+CPU = torch.device("cpu")
+SMALL = [*FEW, "--opt", "lars", "--lr", "1", "--model-ema", "--checkpoint-minutes", "1e-9"]
+
+
+class Breaking(NTXentLoss):
+    """A loss that breaks in its call number `at`: its value, or its gradient alone."""
+
+    def __init__(self, at: int, what: str, temperature: float = 0.2, **options):
+        super().__init__(temperature, **options)
+        self.at, self.what, self.calls = at, what, 0
+
+    def forward(self, z0: Tensor, z1: Tensor, **options):
+        made = super().forward(z0, z1, **options)
+        loss, *statistics = made if isinstance(made, tuple) else (made,)
+        if self.calls == self.at:
+            # The derivative of the root is infinite at 0, and times that of its argument, 0, it is no number.
+            loss = loss * math.nan if self.what == "loss" else loss + (0 * z0.sum()).sqrt()
+        self.calls += 1
+        return (loss, *statistics) if statistics else loss
+
+
+@dataclasses.dataclass
+class Run:
+    """A state and its step, by which it is trained on the same images."""
+
+    state: TrainState
+    step: TrainStep
+    views: Views
+
+    def once(self) -> None:
+        draw = self.views.draw(torch.arange(BATCH), self.state.step, batch_size=BATCH)
+        self.step(images(), draw, lr=0.05)
+        self.state.step += 1
+
+    def values(self) -> dict[str, Tensor]:
+        """Copies of all that a step may change."""
+        values = dict(self.state.model.state_dict())
+        values |= {f"ema.{name}": value for name, value in self.state.ema.state_dict().items() if name != "n_averaged"}
+        for k, state in enumerate(self.state.optimizer.state.values()):
+            values |= {f"state.{k}.{name}": value for name, value in state.items()}
+        return {name: value.clone() for name, value in values.items()}
+
+
+def run_of(criterion: Callable, opt: str, micro_batch_size: int = 0, autocast: torch.dtype | None = None) -> Run:
+    options = config("group", micro_batch_size, opt)
+    options = dataclasses.replace(options, optimization=dataclasses.replace(options.optimization, model_ema=True))
+    state = TrainState.create(options, 1, CPU, autocast=autocast)
+    views = Views(options.augment, seed=7, dtype=autocast)
+    step = train.build_step(state, views, options, Process(0, 1, CPU), autocast)
+    step.criterion = criterion
+    return Run(state, step, views)
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 4])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+def test_a_failed_step_changes_nothing_and_is_told_by_the_next(opt: str, what: str, micro_batch_size: int) -> None:
+    run = run_of(Breaking(2, what), opt, micro_batch_size)
+    run.once()
+    before_last = run.values()
+    run.once()
+    before = run.values()
+    assert not any(torch.equal(value, before_last[name]) for name, value in before.items() if ".weight" in name)
+    run.once()  # fails, and does not know it yet
+    said = r"the loss is nan" if what == "loss" else r"the loss is \d\.\d+ and the norm of its gradient nan"
+    with pytest.raises(NonFiniteLossError, match=said):
+        run.once()
+    after = run.values()
+    assert [name for name, value in before.items() if not torch.equal(after[name], value)] == []
+
+
+def test_settling_tells_at_once_and_each_failure_once() -> None:
+    run = run_of(Breaking(1, "loss"), "sgd")
+    run.once()
+    run.step.settle()
+    run.once()
+    with pytest.raises(NonFiniteLossError, match="the loss is nan"):
+        run.step.settle()
+    run.step.settle()
+
+
+def test_a_bad_loss_in_float16_fails_and_leaves_the_scale() -> None:
+    run = run_of(Breaking(1, "loss"), "adamw", autocast=torch.float16)
+    run.once()
+    scale = run.state.scaler.get_scale()
+    run.once()
+    with pytest.raises(NonFiniteLossError, match="the loss is nan"):
+        run.once()
+    assert run.state.scaler.get_scale() == scale
+
+
+def test_an_overflow_in_float16_skips_one_step_alone() -> None:
+    run = run_of(Breaking(1, "gradient"), "adamw", autocast=torch.float16)
+    run.once()
+    before, scale = run.values(), run.state.scaler.get_scale()
+    run.once()
+    kept = run.values()
+    assert all(torch.equal(kept[name], value) for name, value in before.items() if not name.startswith("ema."))
+    assert run.state.scaler.get_scale() == scale / 2
+    run.once()
+    run.step.settle()
+    assert not torch.equal(run.values()["backbone.conv1.weight"], before["backbone.conv1.weight"])
+
+
+def test_an_optimizer_that_cannot_skip_is_refused() -> None:
+    run = run_of(NTXentLoss(), "sgd")
+    with pytest.raises(ValueError, match="optimizer=SGD: pass one with fused=True"):
+        TrainStep(run.state.model, run.views, NTXentLoss(), torch.optim.SGD(run.state.model.parameters(), lr=0.1))
+    assert build_optimizer(run.state.model, config("group").optimization).__class__.__name__ == "LARS"
+
+
+# In the middle of an epoch, at its end (before its checkpoint), at the end of the run, and at a step that is logged.
+@pytest.mark.parametrize(("at", "log_interval"), [(1, 100), (3, 100), (7, 100), (5, 2)])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_the_bundle_is_the_state_before_the_failed_step(
+    what: str, at: int, log_interval: int, few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    clean, broken = tmp_path / "clean", tmp_path / "broken"
+    arguments = [*SMALL, "--epochs", "2", "--log-interval", str(log_interval), "--checkpoint-hist", "9", "--output"]
+    assert train.main([*arguments, str(clean)]) == 0
+    monkeypatch.setattr(train, "NTXentLoss", lambda temperature, **options: Breaking(at, what, temperature, **options))
+    assert train.main([*arguments, str(broken)]) == 1
+    path = broken / f"nonfinite-step{at}-rank0.pt"
+    assert f"at step {at} (epoch {at // STEPS_PER_EPOCH}); look into {path}" in capsys.readouterr().err
+    bundle = torch.load(path, weights_only=True)
+    expected = load(clean / f"checkpoint-{at:09d}.pt")
+    assert bundle["step"] == at
+    flat = lambda content: content["model"] | {f"ema.{k}": v for k, v in content["ema"].items() if k != "n_averaged"}
+    assert all(torch.equal(flat(bundle)[name], value) for name, value in flat(expected).items())
+    for state, wanted in zip(bundle["optimizer"]["state"].values(), expected["optimizer"]["state"].values()):
+        assert torch.equal(state["momentum_buffer"], wanted["momentum_buffer"])
+    assert bundle["images"].shape == (8, 1, 9, 9)
+    assert [int(p.stem.split("-")[1]) for p in checkpoints(broken)] == list(range(1, at + 1)), "of good steps alone"
+    logged = [line["step"] for line in read_metrics(broken / METRICS_FILE)]
+    assert logged == list(range(log_interval, at + 1, log_interval)), "no metrics of a failed step"
