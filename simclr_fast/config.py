@@ -19,8 +19,8 @@ AmpDtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DataOptions:
-    """What is trained on, and how it gets to the device."""
+class SourceOptions:
+    """Which images, and how they are read."""
 
     dataset: Literal[
         "mnist5k", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagefolder", "huggingface"
@@ -29,7 +29,7 @@ class DataOptions:
     data set folder on disk (WebDataset shards, too); the others are torchvision's, with their usual files under
     --data-dir. docs/data.md says what each may hold."""
     data_dir: Path = Path("data")
-    """Folder that holds the data set."""
+    """Folder that holds the data set; one that `python -m simclr_fast.data pack` wrote is known without --dataset."""
     download: bool = False
     """Download a torchvision data set that is missing from --data-dir."""
     image_column: str = "image"
@@ -37,12 +37,21 @@ class DataOptions:
     label_column: str = "label"
     """Column with the classes, numbers or names, used for evaluation only; absent is fine (huggingface)."""
     workers: int = 8
-    """Threads that read and decode images, per training process; 0 reads when a batch is asked for. Sets that fit in
-    memory need none."""
-    decode_device: Literal["cpu", "cuda"] = "cpu"
-    """Where JPEG files are decoded: by the threads of --workers, or by nvJPEG on the training device."""
+    """Threads that read and decode images, per process; 0 reads when a batch is asked for. Sets that fit in memory need
+    none."""
     max_bad_images: float = 0.01
     """Share of the data set that may be unreadable before the run fails (fraction in [0, 1]); others take its place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(SourceOptions):
+    """What is trained on, and how it gets to the device."""
+
+    decode_device: Literal["cpu", "cuda"] = "cpu"
+    """Where JPEG files are decoded: by the threads of --workers, or by nvJPEG on the training device."""
+    resident: Literal["auto", "on", "off"] = "auto"
+    """Whether the images of a raw packed set lie on the devices, each process holding its share: auto where that takes
+    at most half of the free memory of every GPU; off reads each batch from the memory map."""
 
 
 @dataclasses.dataclass(frozen=True)

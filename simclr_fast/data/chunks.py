@@ -6,15 +6,16 @@ once, where processes would copy it and take seconds to start.
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from simclr_fast.data.sources import EncodedImages
+from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.threads import Place, Threads
 from simclr_fast.data.unreadable import load_or_replace
 
@@ -23,6 +24,8 @@ from simclr_fast.data.unreadable import load_or_replace
 CHUNK = 64
 AHEAD = 2  # chunks per thread that are begun before they are asked for; with one, a thread idles until its own is taken
 SLOW_SECONDS = 30.0  # a file that keeps the run waiting for longer is named
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -101,25 +104,11 @@ class ChunkReader:
         self.capacity = 0  # bytes of the largest chunk so far
 
     def read(self, wanted: Iterable[Tensor]) -> Iterator[Chunk]:
-        """A chunk for each of the indices, int64 [n], in their order, whichever is ready first.
+        """A chunk for each of the indices, int64 [n], in their order; for the threads see `work_ahead`.
 
-        Raises DataError as `load_or_replace` does. The threads end with the iterator: at its end, when it is closed or
-        forgotten, and when the program exits.
+        Raises DataError as `load_or_replace` does.
         """
-        if self.threads == 0:
-            yield from (self.chunk(indices.tolist(), Place()) for indices in wanted)
-            return
-        threads = Threads(self.chunk, self.threads)
-        try:
-            ahead: deque[Future[Chunk]] = deque()
-            for indices in wanted:
-                ahead.append(threads.start(indices.tolist()))
-                if len(ahead) == AHEAD * self.threads:
-                    yield self._wait(ahead.popleft(), threads)
-            while ahead:
-                yield self._wait(ahead.popleft(), threads)
-        finally:
-            threads.end()
+        return work_ahead(self.chunk, (indices.tolist() for indices in wanted), self.threads, self.source.name)
 
     def chunk(self, indices: list[int], place: Place) -> Chunk:
         """Reads one chunk, and notes in `place` which image it is at."""
@@ -138,11 +127,50 @@ class ChunkReader:
         self.capacity = max(self.capacity, packed.used)
         return Chunk(_images(packed.filled(), packed.shapes), packed.filled(), bad)
 
-    def _wait(self, chunk: "Future[Chunk]", threads: Threads) -> Chunk:
-        told: set[int] = set()
-        while not wait([chunk], SLOW_SECONDS).done:
-            for index, seconds in threads.at():
-                if seconds >= SLOW_SECONDS and index not in told:
-                    told.add(index)
-                    log.warning("the run waits for %s, which takes %.0f s so far", self.source.name(index), seconds)
-        return chunk.result()
+
+def read_stored(source: StoredImages, parts: Iterable[tuple[Tensor, Tensor]], threads: int) -> Iterator[Tensor]:
+    """For each (indices int64 [n], memory uint8 [n, H, W, C]) the memory, once the images are in it; see `work_ahead`.
+
+    Raises DataError for damage.
+    """
+
+    def fill(part: tuple[Tensor, Tensor], place: Place) -> Tensor:
+        source.fill(*part, place.enter)
+        place.leave()
+        return part[1]
+
+    return work_ahead(fill, parts, threads, source.name)
+
+
+def work_ahead(
+    work: Callable[[Item, Place], Result], items: Iterable[Item], threads: int, name: Callable[[int], str]
+) -> Iterator[Result]:
+    """`work(item, place)` for each item in their order, by so many threads; with 0 threads when it is asked for.
+
+    name: what a message calls the image that a place tells. Raises what `work` raises. The threads end with the
+    iterator: at its end, when it is closed or forgotten, and when the program exits.
+    """
+    if threads == 0:
+        yield from (work(item, Place()) for item in items)
+        return
+    pool = Threads(work, threads)
+    try:
+        ahead: deque[Future[Result]] = deque()
+        for item in items:
+            ahead.append(pool.start(item))
+            if len(ahead) == AHEAD * threads:
+                yield _wait(ahead.popleft(), pool, name)
+        while ahead:
+            yield _wait(ahead.popleft(), pool, name)
+    finally:
+        pool.end()
+
+
+def _wait(result: "Future[Result]", pool: Threads, name: Callable[[int], str]) -> Result:
+    told: set[int] = set()
+    while not wait([result], SLOW_SECONDS).done:
+        for index, seconds in pool.at():
+            if seconds >= SLOW_SECONDS and index not in told:
+                told.add(index)
+                log.warning("the run waits for %s, which takes %.0f s so far", name(index), seconds)
+    return result.result()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from simclr_fast.data.sources import Dataset, EncodedImages
+from simclr_fast.data.sources import Dataset, Source
 
 SHOWN = 5  # names that a message spells out
 
@@ -22,7 +22,7 @@ class Split:
     """
 
     name: str
-    source: EncodedImages
+    source: Source
     codes: Tensor
     classes: list[str]
     reason: str = ""
@@ -58,6 +58,7 @@ def assemble(train: Split, held_out: Iterable[Split]) -> Dataset:
         labelled=labelled if known.all() else labelled.subset(known.nonzero().flatten()),
         test=None if test is None else _judged(test, train.name, classes),
         classes=tuple(classes),
+        codes=labels,
     )
 
 
@@ -72,7 +73,7 @@ def _chosen(held_out: Iterable[Split]) -> Split | None:
     return first
 
 
-def _judged(split: Split, trained: str, classes: list[str]) -> EncodedImages:
+def _judged(split: Split, trained: str, classes: list[str]) -> Source:
     """The held-out images of these classes with their labels; all of them, without labels, where there are none."""
     labels = _numbers(split, classes)
     known = labels >= 0

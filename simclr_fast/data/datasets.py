@@ -9,9 +9,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from simclr_fast.config import DataOptions
+from simclr_fast.config import SourceOptions
 from simclr_fast.data.folders import image_folder
 from simclr_fast.data.hugging_face import hugging_face
+from simclr_fast.data.packed import is_packed
+from simclr_fast.data.packed_sets import packed_set
 from simclr_fast.data.pixels import torchcodec_decoders
 from simclr_fast.data.sources import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
@@ -27,8 +29,13 @@ KINDS = {
 DEBIAN_FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files
 
 
-def load_dataset(options: DataOptions) -> Dataset:
-    """The data set of the options. Raises ConfigError where it is missing or has another layout."""
+def load_dataset(options: SourceOptions) -> Dataset:
+    """The data set of the options. Raises ConfigError where it is missing or has another layout.
+
+    A packed one counts whatever --dataset is, because a recipe always names one. Raises DataError where it is damaged.
+    """
+    if is_packed(options):
+        return packed_set(options)
     if options.dataset == "mnist5k":
         return _mnist5k()
     if options.download and options.dataset not in ("imagefolder", "huggingface"):
@@ -63,7 +70,7 @@ def _mnist5k() -> Dataset:
     return Dataset(train, train, test, tuple(map(str, range(10))))
 
 
-def _torchvision(options: DataOptions) -> Dataset:
+def _torchvision(options: SourceOptions) -> Dataset:
     kind, _ = KINDS[options.dataset]
     root, download = str(options.data_dir), options.download
     try:
@@ -84,7 +91,7 @@ def _torchvision(options: DataOptions) -> Dataset:
     return Dataset(arrays, arrays, _arrays(test.data, test.targets), tuple(train.classes))
 
 
-def _missing(options: DataOptions, reason: str) -> str:
+def _missing(options: SourceOptions, reason: str) -> str:
     """What to do about a data set that torchvision did not find."""
     folder = options.data_dir / KINDS[options.dataset][1]
     remedy = "add --download to fetch it"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from simclr_fast.config import DataOptions
+from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble, say
 from simclr_fast.data.sources import Dataset, EncodedImages, Files
 from simclr_fast.data.unreadable import BadImages
@@ -18,7 +18,7 @@ TRAIN = ("train", "training")  # names of parts, in any case
 HELD_OUT = ("val", "validation", "valid", "test", "testing")  # the first with labels serves
 
 
-def image_folder(options: DataOptions) -> Dataset:
+def image_folder(options: SourceOptions) -> Dataset:
     """The data set in --data-dir. Raises ConfigError where there is no image, or a folder cannot be read."""
     try:
         return _in_parts(options.data_dir, options)
@@ -26,7 +26,7 @@ def image_folder(options: DataOptions) -> Dataset:
         raise ConfigError(f"--data-dir {options.data_dir}: {error}") from error
 
 
-def _in_parts(root: Path, options: DataOptions) -> Dataset:
+def _in_parts(root: Path, options: SourceOptions) -> Dataset:
     with os.scandir(root) as entries:
         found = [entry.name for entry in entries if entry.name.lower() in TRAIN + HELD_OUT and entry.is_dir()]
     parts = {name.lower(): root / name for name in sorted(found)}  # of names that differ in case, the lower one serves
@@ -41,7 +41,7 @@ def _in_parts(root: Path, options: DataOptions) -> Dataset:
     return assemble(_split(train, options), (_split(part, options) for part in held_out))
 
 
-def _split(root: Path, options: DataOptions) -> Split:
+def _split(root: Path, options: SourceOptions) -> Split:
     """One folder. Its classes are the folders in it, in the order of their names, whether or not they hold images."""
     left_out: Counter[str] = Counter()
     names = list(_images(str(root), "", (), left_out))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simclr_fast.config import DataOptions
+from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble, say
 from simclr_fast.data.sources import Dataset, EncodedImages, TableColumn
 from simclr_fast.data.unreadable import BadImages
@@ -16,7 +16,7 @@ from simclr_fast.errors import ConfigError
 HELD_OUT = ("test", "validation", "valid", "val")  # names of held-out splits; the first with labels serves
 
 
-def hugging_face(options: DataOptions) -> Dataset:
+def hugging_face(options: SourceOptions) -> Dataset:
     """A folder written by `save_to_disk`, or a downloaded repository. Raises ConfigError where it is neither."""
     splits = _loaded(options)
     if "train" not in splits:
@@ -27,7 +27,7 @@ def hugging_face(options: DataOptions) -> Dataset:
     return assemble(_split("train", splits["train"], options), (_split(part, splits[part], options) for part in parts))
 
 
-def _loaded(options: DataOptions) -> Mapping[str, Any]:
+def _loaded(options: SourceOptions) -> Mapping[str, Any]:
     try:
         import datasets
     except ImportError as error:
@@ -42,7 +42,7 @@ def _loaded(options: DataOptions) -> Mapping[str, Any]:
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 
-def _split(name: str, table: Any, options: DataOptions) -> Split:
+def _split(name: str, table: Any, options: SourceOptions) -> Split:
     import datasets
 
     column = options.image_column

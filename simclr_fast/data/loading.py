@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simclr_fast.config import DataOptions
-from simclr_fast.data.chunks import CHUNK, Chunk, ChunkReader
+from simclr_fast.data.chunks import CHUNK, Chunk, ChunkReader, read_stored
 from simclr_fast.data.decode import DeviceDecoder
+from simclr_fast.data.resident import ArrayLoader, ShareLoader, lies_on_device
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import EncodedImages, ImageArrays, Source
+from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 
@@ -29,75 +31,32 @@ class Batch:
     indices: Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class ResidentBatch:
-    """As `Batch`, of images that lie on the device: resident, uint8 [n, C, H, W] at rows int64 [b].
+class ReadingLoader:
+    """Batches that threads read ahead.
 
-    Good until the next epoch begins, when other images may take their places.
+    On CUDA the chunks of a batch are moved from pinned memory on a side stream while the step before runs. A kind of
+    source says how its chunks are read (`_reading`) and what becomes of those of a batch (`_to_device`).
     """
 
-    resident: Tensor
-    rows: Tensor
-    indices: Tensor
-
-    @functools.cached_property
-    def images(self) -> Tensor:
-        """uint8 [b, C, H, W], gathered when asked for: a step that is one CUDA graph gathers by `rows` inside it."""
-        return self.resident[self.rows]
-
-
-class ArrayLoader:
-    """Batches from images that live on the device as one uint8 tensor."""
-
-    def __init__(self, source: ImageArrays, sampler: EpochSampler, device: torch.device):
-        self.sampler = sampler
-        self.images = source.images.to(device)
-        self.bad = BadImages()  # nothing here is left to decode
-        self.gpu_decode_fallbacks = 0
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[ResidentBatch]:
-        """The batches of an epoch from step `start` on."""
-        steps = self.sampler.steps(epoch, start)
-        if not steps:
-            return
-        resident = torch.stack(steps).to(self.images.device)  # one copy per epoch
-        for on_device in resident:
-            yield ResidentBatch(self.images, rows=on_device, indices=on_device)
-
-
-class EncodedLoader:
-    """Batches of images of different sizes, read and decoded ahead by threads.
-
-    On CUDA the chunks of a batch are moved from pinned memory on a side stream while the step before runs.
-    """
-
-    def __init__(
-        self,
-        source: EncodedImages,
-        sampler: EpochSampler,
-        device: torch.device,
-        options: DataOptions,
-    ):
-        self.source = source
+    def __init__(self, sampler: EpochSampler, device: torch.device, bad: BadImages):
         self.sampler = sampler
         self.device = device
-        self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
-        self.bad = source.bad
-        pack_for = device if device.type == "cuda" else None
-        self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pack_for=pack_for)
+        self.bad = bad
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    @property
-    def gpu_decode_fallbacks(self) -> int:
-        """Images that the GPU was to decode and the CPU did."""
-        return 0 if self.decoder is None else self.decoder.on_cpu
+    def _reading(self, steps: list[Tensor]) -> Iterator[Any]:
+        """The chunks of the steps' images, int64 [b] each."""
+        raise NotImplementedError
+
+    def _to_device(self, chunks: Iterator[Any], indices: Tensor) -> Batch:
+        """The batch of these images, taken from the next chunks."""
+        raise NotImplementedError
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
         steps = self.sampler.steps(epoch, start)
-        wanted = (chunk for indices in steps for chunk in indices.split(CHUNK))
         ahead: Batch | None = None
-        with contextlib.closing(self.chunks.read(wanted)) as chunks:
+        with contextlib.closing(self._reading(steps)) as chunks:
             for indices in steps:
                 batch = self._to_device(chunks, indices)
                 if self.stream is None:  # the threads alone read ahead
@@ -111,6 +70,47 @@ class EncodedLoader:
         # In an epoch a process meets only its part of the data set, and the allowance is for the whole of it.
         self.bad.share_with_others()
 
+    def _numbers(self, indices: Tensor) -> Tensor:
+        """The indices on the device; call it on the side stream."""
+        numbers = indices if self.stream is None else indices.pin_memory()  # else the host waits for all the copies
+        return numbers.to(self.device, non_blocking=True)
+
+    def _ready(self, batch: Batch) -> Batch:
+        if self.stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self.stream)
+            # Once for the images of a chunk, which share one storage.
+            images = batch.images if isinstance(batch.images, list) else [batch.images]
+            stores = {tensor.untyped_storage().data_ptr(): tensor for tensor in (*images, batch.indices)}
+            for tensor in stores.values():
+                tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
+        return batch
+
+
+class EncodedLoader(ReadingLoader):
+    """Batches of images of different sizes, decoded as they are read, or by the GPU."""
+
+    def __init__(
+        self,
+        source: EncodedImages,
+        sampler: EpochSampler,
+        device: torch.device,
+        options: DataOptions,
+    ):
+        super().__init__(sampler, device, source.bad)
+        self.source = source
+        self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
+        pack_for = device if device.type == "cuda" else None
+        self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pack_for=pack_for)
+
+    @property
+    def gpu_decode_fallbacks(self) -> int:
+        """Images that the GPU was to decode and the CPU did."""
+        return 0 if self.decoder is None else self.decoder.on_cpu
+
+    def _reading(self, steps: list[Tensor]) -> Iterator[Chunk]:
+        return self.chunks.read(chunk for indices in steps for chunk in indices.split(CHUNK))
+
     def _to_device(self, chunks: Iterator[Chunk], indices: Tensor) -> Batch:
         images: list[Tensor] = []
         for part in indices.split(CHUNK):  # each is moved when it is there, so that no more than a chunk waits here
@@ -119,8 +119,7 @@ class EncodedLoader:
             with torch.cuda.stream(self.stream):  # does nothing where there is no stream
                 images += chunk.to(self.device) if self.decoder is None else self._decode(chunk, part.tolist())
         with torch.cuda.stream(self.stream):
-            numbers = indices if self.stream is None else indices.pin_memory()  # else the host waits for all the copies
-            return Batch(images, numbers.to(self.device, non_blocking=True))
+            return Batch(images, self._numbers(indices))
 
     def _decode(self, chunk: Chunk, indices: list[int]) -> list[Tensor]:
         bad: dict[int, str] = {}
@@ -128,15 +127,39 @@ class EncodedLoader:
         self.source.note(bad)
         return images
 
-    def _ready(self, batch: Batch) -> Batch:
-        if self.stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self.stream)
-            # Once for the images of a chunk, which share one storage.
-            stores = {tensor.untyped_storage().data_ptr(): tensor for tensor in (*batch.images, batch.indices)}
-            for tensor in stores.values():
-                tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
-        return batch
+
+class StoredLoader(ReadingLoader):
+    """Batches of images of one size, read from a raw packed set."""
+
+    gpu_decode_fallbacks = 0
+
+    def __init__(self, source: StoredImages, sampler: EpochSampler, device: torch.device, threads: int):
+        super().__init__(sampler, device, BadImages())  # damage ends the run
+        self.source, self.threads = source, threads
+
+    def _reading(self, steps: list[Tensor]) -> Iterator[Tensor]:
+        return read_stored(self.source, self._parts(steps), self.threads)
+
+    def _parts(self, steps: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images with the memory that they are read into: parts of the batch, or pinned and on their way to it."""
+        for indices in steps:
+            parts = indices.split(CHUNK)
+            if self.stream is None:
+                yield from zip(parts, self.source.empty(len(indices)).split(CHUNK))
+            else:
+                yield from ((part, self.source.empty(len(part), pin=True)) for part in parts)
+
+    def _to_device(self, chunks: Iterator[Tensor], indices: Tensor) -> Batch:
+        count = len(indices)
+        if self.stream is None:
+            parts = [next(chunks) for _ in indices.split(CHUNK)]
+            images = parts[0].as_strided((count, *self.source.shape), parts[0].stride())  # the batch that they are of
+            return Batch(images.permute(0, 3, 1, 2), indices)
+        with torch.cuda.stream(self.stream):
+            images = torch.empty((count, *self.source.shape), dtype=torch.uint8, device=self.device)
+            for part in images.split(CHUNK):
+                part.copy_(next(chunks), non_blocking=True)
+            return Batch(images.permute(0, 3, 1, 2), self._numbers(indices))
 
 
 def build_loader(
@@ -147,13 +170,16 @@ def build_loader(
     options: DataOptions,
     rank: int = 0,
     world_size: int = 1,
-) -> ArrayLoader | EncodedLoader:
+) -> ArrayLoader | ReadingLoader:
     """The loader for a source; batch_size is the global one. Raises ConfigError where they do not fit."""
     if batch_size > len(source):
         raise ConfigError(f"--batch-size {batch_size}: the data set has only {len(source)} training images")
     sampler = EpochSampler(len(source), batch_size, seed, rank, world_size)
     if isinstance(source, ImageArrays):
         return ArrayLoader(source, sampler, device)
+    if isinstance(source, StoredImages):
+        kind = ShareLoader if lies_on_device(source, sampler, device, options) else StoredLoader
+        return kind(source, sampler, device, options.workers)
     if options.decode_device != "cpu" and device.type != options.decode_device:
         raise ConfigError(f"--decode-device {options.decode_device}: training runs on {device.type}; use cpu")
     return EncodedLoader(source, sampler, device, options)

@@ -36,14 +36,19 @@ class EpochSampler:
         self.local_batch_size = batch_size // world_size
         self.seed = seed
         self.rank = rank
+        self.world_size = world_size
 
     @property
     def steps_per_epoch(self) -> int:
         return self.size // self.batch_size
 
+    def order(self, epoch: int) -> Tensor:
+        """The order of all images in an epoch, int64 [size]."""
+        return epoch_order(self.size, self.seed, epoch)
+
     def steps(self, epoch: int, start: int = 0) -> list[Tensor]:
         """Indices int64 [local_batch_size] of the steps start, start + 1, ... of an epoch."""
-        order = epoch_order(self.size, self.seed, epoch)
+        order = self.order(epoch)
         first = self.rank * self.local_batch_size
         begins = range(start * self.batch_size + first, self.steps_per_epoch * self.batch_size, self.batch_size)
         return [order[begin : begin + self.local_batch_size] for begin in begins]

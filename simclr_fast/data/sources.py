@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.data.pixels import decode_rgb
+from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
 
 DECODE_THREADS = 16
@@ -120,20 +121,22 @@ class EncodedImages:
         )
 
 
-Source = ImageArrays | EncodedImages
+Source = ImageArrays | EncodedImages | StoredImages
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """train is what SimCLR sees. labelled (part of the training images with labels) and test serve evaluation only.
 
-    classes: names by class number, the same for labelled and test; None where nothing is labelled.
+    classes: names by class number, the same for labelled and test; None where nothing is labelled. codes: int64
+    [len(train)], the class of each training image, -1 where it has none; None where they are train.labels, if any.
     """
 
     train: Source
     labelled: Source | None = None
     test: Source | None = None
     classes: tuple[str, ...] | None = None
+    codes: Tensor | None = None
 
 
 class Files:

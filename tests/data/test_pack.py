@@ -1,0 +1,244 @@
+"""`pack`: what is in the packed set, that it is read as what was packed, and what is refused."""
+
+import dataclasses
+import io
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simclr_fast.config import DataOptions, SourceOptions
+from simclr_fast.data import Dataset, EncodedImages, load_dataset, pack
+from simclr_fast.data.__main__ import main, parse
+from simclr_fast.data.pack import PackOptions
+from simclr_fast.data.stored import StoredImages
+from simclr_fast.errors import ConfigError, DataError
+from tests.data.conftest import save_image, write_image
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "SHARD", 6)
+
+
+def packing(source: Path, output: Path, **changes) -> PackOptions:
+    """Options for a folder of images, two threads."""
+    data = {name: changes.pop(name) for name in ("dataset", "max_bad_images") if name in changes}
+    return PackOptions(output, data=SourceOptions(data_dir=source, workers=2, **data), **changes)
+
+
+def loaded(root: Path, **changes) -> Dataset:
+    return load_dataset(DataOptions(data_dir=root, **changes))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def error_of(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape
+    return (a.float() - b.float()).abs().mean().item()
+
+
+def test_jpeg_keeps_order_labels_names_and_small_images(folder_root: Path, tmp_path: Path) -> None:
+    before = loaded(folder_root, dataset="imagefolder")
+    pack.pack(packing(folder_root, tmp_path / "out", size=30))
+    for name in ("imagefolder", "mnist5k", "cifar10"):  # whatever a recipe names
+        after = loaded(tmp_path / "out", dataset=name)
+        assert (after.classes, len(after.train), len(after.test)) == (("cat", "dog"), 16, 6)
+        assert torch.equal(after.labelled.labels, before.labelled.labels)
+        assert torch.equal(after.test.labels, before.test.labels)
+    for part in ("train", "test"):
+        source, packed = getattr(before, part), getattr(after, part)
+        for index in range(len(source)):
+            image, kept = source.decode(index), packed.decode(index)
+            if min(image.shape[1:]) <= 30:
+                assert error_of(image, kept) < 8, "noise of JPEG"
+                is_jpeg = source.name(index).endswith("jpg")
+                assert not is_jpeg or len(packed.read(index)) <= len(source.read(index)), (
+                    "the bytes of the file, or fewer"
+                )
+            else:
+                assert min(kept.shape[1:]) == 30
+                assert abs(kept.shape[2] / kept.shape[1] - image.shape[2] / image.shape[1]) < 0.04
+
+
+def test_jpeg_that_need_not_shrink_keeps_its_bytes(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "coarse.jpg", 24, 30, seed=1)
+    image = Image.open(tmp_path / "in" / "coarse.jpg")
+    image.save(tmp_path / "in" / "coarse.jpg", quality=40)
+    image.save(tmp_path / "in" / "fine.jpg", quality=100, subsampling=0)
+    pack.pack(packing(tmp_path / "in", tmp_path / "out"))
+    source, packed = loaded(tmp_path / "in").train, loaded(tmp_path / "out").train
+    assert packed.read(0) == source.read(0)
+    assert len(packed.read(1)) < len(source.read(1))
+    assert Image.open(io.BytesIO(packed.read(1))).info["jfif"]
+
+
+def test_datasets_reads_the_packed_jpegs(folder_root: Path, tmp_path: Path) -> None:
+    pack.pack(packing(folder_root, tmp_path / "out"))
+    table = datasets.load_from_disk(str(tmp_path / "out"))
+    assert {name: len(split) for name, split in table.items()} == {"train": 16, "test": 6}
+    assert table["train"].features["label"].names == ["cat", "dog"]
+    assert table["train"]["label"][:] == [0] * 8 + [1] * 8
+    packed = loaded(tmp_path / "out").train
+    encoded = table["train"].cast_column("image", datasets.Image(decode=False))
+    assert [row["image"]["bytes"] for row in encoded] == [packed.read(index) for index in range(16)]
+    assert encoded[0]["image"]["path"] == "train/cat/0.png"
+
+
+def test_raw_is_squares_of_the_size(folder_root: Path, tmp_path: Path) -> None:
+    pack.pack(packing(folder_root, tmp_path / "out", format="raw", size=16))
+    packed, source = loaded(tmp_path / "out"), loaded(folder_root)
+    assert isinstance(packed.train, StoredImages)
+    assert packed.classes == source.classes
+    assert torch.equal(packed.labelled.labels, source.labelled.labels)
+    images = packed.train.take(torch.arange(16))
+    assert images.shape == (16, 3, 16, 16)
+    mapped = np.load(tmp_path / "out" / "train" / "images.npy", mmap_mode="r")
+    assert np.array_equal(mapped.transpose(0, 3, 1, 2), images.numpy())
+    for index in (0, 9):
+        whole = source.train.decode(index).permute(1, 2, 0).numpy()
+        height, width = whole.shape[:2]
+        side = min(height, width)
+        centre = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+        wanted = Image.fromarray(whole).resize((16, 16), Image.Resampling.BICUBIC, box=centre)
+        assert error_of(torch.from_numpy(np.array(wanted)).permute(2, 0, 1), images[index]) < 4
+
+
+@pytest.mark.parametrize("name", ["cifar10", "stl10", "mnist"])
+def test_raw_keeps_arrays_as_they_are(name: str, request, tmp_path: Path, tmp_path_factory) -> None:
+    root = request.getfixturevalue({"cifar10": "cifar_root", "stl10": "stl_root", "mnist": "mnist_root"}[name])
+    output = tmp_path_factory.mktemp("packed")
+    pack.pack(packing(root, output, dataset=name, format="raw"))
+    before, after = loaded(root, dataset=name), loaded(output)
+    assert torch.equal(after.train.take(torch.arange(len(after.train))), before.train.images)
+    classes = {before.classes[label] for label in before.labelled.labels.tolist()}
+    assert set(after.classes) == classes, "those that have an image"
+    for part in ("labelled", "test"):
+        old, new = getattr(before, part), getattr(after, part)
+        known = [k for k, label in enumerate(old.labels.tolist()) if before.classes[label] in classes]
+        assert torch.equal(new.take(torch.arange(len(new))), old.images[known])
+        assert [after.classes[label] for label in new.labels] == [before.classes[old.labels[k]] for k in known]
+    part = after.train.subset(torch.tensor([3, 1]))
+    assert torch.equal(part.take(torch.tensor([1])), before.train.images[1:2])
+    assert part.read(0) == before.train.images[3].permute(1, 2, 0).contiguous().numpy().tobytes()
+
+
+def test_grey_arrays_as_jpeg_are_refused(mnist_root: Path, tmp_path_factory) -> None:
+    with pytest.raises(ConfigError, match="grey, and would come back with 3 channels; pass --format raw"):
+        pack.pack(packing(mnist_root, tmp_path_factory.mktemp("out"), dataset="mnist"))
+
+
+def test_images_without_labels_stay_so(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        write_image(tmp_path / "in" / label / "0.png", 12, 14, seed=ord(label))
+    write_image(tmp_path / "in" / "loose.png", 12, 14, seed=0)
+    pack.pack(packing(tmp_path / "in", tmp_path / "out", format="raw"))
+    after = loaded(tmp_path / "out")
+    assert (len(after.train), after.train.labels, len(after.labelled), after.classes) == (3, None, 2, ("a", "b"))
+    assert torch.equal(after.labelled.take(torch.tensor([0])), after.train.take(torch.tensor([0])))
+
+
+def test_kinds_of_files_are_packed_as_training_sees_them(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    picture = Image.effect_noise((40, 24), 20)
+    exif = picture.convert("RGB").getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture.convert("RGB").save(tmp_path / "in" / "turned.jpg", exif=exif)
+    picture.convert("CMYK").save(tmp_path / "in" / "cmyk.jpg")
+    picture.save(tmp_path / "in" / "grey.png")
+    Image.fromarray(np.asarray(picture).astype(np.uint16) * 257).save(tmp_path / "in" / "wide.png")
+    for size in (64, 12):
+        pack.pack(packing(tmp_path / "in", tmp_path / f"out{size}", size=size, quality=95))
+    source, same, small = (loaded(tmp_path / name).train for name in ("in", "out64", "out12"))
+    for index in range(4):
+        image = source.decode(index)
+        assert error_of(image, same.decode(index)) < 8
+        assert small.decode(index).shape[1:] == ((20, 12) if image.shape[1] > image.shape[2] else (12, 20))
+
+
+def test_unreadable_images_are_left_out_with_their_labels(folder_root: Path, tmp_path: Path, caplog) -> None:
+    broken = folder_root / "train" / "cat" / "3.jpg"
+    broken.write_bytes(b"\xff\xd8 broken")
+    for form in ("jpeg", "raw"):
+        with caplog.at_level(logging.WARNING):
+            manifest = pack.pack(packing(folder_root, tmp_path / form, format=form, size=16, max_bad_images=0.1))
+        assert caplog.text.count(f"unreadable image, left out: {broken}") == 1
+        caplog.clear()
+        assert sum(len(shard["left_out"]) for shard in manifest["splits"]["train"]["shards"]) == 1
+        after = loaded(tmp_path / form)
+        assert after.labelled.labels.tolist() == [0] * 7 + [1] * 8
+    with pytest.raises(DataError, match="1 unreadable images, more than --max-bad-images allows .*3.jpg"):
+        pack.pack(packing(folder_root, tmp_path / "strict", max_bad_images=0.01))
+    with pytest.raises(ConfigError, match="its packing has not ended"):
+        loaded(tmp_path / "strict")
+
+
+def test_raw_with_an_image_of_another_size(tmp_path: Path, monkeypatch) -> None:
+    for i in range(5):
+        save_image_of(tmp_path / "in" / f"{i}.png", 10, 12 if i == 1 else 10)
+    monkeypatch.setattr("simclr_fast.data.pack_images.LOOKED_AT", 2)
+    with pytest.raises(DataError, match=r"1.png: 12 x 10 pixels, .* have 10 x 10 pixels; pass a smaller --size"):
+        pack.pack(packing(tmp_path / "in", tmp_path / "out", format="raw"))
+
+
+def save_image_of(path: Path, height: int, width: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    save_image(path, torch.zeros(3, height, width, dtype=torch.uint8))
+
+
+def test_outputs_that_cannot_serve(folder_root: Path, tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(ConfigError, match="the folder is not empty"):
+        pack.pack(packing(folder_root, folder_root))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--output .*file: nothing can be written there"):
+        pack.pack(packing(folder_root, tmp_path / "file"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
+    with pytest.raises(ConfigError, match=r"needs 0.0 GB, and 0.0 GB are free"):
+        pack.pack(packing(folder_root, tmp_path / "raw", format="raw"))
+    pack.pack(packing(folder_root, tmp_path / "out"))
+    with pack._locked(tmp_path / "out"), pytest.raises(ConfigError, match="another process packs into it"):
+        pack.pack(packing(folder_root, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="packed with size 256, and this is 32; pass the same options"):
+        pack.pack(packing(folder_root, tmp_path / "out", size=32))
+    before = contents(tmp_path / "out")
+    pack.pack(packing(folder_root, tmp_path / "out"))
+    assert contents(tmp_path / "out") == before
+
+
+def test_the_command_packs_and_checks(folder_root: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    arguments = ["pack", "--data-dir", str(folder_root), "--output", str(out), "--workers", "0"]
+    assert main([*arguments, "--quality", "99"]) == 2
+    assert "--quality 99: pass 1 to 95" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert f"{out}, train: 16 images" in capsys.readouterr().out
+    assert main(["check", "--data-dir", str(out)]) == 0
+    path = next((out / "test").glob("*.arrow"))
+    content = bytearray(path.read_bytes())
+    begin = int(loaded(out).test.name(2).rsplit("bytes ", 1)[1].split()[0])
+    content[begin + 5] ^= 1
+    path.write_bytes(content)
+    assert main(["check", "--data-dir", str(out)]) == 1
+    assert f"{path}, image 2, bytes {begin} to" in capsys.readouterr().err
+
+
+def test_options_of_the_command() -> None:
+    chosen = parse(["pack", "--data-dir", "in", "--output", "out", "--format", "raw", "--dataset", "stl10"])
+    assert chosen == PackOptions(Path("out"), "raw", data=SourceOptions(dataset="stl10", data_dir=Path("in")))
+    assert dataclasses.asdict(chosen.data) == dataclasses.asdict(SourceOptions(dataset="stl10", data_dir=Path("in")))
+
+
+def test_packed_jpegs_can_be_packed_again(folder_root: Path, tmp_path: Path) -> None:
+    pack.pack(packing(folder_root, tmp_path / "jpeg"))
+    pack.pack(packing(tmp_path / "jpeg", tmp_path / "raw", format="raw", size=16))
+    assert len(loaded(tmp_path / "raw").train) == 16
+    assert isinstance(loaded(tmp_path / "jpeg").train, EncodedImages)
+    assert json.loads((tmp_path / "raw" / "packed.json").read_text())["options"]["size"] == 16

@@ -1,0 +1,169 @@
+"""Raw packed sets in batches: read by threads, or held by one process, or by several, each its share."""
+
+import dataclasses
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simclr_fast.config import DataOptions
+from simclr_fast.data import EncodedImages, build_loader, resident
+from simclr_fast.data.chunks import CHUNK
+from simclr_fast.data.loading import StoredLoader
+from simclr_fast.data.resident import ShareLoader, lies_on_device, owners, share_rows
+from simclr_fast.data.sampler import EpochSampler
+from simclr_fast.data.stored import Records, StoredImages
+from simclr_fast.errors import ConfigError
+from tests.gloo_ranks import on_ranks
+
+CPU = torch.device("cpu")
+SHAPE = (5, 4, 3)
+
+
+def stored(folder: Path, count: int) -> StoredImages:
+    """Images of noise in one file."""
+    images = np.random.default_rng(count).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    path = folder / "images"
+    if not path.exists():
+        path.write_bytes(images.tobytes())
+    size = images[0].size
+    checksums = np.array([zlib.crc32(image.data) for image in images])
+    records = Records([path], [0], size * np.arange(count), np.full(count, size), checksums)
+    return StoredImages(records, SHAPE, torch.arange(count))
+
+
+def loader(source: StoredImages, batch: int, kind: str, threads: int = 2, rank: int = 0, world: int = 1):
+    options = DataOptions(resident=kind, workers=threads)
+    return build_loader(source, batch, 3, CPU, options, rank, world)
+
+
+@pytest.mark.parametrize("kind", ["on", "off"])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_batches_hold_the_images_of_their_indices(kind: str, threads: int, tmp_path: Path) -> None:
+    source = stored(tmp_path, 3 * CHUNK)
+    batches = loader(source, CHUNK + 9, kind, threads)
+    assert isinstance(batches, ShareLoader if kind == "on" else StoredLoader)
+    sampler = EpochSampler(len(source), CHUNK + 9, seed=3)
+    for epoch in (0, 1):
+        found = list(batches.epoch(epoch))
+        assert [batch.indices.tolist() for batch in found] == [step.tolist() for step in sampler.steps(epoch)]
+        for batch in found:
+            assert torch.equal(batch.images, source.take(batch.indices))
+    (last,) = list(batches.epoch(1, start=1))
+    assert torch.equal(last.images, found[1].images)
+    assert list(batches.epoch(1, start=2)) == []
+
+
+def test_where_images_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = stored(tmp_path, 100)
+    decide = lambda kind, device="cuda": lies_on_device(
+        source, EpochSampler(100, 10, 0), torch.device(device), DataOptions(resident=kind)
+    )
+    assert (decide("auto", "cpu"), decide("off", "cpu"), decide("on", "cpu")) == (False, False, True)
+    real = torch.tensor
+    monkeypatch.setattr(resident.torch, "tensor", lambda value, device: real(value))
+    needed = 100 * source.image_bytes
+    for free, wanted in ((2 * needed, True), (2 * needed - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
+        assert decide("auto") is wanted
+        assert decide("off") is False
+        assert decide("on") is True
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (needed - 1, 0))
+    with pytest.raises(ConfigError, match=r"--resident on: the images take 0.0 GB of each device"):
+        decide("on")
+
+
+@pytest.mark.parametrize(("size", "batch", "world"), [(103, 12, 4), (96, 12, 4), (7, 6, 3), (50, 4, 2), (5, 5, 1)])
+def test_shares_are_equal_and_hold_what_is_trained_on(size: int, batch: int, world: int) -> None:
+    for epoch in range(3):
+        samplers = [EpochSampler(size, batch, 5, rank, world) for rank in range(world)]
+        owner = owners(samplers[0], epoch)
+        counts = torch.bincount(owner, minlength=world)
+        assert counts.max() - counts.min() <= 1
+        assert counts.max() + (world if world > 1 else 0) == share_rows(size, world)
+        for sampler in samplers:
+            assert all((owner[step] == sampler.rank).all() for step in sampler.steps(epoch))
+
+
+SIZE, BATCH = 131, 12
+PLAN = ((0, 0), (1, 0), (2, 4), (5, 0))  # epochs, and the step that each begins with
+
+
+def epochs_of(folder: Path, rank: int, world: int) -> dict:
+    """(indices, images) of every step of the plan, and which images were read; where they lie is checked.
+
+    Exchanged in many rounds.
+    """
+    resident.EXCHANGED_BYTES = 5 * 60
+    source = stored(folder, SIZE)
+    reads: list[int] = []
+    read_into = source.records.read_into
+    source.records.read_into = lambda number, buffer: (reads.append(number), read_into(number, buffer))[1]
+    batches = loader(source, BATCH, "on", rank=rank, world=world)
+    address = batches.images.data_ptr()
+    steps = []
+    for epoch, start in PLAN:
+        for step in batches.epoch(epoch, start):
+            assert torch.equal(step.images, batches.images[step.rows])
+            steps.append((step.indices, step.images))
+        held = (batches.row >= 0).nonzero().flatten()
+        assert torch.equal(held, (owners(batches.sampler, epoch) == rank).nonzero().flatten())
+        assert sorted(batches.row[held].tolist() + batches.empty_rows) == list(range(len(batches.images)))
+    assert batches.images.data_ptr() == address
+    return {"steps": steps, "reads": torch.tensor(reads)}
+
+
+def judge(folder: Path, ranks: list[dict]) -> None:
+    """What the ranks together saw is what one process sees that reads each batch from the file."""
+    reads = torch.cat([rank["reads"] for rank in ranks])
+    assert torch.equal(reads.sort().values, torch.arange(SIZE)), "each image is read once, by one process"
+    alone = loader(stored(folder, SIZE), BATCH, "off")
+    steps = [step for epoch, start in PLAN for step in alone.epoch(epoch, start)]
+    assert all(len(rank["steps"]) == len(steps) for rank in ranks)
+    for number, step in enumerate(steps):
+        parts = [rank["steps"][number] for rank in ranks]
+        assert torch.equal(torch.cat([indices for indices, _ in parts]), step.indices)
+        assert torch.equal(torch.cat([images for _, images in parts]), step.images)
+
+
+def test_two_processes_see_the_order_of_one(tmp_path: Path) -> None:
+    judge(tmp_path, on_ranks(partial(epochs_of, tmp_path), 2, tmp_path))
+
+
+@pytest.mark.parametrize("world", [3, 4, 6])
+def test_many_ranks_see_the_order_of_one(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads in the place of processes: with more than two, more may arrive than have left."""
+    monkeypatch.setattr(resident, "EXCHANGED_BYTES", 0)
+    stored(tmp_path, SIZE)
+    ranks = threading.local()
+    mail: dict[tuple[int, int], torch.Tensor] = {}
+    barrier = threading.Barrier(world)
+
+    def all_to_all(out: torch.Tensor, sent: torch.Tensor, out_sizes: list[int], sent_sizes: list[int]) -> None:
+        mail.update({(ranks.own, other): part for other, part in enumerate(sent.split(sent_sizes))})
+        barrier.wait(60)
+        out.copy_(torch.cat([mail[other, ranks.own] for other in range(world)]))
+        assert [len(mail[other, ranks.own]) for other in range(world)] == out_sizes
+        barrier.wait(60)
+
+    def work(rank: int) -> dict:
+        ranks.own = rank
+        return epochs_of(tmp_path, rank, world)
+
+    monkeypatch.setattr(resident.dist, "all_to_all_single", all_to_all)
+    with ThreadPoolExecutor(world) as pool:
+        judge(tmp_path, list(pool.map(work, range(world))))
+
+
+def test_parts_of_a_set_are_held_as_well(tmp_path: Path) -> None:
+    part = dataclasses.replace(stored(tmp_path, 40), labels=torch.arange(40)).subset(torch.arange(39, 0, -3))
+    for kind in ("on", "off"):
+        for batch in loader(part, 5, kind).epoch(0):
+            assert torch.equal(batch.images, part.take(batch.indices))
+            assert torch.equal(part.labels[batch.indices], part.numbers[batch.indices])
+    assert not isinstance(part, EncodedImages)
