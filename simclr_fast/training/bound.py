@@ -60,7 +60,11 @@ def _busy(profile: Profile) -> bool:
 
 
 def _waited(profile: Profile) -> str:
-    return f"the step waited {profile.waiting_share:.0%} of its time for them"
+    return f"the step waited {profile.waiting_share:.0%} of its time for {_them(profile)}"
+
+
+def _them(profile: Profile) -> str:
+    return "it" if profile.loading.threads == 1 else "them"
 
 
 def _threads(profile: Profile) -> str:
@@ -113,7 +117,8 @@ def _reading_remedy(_: Profile, circumstances: Circumstances) -> str:
 def _delivery_remedy(_: Profile, circumstances: Circumstances) -> str:
     if circumstances.config.data.decode_device == "cuda":
         return "The GPU decodes and trains in turn. " + _sentence("decode by threads (--decode-device cpu)", PACK)
-    return _sentence("pack the data set at 256 pixels (python -m simclr_fast.data pack), so that less is moved")
+    smaller = "pack the data set at 256 pixels (python -m simclr_fast.data pack), so that less is moved"
+    return _sentence(_more_threads(circumstances), smaller)
 
 
 def _augment_remedy(_: Profile, circumstances: Circumstances) -> str:
@@ -183,8 +188,8 @@ RULES = (
         "reading",
         lambda p: _waits(p) and _busy(p),
         lambda p, _: (
-            f"{_threads(p)} busy {p.loading.busy_share:.0%} of the time, of which they had a core for "
-            f"{p.loading.cpu_share:.0%}, and {_waited(p)}"
+            f"{_threads(p)} busy {p.loading.busy_share:.0%} of the time, with a core for only "
+            f"{p.loading.cpu_share:.0%} of that, and {_waited(p)}"
         ),
         _reading_remedy,
     ),

@@ -58,7 +58,7 @@ class Profile:
         lines.append(f"loss + augmentation: {self.share('augment', 'loss'):.1%} of the step")
         if self.loading is not None:
             of = self.loading
-            who = f"{of.threads} threads" if of.threads else "the step itself"
+            who = f"{of.threads} thread{'s' * (of.threads > 1)}" if of.threads else "the step itself"
             lines.append(
                 f"reading and decoding: {of.image_ms:.2f} ms per image, {who} busy {of.busy_share:.0%} of the time"
             )

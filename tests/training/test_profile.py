@@ -75,7 +75,7 @@ CASES = {
         profile(41, loading=dataclasses.replace(DECODING, threads=1)),
         cpu(workers=1),
         "decoding",
-        "1 thread was busy 98% of the time, and the step waited 41% of its time for them. Raise --workers to 2",
+        "1 thread was busy 98% of the time, and the step waited 41% of its time for it. Raise --workers to 2",
     ),
     "no threads": (
         profile(41, loading=dataclasses.replace(DECODING, threads=0)),
@@ -87,12 +87,12 @@ CASES = {
         profile(41, loading=dataclasses.replace(DECODING, cpu_share=0.2)),
         cpu(),
         "reading",
-        "busy 98% of the time, of which they had a core for 20%, and the step waited 41% of its time for them. Either "
+        "busy 98% of the time, with a core for only 20% of that, and the step waited 41% of its time for them. Either "
         "the files come slowly, or too many threads and programs share the cores (cores: 2). Put the files on",
     ),
     "threads wait for the step": (
         profile(41, loading=dataclasses.replace(DECODING, busy_share=0.4)),
-        cuda(),
+        cuda(workers=16),
         "the way of the data to the device",
         "waited 41% of its time for data, though 2 threads were busy only 40% of the time. Pack the data set at 256",
     ),
@@ -104,7 +104,7 @@ CASES = {
     ),
     "a resident set that waits": (
         profile(41),
-        cuda(),
+        cuda(workers=16),
         "the way of the data to the device",
         "the step waited 41% of its time for data. Pack",
     ),
