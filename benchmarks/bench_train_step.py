@@ -1,8 +1,8 @@
 """A whole training step: images per second, and the share of data, augmentation, model, loss and optimizer.
 
 Ours in four ways, plain PyTorch with torchvision, lightly's loop: all train the same backbone and head from the same
-weights on the same uint8 images in memory. The learning rate is 0, so that every round does the same work on the same
-weights.
+weights on the same uint8 images in memory; `bench_train_step_files.py` begins at JPEG files. The learning rate is 0, so
+that every round does the same work on the same weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,9 +52,10 @@ CASES = {
 }
 
 
-def _model(name: str, device: torch.device) -> nn.Module:
+def build_encoder(name: str, side: int, device: torch.device) -> nn.Module:
+    """The backbone with the first layers that views of this side want, and the head; always the same weights."""
     torch.manual_seed(0)
-    backbone, features = build_backbone(name, "cifar", 3)
+    backbone, features = build_backbone(name, "cifar" if side < 96 else "imagenet", 3)
     return SimCLR(backbone, features, head_hidden=512).to(device, memory_format=torch.channels_last).train()
 
 
@@ -97,7 +98,7 @@ def contestant(
         return Absent(name, "not installed")
     if "compiled" in name and batch < FEWEST_COMPILED:
         return Absent(name, f"compiled from {FEWEST_COMPILED} images on")
-    model = _model(model_name, device)
+    model = build_encoder(model_name, side, device)
     dtype = torch.bfloat16 if name.endswith("bf16") else None
     forward = torch.compile(model, dynamic=False) if "compiled" in name else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
@@ -147,7 +148,7 @@ def contestant(
 def expected_loss(model_name: str, views: Tensor, device: torch.device) -> Tensor:
     """The loss of the initial weights on these views, by the plain formula in float32."""
     with torch.no_grad():
-        return ntxent_textbook(*_model(model_name, device)(views).chunk(2), TEMPERATURE)
+        return ntxent_textbook(*build_encoder(model_name, views.shape[-1], device)(views).chunk(2), TEMPERATURE)
 
 
 def test_train_step(benchmark, case: Case, device: torch.device, budget: float) -> None:

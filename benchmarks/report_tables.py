@@ -176,6 +176,19 @@ def train_step_case(info: dict, common: list[str]) -> str:
     return contestants_table(info, common, ["step ms", "images/s", *phases], row)
 
 
+def train_step_files_case(info: dict, common: list[str]) -> str:
+    """Images per second against lightly, CPU time, and how much of it passes before the model."""
+    base = full_seconds(info["contestants"].get("lightly", {}))
+
+    def row(figures: dict, full: float) -> list[str]:
+        wall = sum(figures["seconds"].get(phase, {"median": 0.0})["median"] for phase in ("data", "augment")) / full
+        cpu = [number(1e3 * figures["cpu_seconds_per_image"]), f"{figures['cpu_share_before_model']:.1%}"]
+        return [milliseconds(figures, "full"), number(info["images"] / full), _ratio(base, full), *cpu, f"{wall:.1%}"]
+
+    header = ["epoch ms", "images/s", "against lightly", "CPU ms per image", "of it loading + augmentation"]
+    return contestants_table(info, common, [*header, "waiting + augmentation, of the time"], row)
+
+
 def scaling_case(info: dict, common: list[str]) -> str:
     """Milliseconds by N and number of processes, what N costs, and what processes bring."""
     case = info["case"]
@@ -214,6 +227,7 @@ SUITES = {
     "augment": ("Augmentation, both views", augment_case),
     "loading": ("Reading and decoding JPEG files, on the CPU", loading_case),
     "train_step": ("Training step", train_step_case),
+    "train_step_files": ("Training step from JPEG files, on the CPU", train_step_files_case),
     "scaling": ("Scaling", scaling_case),
 }
 

@@ -16,7 +16,8 @@ from benchmarks.ntxent_truth import clip_loss_and_sampled_gradients, loss_and_sa
 from simclr_fast import ntxent_loss
 
 ROOT = Path(__file__).parent.parent.parent
-SUITES = {"ntxent", "ntxent_memory", "host", "losses", "losses_memory", "augment", "loading", "train_step", "scaling"}
+SUITES = {"ntxent", "ntxent_memory", "host", "losses", "losses_memory", "augment", "loading", "train_step"}
+SUITES |= {"train_step_files", "scaling"}
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from benchmarks import (
     bench_ntxent,
     bench_scaling,
     bench_train_step,
+    bench_train_step_files,
     ntxent_contestants,
 )
 from benchmarks.conftest import SCALES
@@ -43,6 +44,7 @@ def test_every_case_can_be_constructed(scale: str) -> None:
     for case in bench_scaling.CASES[scale]:
         assert all(n % processes == 0 for n in case.sizes for processes in case.processes)
     modules = (bench_ntxent, bench_host, bench_losses, bench_augment, bench_loading, bench_train_step, bench_scaling)
+    modules += (bench_train_step_files,)
     for module in modules:
         names = [str(case) for case in module.CASES[scale]]
         assert len({*names}) == len(names)
