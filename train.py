@@ -35,6 +35,7 @@ from simclr_fast.training.metrics import MetricsLog, StepClock, peak_memory_mib,
 from simclr_fast.training.profile import StepProfiler
 from simclr_fast.training.state import CheckpointSaver, FailureBundle, TrainState, data_identity, start_from
 from simclr_fast.training.step import TrainStep
+from simclr_fast.training.step_graph import graphed
 from simclr_fast.training.views import Views, check_channels
 
 
@@ -58,6 +59,7 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
     folder.prepare(start_from(state, config), state.step)
     views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
     step = build_step(state, views, config, process, autocast)
+    graph = graphed(step, config, process, loader)
     knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
     profiler = None
     if run.profile:
@@ -82,7 +84,10 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                 lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
                 at_log_step = (state.step + 1) % run.log_interval == 0 or state.step + 1 == total_steps
                 at_log_step &= profiler is None  # nothing is written, and such steps are no usual ones
-                result = step(batch.images, draw, lr, measure=at_log_step)
+                if graph is None:
+                    result = step(batch.images, draw, lr, measure=at_log_step)
+                else:
+                    result = graph(batch, draw, lr, measure=at_log_step)
                 failure.note(epoch, batch, draw)
                 state.step += 1
                 if at_log_step:
@@ -143,6 +148,9 @@ def build_step(
     compile_backend = config.speed.torchcompile
     if compile_backend == "auto":
         compile_backend = "inductor" if process.device.type == "cuda" else "off"
+    mode = config.speed.torchcompile_mode
+    if mode != "default" and compile_backend == "off":
+        raise ConfigError(f"--torchcompile-mode {mode}: nothing is compiled on the CPU; pass --torchcompile inductor")
     return TrainStep(
         model,
         views,
@@ -154,6 +162,7 @@ def build_step(
         micro_batch_size=config.optimization.micro_batch_size,
         clip_grad=config.optimization.clip_grad,
         compile_backend=None if compile_backend == "off" else compile_backend,
+        compile_mode=mode,
     )
 
 

@@ -157,6 +157,12 @@ class SpeedOptions:
     """NHWC memory layout from the views to the last convolution."""
     torchcompile: Literal["auto", "off", "inductor", "aot_eager"] = "auto"
     """Backend of torch.compile for the training step; auto is inductor on CUDA and off on the CPU."""
+    torchcompile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
+    """Mode of torch.compile: reduce-overhead replays what it compiled as CUDA graphs, max-autotune also tries which
+    kernels are fastest, for minutes."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Replay the whole step, optimizer and all, as one CUDA graph; auto does where the images lie on the device and one
+    process trains on it, without micro-batches and float16."""
     tf32: bool = True
     """TensorFloat-32 for float32 matrix products and convolutions (CUDA)."""
     threads: int = 0
@@ -298,8 +304,26 @@ def check(config: Config, world_size: int = 1) -> None:
     require(fits, "micro_batch_size", o.micro_batch_size, f"it must divide the {local} images of a process")
     require(0 <= o.warmup_epochs <= o.epochs, "warmup_epochs", o.warmup_epochs, f"pass 0 to {o.epochs} (--epochs)")
     require(min(jitter) >= 0 and jitter[3] <= 0.5, "jitter", jitter, "hue is at most 0.5")
+    mode, backend = config.speed.torchcompile_mode, config.speed.torchcompile
+    compiles = mode == "default" or backend in ("auto", "inductor")
+    require(compiles, "torchcompile_mode", mode, f"only inductor has modes, and --torchcompile is {backend}")
+    conflict = graph_conflict(config) if config.speed.cuda_graph == "on" else None
+    require(conflict is None, "cuda_graph", "on", f"{conflict}; pass auto or off")
     wandb_serves = not r.log_wandb or importlib.util.find_spec("wandb") is not None
     require(wandb_serves, "log_wandb", r.log_wandb, "the package 'wandb' is missing; pip install wandb")
+
+
+def graph_conflict(config: Config) -> str | None:
+    """Which of the options keeps a whole step from being one CUDA graph, if any does."""
+    if config.optimization.micro_batch_size > 0:
+        return f"--micro-batch-size {config.optimization.micro_batch_size} sets random generators back in a step"
+    if config.speed.amp_dtype == "float16":
+        return "--amp-dtype float16 keeps the scaler's state on the host"
+    if config.speed.torchcompile_mode != "default":
+        return f"--torchcompile-mode {config.speed.torchcompile_mode} makes graphs of its own"
+    if config.run.profile > 0:
+        return f"--profile {config.run.profile} looks into the step"
+    return None
 
 
 def require(ok: bool, name: str, value: object, remedy: str) -> None:

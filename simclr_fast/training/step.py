@@ -46,6 +46,7 @@ class TrainStep:
     LARS and torch's fused ones. ema: the average of what `model` wraps. autocast: a dtype, or None for float32.
     micro_batch_size: images per forward pass, 0 for all at once. compile_backend: of torch.compile, which makes a graph
     of the forward pass and one of the loss (and a third of the loss with statistics); None runs them eagerly.
+    compile_mode: of torch.compile; where it is not "default", inductor replays CUDA graphs.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TrainStep:
         micro_batch_size: int = 0,
         clip_grad: float | None = None,
         compile_backend: str | None = None,
+        compile_mode: str = "default",
     ):
         self.model = model
         self.views = views
@@ -77,13 +79,15 @@ class TrainStep:
         self.one = torch.ones((), device=self.parameters[0].device)
         self.watch = StepWatch(self.one.device)
         optimizer.found_inf = self.watch.skip
+        self.replays = compile_backend is not None and compile_mode != "default"
         # DistributedDataParallel breaks the graph on purpose, between its buckets, to overlap their reduction.
         fullgraph = not isinstance(model, DistributedDataParallel)
 
         def traced(function: Callable) -> Callable:
             if compile_backend is None:
                 return function
-            return torch.compile(function, backend=compile_backend, fullgraph=fullgraph, dynamic=False)
+            mode = compile_mode if self.replays else None  # other backends than inductor know no modes
+            return torch.compile(function, backend=compile_backend, mode=mode, fullgraph=fullgraph, dynamic=False)
 
         self.project = traced(self._project)
         self.compare = traced(self._compare)
@@ -105,6 +109,8 @@ class TrainStep:
     def compute(self, images: Images, draw: Draw, measure: bool) -> StepResult:
         """What a step does on the device, at the learning rate that was set."""
         self.optimizer.zero_grad(set_to_none=True)
+        if self.replays:  # what the graphs of the step before wrote, gradients included, may be written over
+            torch.compiler.cudagraph_mark_step_begin()
         if 0 < self.micro_batch_size < len(draw):
             loss, statistics, z = self._backward_in_micro_batches(images, draw, measure)
         else:

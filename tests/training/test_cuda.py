@@ -12,7 +12,6 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.models import build_model
-from simclr_fast.process import Process
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
@@ -20,6 +19,7 @@ from simclr_fast.training.watch import StepWatch
 from tests.data.conftest import pixels, save_image, write_image
 from tests.streams import captured
 from tests.training.exactness import BATCH, config, images
+from tests.training.graph_runs import step_of
 
 pytestmark = pytest.mark.gpu
 SMALL = ["demo", "--batch-size", "500", "--epochs", "2", "--no-eval", "--log-interval", "1", "--device", "cuda"]
@@ -124,16 +124,14 @@ def test_watch_tells_of_a_bad_loss_one_step_later() -> None:
 @pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
 def test_a_step_waits_for_nothing(opt: str, autocast: torch.dtype | None) -> None:
-    import train
-
-    options = config("batch", opt=opt, torchcompile="off")
+    options = config("batch", opt=opt)
     options = dataclasses.replace(
         options, optimization=dataclasses.replace(options.optimization, model_ema=True, clip_grad=1.0)
     )
     device = torch.device("cuda", 0)
     state = TrainState.create(options, 1, device, autocast=autocast)
     views = Views(options.augment, seed=0, dtype=autocast)
-    step = train.build_step(state, views, options, Process(0, 1, device), autocast)
+    step = step_of(state, views, options, autocast)
     batch, indices = images().cuda(), torch.arange(BATCH, device="cuda")
     take = lambda k: step(batch, views.draw(indices, k), lr=0.01)
     for k in range(3):  # kernels are loaded, and the optimizer makes its state
