@@ -14,7 +14,8 @@ from torch import Tensor
 
 from simclr_fast.config import Config, graph_conflict
 from simclr_fast.data import ResidentBatch
-from simclr_fast.data.loading import ArrayLoader, EncodedLoader
+from simclr_fast.data.loading import ReadingLoader
+from simclr_fast.data.resident import ArrayLoader
 from simclr_fast.errors import ConfigError
 from simclr_fast.optim import set_learning_rate
 from simclr_fast.process import Process
@@ -113,7 +114,7 @@ class GraphedStep:
             self._draw.warp.copy_(draw.warp, non_blocking=True)
 
     def _compute(self, measure: bool) -> StepResult:
-        return self.step.compute(self._resident.index_select(0, self._rows), self._draw, measure)
+        return self.step.compute(self._resident[self._rows], self._draw, measure)
 
     def _record(self, measure: bool) -> None:
         # What is in use when a capture begins keeps its memory; the gradients of the step before are not to.
@@ -132,7 +133,7 @@ def _place(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
-def obstacle(config: Config, process: Process, loader: ArrayLoader | EncodedLoader) -> str | None:
+def obstacle(config: Config, process: Process, loader: ArrayLoader | ReadingLoader) -> str | None:
     """Why the steps of a run cannot be one CUDA graph, if they cannot."""
     if process.device.type != "cuda":
         return f"training runs on {process.device.type}"
@@ -144,7 +145,7 @@ def obstacle(config: Config, process: Process, loader: ArrayLoader | EncodedLoad
 
 
 def graphed(
-    step: TrainStep, config: Config, process: Process, loader: ArrayLoader | EncodedLoader
+    step: TrainStep, config: Config, process: Process, loader: ArrayLoader | ReadingLoader
 ) -> GraphedStep | None:
     """The step as a graph where --cuda-graph asks for it or it can be; ConfigError where it is asked for and cannot."""
     choice = config.speed.cuda_graph

@@ -11,7 +11,7 @@ from torch import Tensor
 import train
 from simclr_fast.config import RECIPES
 from simclr_fast.data import ImageArrays, ResidentBatch
-from simclr_fast.data.loading import ArrayLoader
+from simclr_fast.data.resident import ArrayLoader
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.errors import ConfigError
 from simclr_fast.process import Process
