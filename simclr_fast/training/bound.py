@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from simclr_fast.backends import resolve_backend
-from simclr_fast.config import Config
+from simclr_fast.config import Config, graph_conflict
 from simclr_fast.training.profiled import Profile
 
 # Shares from which on something counts as the bound; below, it costs less than what a remedy could bring.
@@ -21,20 +21,24 @@ PACK = "pack the data set (python -m simclr_fast.data pack; with --format raw no
 
 @dataclasses.dataclass(frozen=True)
 class Circumstances:
-    """What a remedy depends on: the options; cores of this process; ops that only the slow reference serves here."""
+    """What a remedy depends on.
+
+    config: the options; cores: of this process; slow_ops: that only the reference serves here; processes: of the run.
+    """
 
     config: Config
     on_cuda: bool
     cores: int
     slow_ops: frozenset[str] = frozenset()
+    processes: int = 1
 
     @classmethod
     def here(cls, config: Config, device: torch.device) -> "Circumstances":
         """Those of this process, which shares the machine's cores with the other processes of torchrun."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         slow = (op for op in ("ntxent_fwd", "augment") if resolve_backend("auto", op, device) == "reference")
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return cls(config, device.type == "cuda", max(1, cores // local), frozenset(slow))
+        local, processes = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        return cls(config, device.type == "cuda", max(1, cores // local), frozenset(slow), processes)
 
 
 Test = Callable[[Profile], bool]
@@ -147,6 +151,8 @@ def _model_remedy(_: Profile, circumstances: Circumstances) -> str:
         return "Tensor cores want --amp-dtype bfloat16."
     if cuda and speed.torchcompile in ("off", "aot_eager"):
         return "Compile it: --torchcompile inductor."
+    if cuda and speed.torchcompile_mode == "default":
+        return "Let the compiler try more kernels: --torchcompile-mode max-autotune."
     if circumstances.config.optimization.micro_batch_size > 0:
         return "--micro-batch-size costs a second forward pass: 0 if the whole batch fits into memory."
     if not cuda and 0 < speed.threads < circumstances.cores:
@@ -163,10 +169,17 @@ def _loss_remedy(_: Profile, circumstances: Circumstances) -> str:
     return "It grows with the square of the batch and with the embedding: lower --batch-size or --head-dim."
 
 
-def _host_remedy(_: Profile, circumstances: Circumstances) -> str:
-    speed = circumstances.config.speed
+def _host_remedy(profile: Profile, circumstances: Circumstances) -> str:
+    config, speed = circumstances.config, circumstances.config.speed
+    unprofiled = dataclasses.replace(config, run=dataclasses.replace(config.run, profile=0))
+    if profile.loading is None and circumstances.processes == 1 and graph_conflict(unprofiled) is None:
+        if speed.cuda_graph == "off":
+            return "Let a CUDA graph replay the whole step: --cuda-graph auto."
+        return "Without --profile, which looks into the step, a CUDA graph replays it whole: this run needs no more."
     if speed.torchcompile in ("off", "aot_eager"):
         return "Compile the step, which launches fewer kernels: --torchcompile inductor."
+    if speed.torchcompile_mode == "default":
+        return "Let the compiler replay CUDA graphs: --torchcompile-mode reduce-overhead."
     return "Give the device more to do per step: raise --batch-size."
 
 

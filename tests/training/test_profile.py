@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -108,13 +109,32 @@ CASES = {
         "the way of the data to the device",
         "the step waited 41% of its time for data. Pack",
     ),
-    "the host, eager": (
+    "the host, without a graph": (
         profile(5, idle=60.0),
+        cuda(cuda_graph="off"),
+        "the host",
+        "the device was idle 60% of the time, waiting for work rather than for data. Let a CUDA graph replay the whole "
+        "step: --cuda-graph auto.",
+    ),
+    "the host, in a profile alone": (profile(idle=60.0), cuda(profile=5), "the host", "Without --profile, which looks"),
+    "the host, eager on files": (
+        profile(idle=60.0, loading=DECODING),
         cuda(torchcompile="off"),
         "the host",
-        "the device was idle 60% of the time, waiting for work rather than for data. ",
+        "for work rather than for data. Compile the step, which launches fewer kernels: --torchcompile inductor.",
     ),
-    "the host, whatever is tried": (profile(idle=60.0), cuda(), "the host", "--"),
+    "the host, of several": (
+        profile(idle=60.0),
+        dataclasses.replace(cuda(), processes=8),
+        "the host",
+        "--torchcompile-mode reduce-overhead.",
+    ),
+    "the host, float16 in graphs": (
+        profile(idle=60.0),
+        cuda(torchcompile_mode="reduce-overhead", amp_dtype="float16"),
+        "the host",
+        "Give the device more to do per step: raise --batch-size.",
+    ),
     "augmentation": (profile(augment=50.0), cuda(), "augmentation", "it takes 50% of the step. The blur costs most"),
     "augmentation without blur": (profile(augment=50.0), cpu(blur_p=0.0), "augmentation", "Lower --size if"),
     "augmentation with a warp": (profile(augment=50.0), cpu(shear=0.1), "augmentation", "--rotate 0 --shear 0"),
@@ -142,6 +162,8 @@ CASES = {
         MODEL,
         "--torchcompile inductor",
     ),
+    "model, compiled on a GPU": (profile(), cuda(), MODEL, "--torchcompile-mode max-autotune"),
+    "model, tuned on a GPU": (profile(), cuda(torchcompile_mode="max-autotune"), MODEL, "That is its arithmetic"),
     "model, in parts": (profile(), cpu(micro_batch_size=32), MODEL, "a second forward pass"),
     "model, few threads": (profile(), cpu(threads=1), MODEL, "It uses 1 of 2 cores: --threads 0"),
     "model, on all cores": (profile(), cpu(), MODEL, "That is its arithmetic"),
@@ -180,6 +202,8 @@ def test_what_is_advised_exists() -> None:
     advised = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)) - {"--profile"}
     assert len(advised) > 10
     assert advised <= options
+    for module in re.findall(r"python -m simclr_fast\.(\w+)", text):
+        assert find_spec(f"simclr_fast.{module}.__main__" if module == "data" else f"simclr_fast.{module}"), module
 
 
 def test_ranges_cover_what_they_overlap_once() -> None:
@@ -251,8 +275,10 @@ def test_a_run_too_short_for_its_profile_is_refused(tmp_path: Path, capsys) -> N
 def test_circumstances_share_the_cores_among_the_processes(monkeypatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     here = lambda: Circumstances.here(config(), torch.device("cpu"))
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert here().cores == 16
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (here().cores, here().processes) == (16, 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert here().cores == 4
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert (here().cores, here().processes) == (4, 8)
     assert here().slow_ops == frozenset(), "the extension is built"
