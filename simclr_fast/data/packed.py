@@ -1,12 +1,13 @@
 """The manifest of a packed data set: what its folder holds, whether that is whole, and how it is recognised."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from simclr_fast.config import DataOptions, SourceOptions
 from simclr_fast.errors import ConfigError, DataError
@@ -14,6 +15,7 @@ from simclr_fast.errors import ConfigError, DataError
 MANIFEST = "packed.json"  # written last, when all else is there and verified
 JOURNAL = "packing.json"  # lies there while the set is made, and says how far it is
 VERSION = 1
+Options = TypeVar("Options", bound=SourceOptions)
 REMEDY = "copy that file again, or pack the data set again into an empty folder"
 
 
@@ -25,6 +27,21 @@ def is_packed(options: SourceOptions) -> bool:
     if options.dataset == "mnist5k" and options.data_dir == DataOptions().data_dir:
         return False
     return any((options.data_dir / name).exists() for name in (MANIFEST, JOURNAL))
+
+
+def named(options: Options) -> Options:
+    """The options of a --dataset that the user named, where a packed set cannot be meant.
+
+    Raises ConfigError where --data-dir holds one all the same. mnist5k needs no folder, so the default one serves.
+    """
+    if options.dataset == "mnist5k":
+        return dataclasses.replace(options, data_dir=DataOptions().data_dir)
+    if is_packed(options):
+        raise ConfigError(
+            f"--dataset {options.dataset}: --data-dir {options.data_dir} holds a packed set; pass another --data-dir, "
+            "or leave --dataset out"
+        )
+    return options
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def source_of(root: Path, name: str, manifest: dict[str, Any], max_bad_images: f
         return StoredImages(records, (height, width, channels), torch.arange(count))
     places = _column(folder / PLACES, count)
     counts = [shard["images"] for shard in entry["shards"]]
-    firsts = np.cumsum([0, *counts[:-1]])
+    firsts = np.cumsum([0, *counts[:-1]]).tolist()
     paths = [folder / shard_name(number, len(counts)) for number in range(len(counts))]
     records = _opened(paths, firsts, places[:, 0], places[:, 1], checksums)
     return EncodedImages(count, records.read, records.name, bad=BadImages(max_bad_images * count))

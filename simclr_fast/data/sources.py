@@ -61,7 +61,7 @@ class EncodedImages:
     """
 
     size: int
-    read: Callable[[int], bytes]
+    read: Callable[[int], bytes | bytearray]
     name: Callable[[int], str]
     labels: Tensor | None = None
     channels: int = 3
@@ -78,7 +78,8 @@ class EncodedImages:
             raise BadImageError(f"{self.name(index)}: {error}") from error
         if not data:
             raise BadImageError(f"{self.name(index)}: the file is empty")
-        return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+        array = np.frombuffer(data, dtype=np.uint8)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch has no read-only tensors
 
     def decode(self, index: int) -> Tensor:
         """One image as RGB, uint8 [3, H, W]. Raises BadImageError."""

@@ -4,6 +4,7 @@ Read by `pread`, not through a memory map: where the disk fails, that raises an 
 kill the process; and of what was read nothing stays in the process's memory.
 """
 
+import bisect
 import dataclasses
 import io
 import os
@@ -28,9 +29,14 @@ class Records:
     """
 
     def __init__(
-        self, paths: Sequence[Path], firsts: np.ndarray, offsets: np.ndarray, lengths: np.ndarray, checksums: np.ndarray
+        self,
+        paths: Sequence[Path],
+        firsts: Sequence[int],
+        offsets: np.ndarray,
+        lengths: np.ndarray,
+        checksums: np.ndarray,
     ):
-        self.paths, self.firsts = list(paths), np.asarray(firsts)
+        self.paths, self.firsts = list(paths), list(firsts)
         self.offsets, self.lengths, self.checksums = offsets, lengths, checksums
         self.is_checked = np.zeros(len(offsets), dtype=bool)
         self.files = [io.FileIO(path) for path in self.paths]  # closed with this object
@@ -38,11 +44,11 @@ class Records:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def read(self, number: int) -> bytes:
+    def read(self, number: int) -> bytearray:
         """The bytes of one record."""
         data = bytearray(int(self.lengths[number]))
         self.read_into(number, memoryview(data))
-        return bytes(data)
+        return data
 
     def read_into(self, number: int, buffer: memoryview) -> None:
         """Fill a buffer as long as the record."""
@@ -68,7 +74,7 @@ class Records:
         return f"{self.paths[self._file(number)]}, image {number}, bytes {begin} to {begin + int(self.lengths[number])}"
 
     def _file(self, number: int) -> int:
-        return int(np.searchsorted(self.firsts, number, side="right")) - 1
+        return bisect.bisect_right(self.firsts, number) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +100,7 @@ class StoredImages:
 
     def read(self, index: int) -> bytes:
         """The bytes of one image, [H, W, C]. Raises DataError for damage."""
-        return self.records.read(int(self.numbers[index]))
+        return bytes(self.records.read(int(self.numbers[index])))
 
     def name(self, index: int) -> str:
         """What messages call an image: its place on the disk."""

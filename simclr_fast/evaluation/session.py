@@ -13,6 +13,7 @@ from rich.console import Console
 
 from simclr_fast.config import as_dict
 from simclr_fast.data import Dataset, load_dataset
+from simclr_fast.data.packed import named
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import DataChoice
 from simclr_fast.evaluation.run import Run
@@ -60,7 +61,7 @@ class Session:
         data = self.run.config.data
         changes = {"dataset": wanted.dataset, "data_dir": wanted.data_dir}
         data = dataclasses.replace(data, **{name: value for name, value in changes.items() if value is not None})
-        dataset = load_dataset(data)
+        dataset = load_dataset(data if wanted.dataset is None else named(data))
         if dataset.train.channels != self.run.channels:
             raise ConfigError(
                 f"--dataset {data.dataset}: its images have {dataset.train.channels} channel(s), the model takes "
