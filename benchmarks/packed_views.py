@@ -1,8 +1,8 @@
 """What packing changes in the views that training cuts out: python -m benchmarks.packed_views FOLDER [--size 256]
 
 FOLDER holds JPEG files. Views of 224 px by random resized crop (areas of 8 to 100 %, antialiased bilinear, as training
-does it) are cut out of each file and, from the same places, out of what `pack` makes of it. The table gives, by the area
-of the crop, the mean absolute difference (of 255), the PSNR (dB), and how much of the original's local contrast (mean
+does it) are cut out of each file and, from the same places, out of what `pack` makes of it. The table gives, by area of
+the crop, the mean absolute difference (of 255), the PSNR (dB), and how much of the original's local contrast (mean
 absolute difference of neighbouring pixels) is left. It says nothing of the accuracy of a model.
 """
 
