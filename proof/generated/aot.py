@@ -1,13 +1,12 @@
-"""Compiles every CUDA kernel ahead of time for every architecture and tabulates what ptxas made of it.
+"""What ptxas made of every CUDA kernel for every architecture: read from the extension, or compiled ahead of time.
 
 `python -m proof.generated.aot` writes docs/tables/aot_cuda.json and .md; test_aot_cuda.py compares them.
 """
 
 import json
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterable
+import sysconfig
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,63 +40,65 @@ def readable(mangled: Iterable[str]) -> dict[str, str]:
     return dict(zip(mangled, (re.sub(r"\((?:int|bool)\)", "", name) for name in short)))
 
 
-def compile_kernels(source: Path, arch: str) -> list[Row]:
-    """One row per kernel of the file."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernels.cubin")
-        command = [
-            cuda_home() / "bin/nvcc",
-            *NVCC_FLAGS,
-            f"-arch={arch}",
-            "-Xptxas",
-            "-v",
-            "-cubin",
-            source,
-            "-o",
-            cubin,
-        ]
-        made = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-        if made.returncode:
-            raise RuntimeError(f"{source.name} for {arch}:\n{made.stderr}")
-        if "Compiling entry function" not in made.stderr:
-            return []
-        sass = run([binary_tool("cuobjdump"), "-sass", cubin])
-    instructions = {
-        part.split("\n", 1)[0].strip(): re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\w+)", part, re.MULTILINE)
-        for part in sass.split("Function : ")[1:]
-    }
-    rows = {}
-    for part in made.stderr.split("Compiling entry function '")[1:]:
-        name = part.split("'", 1)[0]
-
-        def number(pattern: str, text: str = part) -> int:
-            found = re.search(pattern, text)
-            return int(found[1]) if found else 0
-
-        used = instructions[name]
-        rows[name] = {
-            "arch": arch,
-            "registers": number(r"Used (\d+) registers"),
-            "static_shared_bytes": number(r"(\d+) bytes smem"),
-            "stack_bytes": number(r"(\d+) bytes stack frame"),
-            "spill_store_bytes": number(r"(\d+) bytes spill stores"),
-            "spill_load_bytes": number(r"(\d+) bytes spill loads"),
-            "sass": {kind: used.count(kind) for kind in INSTRUCTIONS if used.count(kind)},
-        }
-    return [{"kernel": name, **rows[mangled]} for mangled, name in readable(rows).items()]
+def kernels_in(binary: Path) -> list[Row]:
+    """One row per kernel and architecture that a fatbin, an object or a shared library has code for."""
+    rows: dict[tuple[str, str], Row] = {}
+    for arch, part in _by_architecture(run([binary_tool("cuobjdump"), "-res-usage", binary])):
+        for name, *numbers in re.findall(r"Function (\S+):\n\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", part):
+            registers, stack, shared, local = map(int, numbers)
+            # From sm_90 on, 1 KiB of what a kernel with shared memory takes is CUDA's own.
+            reserved = 1024 if shared and int(arch.removeprefix("sm_")) >= 90 else 0
+            usage = {"registers": registers, "static_shared_bytes": shared - reserved, "stack_bytes": stack}
+            rows[name, arch] = {"arch": arch, **usage, "local_bytes": local}
+    for arch, part in _by_architecture(run([binary_tool("cuobjdump"), "-sass", binary])):
+        for function in part.split("Function : ")[1:]:
+            name = function.split("\n", 1)[0].strip()
+            used = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\w+)", function, re.MULTILINE)
+            rows[name, arch]["sass"] = {kind: used.count(kind) for kind in INSTRUCTIONS if used.count(kind)}
+    names = readable({name for name, _ in rows}) if rows else {}
+    return [{"kernel": names[name], **row} for (name, _), row in rows.items()]
 
 
-def compiled(source: Path, arch: str) -> list[Row]:
-    """compile_kernels, answered from build/aot where the file, what it includes, the flags and nvcc are unchanged."""
-    path = ROOT / "build/aot" / f"{source.stem}-{arch}-{made_of(source, arch)}.json"
-    return json.loads(kept(path, lambda made: made.write_text(json.dumps(compile_kernels(source, arch)))).read_text())
+def _by_architecture(text: str) -> Iterator[tuple[str, str]]:
+    """The parts of cuobjdump's output, each with the architecture that it is about."""
+    parts = re.split(r"^Fatbin elf code:\n", text, flags=re.MULTILINE)[1:]
+    return ((re.search(r"^arch = (\w+)", part, re.MULTILINE)[1], part) for part in parts)
 
 
-def compile_all(sources: Iterable[Path] = SOURCES, archs: Iterable[str] = ARCHS, workers: int = 2) -> list[Row]:
+def shipped() -> Path | None:
+    """The package's extension, where it was built of these sources for exactly these architectures; else None."""
+    extension = ROOT / f"simclr_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not extension.exists():
+        return None
+    made_of_files = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.*")]
+    if max(path.stat().st_mtime for path in made_of_files) > extension.stat().st_mtime:
+        return None
+    found = set(re.findall(r"(\w+\.sm_\w+)\.cubin", run([binary_tool("cuobjdump"), "-lelf", extension])))
+    return extension if found == {f"{source.stem}.{arch}" for source in SOURCES for arch in ARCHS} else None
+
+
+def compiled(source: Path, archs: tuple[str, ...]) -> list[Row]:
+    """The kernels of a file, from build/aot where the file, what it includes, the flags and nvcc are unchanged."""
+
+    def make(made: Path) -> None:
+        fatbin = made.with_suffix(".fatbin")
+        targets = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in archs]
+        run([cuda_home() / "bin/nvcc", *NVCC_FLAGS, *targets, "-fatbin", source, "-o", fatbin])
+        made.write_text(json.dumps(kernels_in(fatbin)))
+
+    path = ROOT / "build/aot" / f"{source.stem}-{made_of(source, archs, Path(__file__).read_text())}.json"
+    return json.loads(kept(path, make).read_text())
+
+
+def compile_all(sources: Iterable[Path] = SOURCES, archs: tuple[str, ...] = ARCHS, workers: int = 2) -> list[Row]:
     """The rows of all files and architectures, sorted."""
-    jobs = [(source, arch) for source in sources for arch in archs]
     with ThreadPoolExecutor(workers) as pool:
-        rows = [row for made in pool.map(lambda job: compiled(*job), jobs) for row in made]
+        rows = [row for made in pool.map(lambda source: compiled(source, archs), sources) for row in made]
+    return in_order(rows)
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """Rows as the table has them: by kernel, then by architecture."""
     return sorted(rows, key=lambda row: (row["kernel"], ARCHS.index(row["arch"])))
 
 
@@ -107,28 +108,29 @@ def render(table: dict) -> str:
         "<!-- Generated by `python -m proof.generated.aot`; do not edit. -->",
         "# CUDA kernels, compiled ahead of time",
         "",
-        f"nvcc {table['nvcc']}, `{' '.join(NVCC_FLAGS)}`. Registers per thread for {', '.join(ARCHS)}; stack and",
-        "spills in bytes, the worst of all architectures; SASS counts the instructions in the code for sm_90.",
+        f"nvcc {table['nvcc']}, `{' '.join(NVCC_FLAGS)}`. Registers per thread for {', '.join(ARCHS)}; stack in",
+        "bytes (spilled registers are in it), the most of all architectures; SASS counts the instructions for sm_90.",
         "",
-        "| kernel | registers | static shared | stack | spills | SASS |",
-        "|---|---|---|---|---|---|",
+        "| kernel | registers | static shared | stack | SASS |",
+        "|---|---|---|---|---|",
     ]
     by_kernel: dict[str, list[Row]] = {}
     for row in table["kernels"]:
         by_kernel.setdefault(row["kernel"], []).append(row)
     for kernel, rows in by_kernel.items():
         registers = " ".join(str(row["registers"]) for row in rows)
-        spills = max(row["spill_store_bytes"] + row["spill_load_bytes"] for row in rows)
         sass = next(row["sass"] for row in rows if row["arch"] == "sm_90")
         stack, shared = max(row["stack_bytes"] for row in rows), rows[0]["static_shared_bytes"]
         counts = ", ".join(f"{kind} {count}" for kind, count in sass.items())
-        lines.append(f"| `{kernel}` | {registers} | {shared} | {stack} | {spills} | {counts} |")
+        lines.append(f"| `{kernel}` | {registers} | {shared} | {stack} | {counts} |")
     meanings = ", ".join(f"{kind}: {meaning}" for kind, meaning in INSTRUCTIONS.items())
     return "\n".join([*lines, "", f"{meanings}.", ""])
 
 
 def main() -> None:
-    table = {"nvcc": toolkit(), "kernels": compile_all()}
+    extension = shipped()
+    rows = in_order(kernels_in(extension)) if extension else compile_all()
+    table = {"nvcc": toolkit(), "kernels": rows}
     write_table(TABLE, table, render(table))
     print(f"wrote {TABLE.relative_to(ROOT)}: {len(table['kernels'])} kernels x architectures")
 
