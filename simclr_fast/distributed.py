@@ -16,10 +16,14 @@ def default_group() -> "dist.ProcessGroup | None":
 
 
 def rank_and_size(group: "dist.ProcessGroup | None") -> tuple[int, int]:
-    """(rank, number of processes) in `group`; (0, 1) for None."""
+    """(rank, number of processes) in `group`; (0, 1) for None. TypeError or ValueError for what is no group of ours."""
     if group is None:
         return 0, 1
-    rank = dist.get_rank(group)
+    if not dist.is_available() or not isinstance(group, (dist.ProcessGroup, int)):
+        raise TypeError(
+            f"group is a {type(group).__name__}: pass a torch.distributed.ProcessGroup, or None for one process"
+        )
+    rank = dist.get_rank(group)  # new_group gives a number to processes that are left out
     if rank < 0:
         raise ValueError("group: this process does not belong to it; pass a group that this rank is a member of")
     return rank, dist.get_world_size(group)

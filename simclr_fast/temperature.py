@@ -2,9 +2,12 @@
 
 import math
 import numbers
+import sys
 
 import torch
 from torch import Tensor, nn
+
+LARGEST = sys.float_info.max  # whole numbers above it, as 10**400, are no floats
 
 
 class LearnedTemperature(nn.Module):
@@ -70,7 +73,7 @@ def check_temperature(
         if not isinstance(temperature, (int, float)):
             temperature = float(temperature)  # of NumPy
         value = temperature
-    if not 0 < value < math.inf:  # two comparisons, of which torch.compile can make guards
+    if not 0 < value <= LARGEST:  # two comparisons, of which torch.compile can make guards; it takes none for < inf
         raise ValueError(f"{name}={value}: pass a positive, finite number (0.1 to 0.5 is usual)")
     return temperature
 

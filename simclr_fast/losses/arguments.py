@@ -1,6 +1,5 @@
 """What every loss asks of its arguments, and how they are made ready for an op."""
 
-import math
 import numbers
 from typing import Literal, get_args
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.ops.ntxent.reference import compute_dtype
-from simclr_fast.temperature import check_temperature, is_symbolic
+from simclr_fast.temperature import LARGEST, check_temperature, is_symbolic
 
 Reduction = Literal["mean", "sum", "none"]
 Precision = Literal["ieee", "tf32"]
@@ -50,7 +49,8 @@ def check_options(reduction: str, eps: float, precision: str | None) -> None:
         check_choice("reduction", reduction, REDUCTIONS)
     if isinstance(eps, bool) or not isinstance(eps, (int, float, numbers.Real)):
         raise TypeError(f"eps is a {type(eps).__name__}: pass a float; the default is 1e-8")
-    if not 0 < eps < math.inf:
+    value = eps if isinstance(eps, (int, float)) else float(eps)  # of NumPy, whose float32 does not hold LARGEST
+    if not 0 < value <= LARGEST:
         raise ValueError(f"eps={eps}: pass a positive, finite number; the default is 1e-8")
     if precision is not None:
         check_choice("precision", precision, PRECISIONS)
@@ -78,7 +78,9 @@ def default_precision() -> str:
 
 def for_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Each, or a copy where autograd could not save it: one made under inference_mode, as a frozen teacher's view."""
-    if torch.compiler.is_dynamo_compiling():  # which traces no is_inference
+    if (
+        torch.compiler.is_dynamo_compiling()
+    ):  # which traces no is_inference; where autograd refuses, torch says to clone
         return tensors
     if torch.is_inference_mode_enabled() or not any(map(Tensor.is_inference, tensors)):
         return tensors

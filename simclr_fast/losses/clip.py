@@ -25,7 +25,7 @@ from simclr_fast.losses.ranks import check_same_call, flag
 from simclr_fast.losses.rows import reduce_rows
 from simclr_fast.losses.similarity import agreed_logsumexp
 from simclr_fast.ops.ntxent.reference import compute_dtype, row_loss
-from simclr_fast.temperature import is_readable
+from simclr_fast.temperature import LARGEST, is_readable
 
 
 def clip_loss(
@@ -203,11 +203,13 @@ def _temperature_of(logit_scale: float | Tensor, rows: Tensor) -> float | Tensor
         return temperature
     if isinstance(logit_scale, bool) or not isinstance(logit_scale, numbers.Real):
         raise TypeError(f"logit_scale is a {type(logit_scale).__name__}: pass a float or a 0-dim tensor")
+    if not isinstance(logit_scale, (int, float)):
+        logit_scale = float(logit_scale)  # of NumPy
     temperature = 1 / logit_scale if logit_scale > 0 else math.nan
     _check_scale(logit_scale, temperature)
     return temperature
 
 
 def _check_scale(value: float, temperature: float) -> None:
-    if not 0 < value < math.inf or not 0 < temperature < math.inf:
+    if not 0 < value <= LARGEST or not 0 < temperature <= LARGEST:
         raise ValueError(f"logit_scale={value}: pass a positive, finite number (1 / temperature: 14.3 to 100 is usual)")

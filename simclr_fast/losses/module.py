@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from simclr_fast import distributed
 from simclr_fast.backends import check_backend
-from simclr_fast.losses.arguments import Backend, Precision, Reduction, check_options
+from simclr_fast.losses.arguments import Backend, Precision, Reduction, check_flags, check_options
 from simclr_fast.temperature import check_temperature
 
 
@@ -27,6 +27,7 @@ class ContrastiveLoss(nn.Module):
         backend: Backend = "auto",
     ):
         super().__init__()
+        check_flags(gather_distributed=gather_distributed)
         if gather_distributed:
             distributed.default_group()  # raises where torch.distributed is missing
         check_options(reduction, eps, precision)
