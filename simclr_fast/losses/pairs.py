@@ -86,7 +86,7 @@ class _PairLogits(torch.autograd.Function):
                 if norm is None:
                     return g * v
                 of_v = g / norm.clamp_min(ctx.eps)
-                return torch.addcmul(of_v * v, u, torch.where(norm < ctx.eps, 0, of_v * cosine), value=-1)
+                return torch.addcmul(of_v * v, u, torch.where(norm <= ctx.eps, 0, of_v * cosine), value=-1)
 
             results = []
             if need_a:
@@ -123,7 +123,7 @@ def through_normalization(du: Tensor, u: Tensor, norm: Tensor | None, eps: float
     if norm is None:
         return du
     along = u * (u * du).sum(dim=-1, keepdim=True)
-    return torch.where(norm < eps, du, du - along) / norm.clamp_min(eps)
+    return torch.where(norm <= eps, du, du - along) / norm.clamp_min(eps)
 
 
 def _part(device: torch.device) -> int | None:

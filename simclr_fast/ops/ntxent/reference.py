@@ -77,12 +77,12 @@ def unit_rows(z: Tensor, eps: float = 1e-8) -> Tensor:
     ones, whose norm does not count: its second derivatives are infinite at 0, and times 0 they would be NaN.
     """
     wide = z.to(wide_dtype(z))
-    short = row_norms(wide.detach(), z.dtype, eps) < eps
+    short = row_norms(wide.detach(), z.dtype, eps) <= eps
     return wide / row_norms(wide.masked_fill(short, 1), z.dtype, eps).masked_fill(short, eps)
 
 
 def row_norms(wide: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
-    """|z| [..., 1] of rows [..., D] of this dtype, in a wider or the same one; below eps where the true one is.
+    """|z| [..., 1] of rows [..., D] of this dtype, in a wider or the same one; at most eps where the true one is.
 
     In the same dtype squares may overflow, so rows are scaled by their largest entry first; a wider one holds them.
     """
