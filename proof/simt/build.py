@@ -162,11 +162,26 @@ def _runtime_objects(flavour: Flavour, pool: ThreadPoolExecutor) -> list[Path]:
     return [folder / f"{s.stem}.o" for s in sources]
 
 
+def _prefix(flags: list[str], of: str) -> Path:
+    """The header that every kernel file begins with, CUDA's and the runtime's, compiled once: most of a file's text.
+
+    of: digest of those headers.
+    """
+
+    def make(made: Path) -> None:
+        made.mkdir()
+        header = made / "prefix.h"
+        header.write_text('#include "simt/cuda.h"\n')
+        _compile([CXX, *flags, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+
+    return kept(OUT / f"prefix-{digest(of, flags)}", make) / "prefix.h"
+
+
 def _object(source: str, flavour: Flavour, replaced: Mapping[str, str]) -> Path:
     """One kernel file compiled, from the cache where neither it nor a file that it includes has changed."""
     files, include = closure([source], replaced), cuda_include()
-    flags = [*COMMON_FLAGS, *flavour.kernel_flags]
-    kernel_facing = {path: text for path, text in _runtime_files().items() if path.startswith("simt/")}
+    flags = [*COMMON_FLAGS, *flavour.kernel_flags, f"-I{RUNTIME}", f"-isystem{include}"]
+    kernel_facing = digest({path: text for path, text in _runtime_files().items() if path.startswith("simt/")}, CXX)
 
     def make(made: Path) -> None:
         scratch = made.parent
@@ -175,20 +190,26 @@ def _object(source: str, flavour: Flavour, replaced: Mapping[str, str]) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_text(f'#line 1 "{path}"\n{rewrite_shared(text, path)}')
         folders = [f"-I{scratch / folder}" for folder in _INCLUDE_FOLDERS]
-        folders += [f"-I{RUNTIME}", f"-isystem{include}"]
-        _compile([CXX, *flags, *folders, "-x", "c++", "-c", str(scratch / source), "-o", str(made)])
+        prefix = ["-include", str(_prefix(flags, kernel_facing))]
+        _compile([CXX, *flags, *folders, *prefix, "-x", "c++", "-c", str(scratch / source), "-o", str(made)])
 
-    of = digest(source, files, kernel_facing, flags, CXX, str(include))
+    of = digest(source, files, kernel_facing, flags)
     return kept(OUT / f"object-{flavour.name}-{of}.o", make)
 
 
-def build(sources: Iterable[str], flavour: str = "plain", replaced: Mapping[str, str] | None = None) -> Path:
+def build(
+    sources: Iterable[str],
+    flavour: str = "plain",
+    replaced: Mapping[str, str] | None = None,
+    defect: tuple[str, Mapping[str, str]] | None = None,
+) -> Path:
     """Compiles kernel files into one library; unchanged input is answered from the cache in build/simt.
 
     Args:
         sources: paths from the root of the repository (.cu, or .cpp that adds plain C entry points).
         flavour: "plain", "asan" (with UBSan) or "tsan".
-        replaced: text to compile instead of a file's own, by path; how mutants are made.
+        replaced: text to compile instead of a file's own, by path.
+        defect: (source, replaced), for the compilation of this source alone; how mutants are made.
 
     Returns:
         The path of the shared library.
@@ -196,10 +217,15 @@ def build(sources: Iterable[str], flavour: str = "plain", replaced: Mapping[str,
     Raises:
         BuildError: with the compiler's message, or the line of a __shared__ declaration that cannot be rewritten.
     """
-    how = FLAVOURS[flavour]
+    how, (defective, texts) = FLAVOURS[flavour], defect or ("", {})
+
+    def made_from(source: str) -> Path:
+        return _object(source, how, {**(texts if source == defective else {}), **(replaced or {})})
+
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         runtime = _runtime_objects(how, pool)
-        objects = [*pool.map(lambda source: _object(source, how, replaced or {}), sorted(sources)), *runtime]
+        # Of a function that was not inlined the linker takes the first definition: the defective one.
+        objects = [*pool.map(made_from, sorted(sources, key=lambda source: (source != defective, source))), *runtime]
 
     def link(made: Path) -> None:
         command = [CXX, "-shared", *how.kernel_flags, "-Wl,-Bsymbolic", "-pthread", *map(str, objects)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from proof.simt.build import build
-from proof.simt.mutants import replaced_by
+from proof.simt.mutants import defect_of
 
 # proof/simt/sanitize.py sets this to run the same tests on instrumented kernels.
 FLAVOUR = os.environ.get("SIMT_FLAVOUR", "plain")
@@ -78,8 +78,7 @@ class Kernels:
         self, sources: Iterable[str], flavour: str = FLAVOUR, replaced: Mapping[str, str] | None = None
     ) -> None:
         mutant = os.environ.get("SIMT_MUTANT")  # proof/simt/test_mutants.py runs tests on kernels with a defect
-        mutation = replaced_by(mutant) if mutant else {}
-        self.path = build(sources, flavour, {**mutation, **(replaced or {})})
+        self.path = build(sources, flavour, replaced, defect_of(mutant) if mutant else None)
         self._library = ctypes.CDLL(str(self.path))
         self._library.simt_take_error.restype = ctypes.c_char_p
 

@@ -10,7 +10,9 @@ class Mutant:
     """One defect.
 
     name: what is wrong. file: the kernel file. old: its text, which must occur exactly once. new: what stands there
-    instead. judges: the tests that are run, as pytest takes them; at least one must fail.
+    instead. judges: the tests that are run, as pytest takes them; at least one must fail. source: the .cu file that is
+    compiled with the defect, where `file` is a header and another of those that include it than _SOURCES says; all
+    others stay as they are, so that a mutant costs one compilation.
     """
 
     name: str
@@ -18,6 +20,12 @@ class Mutant:
     old: str
     new: str
     judges: tuple[str, ...]
+    source: str = ""
+
+    @property
+    def compiled_in(self) -> str:
+        """The path of the source that is compiled with the defect."""
+        return f"csrc/cuda/{self.source or _SOURCES[self.file]}" if self.file in _SOURCES else self.file
 
     def text(self) -> str:
         """The file with the defect in it; ValueError where `old` does not occur exactly once."""
@@ -28,26 +36,49 @@ class Mutant:
         return original.replace(self.old, self.new)
 
 
-def replaced_by(name: str) -> dict[str, str]:
-    """The file texts that the mutant of that name replaces, as build() takes them."""
+def defect_of(name: str) -> tuple[str, dict[str, str]]:
+    """The source and the file text of the mutant of that name, as build() takes them."""
     mutant = next(m for m in MUTANTS if m.name == name)
-    return {mutant.file: mutant.text()}
+    return mutant.compiled_in, {mutant.file: mutant.text()}
 
 
-def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64") -> Mutant:
+# In which source the defects of a header are shown.
+_SOURCES = {
+    "csrc/ntxent.h": "ntxent_fwd.cu",
+    "csrc/similarity_launch.h": "similarity.cu",
+    "csrc/cuda/augment_filter.cuh": "augment.cu",
+    "csrc/cuda/augment_resize.cuh": "augment.cu",
+    "csrc/cuda/augment_tile.cuh": "augment.cu",
+    "csrc/cuda/ntxent_bwd_terms.cuh": "ntxent_bwd.cu",
+    "csrc/cuda/ntxent_direct.cuh": "ntxent_resident.cu",
+    "csrc/cuda/ntxent_fwd.cuh": "ntxent_fwd.cu",
+    "csrc/cuda/ntxent_math.cuh": "ntxent_bwd.cu",
+    "csrc/cuda/ntxent_normalize.cuh": "ntxent_normalize.cu",
+    "csrc/cuda/ntxent_plan.h": "ntxent_fwd.cu",
+    "csrc/cuda/ntxent_problem.h": "ntxent_fwd.cu",
+    "csrc/cuda/ntxent_resident_plan.h": "ntxent_fwd_bwd.cu",
+    "csrc/cuda/ntxent_row_gradient.cuh": "ntxent_bwd_finish.cu",
+    "csrc/cuda/ntxent_statistics.cuh": "ntxent_fwd.cu",
+    "csrc/cuda/ntxent_tiles.cuh": "ntxent_fwd.cu",
+    "csrc/cuda/reduce.cuh": "ntxent_normalize.cu",
+}
+
+
+def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64", source: str = "") -> Mutant:
     judges = (f"proof/simt/test_ntxent.py::{judge}",)
-    return Mutant(f"ntxent {file.partition('.')[0]}: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges)
+    return Mutant(f"ntxent {file.partition('.')[0]}: {name}", f"csrc/cuda/ntxent_{file}", old, new, judges, source)
 
 
-def _similarity(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64") -> Mutant:
+def _similarity(
+    file: str, name: str, old: str, new: str, judge: str = "test_matches_float64", source: str = ""
+) -> Mutant:
     judges = (f"proof/simt/test_similarity.py::{judge}",)
-    return Mutant(f"similarity: {name}", f"csrc/{file}", old, new, judges)
+    return Mutant(f"similarity: {name}", f"csrc/{file}", old, new, judges, source)
 
 
-def _rule(name: str, old: str, new: str) -> Mutant:
-    return Mutant(
-        f"ntxent rule: {name}", "csrc/ntxent.h", old, new, ("proof/simt/test_ntxent.py::test_matches_float64",)
-    )
+def _rule(name: str, old: str, new: str, source: str = "") -> Mutant:
+    judges = ("proof/simt/test_ntxent.py::test_matches_float64",)
+    return Mutant(f"ntxent rule: {name}", "csrc/ntxent.h", old, new, judges, source)
 
 
 _BANDS = "test_a_cta_adds_up_the_tiles_of_its_bands"
@@ -76,8 +107,15 @@ MUTANTS = (
         (f"proof/simt/test_ntxent.py::{_ONCE}",),
     ),
     _rule("a loss without its positive in the sum", "return softplus(lse_neg - s_pos);", "return lse_neg - s_pos;"),
-    _rule("a log-sum-exp of the negatives alone", "return log_add_exp(lse_neg, s_pos);", "return lse_neg;"),
-    _rule("a positive that always pulls fully", "return sigmoid(lse_neg - s_pos);", "return T(1);"),
+    _rule(
+        "a log-sum-exp of the negatives alone",
+        "return log_add_exp(lse_neg, s_pos);",
+        "return lse_neg;",
+        "ntxent_bwd.cu",
+    ),
+    _rule(
+        "a positive that always pulls fully", "return sigmoid(lse_neg - s_pos);", "return T(1);", "ntxent_bwd_finish.cu"
+    ),
     _ntxent(
         *("fwd.cu", "no barrier before a stage is refilled"),
         *("    __syncthreads();  // every warp is done with the stage\n", "", _SCHEDULES),
@@ -133,6 +171,7 @@ MUTANTS = (
         "rows of a tf32 step in their own order",
         "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[2])",
         "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[1])",
+        source="ntxent_bwd.cu",
     ),
     _ntxent(
         "statistics.cuh",
@@ -187,7 +226,7 @@ MUTANTS = (
     _ntxent("bwd_finish.cu", "dt without the positive", "row_logits -= own_pull * task.side.s_pos[own];", ";"),
     _ntxent("row_gradient.cuh", "last split left out", "i < count; ++i, part", "i < 1; ++i, part"),
     _rule("positive of the second view", "row < n ? row + n : row - n", "row + n"),
-    _rule("tiles with a positive left of the diagonal unmasked", " || meets(own - n)", ""),
+    _rule("tiles with a positive left of the diagonal unmasked", " || meets(own - n)", "", "ntxent_bwd.cu"),
     _ntxent("normalize.cuh", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
     _at_once(
         *("resident.cu", "nobody waits for the unit rows"),
@@ -277,6 +316,7 @@ MUTANTS = (
             "statistic, 16);\n  plan.bytes = plan.finished_at;",
         ),
         "test_zero_weights_give_zero_gradients",
+        source="ntxent_bwd_finish.cu",
     ),
     Mutant(
         "augment: a NaN pixel clamped to a number",

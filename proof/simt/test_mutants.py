@@ -29,8 +29,9 @@ def run_judges(mutant: Mutant, output: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ["SIMT_MUTANT"] = mutant.name
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the judges need none, and loading them takes a second
     os.chdir(ROOT)
-    options = ["-q", "-x", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
+    options = ["-q", "-x", "-rfE", "--tb=line", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
     sys.exit(int(pytest.main([*options, *mutant.judges])))
 
 
