@@ -55,7 +55,7 @@ _SOURCES = {
     "csrc/cuda/ntxent_math.cuh": "ntxent_bwd.cu",
     "csrc/cuda/ntxent_normalize.cuh": "ntxent_normalize.cu",
     "csrc/cuda/ntxent_plan.h": "ntxent_fwd.cu",
-    "csrc/cuda/ntxent_problem.h": "ntxent_fwd.cu",
+    "csrc/cuda/ntxent_problem.h": "similarity.cu",
     "csrc/cuda/ntxent_resident_plan.h": "ntxent_fwd_bwd.cu",
     "csrc/cuda/ntxent_row_gradient.cuh": "ntxent_bwd_finish.cu",
     "csrc/cuda/ntxent_statistics.cuh": "ntxent_fwd.cu",
@@ -355,7 +355,7 @@ MUTANTS = (
     ),
     _similarity(
         *("cuda/ntxent_plan.h", "bands of rows without a limit"),
-        *("ceil_div(plan.row_tiles, kFwdMaxSlots)", "1", "test_the_workspace_is_linear"),
+        *("ceil_div(plan.row_tiles, kFwdMaxSlots)", "1", "test_the_workspace_is_linear", "similarity.cu"),
     ),
     _similarity("cuda/similarity.cu", "one slot of the columns", "nullptr, plan.row_bands,", "nullptr, 1,", _BANDS),
     _similarity(
@@ -376,7 +376,7 @@ MUTANTS = (
     ),
     _similarity(
         *("cuda/ntxent_statistics.cuh", "maxima in base 2"),
-        *(": static_cast<W>(p.x) * per_unit;", ": static_cast<W>(p.x);", _SCHEDULES),
+        *(": static_cast<W>(p.x) * per_unit;", ": static_cast<W>(p.x);", _SCHEDULES, "similarity.cu"),
     ),
     _similarity("similarity_launch.h", "pairs at no distance", "EXCLUDE_PAIR ? rows / 2 : 0", "EXCLUDE_PAIR ? 0 : 0"),
     _similarity("cuda/ntxent_problem.h", "a rectangle taken for symmetric", "rows == columns && ", ""),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proof.simt.library import FLAVOUR, SCHEDULES, Kernels, Schedule, SimtError
+from proof.simt.library import FLAVOUR, SCHEDULES, Kernels, Schedule, SimtError, of_values
 from proof.simt.ntxent_accuracy import SOURCES
 from proof.simt.test_ntxent import BFLOAT, DOUBLE, FLOAT, HALF, ROUNDINGS, Case, gradient_differs
 from tests import ntxent_truth as inputs
@@ -89,8 +89,8 @@ def test_matches_float64(kernels: Kernels, case: Case, truncating: bool) -> None
 
 
 @ROUNDINGS
-@pytest.mark.parametrize("temperature", [0.5, 0.03, 0.01])
-@pytest.mark.parametrize("kind", inputs.KINDS)
+@pytest.mark.parametrize("temperature", of_values(0.5, 0.03, 0.01))
+@pytest.mark.parametrize("kind", of_values(*inputs.KINDS))
 def test_full_float32_is_as_exact_as_on_the_cpu(
     kernels: Kernels, kind: str, temperature: float, truncating: bool
 ) -> None:
@@ -105,7 +105,7 @@ def test_full_float32_is_as_exact_as_on_the_cpu(
 
 @ROUNDINGS
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
-@pytest.mark.parametrize("kind", ["random", "aligned", "opposed"])
+@pytest.mark.parametrize("kind", of_values("random", "aligned", "opposed"))
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
 def test_half_gradients(kernels: Kernels, dtype: torch.dtype, kind: str, temperature: float, truncating: bool) -> None:
     """dz is float32: nothing is lost to the inputs' type, however small the gradient of a mean."""
