@@ -83,14 +83,21 @@ class TrainStep:
         # DistributedDataParallel breaks the graph on purpose, between its buckets, to overlap their reduction.
         fullgraph = not isinstance(model, DistributedDataParallel)
 
-        def traced(function: Callable) -> Callable:
-            if compile_backend is None:
-                return function
-            mode = compile_mode if self.replays else None  # other backends than inductor know no modes
-            return torch.compile(function, backend=compile_backend, mode=mode, fullgraph=fullgraph, dynamic=False)
+        def traced(function: Callable, name: str) -> Callable:
+            if compile_backend is not None:
+                mode = compile_mode if self.replays else None  # other backends than inductor know no modes
+                function = torch.compile(
+                    function, backend=compile_backend, mode=mode, fullgraph=fullgraph, dynamic=False
+                )
 
-        self.project = traced(self._project)
-        self.compare = traced(self._compare)
+            def in_phase(*arguments: object) -> object:  # around the graph: within, a profiler sees no ranges
+                with phase(name):
+                    return function(*arguments)
+
+            return in_phase
+
+        self.project = traced(self._project, "forward")
+        self.compare = traced(self._compare, "loss")
 
     def __call__(self, images: Images, draw: Draw, lr: float, *, measure: bool = False) -> StepResult:
         """One step at learning rate `lr`, with statistics if it is to `measure`, which all processes must then do.
@@ -134,14 +141,13 @@ class TrainStep:
             raise RuntimeError(f"views have strides {views.stride()}: they must reach the backbone as {layout}")
 
     def _project(self, views: Tensor) -> Tensor:
-        with phase("forward"), torch.autocast(views.device.type, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(views.device.type, self.autocast, enabled=self.autocast is not None):
             return self.model(views)  # [2b, D]
 
     def _compare(self, z: Tensor, measure: bool) -> tuple[Tensor, NTXentStatistics | None]:
-        with phase("loss"):
-            if measure:
-                return self.criterion(*z.chunk(2), return_stats=True)
-            return self.criterion(*z.chunk(2)), None
+        if measure:
+            return self.criterion(*z.chunk(2), return_stats=True)
+        return self.criterion(*z.chunk(2)), None
 
     def _backward_in_micro_batches(
         self, images: Images, draw: Draw, measure: bool
@@ -155,8 +161,8 @@ class TrainStep:
                 cached.append(self.project(self._views(images[part], draw[part])))
         # Each micro-batch is view-major: gather view 0 of all, then view 1.
         z = torch.cat([zk.chunk(2)[view] for view in range(2) for zk in cached]).requires_grad_()
-        loss, statistics = self._compare(z, measure)
         with phase("loss"):
+            loss, statistics = self._compare(z, measure)
             self.scaler.scale(loss).backward()
         dz0, dz1 = (dz.split(size) for dz in z.grad.chunk(2))
         for k, part in enumerate(parts):

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import train
+from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import checkpoints
-from simclr_fast.config import RECIPES, Config, flag
+from simclr_fast.config import RECIPES, AugmentOptions, Config, flag
 from simclr_fast.data import sources
 from simclr_fast.data.threads import Work
 from simclr_fast.run_files import METRICS_FILE, read_metrics
@@ -21,9 +22,11 @@ from simclr_fast.training import bound
 from simclr_fast.training.bound import RULES, Circumstances, verdict
 from simclr_fast.training.profile import covered, loading
 from simclr_fast.training.profiled import PHASES, Loading, Profile
+from simclr_fast.training.step import TrainStep
+from simclr_fast.training.views import Views
 from tests.data.conftest import write_image
 
-SMALL = ["demo", "--batch-size", "500", "--size", "8", "--epochs", "2", "--head-hidden", "32", "--threads", "1"]
+SMALL = ["demo", "--batch-size", "100", "--size", "8", "--epochs", "2", "--head-hidden", "32", "--threads", "1"]
 DECODING = Loading(threads=2, busy_share=0.98, cpu_share=0.95, image_ms=1.6)
 
 
@@ -234,6 +237,21 @@ def run(tmp_path: Path, capsys, *options: str) -> tuple[dict[str, float], str]:
     return {name: float(ms) for name, ms in rows}, said.strip().splitlines()[-1]
 
 
+def test_a_compiled_step_has_the_phases_of_an_eager_one() -> None:
+    """Around the graphs: within one, a profiler sees no ranges."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1), fused=True)
+    views = Views(AugmentOptions(size=8), seed=0, channels_last=False)
+    draw = views.draw(torch.arange(4), 0)
+    pictures = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    step = TrainStep(model, views, NTXentLoss(0.5), optimizer, compile_backend="eager")
+    step(pictures, draw, 0.1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        step(pictures, draw, 0.1)
+    names = [event.name for event in recorded.events()]
+    assert [names.count(name) for name in PHASES[1:]] == [1] * 5
+
+
 def test_a_run_on_the_cpu_names_its_phases_and_leaves_the_folder_as_it_is(tmp_path: Path, capsys) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / METRICS_FILE).write_text('{"step": 5, "loss": 2.0}\n')  # of a run that is in the folder
@@ -267,9 +285,9 @@ def test_a_run_that_waits_for_slow_files(workers: int, what: str, tmp_path: Path
 
 
 def test_a_run_too_short_for_its_profile_is_refused(tmp_path: Path, capsys) -> None:
-    assert train.main([*SMALL, "--profile", "7", "--output", str(tmp_path)]) == 2
+    assert train.main([*SMALL, "--profile", "39", "--output", str(tmp_path)]) == 2
     said = capsys.readouterr().err
-    assert "--profile 7: it takes 17 steps, and the run has 16; pass fewer, or more --epochs" in said
+    assert "--profile 39: it takes 81 steps, and the run has 80; pass fewer, or more --epochs" in said
 
 
 def test_circumstances_share_the_cores_among_the_processes(monkeypatch) -> None:
