@@ -84,6 +84,7 @@ def test_a_dry_run_fills_in_all_figures(dry: tuple[dict, str, str]) -> None:
         assert all(case["contestants"][name]["views/s"] > 0 for name in ("cpp", "triton"))
     for name in ("resnet50", "resnet18"):
         assert {"images/s", "views ms", "loss ms", "share of views and loss"} <= set(measured["steps"][name])
+    assert {"images/s, graph", "images/s, eager"} <= set(measured["steps"]["resnet18"])
     assert set(measured["peers"]) == {"ntxent", "augment"}
     assert len(measured["tune"]) == 2
 

@@ -264,22 +264,55 @@ def test_a_repository_keeps_no_single_tests_and_rounds() -> None:
     assert results.short({"check": {}}) == {"check": {}}
 
 
-def test_a_step_that_is_not_finite_says_where() -> None:
+def dry_training(section: str = "resnet18", **how):
     from types import SimpleNamespace
 
     import torch
 
-    from tools.gpu.bench_steps import NonFiniteLossError, Training
+    from tools.gpu.bench_steps import Training
 
-    training = Training(SimpleNamespace(dry=True, device=SimpleNamespace(torch=torch.device("cpu"))), "resnet18")
-    training.once()
-    assert all(training.where_not_finite().values())
+    device = SimpleNamespace(torch=torch.device("cpu"))
+    return Training(SimpleNamespace(dry=True, device=device, section=section, found={}, say=print), section, **how)
+
+
+def test_a_step_that_is_not_finite_says_where() -> None:
+    """Planted in weights, in the views, in the middle of the model and in the loss: the first one is named."""
+    import torch
+
+    from simclr_fast.errors import NonFiniteLossError
+    from tools.gpu.not_finite import where_not_finite
+
+    training = dry_training()
+    training.first()
+    step, model = training.step, training.step.model
+    report = lambda: where_not_finite(step, training.images, training.draw())
+    fine = report()
+    assert fine["first"] == "none, when made again"
+    assert fine["views, largest difference from the CPU's"] == 0
+    assert float(fine["eager"]["loss"]) > 0
+
+    spoil = lambda module, inputs, output: output.fill_(torch.nan)
+    handle = model.backbone.bn1.register_forward_hook(spoil)
+    found = report()  # what was compiled before does not see the hook
+    assert found["first"].split("; ")[0] == "eager: output of backbone.bn1 (BatchNorm2d)"
+    assert "compiled" not in found["first"]
+    assert found["eager"]["module"]["input"] == 0
+    handle.remove()
+
+    criterion = step.criterion
+    step.criterion = lambda z0, z1: criterion(z0, z1) * torch.nan
+    assert report()["first"].startswith("eager: loss")
+    step.criterion = criterion
+
+    apply = step.views.apply
+    step.views.apply = lambda images, draw: apply(images, draw).index_fill(0, torch.tensor([3]), torch.inf)
+    bad = report()
+    assert bad["first"] == "views"
+    assert (bad["first bad view"]["view"], bad["first bad view"]["pixel"]) == (3, [0, 0, 0])
+    step.views.apply = apply
+
     with torch.no_grad():
-        training.step.model.backbone.conv1.weight.fill_(float("nan"))
-    training.once()
+        model.backbone.conv1.weight.fill_(torch.nan)
     with pytest.raises(NonFiniteLossError):
-        training.step.settle()
-    where = training.where_not_finite()
-    assert where["views"]
-    assert not where["embeddings, eager"]
-    assert not where["parameter backbone.conv1.weight"]
+        training.first()
+    assert training.bench.found["steps"]["resnet18"]["not finite"]["first"] == "weights: backbone.conv1.weight"

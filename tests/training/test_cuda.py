@@ -12,6 +12,8 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.models import build_model
+from simclr_fast.optim import build_optimizer, set_learning_rate
+from simclr_fast.training.average import WeightAverage
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
@@ -143,6 +145,31 @@ def test_a_step_waits_for_nothing(opt: str, autocast: torch.dtype | None) -> Non
     finally:
         torch.cuda.set_sync_debug_mode("default")
     step.settle()
+
+
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+def test_optimizers_make_the_updates_of_the_cpu(opt: str) -> None:
+    """In float64 on the CPU: the fused kernels of both, skipped steps and the average included."""
+    results = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        torch.manual_seed(0)
+        options = config("group", opt=opt)
+        model = build_model(options.model, channels=1).to(device, dtype).to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(model, options.optimization)
+        average = WeightAverage(model, 0.9)
+        optimizer.found_inf = torch.zeros((), device=device)
+        for k in range(6):
+            set_learning_rate(optimizer, 0.05 / (k + 1))
+            optimizer.found_inf.fill_(float(k == 3))
+            for i, p in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(100 * k + i)
+                value = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                p.grad = torch.empty_like(p).copy_(value if k != 3 else value * torch.nan)
+            optimizer.step()
+            average.update_parameters(model, skip=optimizer.found_inf)
+        results.append([t.detach().cpu().double() for t in (*model.parameters(), *average.module.parameters())])
+    for exact, made in zip(*results, strict=True):
+        torch.testing.assert_close(made, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_step_replays_as_a_cuda_graph() -> None:

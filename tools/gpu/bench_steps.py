@@ -2,20 +2,24 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from simclr_fast import NTXentLoss
 from simclr_fast.config import RECIPES
+from simclr_fast.data.resident import ResidentBatch
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.models import build_model
 from simclr_fast.optim import build_optimizer
-from simclr_fast.training.step import TrainStep
-from simclr_fast.training.views import Views
+from simclr_fast.training.step import StepResult, TrainStep
+from simclr_fast.training.step_graph import EAGER_STEPS, CudaCapture, GraphedStep, Work
+from simclr_fast.training.views import Draw, Views
 from tools.gpu.bench import Bench
 from tools.gpu.bench_augment import photographs
 from tools.gpu.device import MIB
+from tools.gpu.not_finite import where_not_finite
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,22 @@ DRY = {
 }
 
 
+class Repeated:
+    """In the place of CUDA graphs in a dry run: does the work again."""
+
+    def eager(self, work: Work) -> StepResult:
+        """Do it."""
+        return work()
+
+    def record(self, work: Work) -> tuple[Callable[[], object], StepResult]:
+        """What does it, and what it makes."""
+        return work, work()
+
+
 class Training:
     """A training run without its loader: the images are on the device."""
 
-    def __init__(self, bench: Bench, name: str):
+    def __init__(self, bench: Bench, name: str, *, compiled: bool = True, graph: bool = False):
         self.bench = bench
         self.setting = (DRY if bench.dry else SETTINGS)[name]
         recipe = RECIPES[self.setting.recipe]
@@ -60,30 +76,41 @@ class Training:
         compiler = "aot_eager" if bench.dry else "inductor"
         # The same step without scaler and clipping that the recipes take.
         self.step = TrainStep(
-            model, self.views, self.loss, optimizer, autocast=torch.bfloat16, compile_backend=compiler
+            model,
+            self.views,
+            self.loss,
+            optimizer,
+            autocast=torch.bfloat16,
+            compile_backend=compiler if compiled else None,
         )
+        self.graph = GraphedStep(self.step, Repeated() if bench.dry else CudaCapture(device)) if graph else None
         images = photographs(self.setting.batch, self.setting.side).to(device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.indices = torch.arange(self.setting.batch, device=device)
         self.count = 0
 
+    def draw(self) -> Draw:
+        """Of the step that was taken last."""
+        return self.views.draw(self.indices, self.count)
+
     def once(self) -> None:
         """One step."""
         self.count += 1
-        self.step(self.images, self.views.draw(self.indices, self.count), lr=0.01)
+        if self.graph is not None:
+            self.graph(ResidentBatch(self.images, self.indices, self.indices), self.draw(), lr=0.01)
+        else:
+            self.step(self.images, self.draw(), lr=0.01)
 
-    def where_not_finite(self) -> dict[str, bool]:
-        """Which of a step's results are finite, in their order, after a step whose loss was not."""
-        views = self.step.views.apply(self.images, self.views.draw(self.indices, self.count))
-        eager = self.step._project(views).detach()
-        compiled = self.step.project(views)
-        loss, _ = self.step.compare(compiled, False)
-        made = {"views": views, "embeddings, eager": eager, "embeddings, compiled": compiled, "loss, compiled": loss}
-        made["loss of the eager embeddings"] = self.loss(*eager.chunk(2))
-        made["loss of the compiled embeddings"] = self.loss(*compiled.detach().chunk(2))
-        made |= {f"parameter {name}": parameter for name, parameter in self.step.model.named_parameters()}
-        finite = {name: bool(value.isfinite().all()) for name, value in made.items()}
-        return {name: value for name, value in finite.items() if not (value and name.startswith("parameter"))}
+    def first(self) -> None:
+        """The first step; raises NonFiniteLossError where it failed, with found["not finite"] saying of what."""
+        self.once()
+        try:
+            self.step.settle()
+        except NonFiniteLossError:
+            found = self.bench.found.setdefault("steps", {}).setdefault(self.bench.section, {})
+            found["not finite"] = where_not_finite(self.step, self.images, self.draw())
+            self.bench.say(f"first that is not finite: {found['not finite']}")
+            raise
 
     def milliseconds_of_a_step(self) -> float:
         """Over steps in a row, by the wall clock."""
@@ -102,13 +129,7 @@ def run(bench: Bench) -> None:
     setting = training.setting
     found["setting"] = asdict(setting)
     begin = time.monotonic()
-    try:
-        training.once()
-        training.step.settle()
-    except NonFiniteLossError:
-        found["finite"] = training.where_not_finite()
-        raise
-    device.synchronize()
+    training.first()
     found["compile s"] = time.monotonic() - begin
     bench.save()
     for _ in range(0 if bench.dry else 5):
@@ -138,11 +159,26 @@ def run(bench: Bench) -> None:
     )["both"].ms
     found |= {"views ms": views_ms, "loss ms": loss_ms, "share of views and loss": (views_ms + loss_ms) / step_ms}
     found["share of views, by difference"] = (step_ms - found["step ms without views"]) / step_ms
+    if bench.section == "resnet18":  # small steps are what launches cost the most
+        others(bench, found)
     bench.say(f"{bench.section}: {found}")
+
+
+def others(bench: Bench, found: dict) -> None:
+    """The same step as it is, and compiled and as one CUDA graph: images per second of both, beside "images/s"."""
+    for name, how in (("graph", {"graph": True, "compiled": not bench.dry}), ("eager", {"compiled": False})):
+        figures = found.setdefault(name, {})
+        with bench.guarded(figures, f"{bench.section}, {name}"):
+            training = Training(bench, bench.section, **how)
+            training.first()
+            for _ in range(EAGER_STEPS if bench.dry else EAGER_STEPS + 5):
+                training.once()
+            step_ms = statistics.median(training.milliseconds_of_a_step() for _ in range(1 if bench.dry else 3))
+            training.step.settle()
+            figures |= {"step ms": step_ms, "images/s": training.setting.batch / step_ms * 1e3}
+            found[f"images/s, {name}"] = figures["images/s"]
 
 
 def warm(bench: Bench) -> None:
     """One step, which compiles."""
-    training = Training(bench, bench.section)
-    training.once()
-    training.step.settle()
+    Training(bench, bench.section).first()

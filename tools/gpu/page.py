@@ -196,6 +196,8 @@ def steps(bench: dict) -> list[str]:
     """Training steps."""
     shown = {
         "images/s": "images/s",
+        "as a graph": "images/s, graph",
+        "not compiled": "images/s, eager",
         "step, ms": "step ms",
         "views, ms": "views ms",
         "loss, ms": "loss ms",
