@@ -99,6 +99,20 @@ def test_targets_of_the_other_losses(found: dict) -> None:
     assert rows["clip, 8192 x 8192, D = 512: peak memory beyond the inputs"] == (None, None)
 
 
+def test_targets_of_the_step_from_files(found: dict) -> None:
+    what = "resnet18 at 224 px from JPEG files"
+    rows = {target.what: target for target in targets(found)}
+    assert rows[f"{what}: against lightly"].reason == "case not in this run"
+    assert rows[f"{what}: loading + augmentation"].met is None
+    contestants = {"simclr_fast": timed(1.0, cpu_share_before_model=0.02), "lightly": timed(1.7)}
+    found["train_step_files"] = [
+        {"case": {"model": model}, "contestants": contestants} for model in ("resnet_mini", "resnet18")
+    ]
+    rows = {target.what: target for target in targets(found)}
+    assert (rows[f"{what}: against lightly"].measured, rows[f"{what}: against lightly"].met) == (1.7, True)
+    assert rows[f"{what}: loading + augmentation"].met
+
+
 def test_a_change_beyond_noise_is_flagged(found: dict) -> None:
     now = copy.deepcopy(found)
     now["ntxent"][0]["contestants"]["cpp"] = timed(1.3, peak_bytes=2**20)
