@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace simclr {
@@ -23,6 +24,16 @@ class Parallel {
     grain = std::max(grain, (n + threads_ - 1) / threads_);
     Body body = [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); };
     for_(0, n, grain, body, const_cast<F*>(&f));
+  }
+
+  // Calls f(i) for every i in [0, n), each thread for the first that none has taken: on a busy machine, one that runs
+  // seldom does little, and the others do not wait for a share of its.
+  template <class F>
+  void each(int64_t n, const F& f) const {
+    std::atomic<int64_t> next{0};
+    (*this)(std::min<int64_t>(n, threads_), 1, [&](int64_t, int64_t) {
+      for (int64_t i = next++; i < n; i = next++) f(i);
+    });
   }
 
   int threads() const { return threads_; }

@@ -94,27 +94,25 @@ void average_columns(const Similarities<T>& x, const Parallel& all_threads, cons
   const Blocks rows(round_up(x.pairing.rows, kPanel<T>), x.row_block);
   const Blocks column_blocks(columns.padded(), x.column_block);
   const ExpSums<T> row_sums = sums.from(0);
-  parallel(rows.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel.each(rows.count(), [&](int64_t i) {
     alignas(kCacheLine) T tile[kMaxBlock * kMaxBlock];
     T shrink[kMaxBlock];
     const AlignedBuffer<T> own(x.row_block * x.dim), a(x.row_block * dim_padded);
-    for (int64_t i = begin; i < end; ++i) {
-      const Block block = rows[i];
-      const Matrix<T> matrix = matrix_of_block(x, block, columns.data(), own);
-      const RowGradients<T> average{a.data(), block.begin, x.row_block};
-      std::memset(a.data(), 0, x.row_block * dim_padded * sizeof(T));
-      for (int64_t j = 0; j < column_blocks.count(); ++j) {
-        if (x.constant_max) {
-          store_exponentials_constant_max(matrix, block, column_blocks[j], tile, row_sums.sum);
-        } else {
-          store_exponentials_online_max(matrix, block, column_blocks[j], tile, row_sums, shrink);
-          shrink_rows(average, block.end - block.begin, dim_padded, shrink);
-        }
-        add_product(tile, block, column_blocks[j], along.data(), columns.padded(), average.panels, average.first_row,
-                    average.rows, dim_padded);
+    const Block block = rows[i];
+    const Matrix<T> matrix = matrix_of_block(x, block, columns.data(), own);
+    const RowGradients<T> average{a.data(), block.begin, x.row_block};
+    std::memset(a.data(), 0, x.row_block * dim_padded * sizeof(T));
+    for (int64_t j = 0; j < column_blocks.count(); ++j) {
+      if (x.constant_max) {
+        store_exponentials_constant_max(matrix, block, column_blocks[j], tile, row_sums.sum);
+      } else {
+        store_exponentials_online_max(matrix, block, column_blocks[j], tile, row_sums, shrink);
+        shrink_rows(average, block.end - block.begin, dim_padded, shrink);
       }
-      finish(block.begin, std::min(block.end, x.pairing.rows), average);
+      add_product(tile, block, column_blocks[j], along.data(), columns.padded(), average.panels, average.first_row,
+                  average.rows, dim_padded);
     }
+    finish(block.begin, std::min(block.end, x.pairing.rows), average);
   });
 }
 

@@ -140,15 +140,16 @@ void sum_exponentials(const Similarities<T>& x, const Parallel& all_threads, con
   const Blocks rows(round_up(x.pairing.rows, kPanel<T>), x.row_block);
   if (x.symmetric) {
     const Matrix<T> matrix{columns.data(), 0, columns.data(), x.pairing, x.dim};
-    SymmetricSchedule(rows).run(parallel, [&](Block i, Block j, bool both) {
-      add_sums(x, matrix, i, j, row_sums.from(0), both ? row_sums.from(0) : ExpSums<T>{});
+    SymmetricSchedule(rows).run(parallel, [&](const Visit& visit) {
+      visit.each_pair([&](Block i, Block j) {
+        add_sums(x, matrix, i, j, row_sums.from(0), i.begin == j.begin ? ExpSums<T>{} : row_sums.from(0));
+      });
     });
     return;
   }
   if (column_sums == nullptr) {
-    parallel(rows.count(), 1, [&](int64_t begin, int64_t end) {
-      add_sums_of_blocks(x, columns, rows, begin, end, row_sums.from(0), ExpSums<T>{});
-    });
+    parallel.each(rows.count(),
+                  [&](int64_t i) { add_sums_of_blocks(x, columns, rows, i, i + 1, row_sums.from(0), ExpSums<T>{}); });
     return;
   }
   // Rows in strips, each with its own sums of the columns: in one order for any number of threads, without waiting for
@@ -157,11 +158,9 @@ void sum_exponentials(const Similarities<T>& x, const Parallel& all_threads, con
   constexpr int64_t kStrips = 32;
   const int64_t strips = std::min(kStrips, rows.count()), padded = columns.padded();
   const SumBuffer<T> of_strips(strips * padded, x.constant_max);
-  parallel(strips, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t strip = begin; strip < end; ++strip) {
-      const int64_t first = strip * rows.count() / strips, last = (strip + 1) * rows.count() / strips;
-      add_sums_of_blocks(x, columns, rows, first, last, row_sums.from(0), of_strips.from(strip * padded));
-    }
+  parallel.each(strips, [&](int64_t strip) {
+    const int64_t first = strip * rows.count() / strips, last = (strip + 1) * rows.count() / strips;
+    add_sums_of_blocks(x, columns, rows, first, last, row_sums.from(0), of_strips.from(strip * padded));
   });
   parallel(padded, 256, [&](int64_t begin, int64_t end) {
     const ExpSums<T> total = column_sums->from(0);
@@ -233,21 +232,19 @@ void add_gradient(const Similarities<T>& x, const GradientTask<T>& task, const M
   if (both) add_transposed_product(tile, rows, columns, task.along, task.along_rows, du.panels, task.dim_padded);
 }
 
-// All columns of the row blocks [first, last), and the end of their rows.
+// All columns of a block of rows, and the end of these.
 template <class T, class Finish>
-void gradient_of_blocks(const Similarities<T>& x, const GradientTask<T>& task, const Across<T>& columns,
-                        const Blocks& rows, int64_t first, int64_t last, const Finish& finish) {
+void gradient_of_block(const Similarities<T>& x, const GradientTask<T>& task, const Across<T>& columns, Block rows,
+                       const Finish& finish) {
   const Blocks column_blocks(columns.padded(), x.column_block);
   const AlignedBuffer<T> own(x.row_block * x.dim), du(x.row_block * task.dim_padded);
-  for (int64_t i = first; i < last; ++i) {
-    const Matrix<T> matrix = matrix_of_block(x, rows[i], columns.data(), own);
-    const RowGradients<T> gradients{du.data(), rows[i].begin, x.row_block};
-    std::memset(du.data(), 0, x.row_block * task.dim_padded * sizeof(T));
-    for (int64_t j = 0; j < column_blocks.count(); ++j) {
-      add_gradient(x, task, matrix, rows[i], column_blocks[j], false, gradients);
-    }
-    finish(rows[i].begin, std::min(rows[i].end, x.pairing.rows), gradients);
+  const Matrix<T> matrix = matrix_of_block(x, rows, columns.data(), own);
+  const RowGradients<T> gradients{du.data(), rows.begin, x.row_block};
+  std::memset(du.data(), 0, x.row_block * task.dim_padded * sizeof(T));
+  for (int64_t j = 0; j < column_blocks.count(); ++j) {
+    add_gradient(x, task, matrix, rows, column_blocks[j], false, gradients);
   }
+  finish(rows.begin, std::min(rows.end, x.pairing.rows), gradients);
 }
 
 // dU_I = sum over J of G Y_J for the rows of every block I; finish(begin, end, dU) is called once for every row.
@@ -265,8 +262,7 @@ void sum_gradients(const Similarities<T>& x, const Factors<T>& of_row, const Fac
   const int64_t rows_padded = round_up(x.pairing.rows, kPanel<T>);
   const Blocks rows(rows_padded, x.row_block);
   if (!x.symmetric) {
-    parallel(rows.count(), 1,
-             [&](int64_t begin, int64_t end) { gradient_of_blocks(x, task, columns, rows, begin, end, finish); });
+    parallel.each(rows.count(), [&](int64_t i) { gradient_of_block(x, task, columns, rows[i], finish); });
     return;
   }
   const AlignedBuffer<T> du(dim_padded * rows_padded);
@@ -274,8 +270,9 @@ void sum_gradients(const Similarities<T>& x, const Factors<T>& of_row, const Fac
            [&](int64_t begin, int64_t end) { std::memset(du.data() + begin, 0, (end - begin) * sizeof(T)); });
   const RowGradients<T> gradients{du.data(), 0, rows_padded};
   const Matrix<T> matrix{columns.data(), 0, columns.data(), x.pairing, x.dim};
-  SymmetricSchedule(rows).run(
-      parallel, [&](Block i, Block j, bool both) { add_gradient(x, task, matrix, i, j, both, gradients); });
+  SymmetricSchedule(rows).run(parallel, [&](const Visit& visit) {
+    visit.each_pair([&](Block i, Block j) { add_gradient(x, task, matrix, i, j, i.begin != j.begin, gradients); });
+  });
   parallel(x.pairing.rows, least_rows(x.dim), [&](int64_t begin, int64_t end) { finish(begin, end, gradients); });
 }
 

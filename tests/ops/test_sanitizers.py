@@ -11,6 +11,7 @@ FUZZERS = {
     "augment": Fuzzer(FOLDER / "augment/fuzz_cpu.cpp", ("augment.cpp",), cases=4000),
     "ntxent": Fuzzer(FOLDER / "ntxent/fuzz_cpu.cpp", ("ntxent.cpp",), cases=160),
     "similarity": Fuzzer(FOLDER / "ntxent/fuzz_similarity.cpp", ("similarity.cpp",), cases=240),
+    "visits": Fuzzer(FOLDER / "ntxent/fuzz_visits.cpp", (), cases=80),
 }
 # (op, what is wrong, the line of its sources, what stands there instead)
 MUTANTS = (
@@ -39,6 +40,10 @@ MUTANTS = (
      "row_sums.sum[rows.begin + i] +"),
     ("similarity", "averages of the block before",
      "std::memset(a.data(), 0, x.row_block * dim_padded * sizeof(T));", ""),
+    ("visits", "a visit before one that it waits for", "--before_[next] == 0", "--before_[next] >= 0"),
+    ("visits", "a round that meets nobody", "round < circle; ++round", "round + 1 < circle; ++round"),
+    ("visits", "a group without its last block", "(index + 1) * blocks_.count() / groups_}",
+     "(index + 1) * (blocks_.count() - 1) / groups_}"),
     ("ntxent", "padding not masked", "row + height > rows || column + width", "column + width"),
 )  # fmt: skip
 

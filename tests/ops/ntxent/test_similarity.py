@@ -65,6 +65,8 @@ def check(
     assert found.keys() == allowed.keys()
     for name, error in found.items():
         tiny = TINY[dtype][1] / temperature if name.startswith("d") else TINY[dtype][0]
+        if name == "dt":  # the sum of n rows, each off by the rounding of its log-sum-exp, here a number up to 8
+            tiny = max(tiny, TINY[dtype][1] * n**0.5 / 4)
         assert error <= 2 * allowed[name] + tiny, f"{name} of {n} x {m} x {d}: {error:.1e}, not {allowed[name]:.1e}"
 
 
