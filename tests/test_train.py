@@ -119,6 +119,8 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
 
     metrics = read_metrics(folder / "metrics.jsonl")
     (step_line,) = (line for line in metrics if "loss" in line)  # the values of every step: tests/training/test_loop.py
+    page = (Path(train.__file__).parent / "docs" / "scale.md").read_text()
+    assert [name for name in step_line if f"`{name}`" not in page] == [], "every value is explained"
     assert step_line["step"] == 8
     assert step_line["epoch"] == 1.0
     assert step_line["lr"] == 2e-3, "the last step of the warm-up"
