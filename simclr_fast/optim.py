@@ -32,7 +32,12 @@ def build_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.opt
     for group in groups:
         group.pop("adapt", None)
     if options.opt == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=options.momentum, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=options.momentum, fused=True)
+        # torch makes the buffers in the first step, and leaves them uninitialised where the device skips it, as it does
+        # when the first gradient in float16 overflows. From zeros the first step is the same.
+        for p in (p for group in groups for p in group["params"]):
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
     return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=device.type == "cuda")
 
 

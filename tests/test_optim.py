@@ -212,6 +212,25 @@ def test_lars_takes_as_many_launches_for_any_number_of_parameters(layers: int) -
 
 
 @pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+def test_a_skipped_first_step_leaves_no_trace(opt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in float16, whose first gradients overflow; memory that nobody filled is made to show."""
+    monkeypatch.setattr(torch, "empty_like", lambda like, **options: torch.full_like(like, 7.0, **options))
+    results = []
+    for skipped in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
+        optimizer.found_inf = torch.ones(())
+        for value in (math.inf, 0.5, 0.25) if skipped else (0.5, 0.25):
+            optimizer.found_inf.fill_(float(value == math.inf))
+            for p in model.parameters():
+                p.grad = torch.full_like(p, value)
+            optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
 def test_a_step_is_skipped_where_the_device_says_so(opt: str) -> None:
     model = nn.Linear(4, 3)
     optimizer = build_optimizer(model, OptimizationOptions(opt=opt, lr=0.05))
