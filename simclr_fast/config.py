@@ -269,6 +269,8 @@ NOT_NEGATIVE: Rule = (lambda value: value >= 0, "a number >= 0")
 DECAY: Rule = (lambda value: 0 <= value < 1, "a fraction in [0, 1)")
 PROBABILITY: Rule = (lambda value: 0 <= value <= 1, "a probability in [0, 1]")
 
+LARGEST_SIZE = 8192  # pixels; a view of that side takes 768 MiB
+
 # The options of train.py whose value alone tells whether it can work, by name; None is no value.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("epochs", "lr_base_size", "head_hidden", "head_dim", "checkpoint_hist", "log_interval"), COUNT),
@@ -280,7 +282,7 @@ RULES: dict[str, Rule] = {
     "temperature": POSITIVE,
     "batch_size": (lambda value: value >= 2, "2 or more; one image has no others to differ from"),
     "clip_grad": (lambda value: value > 0, "a number > 0, or None"),
-    "size": (lambda value: value >= 8, "at least 8 pixels"),
+    "size": (lambda value: 8 <= value <= LARGEST_SIZE, f"8 to {LARGEST_SIZE} pixels"),
     "scale": (lambda value: 0 < value[0] <= value[1] <= 1, "two fractions, 0 < low <= high <= 1"),
     "ratio": (lambda value: 0 < value[0] <= value[1], "two numbers, 0 < low <= high"),
     "rotate": (lambda value: 0 <= value <= 180, "degrees in [0, 180]"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_entries, require_finite
-from simclr_fast.config import Config, ModelOptions
+from simclr_fast.config import RULES, Config, ModelOptions
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import build_encoder
 
@@ -53,6 +53,10 @@ class Run:
     def _of(path: Path, content: dict[str, Any]) -> "Run":
         require_entries(content, {"model": dict, "config": dict, "step": int}, str(path))
         config = config_of(content["config"], path)
+        for name, value in vars(config.augment).items():  # of which evaluation makes its views
+            fulfils, wanted = RULES.get(name, (None, ""))
+            if fulfils is not None and not fulfils(value):
+                raise CheckpointError(f"{path}: its option {name} is {str(value)[:50]}, not {wanted}: no run has that")
         average = content.get("ema")
         source, prefix = (average, f"module.{BACKBONE}") if average else (content["model"], BACKBONE)
         named = source.items() if isinstance(source, dict) else ()

@@ -114,6 +114,7 @@ CRAFTED = {
     "a backbone of no name": lambda content: content["config"]["model"].update(model="resnet"),
     "a name that is a number": lambda content: content["config"]["model"].update(model=3),
     "a size that is text": lambda content: content["config"]["augment"].update(size="28"),
+    "views that no memory holds": lambda content: content["config"]["augment"].update(size=10**9),
     "means that are text": lambda content: content["config"]["augment"].update(mean="0"),
     "an average that is a list": lambda content: content.update(ema=[1, 2]),
     "weights by number": lambda content: content.update(model=dict(enumerate(content["model"].values()))),
