@@ -43,6 +43,13 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """`content` as JSON, in one move: where this fails, what was at `path` is still there, whole."""
+    text, temporary = json.dumps(content, indent=2) + "\n", path.with_name(f"{path.name}.partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
 def read_results(path: Path) -> dict[str, Any] | None:
     """What a JSON file of results holds; None where there is no such file. Raises ConfigError for a damaged one."""
     try:

@@ -1,6 +1,5 @@
 """What the training loop measures: online kNN on the way; at the end, pictures and the comparison with baselines."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from simclr_fast.data import Dataset
 from simclr_fast.evaluation.comparison import compare, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import Preprocess, embed
 from simclr_fast.evaluation.probes import knn_accuracy
+from simclr_fast.evaluation.session import measurable
 from simclr_fast.evaluation.splits import random_part
 from simclr_fast.evaluation.tables import class_names
 from simclr_fast.models import build_model
-from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics
+from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics, write_results
 
 QUERY_SHARE = 0.1
 LARGEST_SAMPLE = 50_000  # images, queries and bank together; of a larger set a fixed random part is used
@@ -88,14 +88,15 @@ def evaluate(
     steps, seconds: how long the encoder has trained.
     """
     results: dict = {"seed": config.run.seed, "train_seconds": round(seconds, 1), "steps": steps}
-    labelled, test = dataset.labelled, dataset.test
-    if labelled is not None and test is not None and test.labels is not None:
+    if measurable(dataset):
         torch.manual_seed(config.run.seed)
         random_init = build_model(config.model, dataset.train.channels).backbone.to(device)
         preprocess = Preprocess.of(config.augment)
-        scores = compare(random_init, encoder, labelled, test, preprocess, device, names=class_names(dataset))
+        scores = compare(
+            random_init, encoder, dataset.labelled, dataset.test, preprocess, device, names=class_names(dataset)
+        )
         console.print(comparison_table(scores).rich())
         console.print(comparison_by_class(scores).rich())
         results |= scores
-    (config.run.output / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
+    write_results(config.run.output / RESULTS_FILE, results)
     return results

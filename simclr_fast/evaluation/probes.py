@@ -194,7 +194,7 @@ def floored_std(features: Tensor) -> Tensor:
 
     For columns that hardly vary (blank pixels) it is 1% of the mean deviation instead of almost nothing.
     """
-    std = features.std(dim=0)
+    std = features.std(dim=0, correction=min(1, len(features) - 1))  # of one row 0
     return std.clamp_min(0.01 * std.mean()).clamp_min(SMALLEST_STD)
 
 

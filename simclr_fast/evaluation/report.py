@@ -157,7 +157,7 @@ def training_sections(
     data: Dataset, features_of: FeaturesOf, folder: Path, size: int, device: torch.device
 ) -> list[page.Section]:
     """Where there are no labelled test images: a map of the training images, and their nearest ones; no accuracies."""
-    source = data.train if data.labelled is None else data.labelled
+    source = data.train if data.labelled is None or len(data.labelled) < 2 else data.labelled
     chosen = fixed_part(len(source), LARGEST[0])
     bank = features_of(source, chosen)
     labels = None if source.labels is None else source.labels[chosen]
@@ -171,7 +171,7 @@ def training_sections(
     )
     frames = "" if labels is None else "; green: same class, red: another"
     text = f"Training images and their nearest other training images by cosine similarity{frames}."
-    missing = page.note("The data has no labelled test images, so that no accuracy can be measured.")
+    missing = page.note("The data has no labelled training and test images, so that no accuracy can be measured.")
     return [
         _map(folder, bank, labels, class_names(data), "training images"),
         page.Section("Nearest neighbours", page.picture(neighbours, text) + missing),

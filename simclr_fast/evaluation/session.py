@@ -1,7 +1,6 @@
 """What every command does around its own work: open the run and the data, choose the device, write the results."""
 
 import dataclasses
-import json
 import platform
 import tempfile
 import time
@@ -19,6 +18,7 @@ from simclr_fast.evaluation.options import DataChoice
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.tables import ResultTable
 from simclr_fast.process import Process
+from simclr_fast.run_files import write_results
 
 RESULTS_FOLDER = "evaluation"
 EXPORT_FOLDER = "export"
@@ -75,8 +75,8 @@ class Session:
         if not measurable(dataset):
             name = self.options.dataset or self.run.config.data.dataset
             raise ConfigError(
-                f"--dataset {name}: it has no labelled training and test images to evaluate with; `report` shows what "
-                "can be seen without labels"
+                f"--dataset {name}: it has no labelled training and test images to evaluate with (two and one at "
+                "least); `report` shows what can be seen without labels"
             )
         return dataset
 
@@ -96,7 +96,7 @@ class Session:
         }
         if self.process.is_main:
             path = self.folder / f"{self.command}.json"
-            path.write_text(json.dumps(content, indent=2) + "\n")
+            write_results(path, content)
             for table in tables:
                 self.console.print(table.rich())
             written = ", ".join(str(file) for file in (*files, path))
@@ -105,6 +105,9 @@ class Session:
 
 
 def measurable(data: Dataset) -> bool:
-    """Whether there are labelled training and labelled test images, so that accuracies can be measured."""
-    parts = (data.labelled, data.test)
-    return all(part is not None and part.labels is not None and len(part) > 0 for part in parts)
+    """Whether there are labelled training and labelled test images, so that accuracies can be measured.
+
+    Of training images two at least: one has no others that choose the number of neighbours.
+    """
+    least = ((data.labelled, 2), (data.test, 1))
+    return all(part is not None and part.labels is not None and len(part) >= count for part, count in least)

@@ -12,15 +12,16 @@ from sklearn.manifold import TSNE
 
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation import comparison, few_label, pictures, report, session
+from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures, report, session
 from simclr_fast.evaluation.__main__ import main, parse
 from simclr_fast.evaluation.export import write_model_card
 from simclr_fast.evaluation.features import ENCODERS, preprocess_of
+from simclr_fast.evaluation.probes import standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.tables import class_names
 from simclr_fast.process import Process
-from simclr_fast.run_files import read_results
+from simclr_fast.run_files import read_results, write_results
 from tests.evaluation.conftest import demo_config, write_run
 
 CPU = Process(0, 1, torch.device("cpu"))
@@ -86,9 +87,37 @@ def test_a_run_without_labelled_test_images_has_a_page(
     assert "same class" in text, "the training images have labels"
 
 
-def test_other_commands_say_that_labels_are_missing(folder: Path, start) -> None:
+@pytest.mark.parametrize("labelled", [0, 1])
+@pytest.mark.parametrize("command", [few_label, knn, linear], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_other_commands_say_that_labels_are_missing(command, labelled: int, folder: Path, start) -> None:
+    """One labelled training image has no others to choose by."""
+    alone = Dataset(images(None, 30), images([0]), images([0, 1] * 4), ("ant", "bee"))
+    data = alone if labelled else Dataset(images(None, 30))
+    name = command.__name__.rpartition(".")[2].replace("_", "-")
     with pytest.raises(ConfigError, match="no labelled training and test images.*`report`"):
-        few_label.main(start(Dataset(images(None, 30)), "few-label", "--checkpoint", str(folder)))
+        command.main(start(data, name, "--checkpoint", str(folder)))
+
+
+def test_a_single_labelled_training_image_has_a_page_of_the_others(folder: Path, tmp_path: Path, start) -> None:
+    data = Dataset(images(None, 30), images([0]), images([0, 1] * 4), ("ant", "bee"))
+    report.main(start(data, "report", str(folder)))
+    assert "no accuracy can be measured" in (tmp_path / "report.html").read_text()
+
+
+def test_a_single_row_is_standardised_to_zeros() -> None:
+    for part in standardize(torch.rand(1, 4), torch.rand(3, 4)):
+        assert part.isfinite().all()
+
+
+def test_results_that_cannot_be_written_leave_those_before(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_results(path, {"knn": 0.5})
+    with pytest.raises(TypeError):
+        write_results(path, {"knn": 0.7, "device": object()})
+    (tmp_path / "results.json.partial").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_results(path, {"knn": 0.9})
+    assert read_results(path) == {"knn": 0.5}
 
 
 def test_a_class_that_one_part_lacks(folder: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch) -> None:
