@@ -1,4 +1,4 @@
-// The backward's second launch: du -> dz and dt. The C entry point of NT-Xent's backward is here, too.
+// The backward from outside, and its end: `bwd` orders the launches, the last of which makes dz and dt of du.
 //
 //   du_i = (sum of its partials, in order) - (w_i pull_i + w_p pull_p) / t u_p
 //

@@ -26,13 +26,14 @@ def test_images_of_large_strides(strides: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("strides", VIEW_STRIDES, ids=str)
-def test_views_of_large_strides(strides: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("reduction", ["mean", "none"])  # loss and gradient at once (ntxent_fwd_bwd), and in steps
+def test_views_of_large_strides(reduction: str, strides: tuple[int, ...]) -> None:
     z0, z1 = torch.randn(2, 20, 9)
     results = []
     for first in (z0, spread(z0, strides)):
         first.requires_grad_()
-        loss = ntxent_loss(first, z1, 0.1, backend="cpp")
-        results.append((loss, torch.autograd.grad(loss, first)[0]))
+        loss = ntxent_loss(first, z1, 0.1, reduction=reduction, backend="cpp")
+        results.append((loss, torch.autograd.grad(loss.sum(), first)[0]))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
 
@@ -79,7 +80,8 @@ def test_views_of_large_strides_in_triton(strides: tuple[int, ...]) -> None:
     results = []
     for first in (z0, spread(z0, strides)):
         values = run_steps(triton, first, z1, 0.1, need_dt=False)
-        results.append((values.u, values.loss, values.dz0, values.dz1))
+        at_once = triton.fwd_bwd(first, z1, 1e-8, 0.1, None, "mean", "ieee", False)[:2]
+        results.append((values.u, values.loss, values.dz0, values.dz1, *at_once))
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from simclr_fast import SimCLRAugment, SimCLREval, ntxent_loss
-from simclr_fast.losses import similarity_logsumexp
 from simclr_fast.ops.ntxent.similarity import similarity
 from tools.gpu.bench import backend_of
 
@@ -79,24 +78,33 @@ def similarities(
 ) -> None:
     """Forward and backward pass of the primitive: both sums of a rectangle, or those of rows among themselves."""
     dtype, precision = kind
-    sides = [normal(k, d, dtype=dtype, device=device).requires_grad_() for k in (n, m) if k is not None]
-    settings = {"exclude": exclude, "both": m is not None, "precision": precision, "backend": backend}
-    sums = similarity_logsumexp(sides[0], sides[1] if m else None, temperature, **settings)
-    sums = sums if m else (sums,)
-    torch.autograd.grad(sums, sides, [torch.rand(len(x)).to(x) for x in sums])
+    options = {"exclude": exclude, "both": m is not None, "need_max": False, "precision": precision}
+    primitive(backend, device, (dtype, n, m, d), options, temperature)
 
 
-def primitive(backend: str, device: str, case: tuple[torch.dtype, int, int | None, int], options: dict) -> None:
-    """Both passes of rows [n, d] and columns [m, d] (None: the rows), with maxima and a temperature on the device."""
+def primitive(
+    backend: str,
+    device: str,
+    case: tuple[torch.dtype, int, int | None, int],
+    options: dict,
+    temperature: float | None = None,
+) -> None:
+    """Both passes of rows [n, d] and columns [m, d] (None: the rows), with maxima.
+
+    temperature: None is one that the device alone knows, and that has a gradient.
+    """
     dtype, n, m, d = case
     rows, columns = (None if k is None else normal(k, d, dtype=dtype, device=device) for k in (n, m))
-    t = torch.tensor(0.1, dtype=DOUBLE if dtype == DOUBLE else FLOAT).to(device).requires_grad_()
+    t = temperature
+    if t is None:
+        t = torch.tensor(0.1, dtype=DOUBLE if dtype == DOUBLE else FLOAT).to(device).requires_grad_()
     fixed = options.get("fixed_columns", False)
     leaves = [z.requires_grad_() for z in (rows, None if fixed else columns) if z is not None]
+    leaves += [t] if isinstance(t, Tensor) else []
     how = {"exclude": "none", "both": False, "need_max": True, "eps": 1e-8, "precision": "ieee", "group": None}
     lse, column_lse, _ = similarity(rows, columns, t, backend=backend, **(how | options))
     sums = [x for x in (lse, column_lse) if len(x)]
-    torch.autograd.grad(sums, [*leaves, t], [torch.rand(len(x)).to(x) for x in sums])
+    torch.autograd.grad(sums, leaves, [torch.rand(len(x)).to(x) for x in sums])
 
 
 def views(
