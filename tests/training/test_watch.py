@@ -19,8 +19,10 @@ from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
+from tests.training import processes
 from tests.training.conftest import FEW, STEPS_PER_EPOCH
 from tests.training.exactness import BATCH, config, images
+from tests.training.processes import finish, start
 
 CPU = torch.device("cpu")
 SMALL = [*FEW, "--opt", "lars", "--lr", "1", "--model-ema", "--checkpoint-minutes", "1e-9"]
@@ -157,3 +159,14 @@ def test_the_bundle_is_the_state_before_the_failed_step(
     assert [int(p.stem.split("-")[1]) for p in checkpoints(broken)] == list(range(1, at + 1)), "of good steps alone"
     logged = [line["step"] for line in read_metrics(broken / METRICS_FILE)]
     assert logged == list(range(log_interval, at + 1, log_interval)), "no metrics of a failed step"
+
+
+def test_two_processes_fail_at_the_same_step_and_end(tmp_path: Path) -> None:
+    """Neither waits for the other, whose gradients are not finite either."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    breaks = ("--epochs", "1", "--opt", "sgd", "--lr", "1e30", "--norm", "frozen", "--log-interval", "100")
+    assert finish(start((*processes.SMALL, *breaks, "--output", str(folder)), log, world_size=2)) == [1, 1]
+    bundles = sorted(path.name for path in folder.glob("nonfinite-*"))
+    assert [name.split("-")[2] for name in bundles] == ["rank0.pt", "rank1.pt"]
+    assert len({name.split("-")[1] for name in bundles}) == 1
+    assert log.read_text().count("train.py: error: the loss is") == 2
