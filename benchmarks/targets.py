@@ -23,8 +23,8 @@ LEAST_AUGMENT_SPEEDUP = {
 # DataLoader of 2 processes on the files.
 LEAST_LOADING_SPEEDUP = {"simclr_fast": 1.8, "packed jpeg": 4, "packed raw": 30}
 # A step from JPEG files: images per second against lightly, and loading + augmentation as a share of our CPU time. The
-# first is out of reach for this model on a CPU: its arithmetic takes some 30 times the CPU time of lightly's loading,
-# so loading that cost nothing would bring 1.03x. A step must take less than that loading does for 1.6x.
+# first is out of reach for this model on a CPU: its arithmetic takes 24 times the CPU time of lightly's loading, so
+# loading that cost nothing would bring 1.04x. A step must take a twentieth of it for 1.6x (docs/scale.md).
 LEAST_FILES_SPEEDUP, MOST_BEFORE_MODEL = 1.6, 0.08
 
 
