@@ -16,9 +16,10 @@ from simclr_fast.ops.ntxent.reference import row_norms, unit_rows, wide_dtype, w
 
 # Elements of a part. On CUDA, where each part costs launches, a float64 copy is 256 MiB.
 _CUDA_PART = 2**25
-# On the CPU 128 KiB, which PyTorch gives to one thread: on a busy machine two would wait for each other at every step,
-# ten times as long as they compute. From this many threads on they save more than that, and a part is 2 MiB.
-_CPU_PART, _SHARED_CPU_PART, _MANY_THREADS = 2**14, 2**18, 8
+# On the CPU 256 KiB, the most that PyTorch gives to one thread: on a busy machine two would wait for each other at
+# every step, ten times as long as they compute; parts of half the size take a third longer, for their calls. From this
+# many threads on they save more than that, and a part is 2 MiB.
+_CPU_PART, _SHARED_CPU_PART, _MANY_THREADS = 2**15 - 1, 2**18, 8
 
 
 def pair_logits(
