@@ -14,7 +14,7 @@ from simclr_fast.data.decode import DeviceDecoder
 from simclr_fast.data.resident import ArrayLoader, ShareLoader, lies_on_device
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import EncodedImages, ImageArrays, Source
-from simclr_fast.data.stored import StoredImages
+from simclr_fast.data.stored import KeptMemory, StoredImages
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 
@@ -136,6 +136,7 @@ class StoredLoader(ReadingLoader):
     def __init__(self, source: StoredImages, sampler: EpochSampler, device: torch.device, threads: int):
         super().__init__(sampler, device, BadImages())  # damage ends the run
         self.source, self.threads = source, threads
+        self.memory = KeptMemory()
 
     def _reading(self, steps: list[Tensor]) -> Iterator[Tensor]:
         return read_stored(self.source, self._parts(steps), self.threads)
@@ -145,7 +146,8 @@ class StoredLoader(ReadingLoader):
         for indices in steps:
             parts = indices.split(CHUNK)
             if self.stream is None:
-                yield from zip(parts, self.source.empty(len(indices)).split(CHUNK))
+                batch = self.memory.empty(len(indices) * self.source.image_bytes)
+                yield from zip(parts, batch.view(len(indices), *self.source.shape).split(CHUNK))
             else:
                 yield from ((part, self.source.empty(len(part), pin=True)) for part in parts)
 

@@ -23,9 +23,7 @@ from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 
-FREE_SHARE = (
-    0.5  # of a GPU's free memory that images may take at the start: the model, its views and NCCL need the rest
-)
+FREE_SHARE = 0.5  # of a GPU's free memory at the start that images may take: the model and its views need the rest
 EXCHANGED_BYTES = 64 << 20  # that a process sends at a time, and about as many that it receives
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ import bisect
 import dataclasses
 import io
 import os
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,30 @@ from torch import Tensor
 from simclr_fast.errors import DataError
 
 CPU = torch.device("cpu")
+
+
+class KeptMemory:
+    """Memory of the host that is handed out again once no tensor refers to it.
+
+    Given back to the system instead, it costs a page fault for every 4 KiB that are written the next time, more than to
+    read them does. Threads may call it side by side.
+    """
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+
+    def empty(self, size: int) -> Tensor:
+        """uint8 [size], with whatever is in it."""
+        try:
+            memory = self.free.pop()
+        except IndexError:
+            memory = None
+        if memory is None or len(memory) < size:
+            memory = torch.empty(size, dtype=torch.uint8)
+        view = memory.numpy()[:size]
+        # The tensor made of it, and whatever shares its storage, keep this array, which nothing else refers to.
+        weakref.finalize(view, self.free.append, memory).atexit = False
+        return torch.from_numpy(view)
 
 
 class Records:

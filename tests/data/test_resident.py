@@ -17,7 +17,7 @@ from simclr_fast.data.chunks import CHUNK
 from simclr_fast.data.loading import StoredLoader
 from simclr_fast.data.resident import ShareLoader, lies_on_device, owners, share_rows
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.stored import Records, StoredImages
+from simclr_fast.data.stored import KeptMemory, Records, StoredImages
 from simclr_fast.errors import ConfigError
 from tests.gloo_ranks import on_ranks
 
@@ -40,6 +40,22 @@ def stored(folder: Path, count: int) -> StoredImages:
 def loader(source: StoredImages, batch: int, kind: str, threads: int = 2, rank: int = 0, world: int = 1):
     options = DataOptions(resident=kind, workers=threads)
     return build_loader(source, batch, 3, CPU, options, rank, world)
+
+
+def test_memory_is_handed_out_again_once_nothing_refers_to_it() -> None:
+    memory = KeptMemory()
+    first, second = memory.empty(100), memory.empty(100)
+    place = first.data_ptr()
+    part = first.view(2, 50)[1:].permute(1, 0)
+    del first
+    assert not memory.free, "a part of it is in use"
+    del part
+    again = memory.empty(60)
+    assert (again.data_ptr(), len(again)) == (place, 60)
+    del again, second
+    assert len(memory.free) == 2
+    assert len(memory.empty(101)) == 101, "larger than any before"
+    assert [len(kept) for kept in memory.free] == [100, 101]
 
 
 @pytest.mark.parametrize("kind", ["on", "off"])
