@@ -11,6 +11,7 @@ docs/data.md says what is in the folder.
 
 import dataclasses
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, (fulfils, remedy) in RULES_OF_PACK.items():
             require(name not in values or fulfils(values[name]), name, values.get(name), f"pass {remedy}")
         if isinstance(chosen, PackOptions):
-            root, manifest = chosen.output, pack(chosen)
+            try:
+                root, manifest = chosen.output, pack(chosen)
+            except KeyboardInterrupt:
+                print(f"{PROGRAM}: stopped; the same command goes on behind the last whole shard", file=sys.stderr)
+                return 128 + signal.SIGINT
         else:
             root = chosen.data_dir
             manifest = read_manifest(root)

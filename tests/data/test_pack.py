@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import shutil
+import signal
 from pathlib import Path
 
 import datasets
@@ -228,6 +229,15 @@ def test_the_command_packs_and_checks(folder_root: Path, tmp_path: Path, capsys)
     path.write_bytes(content)
     assert main(["check", "--data-dir", str(out)]) == 1
     assert f"{path}, image 2, bytes {begin} to" in capsys.readouterr().err
+
+
+def test_an_interrupted_command_says_how_to_go_on(folder_root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    arguments = ["pack", "--data-dir", str(folder_root), "--output", str(tmp_path / "out"), "--workers", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pack.JpegForm, "encode", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert main(arguments) == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().err.splitlines()[-1]
+    assert main(arguments) == 0
 
 
 def test_options_of_the_command() -> None:
