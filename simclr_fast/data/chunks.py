@@ -33,23 +33,23 @@ log = logging.getLogger(__name__)
 class Chunk(NamedTuple):
     """Some images of a batch.
 
-    images: uint8 [3, H, W] each, or [bytes] where they are left encoded; packed: for the copy to a GPU, uint8 in pinned
+    images: uint8 [3, H, W] each, or [bytes] where they are left encoded; buffer: for the copy to a GPU, uint8 in pinned
     memory that holds the images as [H, W, 3] one after the other, else None; bad: a message for each image that could
     not be read.
     """
 
     images: list[Tensor]
-    packed: Tensor | None
+    buffer: Tensor | None
     bad: dict[int, str]
 
     def to(self, device: torch.device) -> list[Tensor]:
-        """The images on the device, by one copy where they are packed; it goes on while the host does."""
-        if self.packed is None:
+        """The images on the device, by one copy where they lie in a buffer; it goes on while the host does."""
+        if self.buffer is None:
             return [image.to(device) for image in self.images]
-        return _images(self.packed.to(device, non_blocking=True), [image.shape for image in self.images])
+        return _images(self.buffer.to(device, non_blocking=True), [image.shape for image in self.images])
 
 
-class Packed:
+class ChunkBuffer:
     """Takes images one by one into one buffer, which grows where they are larger than those before.
 
     Copies by numpy: torch would spread one over threads of its own, a set of them for each of ours.
@@ -83,9 +83,9 @@ class Packed:
         return torch.empty(size, dtype=torch.uint8, pin_memory=self.pin)
 
 
-def _images(packed: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Views of packed images, uint8 [C, H, W] each, channels-last."""
-    parts = packed.split([channels * height * width for channels, height, width in shapes])
+def _images(buffer: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Views of the images in a chunk's buffer, uint8 [C, H, W] each, channels-last."""
+    parts = buffer.split([channels * height * width for channels, height, width in shapes])
     return [
         part.view(height, width, channels).permute(2, 0, 1) for part, (channels, height, width) in zip(parts, shapes)
     ]
@@ -94,13 +94,13 @@ def _images(packed: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
 class ChunkReader:
     """Reads chunks in so many threads, decoded or as encoded bytes; with 0 threads, where they are asked for.
 
-    pack_for: a GPU for which decoded images go to one pinned buffer per chunk.
+    pin_for: a GPU for which decoded images go to one pinned buffer per chunk.
     """
 
-    def __init__(self, source: EncodedImages, threads: int, decode: bool = True, pack_for: torch.device | None = None):
+    def __init__(self, source: EncodedImages, threads: int, decode: bool = True, pin_for: torch.device | None = None):
         self.source, self.threads = source, threads
         self.load = source.decode if decode else source.encoded
-        self.pack_for = pack_for if decode else None
+        self.pin_for = pin_for if decode else None
         self.capacity = 0  # bytes of the largest chunk so far
 
     def read(self, wanted: Iterable[Tensor]) -> Iterator[Chunk]:
@@ -114,18 +114,18 @@ class ChunkReader:
         """Reads one chunk, and notes in `place` which image it is at."""
         bad: dict[int, str] = {}
         images: list[Tensor] = []
-        if self.pack_for is not None and torch.cuda.is_available():
-            torch.cuda.set_device(self.pack_for)  # of this thread: else pinned memory wants a context on GPU 0
-        packed = Packed(self.capacity, torch.cuda.is_available()) if self.pack_for is not None else None
+        if self.pin_for is not None and torch.cuda.is_available():
+            torch.cuda.set_device(self.pin_for)  # of this thread: else pinned memory wants a context on GPU 0
+        buffer = ChunkBuffer(self.capacity, torch.cuda.is_available()) if self.pin_for is not None else None
         load = lambda index: self.load(place.enter(index))
         for index in indices:
             image = load_or_replace(load, index, len(self.source), bad, self.source.labels)
-            (images.append if packed is None else packed.add)(image)
+            (images.append if buffer is None else buffer.add)(image)
         place.leave()
-        if packed is None:
+        if buffer is None:
             return Chunk(images, None, bad)
-        self.capacity = max(self.capacity, packed.used)
-        return Chunk(_images(packed.filled(), packed.shapes), packed.filled(), bad)
+        self.capacity = max(self.capacity, buffer.used)
+        return Chunk(_images(buffer.filled(), buffer.shapes), buffer.filled(), bad)
 
 
 def read_stored(source: StoredImages, parts: Iterable[tuple[Tensor, Tensor]], threads: int) -> Iterator[Tensor]:

@@ -55,35 +55,36 @@ class ReadingLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
         steps = self.sampler.steps(epoch, start)
-        ahead: Batch | None = None
+        ahead: tuple[Batch, torch.cuda.Event] | None = None
         with contextlib.closing(self._reading(steps)) as chunks:
             for indices in steps:
                 batch = self._to_device(chunks, indices)
                 if self.stream is None:  # the threads alone read ahead
                     yield batch
                     continue
+                moved = self.stream.record_event()
                 if ahead is not None:
-                    yield self._ready(ahead)
-                ahead = batch
+                    yield self._ready(*ahead)
+                ahead = batch, moved
         if ahead is not None:
-            yield self._ready(ahead)
+            yield self._ready(*ahead)
         # In an epoch a process meets only its part of the data set, and the allowance is for the whole of it.
         self.bad.share_with_others()
 
-    def _numbers(self, indices: Tensor) -> Tensor:
+    def _indices(self, indices: Tensor) -> Tensor:
         """The indices on the device; call it on the side stream."""
-        numbers = indices if self.stream is None else indices.pin_memory()  # else the host waits for all the copies
-        return numbers.to(self.device, non_blocking=True)
+        here = indices if self.stream is None else indices.pin_memory()  # else the host waits for all the copies
+        return here.to(self.device, non_blocking=True)
 
-    def _ready(self, batch: Batch) -> Batch:
-        if self.stream is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self.stream)
-            # Once for the images of a chunk, which share one storage.
-            images = batch.images if isinstance(batch.images, list) else [batch.images]
-            stores = {tensor.untyped_storage().data_ptr(): tensor for tensor in (*images, batch.indices)}
-            for tensor in stores.values():
-                tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
+    def _ready(self, batch: Batch, moved: torch.cuda.Event) -> Batch:
+        """The batch for the step's stream, which waits until its own copies are over, not for those queued since."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(moved)
+        # Once for the images of a chunk, which share one storage.
+        images = batch.images if isinstance(batch.images, list) else [batch.images]
+        stores = {tensor.untyped_storage().data_ptr(): tensor for tensor in (*images, batch.indices)}
+        for tensor in stores.values():
+            tensor.record_stream(current)  # the allocator must not hand it out again before the step has read it
         return batch
 
 
@@ -100,8 +101,8 @@ class EncodedLoader(ReadingLoader):
         super().__init__(sampler, device, source.bad)
         self.source = source
         self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
-        pack_for = device if device.type == "cuda" else None
-        self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pack_for=pack_for)
+        pin_for = device if device.type == "cuda" else None
+        self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pin_for=pin_for)
 
     @property
     def gpu_decode_fallbacks(self) -> int:
@@ -119,7 +120,7 @@ class EncodedLoader(ReadingLoader):
             with torch.cuda.stream(self.stream):  # does nothing where there is no stream
                 images += chunk.to(self.device) if self.decoder is None else self._decode(chunk, part.tolist())
         with torch.cuda.stream(self.stream):
-            return Batch(images, self._numbers(indices))
+            return Batch(images, self._indices(indices))
 
     def _decode(self, chunk: Chunk, indices: list[int]) -> list[Tensor]:
         bad: dict[int, str] = {}
@@ -161,7 +162,7 @@ class StoredLoader(ReadingLoader):
             images = torch.empty((count, *self.source.shape), dtype=torch.uint8, device=self.device)
             for part in images.split(CHUNK):
                 part.copy_(next(chunks), non_blocking=True)
-            return Batch(images.permute(0, 3, 1, 2), self._numbers(indices))
+            return Batch(images.permute(0, 3, 1, 2), self._indices(indices))
 
 
 def build_loader(
@@ -173,7 +174,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> ArrayLoader | ReadingLoader:
-    """The loader for a source; batch_size is the global one. Raises ConfigError where they do not fit."""
+    """The loader for a source; batch_size is the global one. Raises ConfigError where these do not fit."""
     if batch_size > len(source):
         raise ConfigError(f"--batch-size {batch_size}: the data set has only {len(source)} training images")
     sampler = EpochSampler(len(source), batch_size, seed, rank, world_size)
@@ -182,6 +183,10 @@ def build_loader(
     if isinstance(source, StoredImages):
         kind = ShareLoader if lies_on_device(source, sampler, device, options) else StoredLoader
         return kind(source, sampler, device, options.workers)
+    if options.resident == "on":
+        raise ConfigError(
+            "--resident on: only a raw packed set can lie on the devices; pack with --format raw, or pass auto"
+        )
     if options.decode_device != "cpu" and device.type != options.decode_device:
         raise ConfigError(f"--decode-device {options.decode_device}: training runs on {device.type}; use cpu")
     return EncodedLoader(source, sampler, device, options)

@@ -79,7 +79,7 @@ class Threads:
         self._places = [Place() for _ in range(count)]
         # They know nothing of this object, which would never be forgotten otherwise.
         self.threads = [
-            threading.Thread(target=_serve, args=(self._todo, work, place), name=f"decoder {k}", daemon=True)
+            threading.Thread(target=_serve, args=(self._todo, work, place), name=f"reader {k}", daemon=True)
             for k, place in enumerate(self._places)
         ]
         for thread in self.threads:

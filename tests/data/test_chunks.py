@@ -1,4 +1,4 @@
-"""Chunks: in order whichever is ready first, few at a time, packed as they are, slow files named, threads that end."""
+"""Chunks: in order whichever comes first, few at a time, buffered as they are, slow files named, threads that end."""
 
 import dataclasses
 import logging
@@ -42,34 +42,34 @@ def lists(size: int, each: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-@pytest.mark.parametrize("pack", [False, True])
-def test_chunks_come_in_order_whichever_is_ready_first(count: int, pack: bool) -> None:
+@pytest.mark.parametrize("pin", [False, True])
+def test_chunks_come_in_order_whichever_is_ready_first(count: int, pin: bool) -> None:
     slow_at_first = lambda index: time.sleep(0.02 if index < 10 else 0.0)
-    reader = ChunkReader(pictures(103, slow_at_first), count, pack_for=torch.device("cuda") if pack else None)
+    reader = ChunkReader(pictures(103, slow_at_first), count, pin_for=torch.device("cuda") if pin else None)
     read = list(reader.read(lists(103, 10)))
     assert [len(chunk.images) for chunk in read] == [10] * 10 + [3]
     images = [image for chunk in read for image in chunk.to(torch.device("cpu"))]
     for index, image in enumerate(images):
         assert torch.equal(image, picture(index)), index
-    assert all((chunk.packed is not None) == pack for chunk in read)
+    assert all((chunk.buffer is not None) == pin for chunk in read)
 
 
-def test_packed_images_lie_one_after_the_other_as_decoded() -> None:
+def test_images_of_a_buffer_lie_one_after_the_other_as_decoded() -> None:
     """Channels last, and turned ones too, in a buffer that grows."""
     turned = torch.arange(60, dtype=torch.uint8).view(5, 4, 3).permute(2, 1, 0)
     planar = torch.arange(24, dtype=torch.uint8).view(3, 2, 4)
-    packed = chunks.Packed(7, pin=False)
+    buffer = chunks.ChunkBuffer(7, pin=False)
     for image in (planar, turned, planar):
-        packed.add(image)
-    assert packed.filled().tolist() == [
+        buffer.add(image)
+    assert buffer.filled().tolist() == [
         value for image in (planar, turned, planar) for value in image.permute(1, 2, 0).flatten().tolist()
     ]
 
 
 def test_encoded_images_are_left_as_they_are() -> None:
-    (chunk,) = ChunkReader(pictures(3), 1, decode=False, pack_for=torch.device("cuda")).read(lists(3, 3))
+    (chunk,) = ChunkReader(pictures(3), 1, decode=False, pin_for=torch.device("cuda")).read(lists(3, 3))
     assert [bytes(image.tolist()) for image in chunk.images] == [b"0", b"1", b"2"]
-    assert chunk.packed is None
+    assert chunk.buffer is None
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -5,6 +5,7 @@ import gc
 import logging
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,9 +17,9 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import Batch, EncodedImages, ImageArrays, build_loader, load_dataset
 from simclr_fast.data.chunks import CHUNK
 from simclr_fast.data.decode import DeviceDecoder
-from simclr_fast.data.loading import EncodedLoader
+from simclr_fast.data.loading import EncodedLoader, ReadingLoader
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.unreadable import BadImageError, load_or_replace
+from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
 from simclr_fast.errors import ConfigError, DataError
 from tests.data.conftest import write_image
 
@@ -177,13 +178,40 @@ def test_gpu_decoding_without_a_gpu_is_refused(folder_root: Path) -> None:
 def test_all_of_a_batch_is_kept_until_the_step_has_read_it(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for CUDA: memory of the side stream that the step's stream reads is recorded on it, indices too."""
     _, loader = folder_loader(folder_root, 16)
-    side, current, recorded = object(), Mock(), Mock()
-    monkeypatch.setattr(loader, "stream", side)
+    moved, current, recorded = object(), Mock(), Mock()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    loader._ready(Batch([recorded.first, recorded.second], recorded.indices))
-    current.wait_stream.assert_called_once_with(side)
+    loader._ready(Batch([recorded.first, recorded.second], recorded.indices), moved)
+    current.wait_event.assert_called_once_with(moved)
     for tensor in (recorded.first, recorded.second, recorded.indices):
         tensor.record_stream.assert_called_once_with(current)
+
+
+def test_a_step_waits_for_the_copies_of_its_own_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for those of the batch after it, which are queued on the side stream before it begins."""
+    queued: list[int] = []  # copies on the side stream, by their step
+    waited: list[list[int]] = []
+    side = Mock(record_event=lambda: list(queued))
+    current = Mock(wait_event=waited.append, wait_stream=lambda stream: waited.append(list(queued)))
+
+    class Loader(ReadingLoader):
+        def _reading(self, steps: list[torch.Tensor]) -> Iterator[int]:
+            yield from range(len(steps))
+
+        def _to_device(self, chunks: Iterator[int], indices: torch.Tensor) -> Batch:
+            queued.append(next(chunks))
+            return Batch(Mock(), Mock())
+
+    loader = Loader(EpochSampler(12, 3, 0), CPU, BadImages())
+    monkeypatch.setattr(loader, "stream", side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    begun = [list(queued) for _ in loader.epoch(0)]
+    assert begun == [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3]], "one batch is moved ahead"
+    assert waited == [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+
+
+def test_files_cannot_lie_on_the_devices(folder_root: Path) -> None:
+    with pytest.raises(ConfigError, match="--resident on: only a raw packed set can lie on the devices; pack with"):
+        folder_loader(folder_root, 16, resident="on")
 
 
 def test_subset_of_encoded_images_renumbers() -> None:
@@ -216,27 +244,27 @@ def test_a_resumed_epoch_is_the_rest_of_it(folder_root: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(batch.images, again.images))
 
 
-def decoders_alive() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("decoder ")]
+def readers_alive() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader ")]
 
 
 def test_threads_end_with_the_epoch_however_it_ends(folder_root: Path) -> None:
     _, loader = folder_loader(folder_root, 4, workers=3)
     list(loader.epoch(0))
-    assert decoders_alive() == []
+    assert readers_alive() == []
     batches = loader.epoch(0)
     next(batches)
-    assert len(decoders_alive()) == 3
+    assert len(readers_alive()) == 3
     batches.close()
-    assert decoders_alive() == []
+    assert readers_alive() == []
     batches = loader.epoch(0)
     next(batches)
     del batches
-    assert decoders_alive() == []
+    assert readers_alive() == []
     with pytest.raises(KeyboardInterrupt):
         _stopped_by_its_user(loader)
     gc.collect()
-    assert decoders_alive() == []
+    assert readers_alive() == []
 
 
 def _stopped_by_its_user(loader: EncodedLoader) -> None:
