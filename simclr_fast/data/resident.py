@@ -9,7 +9,10 @@ which it stopped, and no image is read twice from the disk.
 import dataclasses
 import functools
 import logging
+import math
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,8 +26,11 @@ from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 
-FREE_SHARE = 0.5  # of a GPU's free memory at the start that images may take: the model and its views need the rest
+# Of a GPU's free memory at the start, images may take this share: the model, its views and NCCL need the rest.
+FREE_SHARE = 0.5
 EXCHANGED_BYTES = 64 << 20  # that a process sends at a time, and about as many that it receives
+
+MEMORY_INFO = Path("/proc/meminfo")  # Linux's; elsewhere only the allocation itself shows what is too much
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +75,32 @@ class ShareLoader(ArrayLoader):
     """Batches from the share of a raw packed set that lies on this process's device.
 
     images: uint8 [n, C, H, W], channels-last, at the same address throughout; every process must begin each epoch.
+    exchanged_bytes: that a process sends at a time, and about as many that it receives. Raises ConfigError where there
+    is no memory for the images.
     """
 
-    def __init__(self, source: StoredImages, sampler: EpochSampler, device: torch.device, threads: int):
+    def __init__(
+        self,
+        source: StoredImages,
+        sampler: EpochSampler,
+        device: torch.device,
+        threads: int,
+        exchanged_bytes: int = EXCHANGED_BYTES,
+    ):
         self.source, self.sampler, self.threads = source, sampler, threads
+        self.exchanged_bytes = exchanged_bytes
         self.bad = BadImages()
         self.gpu_decode_fallbacks = 0
         self.owner: Tensor | None = None  # int64 [N]: who holds each image
         self.row = torch.full((len(source),), -1)  # of each image that lies here
         rows = share_rows(len(source), sampler.world_size)
-        self.held = torch.empty((rows, *source.shape), dtype=torch.uint8, device=device)  # [n, H, W, C]
+        try:
+            self.held = torch.empty((rows, *source.shape), dtype=torch.uint8, device=device)  # [n, H, W, C]
+        except RuntimeError as error:  # a limit on this process, or memory in parts
+            size = size_text(rows * source.image_bytes)
+            raise ConfigError(
+                f"the images take {size} of {device}, which it does not give; pass --resident off"
+            ) from error
         self.images = self.held.permute(0, 3, 1, 2)
         self.empty_rows = list(range(rows))
 
@@ -102,7 +124,7 @@ class ShareLoader(ArrayLoader):
     def _read(self, wanted: Tensor) -> None:
         """Read images int64 [n] from the files."""
         device, size = self.held.device, len(wanted) * self.source.image_bytes
-        log.info("holding %d of %d images (%.1f GB) on %s", len(wanted), len(self.source), size / 1e9, device)
+        log.info("holding %d of %d images (%s) on %s", len(wanted), len(self.source), size_text(size), device)
         rows = self._placed(wanted)
         pin = device.type == "cuda"
         parts = ((part, self.source.empty(len(part), pin)) for part in wanted.split(CHUNK))
@@ -116,7 +138,7 @@ class ShareLoader(ArrayLoader):
         arriving = [self._moving(owner, other, rank) for other in range(count)]
         # The same in all processes: as many rounds as the one that sends most needs.
         moved = torch.bincount(self.owner[self.owner != owner], minlength=count).max()
-        rounds = max(1, -(-int(moved) * self.source.image_bytes // EXCHANGED_BYTES))
+        rounds = max(1, -(-int(moved) * self.source.image_bytes // self.exchanged_bytes))
         for number in range(rounds):
             # Of each list the same share in every round, so that about as many arrive as have left: at most count - 1
             # more, for which there are spare rows.
@@ -170,23 +192,37 @@ def lies_on_device(source: StoredImages, sampler: EpochSampler, device: torch.de
     """
     if options.resident == "off" or (options.resident == "auto" and device.type != "cuda"):
         return False
-    if device.type != "cuda":
-        return True
     needed = share_rows(len(source), sampler.world_size) * source.image_bytes
     needed += 2 * EXCHANGED_BYTES if sampler.world_size > 1 else 0
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_bytes(device)
     fits = torch.tensor(float(needed <= (FREE_SHARE if options.resident == "auto" else 1.0) * free), device=device)
     if sampler.world_size > 1:
         dist.all_reduce(fits, dist.ReduceOp.MIN)
     if options.resident == "on" and not fits:
         raise ConfigError(
-            f"--resident on: the images take {needed / 1e9:.1f} GB of each device, and here {free / 1e9:.1f} GB are "
-            "free; pass off"
+            f"--resident on: the images take {size_text(needed)} of each device, and on this or another device less is "
+            f"free (here {size_text(free)}); pass off"
         )
-    log.info(
-        "%.1f GB of images per device, %.1f GB free here: %s",
-        needed / 1e9,
-        free / 1e9,
-        "they are held there" if fits else "they are read for each batch",
-    )
+    if sampler.rank == 0:
+        log.info(
+            "%s of images per device, %s free on the first: %s",
+            size_text(needed),
+            size_text(free),
+            "they are held there" if fits else "they are read for each batch",
+        )
     return bool(fits)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that this process may take of a device: of the host's, an equal part for each process that is here."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not MEMORY_INFO.exists():
+        return math.inf
+    values = dict(line.split(":") for line in MEMORY_INFO.read_text().splitlines())
+    return 1024 * int(values["MemAvailable"].split()[0]) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def size_text(count: float) -> str:
+    """So many bytes for a reader: in GB, or in MB what is less than one."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

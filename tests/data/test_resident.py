@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from simclr_fast.config import DataOptions
-from simclr_fast.data import EncodedImages, build_loader, resident
+from simclr_fast.data import build_loader, resident
 from simclr_fast.data.chunks import CHUNK
 from simclr_fast.data.loading import StoredLoader
 from simclr_fast.data.resident import ShareLoader, lies_on_device, owners, share_rows
@@ -90,8 +90,30 @@ def test_where_images_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert decide("off") is False
         assert decide("on") is True
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (needed - 1, 0))
-    with pytest.raises(ConfigError, match=r"--resident on: the images take 0.0 GB of each device"):
+    with pytest.raises(ConfigError, match=r"--resident on: the images take 0.0 MB of each device, and on this"):
         decide("on")
+
+
+def test_what_the_host_has_no_memory_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its free memory, which the processes of a machine share, or where a limit on the process shows."""
+    source = stored(tmp_path, 100)
+    (tmp_path / "meminfo").write_text("MemTotal: 64 kB\nMemAvailable:      6 kB\n")
+    monkeypatch.setattr(resident, "MEMORY_INFO", tmp_path / "meminfo")
+    assert isinstance(loader(source, 5, "on"), ShareLoader)
+    assert isinstance(loader(source, 5, "auto"), StoredLoader)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--resident on: the images take 0.0 MB of each device"):
+        loader(source, 5, "on")
+    assert isinstance(loader(source, 5, "auto"), StoredLoader)
+    monkeypatch.setattr(resident, "MEMORY_INFO", tmp_path / "none")
+    huge = dataclasses.replace(source, shape=(1 << 20, 1 << 20, 3))
+    with pytest.raises(ConfigError, match=r"the images take 329853.5 GB of cpu, which it does not give; pass --res"):
+        loader(huge, 5, "on")
+
+
+@pytest.mark.parametrize(("count", "said"), [(1.5e9, "1.5 GB"), (999e6, "999.0 MB"), (60e3, "0.1 MB")])
+def test_sizes_are_told_in_units_that_show_them(count: float, said: str) -> None:
+    assert resident.size_text(count) == said
 
 
 @pytest.mark.parametrize(("size", "batch", "world"), [(103, 12, 4), (96, 12, 4), (7, 6, 3), (50, 4, 2), (5, 5, 1)])
@@ -115,12 +137,11 @@ def epochs_of(folder: Path, rank: int, world: int) -> dict:
 
     Exchanged in many rounds.
     """
-    resident.EXCHANGED_BYTES = 5 * 60
     source = stored(folder, SIZE)
     reads: list[int] = []
     read_into = source.records.read_into
     source.records.read_into = lambda number, buffer: (reads.append(number), read_into(number, buffer))[1]
-    batches = loader(source, BATCH, "on", rank=rank, world=world)
+    batches = ShareLoader(source, EpochSampler(SIZE, BATCH, 3, rank, world), CPU, threads=2, exchanged_bytes=5 * 60)
     address = batches.images.data_ptr()
     steps = []
     for epoch, start in PLAN:
@@ -147,14 +168,30 @@ def judge(folder: Path, ranks: list[dict]) -> None:
         assert torch.equal(torch.cat([images for _, images in parts]), step.images)
 
 
+def decided_and_epochs_of(folder: Path, rank: int, world: int) -> dict:
+    """As `epochs_of`, of processes that agree first whether they hold the images; the second one may have no memory."""
+    source, needed = stored(folder, SIZE), 3 * resident.EXCHANGED_BYTES
+    resident.free_bytes = lambda _: needed * (rank == 0)
+    said = ""
+    try:
+        loader(source, BATCH, "on", rank=rank, world=world)
+    except ConfigError as error:
+        said = str(error)
+    resident.free_bytes = lambda _: needed
+    assert isinstance(loader(source, BATCH, "on", rank=rank, world=world), ShareLoader)
+    return epochs_of(folder, rank, world) | {"said": said}
+
+
 def test_two_processes_see_the_order_of_one(tmp_path: Path) -> None:
-    judge(tmp_path, on_ranks(partial(epochs_of, tmp_path), 2, tmp_path))
+    ranks = on_ranks(partial(decided_and_epochs_of, tmp_path), 2, tmp_path)
+    for rank, free in zip(ranks, ("201.3 MB", "0.0 MB"), strict=True):
+        assert f"on this or another device less is free (here {free})" in rank["said"]
+    judge(tmp_path, ranks)
 
 
 @pytest.mark.parametrize("world", [3, 4, 6])
 def test_many_ranks_see_the_order_of_one(world: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads in the place of processes: with more than two, more may arrive than have left."""
-    monkeypatch.setattr(resident, "EXCHANGED_BYTES", 0)
     stored(tmp_path, SIZE)
     ranks = threading.local()
     mail: dict[tuple[int, int], torch.Tensor] = {}
@@ -178,8 +215,7 @@ def test_many_ranks_see_the_order_of_one(world: int, tmp_path: Path, monkeypatch
 
 def test_parts_of_a_set_are_held_as_well(tmp_path: Path) -> None:
     part = dataclasses.replace(stored(tmp_path, 40), labels=torch.arange(40)).subset(torch.arange(39, 0, -3))
+    assert part.labels.tolist() == part.numbers.tolist() == list(range(39, 0, -3))
     for kind in ("on", "off"):
         for batch in loader(part, 5, kind).epoch(0):
             assert torch.equal(batch.images, part.take(batch.indices))
-            assert torch.equal(part.labels[batch.indices], part.numbers[batch.indices])
-    assert not isinstance(part, EncodedImages)
