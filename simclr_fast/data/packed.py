@@ -20,22 +20,18 @@ REMEDY = "copy that file again, or pack the data set again into an empty folder"
 
 
 def is_packed(options: SourceOptions) -> bool:
-    """Whether --data-dir holds a packed set, whole or half made; its manifest counts, whatever --dataset says.
-
-    mnist5k, which needs no folder, takes none that nobody named.
-    """
-    if options.dataset == "mnist5k" and options.data_dir == DataOptions().data_dir:
-        return False
+    """Whether --data-dir holds a packed set, whole or half made; its manifest counts, whatever --dataset says."""
     return any((options.data_dir / name).exists() for name in (MANIFEST, JOURNAL))
 
 
 def named(options: Options) -> Options:
     """The options of a --dataset that the user named, where a packed set cannot be meant.
 
-    Raises ConfigError where --data-dir holds one all the same. mnist5k needs no folder, so the default one serves.
+    Raises ConfigError where --data-dir holds one all the same. mnist5k needs no folder, so the default one serves where
+    that holds none.
     """
-    if options.dataset == "mnist5k":
-        return dataclasses.replace(options, data_dir=DataOptions().data_dir)
+    if options.dataset == "mnist5k" and is_packed(options):
+        options = dataclasses.replace(options, data_dir=DataOptions().data_dir)
     if is_packed(options):
         raise ConfigError(
             f"--dataset {options.dataset}: --data-dir {options.data_dir} holds a packed set; pass another --data-dir, "

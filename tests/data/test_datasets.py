@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from simclr_fast.config import DataOptions
-from simclr_fast.data import datasets, load_dataset
+from simclr_fast.config import DataOptions, SourceOptions
+from simclr_fast.data import datasets, load_dataset, pack
+from simclr_fast.data.packed import named
 from simclr_fast.errors import ConfigError
 from tests.data.conftest import pixels, write_image
 
@@ -61,6 +62,35 @@ def test_image_folder(folder_root: Path) -> None:
     assert len(dataset.test) == 6
     assert dataset.train.decoded(1).shape == (3, 23, 38)
     assert dataset.train.decoded(0).shape == (3, 20, 40), "PNG"
+
+
+def test_a_packed_set_in_the_default_folder_is_read(folder_root: Path, tmp_path: Path, monkeypatch) -> None:
+    """Also where a recipe names mnist5k, which needs no folder; but not where the user did."""
+    demo = DataOptions(dataset="mnist5k")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_dataset(named(demo)).train) == 4000
+    pack.pack(pack.PackOptions(Path("data"), data=SourceOptions(data_dir=folder_root, workers=1), size=16))
+    assert len(load_dataset(demo).train) == 16
+    with pytest.raises(ConfigError, match="--dataset mnist5k: --data-dir data holds a packed set; pass another"):
+        named(demo)
+    elsewhere = dataclasses.replace(demo, data_dir=folder_root)
+    assert len(load_dataset(named(elsewhere)).train) == 4000
+
+
+def test_packing_mnist5k_reads_no_folder(tmp_path: Path, monkeypatch) -> None:
+    """Its output may be the default --data-dir, half packed by a run before."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pack, "verify", interrupted)
+    digits = pack.PackOptions(Path("data"), format="raw", data=SourceOptions(dataset="mnist5k", workers=1))
+    with pytest.raises(KeyboardInterrupt):
+        pack.pack(digits)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert pack.pack(digits)["splits"]["train"]["images"] == 4000
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "imagefolder"])
