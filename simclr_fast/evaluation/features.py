@@ -115,7 +115,8 @@ class LabelledBatches:
 
     Random resized crop and, where the recipe flips, a horizontal flip (Chen et al. 2020, B.5 and B.6); no colour. The
     images of a step and their crops depend on (seed, step) alone. batch_size is global; one larger than the data set
-    is cut to it. Raises ConfigError for fewer images than processes.
+    is cut to it. How the run's images reached its device does not matter: this may be another, without its memory or
+    its nvJPEG. Raises ConfigError for fewer images than processes.
     """
 
     def __init__(self, source: Source, batch_size: int, run: Run, seed: int, process: Process):
@@ -124,9 +125,8 @@ class LabelledBatches:
             raise ConfigError(f"{len(source)} labelled images cannot be shared by {process.world_size} processes")
         self.labels = source.labels.to(process.device)
         self.seed = seed
-        self.loader = build_loader(
-            source, batch_size, seed, process.device, run.config.data, process.rank, process.world_size
-        )
+        options = dataclasses.replace(run.config.data, resident="auto", decode_device="cpu")
+        self.loader = build_loader(source, batch_size, seed, process.device, options, process.rank, process.world_size)
         self.steps_per_epoch = self.loader.sampler.steps_per_epoch
         crop_and_flip = dataclasses.replace(run.config.augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0)
         self.augment = SimCLRAugment(**crop_and_flip.fused(), views=1)

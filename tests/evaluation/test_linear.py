@@ -1,6 +1,8 @@
 """Linear classifiers: L-BFGS against scikit-learn, the choice on held-out images, SGD probes over a frozen encoder."""
 
 import copy
+import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +10,15 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from simclr_fast.data import ImageArrays
+from simclr_fast.data import EncodedImages, ImageArrays
+from simclr_fast.data.loading import StoredLoader
 from simclr_fast.evaluation.features import LabelledBatches
 from simclr_fast.evaluation.linear import Probe, Standardize, best_probe, train_probes
 from simclr_fast.evaluation.probes import LinearClassifier, fit_linear, standardize, sweep_linear
 from simclr_fast.evaluation.run import Run
 from simclr_fast.optim import lr_at
 from simclr_fast.process import Process
+from tests.data.test_resident import stored
 from tests.evaluation.conftest import linear_accuracy
 
 CPU = Process(0, 1, torch.device("cpu"))
@@ -128,6 +132,17 @@ def test_batches_depend_on_the_seed_alone(run_folder) -> None:
     repeated = [views for views in crops.values() if len(views) > 1]
     assert repeated
     assert not any(torch.equal(*views[:2]) for views in repeated), "every epoch has its own crops"
+
+
+def test_batches_need_no_more_of_this_device_than_it_has(run_folder, tmp_path: Path) -> None:
+    """The run may have held its images on another device, or decoded them there."""
+    run = Run.open(run_folder)
+    data = dataclasses.replace(run.config.data, resident="on", decode_device="cuda", workers=1)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, data=data))
+    held = dataclasses.replace(stored(tmp_path, 20), labels=torch.arange(20))
+    assert isinstance(LabelledBatches(held, 8, run, 0, CPU).loader, StoredLoader)
+    encoded = EncodedImages(20, lambda index: b"", str, labels=torch.arange(20))
+    assert LabelledBatches(encoded, 8, run, 0, CPU).steps_per_epoch == 2
 
 
 def test_standardized_features_stay_linear() -> None:
