@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from simclr_fast.config import as_dict
+from simclr_fast.config import DataOptions, as_dict
 from simclr_fast.data import Dataset, load_dataset
-from simclr_fast.data.packed import named
+from simclr_fast.data.packed import is_packed, named
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import DataChoice
 from simclr_fast.evaluation.run import Run
@@ -55,16 +55,21 @@ class Session:
     def device(self) -> torch.device:
         return self.process.device
 
+    @property
+    def data_options(self) -> DataOptions:
+        """The run's, with the data set that the options name. Raises ConfigError where it contradicts its folder."""
+        wanted: DataChoice = self.options
+        changes = {"dataset": wanted.dataset, "data_dir": wanted.data_dir}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        data = dataclasses.replace(self.run.config.data, **changes)
+        return data if wanted.dataset is None else named(data)
+
     def data(self) -> Dataset:
         """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it."""
-        wanted: DataChoice = self.options
-        data = self.run.config.data
-        changes = {"dataset": wanted.dataset, "data_dir": wanted.data_dir}
-        data = dataclasses.replace(data, **{name: value for name, value in changes.items() if value is not None})
-        dataset = load_dataset(data if wanted.dataset is None else named(data))
+        dataset = load_dataset(self.data_options)
         if dataset.train.channels != self.run.channels:
             raise ConfigError(
-                f"--dataset {data.dataset}: its images have {dataset.train.channels} channel(s), the model takes "
+                f"{choice(self.data_options)}: its images have {dataset.train.channels} channel(s), the model takes "
                 f"{self.run.channels}"
             )
         return dataset
@@ -73,10 +78,9 @@ class Session:
         """As `data`. Raises ConfigError without labelled training and test images, too."""
         dataset = self.data()
         if not measurable(dataset):
-            name = self.options.dataset or self.run.config.data.dataset
             raise ConfigError(
-                f"--dataset {name}: it has no labelled training and test images to evaluate with (two and one at "
-                "least); `report` shows what can be seen without labels"
+                f"{choice(self.data_options)}: it has no labelled training and test images to evaluate with (two and "
+                "one at least); `report` shows what can be seen without labels"
             )
         return dataset
 
@@ -102,6 +106,11 @@ class Session:
             written = ", ".join(str(file) for file in (*files, path))
             self.console.print(f"{content['seconds']:.0f} s. Written: {written}", soft_wrap=True, markup=False)
         return content
+
+
+def choice(options: DataOptions) -> str:
+    """The option that decides which images these are, as it is written on the command line."""
+    return f"--data-dir {options.data_dir}" if is_packed(options) else f"--dataset {options.dataset}"
 
 
 def measurable(data: Dataset) -> bool:
