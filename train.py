@@ -10,6 +10,7 @@
 `python train.py RECIPE --help` explains every option and shows that recipe's defaults.
 """
 
+import dataclasses
 import logging
 import signal
 import sys
@@ -24,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simclr_fast import NTXentLoss
 from simclr_fast.config import RECIPES, Config, check
 from simclr_fast.data import build_loader, load_dataset
+from simclr_fast.data.packed import named
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
 from simclr_fast.optim import lr_at, peak_lr
@@ -174,6 +176,8 @@ def parse(arguments: Sequence[str]) -> Config:
     )
     if config.recipe != recipe:
         raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
+    if any(argument.partition("=")[0] == "--dataset" for argument in arguments):  # the recipe's default names none
+        config = dataclasses.replace(config, data=named(config.data))
     return config
 
 

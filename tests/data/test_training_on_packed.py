@@ -32,8 +32,11 @@ def test_packed_jpegs_train_and_are_evaluated(folder_root: Path, tmp_path: Path,
     }
     assert evaluate(["knn", "--checkpoint", str(folder), "--knn-k", "1"]) == 0
     assert evaluate(["knn", "--checkpoint", str(folder), "--knn-k", "1", "--dataset", "cifar10"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert f"--dataset cifar10: --data-dir {packed} holds a packed set; pass another --data-dir" in said
+    said = f"--dataset cifar10: --data-dir {packed} holds a packed set; pass another --data-dir"
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    for named in (["--dataset", "cifar10"], ["--dataset=cifar10"]):
+        assert train.main([*TINY, *named, "--data-dir", str(packed), "--output", str(folder)]) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_held_and_read_images_train_alike(folder_root: Path, tmp_path: Path) -> None:
