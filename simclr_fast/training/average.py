@@ -24,23 +24,27 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module, skip: Tensor | None = None) -> None:
-        """Take in the weights of `model`; skip, float32 [] on its device: 1 leaves the average as it is."""
-        rate = 1 - self.decay if self.begun else 1.0
-        self.begun = True
+        """Take in the weights of `model`; skip, float32 [] on its device: 1 leaves the average as it is.
+
+        Counters are copied all the same: whoever skips an update sets those of the model back.
+        """
+        first, self.begun = not self.begun, True
         pairs = list(zip((*self.module.parameters(), *self.module.buffers()), (*model.parameters(), *model.buffers())))
         for dtype in dict.fromkeys(average.dtype for average, _ in pairs):
             averages, values = zip(*(pair for pair in pairs if pair[0].dtype == dtype))
-            if not dtype.is_floating_point:
+            if first and skip is not None:
+                values = [torch.where(skip > 0, average, value) for average, value in zip(averages, values)]
+            if first or not dtype.is_floating_point:
                 torch._foreach_copy_(averages, values)
                 continue
-            # a <- a - rate (a - w) is a step of SGD, and torch's fused one knows how to be skipped, whatever w is.
+            # a <- a - (1 - decay) (a - w) is a step of SGD: torch's fused one knows how to be skipped, whatever w is.
             torch._fused_sgd_(
                 averages,
                 torch._foreach_sub(averages, values),
                 [],
                 weight_decay=0.0,
                 momentum=0.0,
-                lr=rate,
+                lr=1 - self.decay,
                 dampening=0.0,
                 nesterov=False,
                 maximize=False,
@@ -48,7 +52,7 @@ class WeightAverage(nn.Module):
                 grad_scale=None,
                 found_inf=skip,
             )
-        self.n_averaged += 1
+        self.n_averaged += 1 if skip is None else (1 - skip).long()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

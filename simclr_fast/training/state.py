@@ -255,8 +255,8 @@ def _stored(source: Source, index: int) -> bytes:
 class FailureBundle:
     """Context that writes what it takes to run a failed step again, and says in the error which step and where.
 
-    A failure is heard of one step late: it is of the step noted last, and the weights are those of before that step.
-    Only running statistics, which no training step reads, may have seen it and the step after it.
+    A failure is heard of one step late: it is of the step noted last, and the state is still that of before that step,
+    except for torch's generators, which dropout has drawn from.
     """
 
     def __init__(self, config: Config, state: TrainState, rank: int):

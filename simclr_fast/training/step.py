@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simclr_fast.losses import NTXentStatistics
 from simclr_fast.optim import set_learning_rate
 from simclr_fast.training.average import WeightAverage
+from simclr_fast.training.buffers import KeptBuffers
 from simclr_fast.training.profile import phase
 from simclr_fast.training.views import Draw, Images, Views
 from simclr_fast.training.watch import StepWatch
@@ -78,6 +79,7 @@ class TrainStep:
             raise ValueError(f"optimizer={type(optimizer).__name__}: pass one with fused=True, which can skip a step")
         self.one = torch.ones((), device=self.parameters[0].device)
         self.watch = StepWatch(self.one.device)
+        self.buffers = KeptBuffers(model)
         optimizer.found_inf = self.watch.skip
         self.replays = compile_backend is not None and compile_mode != "default"
         # DistributedDataParallel breaks the graph on purpose, between its buckets, to overlap their reduction.
@@ -102,7 +104,7 @@ class TrainStep:
     def __call__(self, images: Images, draw: Draw, lr: float, *, measure: bool = False) -> StepResult:
         """One step at learning rate `lr`, with statistics if it is to `measure`, which all processes must then do.
 
-        Raises NonFiniteLossError if the step before failed; weights, momenta and average are those of before it.
+        Raises NonFiniteLossError if the step before failed; all state but that of generators is that of before it.
         """
         set_learning_rate(self.optimizer, lr)
         result = self.compute(images, draw, measure)
@@ -116,6 +118,7 @@ class TrainStep:
     def compute(self, images: Images, draw: Draw, measure: bool) -> StepResult:
         """What a step does on the device, at the learning rate that was set."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.buffers.keep()
         if self.replays:  # what the graphs of the step before wrote, gradients included, may be written over
             torch.compiler.cudagraph_mark_step_begin()
         if 0 < self.micro_batch_size < len(draw):
@@ -188,6 +191,7 @@ class TrainStep:
         if self.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad, norm, foreach=True)
         self.watch.judge(loss, norm, scaled=scaled)
+        self.buffers.take_back(self.watch.failed)
         # Not by scaler.step, which knows of overflows only; as it does, the optimizer takes its word from `found_inf`.
         self.optimizer.step()
         if scaled:

@@ -28,13 +28,21 @@ def test_average_of_the_weights_has_its_closed_form() -> None:
     for _ in range(4):
         with torch.no_grad():
             weight.add_(torch.randn_like(weight))
+        if not seen:
+            start = state.evaluated.conv1.weight.clone()
+            state.ema.update_parameters(state.model, skip=torch.ones(()))
+            assert torch.equal(state.evaluated.conv1.weight, start)
+            state.ema.begun = False
         state.ema.update_parameters(state.model)
         seen.append(weight.detach().clone())
-    expected = seen[0]  # the average starts at the first weights it is given
+        if len(seen) == 1:  # it starts at the first weights it is given
+            assert torch.equal(state.evaluated.conv1.weight, weight)
+    expected = seen[0]
     for current in seen[1:]:
         expected = 0.9 * expected + 0.1 * current
     torch.testing.assert_close(state.evaluated.conv1.weight, expected)
     assert state.evaluated is state.ema.module.backbone
+    assert state.ema.n_averaged.item() == 4, "one that is skipped does not count"
 
 
 def test_only_float16_scales_the_loss() -> None:
