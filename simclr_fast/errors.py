@@ -16,7 +16,7 @@ class DataError(RuntimeError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is infinite or not a number."""
+    """The loss, or the norm of its gradient, is infinite or not a number."""
 
 
 # 2: the command line is to be changed. 1: what the command met on its way. The parser ends with 2 as well (an unknown
