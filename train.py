@@ -58,14 +58,14 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
     several = process.world_size > 1
     state = TrainState.create(config, dataset.train.channels, device, autocast=autocast, several=several)
     state.data = data_identity(dataset.train)
-    folder.prepare(start_from(state, config), state.step)
+    resumed, profiler = start_from(state, config), None
+    if run.profile:
+        profiler = StepProfiler(config, device, options.batch_size // process.world_size, total_steps - state.step)
+    folder.prepare(resumed, state.step)
     views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
     step = build_step(state, views, config, process, autocast)
     graph = graphed(step, config, process, loader)
     knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
-    profiler = None
-    if run.profile:
-        profiler = StepProfiler(config, device, options.batch_size // process.world_size, total_steps - state.step)
     say = console.print if process.is_main else lambda *_, **__: None
     say(
         f"{config.model.model}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters. "

@@ -7,6 +7,7 @@ for their time, the waiting for data and the idle device; and as many after them
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from simclr_fast.config import Config
 from simclr_fast.data.chunks import AHEAD, CHUNK
 from simclr_fast.data.threads import Work, work_done
 from simclr_fast.errors import ConfigError
-from simclr_fast.training.profiled import PHASES, Loading, Profile
+from simclr_fast.training.profiled import PHASES, Loading, Profile, form_of
 
 WARMUP_STEPS = 3
 TRACE_FILE, TABLE_FILE = "profile.json", "profile.txt"
@@ -60,6 +61,7 @@ class StepProfiler:
         """images: of a step of this process; steps_left: of the run."""
         self.steps = config.run.profile
         self.threads = config.data.workers
+        self.decodes = form_of(config.data) != "raw"
         self.on_cuda = device.type == "cuda"
         self.warmup = WARMUP_STEPS + math.ceil(AHEAD * self.threads * min(CHUNK, images) / images)
         needed = self.warmup + 2 * self.steps
@@ -68,6 +70,10 @@ class StepProfiler:
                 f"--profile {self.steps}: it takes {needed} steps, and the run has {steps_left}; pass fewer, or "
                 "more --epochs"
             )
+        if not self.on_cuda:
+            # Of the levels of its log (https://github.com/pytorch/kineto), errors are the highest. On the CPU it has
+            # none but that there is no GPU.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self.seen = 0
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_cuda else [])]
         self.profiler = torch.profiler.profile(activities=activities)
@@ -118,7 +124,7 @@ class StepProfiler:
             waiting_ms=1000 * (self.end.waited - self.begin.waited) / self.steps,
             phase_ms={name: us / 1000 / self.steps for name, us in self._phases_us().items()},
             idle_ms=idle,
-            loading=loading(self.begin.work, self.end.work, self.threads, seconds),
+            loading=loading(self.begin.work, self.end.work, self.threads, seconds, self.decodes),
         )
 
     def _phases_us(self) -> dict[str, float]:
@@ -145,7 +151,7 @@ class _Reading:
     work: Work
 
 
-def loading(before: Work, after: Work, threads: int, seconds: float) -> Loading | None:
+def loading(before: Work, after: Work, threads: int, seconds: float, decodes: bool = True) -> Loading | None:
     """What so many threads did in these seconds; None where no image was read."""
     images, busy = after.images - before.images, after.busy - before.busy
     if images == 0:
@@ -153,7 +159,7 @@ def loading(before: Work, after: Work, threads: int, seconds: float) -> Loading 
     # An image that was begun before counts as a whole.
     busy_share = min(1.0, busy / (max(1, threads) * seconds))
     cpu_share = min(1.0, (after.cpu - before.cpu) / busy) if busy > 0 else 1.0
-    return Loading(threads, busy_share, cpu_share, 1000 * busy / images)
+    return Loading(threads, busy_share, cpu_share, 1000 * busy / images, decodes)
 
 
 def covered(ranges: Iterable[tuple[float, float]]) -> float:

@@ -4,6 +4,8 @@ import dataclasses
 import inspect
 import json
 import re
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +16,15 @@ import torch
 import train
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import checkpoints
-from simclr_fast.config import RECIPES, AugmentOptions, Config, flag
+from simclr_fast.config import RECIPES, AugmentOptions, Config, SourceOptions, flag
 from simclr_fast.data import sources
+from simclr_fast.data.pack import PackOptions, pack
 from simclr_fast.data.threads import Work
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training import bound
 from simclr_fast.training.bound import RULES, Circumstances, verdict
 from simclr_fast.training.profile import covered, loading
-from simclr_fast.training.profiled import PHASES, Loading, Profile
+from simclr_fast.training.profiled import PHASES, Loading, Profile, form_of
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
 from tests.data.conftest import write_image
@@ -52,6 +55,10 @@ def config(**options: object) -> Config:
 
 def cpu(cores: int = 2, slow: str = "", **options: object) -> Circumstances:
     return Circumstances(config(**options), False, cores, frozenset(slow.split()))
+
+
+def packed(form: str, circumstances: Circumstances) -> Circumstances:
+    return dataclasses.replace(circumstances, form=form)
 
 
 def cuda(cores: int = 16, slow: str = "", **options: object) -> Circumstances:
@@ -100,6 +107,57 @@ CASES = {
         "the way of the data to the device",
         "waited 41% of its time for data, though 2 threads were busy only 40% of the time. Pack the data set at 256",
     ),
+    "threads wait for the step on the CPU": (
+        profile(41, loading=dataclasses.replace(DECODING, busy_share=0.4)),
+        cpu(workers=2),
+        "the cores that reading and the step share",
+        "waited 41% of its time for data, though 2 threads were busy only 40% of the time. Either the threads that "
+        "read and those of the step share too few cores (cores: 2): let --workers and --threads together be no more.",
+    ),
+    "packed JPEGs are decoded": (
+        profile(41, loading=DECODING),
+        packed("jpeg", cuda(workers=16)),
+        "decoding",
+        "for them. Pack the data set with --format raw, which leaves nothing to decode, or let the GPU decode",
+    ),
+    "packed JPEGs come slowly": (
+        profile(41, loading=dataclasses.replace(DECODING, cpu_share=0.2)),
+        packed("jpeg", cpu()),
+        "reading",
+        "on a faster disk, or pack the data set with --format raw, which leaves nothing to decode.",
+    ),
+    "packed JPEGs on their way": (
+        profile(41, loading=dataclasses.replace(DECODING, busy_share=0.4)),
+        packed("jpeg", cuda(workers=16)),
+        "the way of the data to the device",
+        "Pack the data set with --format raw, whose images can lie on the devices.",
+    ),
+    "raw images are read": (
+        profile(41, loading=DECODING),
+        packed("raw", cuda(workers=2)),
+        "reading",
+        "2 threads were busy 98% of the time, and the step waited 41% of its time for them. Raise --workers to 16 "
+        "(cores: 16), or let the images lie on the devices (--resident on).",
+    ),
+    "raw images are read, without threads": (
+        profile(41, loading=dataclasses.replace(DECODING, threads=0)),
+        packed("raw", cpu(workers=0)),
+        "reading within the step",
+        "no threads read ahead, and the step spent 41% of its time on it. Raise --workers to 2 (cores: 2), or let the "
+        "images lie on the devices (--resident on).",
+    ),
+    "raw images come slowly": (
+        profile(41, loading=dataclasses.replace(DECODING, cpu_share=0.2)),
+        packed("raw", cpu()),
+        "reading",
+        "Put the files on a faster disk, or let the images lie on the devices (--resident on).",
+    ),
+    "raw images on their way": (
+        profile(41, loading=dataclasses.replace(DECODING, busy_share=0.4)),
+        packed("raw", cuda(workers=16)),
+        "the way of the data to the device",
+        "busy only 40% of the time. Let the images lie on the devices (--resident on).",
+    ),
     "the GPU decodes": (
         profile(41, loading=dataclasses.replace(DECODING, busy_share=0.1)),
         cuda(decode_device="cuda"),
@@ -108,9 +166,10 @@ CASES = {
     ),
     "a resident set that waits": (
         profile(41),
-        cuda(workers=16),
-        "the way of the data to the device",
-        "the step waited 41% of its time for data. Pack",
+        packed("raw", cuda(workers=16)),
+        "what happens between the steps",
+        "the step waited 41% of its time, though the images lie in memory. What waits is the host, or the exchange "
+        "between two epochs: profile more steps.",
     ),
     "the host, without a graph": (
         profile(5, idle=60.0),
@@ -140,6 +199,12 @@ CASES = {
     ),
     "augmentation": (profile(augment=50.0), cuda(), "augmentation", "it takes 50% of the step. The blur costs most"),
     "augmentation without blur": (profile(augment=50.0), cpu(blur_p=0.0), "augmentation", "Lower --size if"),
+    "augmentation of a packed set": (
+        profile(augment=50.0),
+        packed("raw", cuda()),
+        "augmentation",
+        "The blur costs most: lower --blur-p or --size if the recipe allows it.",
+    ),
     "augmentation with a warp": (profile(augment=50.0), cpu(shear=0.1), "augmentation", "--rotate 0 --shear 0"),
     "augmentation by the reference": (
         profile(augment=50.0),
@@ -198,6 +263,20 @@ def test_every_rule_has_a_case_and_one_rule_serves_whatever_was_measured() -> No
     assert verdict(Profile(1.0, 0.0, only), cpu()), "nothing took any time"
 
 
+def test_shares_of_slower_steps_are_of_their_own_sum_and_that_is_said() -> None:
+    slower = profile(forward=60.0, backward=136.0)  # with the other phases, 199 ms; a step as it is takes 100
+    said = verdict(slower, cpu())
+    assert "it takes 98% of the step. " in said
+    assert said.endswith(
+        " But the phases, measured in other steps, sum to 199% of a step as it is: profile more steps, with nothing "
+        "else on the machine."
+    )
+    assert "sum to 33% of a step as it is" in verdict(profile(), cpu())
+    assert "sum to" not in verdict(profile(forward=30.0, backward=60.0), cpu())
+    assert "sum to" not in verdict(profile(41, loading=DECODING), cpu()), "no phase is spoken of"
+    assert "backward        136.00   68.3%" in slower.table()
+
+
 def test_what_is_advised_exists() -> None:
     groups = [getattr(Config(), field.name) for field in dataclasses.fields(Config)]
     options = {flag(name) for group in groups if dataclasses.is_dataclass(group) for name in vars(group)} | {"--format"}
@@ -227,6 +306,8 @@ def test_the_table_shows_a_device_only_where_there_is_one() -> None:
     assert "waiting          41.00   41.0%" in on_cpu
     assert "reading and decoding: 1.60 ms per image, 2 threads busy 98% of the time" in on_cpu
     assert "idle              7.00    7.0%" in profile(idle=7.0).table()
+    raw = dataclasses.replace(DECODING, decodes=False)
+    assert "\nreading: 1.60 ms per image, 2 threads busy" in profile(41, loading=raw).table()
 
 
 def run(tmp_path: Path, capsys, *options: str) -> tuple[dict[str, float], str]:
@@ -258,7 +339,7 @@ def test_a_run_on_the_cpu_names_its_phases_and_leaves_the_folder_as_it_is(tmp_pa
     times, said = run(tmp_path, capsys, *SMALL, "--profile", "3")
     assert list(times) == ["waiting", "augment", "forward", "loss", "backward", "optimizer", "step"]
     assert all(ms > 0 for ms in times.values())
-    assert said.startswith("The run is bound by forward and backward pass: it takes ")
+    assert said.startswith("The run is bound by ")
     trace = json.loads((tmp_path / "run" / "profile.json").read_text())
     names = [event.get("name") for event in trace["traceEvents"]]
     assert names.count("forward") == 3
@@ -285,7 +366,9 @@ def test_a_run_that_waits_for_slow_files(workers: int, what: str, tmp_path: Path
 
 
 def test_a_run_too_short_for_its_profile_is_refused(tmp_path: Path, capsys) -> None:
-    assert train.main([*SMALL, "--profile", "39", "--output", str(tmp_path)]) == 2
+    folder = tmp_path / "run"
+    assert train.main([*SMALL, "--profile", "39", "--output", str(folder)]) == 2
+    assert not folder.exists()
     said = capsys.readouterr().err
     assert "--profile 39: it takes 81 steps, and the run has 80; pass fewer, or more --epochs" in said
 
@@ -300,3 +383,20 @@ def test_circumstances_share_the_cores_among_the_processes(monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert (here().cores, here().processes) == (4, 8)
     assert here().slow_ops == frozenset(), "the extension is built"
+    assert here().form == "files"
+
+
+def test_a_profile_of_a_raw_set_read_within_the_step(tmp_path: Path, monkeypatch) -> None:
+    """Nothing decodes, and no line of the profiler's own log is in the way. In a process of its own, for its log."""
+    for i in range(20):
+        write_image(tmp_path / "in" / f"{i}.jpg", 10, 10, seed=i)
+    raw = tmp_path / "raw"
+    pack(PackOptions(raw, "raw", 8, data=SourceOptions(data_dir=tmp_path / "in", workers=1)))
+    assert form_of(SourceOptions(data_dir=raw)) == "raw"
+    small = ["demo", "--batch-size", "2", "--size", "8", "--head-hidden", "8", "--threads", "1", "--warmup-epochs", "0"]
+    data = ["--data-dir", str(raw), "--workers", "0", "--mean", "0", "--profile", "1", "--epochs", "1"]
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    arguments = [sys.executable, "train.py", *small, *data, "--output", str(tmp_path / "run"), "--knn-epochs", "0"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=True)
+    assert re.search(r"^reading: [\d.]+ ms per image, the step itself busy", done.stdout, flags=re.MULTILINE)
+    assert not re.findall("^(?:ERROR|USDT|WARNING|INFO):.*", done.stdout + done.stderr, flags=re.MULTILINE)
