@@ -1,20 +1,16 @@
 """The folder of a run: written by one run at a time, and never over what another run left there."""
 
-import errno
-import fcntl
 import logging
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from simclr_fast.checkpoint import checkpoints, set_later_aside
 from simclr_fast.config import Config
 from simclr_fast.errors import ConfigError
+from simclr_fast.lock import claim
 from simclr_fast.process import Process
 from simclr_fast.run_files import METRICS_FILE
-
-LOCK_FILE = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -81,22 +77,8 @@ class RunFolder:
         log.warning("%s held another run; it is now %s (--resume auto goes on with what is there)", self.path, kept)
 
     def _claim(self) -> None:
-        if self._lock is not None:
-            return
-        self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # Such a lock belongs to this process alone, and ends with it.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                holder = os.read(self._lock, 200).decode(errors="replace").strip()
-                raise ConfigError(
-                    f"--output {self.path}: another run is writing there ({holder}); wait for its end, or pass "
-                    "another folder"
-                ) from error
-            log.warning("%s cannot be locked (%s): let no other run write there", self.path, error.strerror)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        if self._lock is None:
+            self._lock = claim(self.path, "another run is writing")
 
     def _release(self) -> None:
         if self._lock is not None:
