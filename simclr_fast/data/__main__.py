@@ -19,8 +19,9 @@ from pathlib import Path
 import tyro
 
 from simclr_fast.config import RULES, Rule, require
-from simclr_fast.data.pack import PackOptions, pack, verify
+from simclr_fast.data.pack import PackOptions, pack
 from simclr_fast.data.packed import read_manifest
+from simclr_fast.data.verify import verify
 from simclr_fast.process import exit_status
 
 PROGRAM = "python -m simclr_fast.data"

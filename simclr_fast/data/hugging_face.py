@@ -53,7 +53,7 @@ def _split(name: str, table: Any, options: SourceOptions) -> Split:
     images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     reader = TableColumn(images, column, f"split {name!r}, ")
     bad = BadImages(options.max_bad_images * len(table))
-    source = EncodedImages(len(table), reader.read, reader.name, bad=bad)
+    source = EncodedImages(len(table), reader.read, reader.name, bad=bad, identity=reader.identity)
     return Split(f"split {name!r}", source, codes, classes, reason)
 
 

@@ -5,8 +5,9 @@ the folder a data set, is written last, once all was read back. What is written 
 alone, however often the command was stopped, and by however many threads.
 """
 
+import contextlib
 import dataclasses
-import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -25,17 +26,28 @@ from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.datasets import load_dataset, mnist5k
 from simclr_fast.data.pack_images import JpegForm, RawForm, name_of
 from simclr_fast.data.pack_writers import JpegWriter, RawWriter
-from simclr_fast.data.packed import JOURNAL, MANIFEST, VERSION, check_files, read_checked, write_checked
-from simclr_fast.data.packed_sets import source_of
-from simclr_fast.data.sources import Dataset, EncodedImages, Source
-from simclr_fast.data.stored import Records, StoredImages
+from simclr_fast.data.packed import (
+    JOURNAL,
+    MANIFEST,
+    VERSION,
+    check_files,
+    file_entry,
+    read_checked,
+    read_manifest,
+    unfinished,
+    write_checked,
+)
+from simclr_fast.data.packed_shape import DATASET_DICT, check_shape
+from simclr_fast.data.sources import Dataset, Source
 from simclr_fast.data.threads import Place
 from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.data.verify import verify
 from simclr_fast.errors import ConfigError, DataError
+from simclr_fast.lock import LOCK_FILE, claim
 
 SHARD = 4096  # images, or more, so that a split has at most MOST_SHARDS, all of which are open while it is read
 MOST_SHARDS = 256
-SAMPLE = 32  # images of each split that are decoded at the end
+PIECE_BYTES = 4 << 20  # of raw images that a thread has finished at a time; each thread is up to two pieces ahead
 
 log = logging.getLogger(__name__)
 
@@ -63,90 +75,64 @@ Part = tuple[Source, Tensor]  # images with their classes, int64 [N], -1 where t
 def pack(options: PackOptions) -> dict[str, Any]:
     """Write the packed set, or the rest of it, and return its manifest.
 
-    Raises ConfigError where the output cannot serve, DataError for more unreadable images than may be, OSError with the
-    path for a full disk.
+    Raises ConfigError where the output cannot serve, DataError for more unreadable images than may be and for damage,
+    OSError with the path for a full disk.
     """
-    root = options.output
+    root, threads = options.output, options.data.workers
     with _locked(root):
         journal = _begun(options)
         if journal is None:
-            log.warning("%s: packed already, with these options", root)
+            log.warning("%s: packed already, with these options; it is only verified", root)
+            manifest = read_manifest(root)
+            verify(root, manifest, threads)
             (root / JOURNAL).unlink(missing_ok=True)
-            return read_checked(root / MANIFEST)
+            return manifest
         # mnist5k comes from no folder: a packed set in the default one is not meant, and may be the output.
         dataset = mnist5k() if options.data.dataset == "mnist5k" else load_dataset(options.data)
         parts = _parts(dataset)
         _prepare(journal, options, dataset, parts)
+        for entry in journal["splits"].values():
+            if _is_whole(entry):
+                check_files(root, entry["files"])
         for name, (source, codes) in parts.items():
-            if "files" not in journal["splits"][name]:
+            if not _is_whole(journal["splits"][name]):
                 _pack_split(name, source, codes, options, journal)
         if options.format == "jpeg":
-            (root / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}))
-        verify(root, journal, options.data.workers)
+            (root / DATASET_DICT).write_text(json.dumps({"splits": list(parts)}))
+            journal["files"] = {DATASET_DICT: file_entry(root / DATASET_DICT)}
+        check_shape(root / JOURNAL, journal)
+        verify(root, journal, threads)
         write_checked(root / MANIFEST, journal)
         (root / JOURNAL).unlink()
         return journal
 
 
-def verify(root: Path, manifest: dict[str, Any], threads: int) -> None:
-    """Read every byte of a packed set back and look at each checksum, count the images, and decode some of them.
+def _is_whole(entry: dict[str, Any]) -> bool:
+    return "rows_crc32" not in entry
 
-    Raises DataError with the place of the damage.
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Keeps a second `pack` out of a folder, which goes again where it was made here and nothing was packed.
+
+    Raises ConfigError.
     """
-    check_files(root, manifest)
-    for name, entry in manifest["splits"].items():
-        source = source_of(root, name, manifest)
-        records: Records = source.records if isinstance(source, StoredImages) else source.read.__self__
-        read = lambda numbers, place, records=records: [
-            records.read(place.enter(number)) and None for number in numbers
-        ]
-        chunks = (list(range(first, min(first + CHUNK, len(records)))) for first in range(0, len(records), CHUNK))
-        with tqdm(total=len(records), desc=f"verify {name}", unit=" images") as progress:
-            for done in work_ahead(read, chunks, threads, records.name):
-                progress.update(len(done))
-        if isinstance(source, EncodedImages):
-            for index in torch.linspace(0, len(source) - 1, min(SAMPLE, len(source))).long().tolist():
-                try:
-                    source.decode(index)
-                except BadImageError as error:
-                    raise DataError(str(error)) from error
-            _check_rows(root / name, entry["images"])
-
-
-def _check_rows(folder: Path, count: int) -> None:
-    """Whether `datasets` finds as many rows."""
-    import datasets
-
-    rows = len(datasets.load_from_disk(str(folder)))
-    if rows != count:
-        raise DataError(f"{folder}: {rows} rows for {count} images")
-
-
-@dataclasses.dataclass
-class _Lock:
-    """Keeps a second `pack` out of the folder."""
-
-    root: Path
-
-    def __enter__(self) -> None:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.folder = os.open(self.root, os.O_RDONLY)
-            if not os.access(self.root, os.W_OK):
-                raise PermissionError(0, "no permission to write")
-        except OSError as error:
-            raise ConfigError(f"--output {self.root}: nothing can be written there ({error.strerror})") from error
-        try:
-            fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self.folder)
-            raise ConfigError(f"--output {self.root}: another process packs into it") from error
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.folder)
-
-
-_locked = _Lock
+    is_new = not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = claim(root, "another process packs")
+    except OSError as error:
+        raise ConfigError(f"--output {root}: nothing can be written there ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        # Whoever waits for the lock of a whole set, or of a folder that goes, writes nothing there.
+        empty = is_new and [path.name for path in root.iterdir()] == [LOCK_FILE]
+        if empty or (root / MANIFEST).exists():
+            (root / LOCK_FILE).unlink(missing_ok=True)
+        if empty:
+            root.rmdir()
+        os.close(lock)
 
 
 def _begun(options: PackOptions) -> dict[str, Any] | None:
@@ -155,6 +141,8 @@ def _begun(options: PackOptions) -> dict[str, Any] | None:
     for name in (MANIFEST, JOURNAL):
         if (root / name).exists():
             journal = read_checked(root / name)
+            if name == MANIFEST:
+                check_shape(root / name, journal)
             found = journal["options"]
             if different := [key for key in wanted if found.get(key) != wanted[key]]:
                 key = different[0]
@@ -163,9 +151,11 @@ def _begun(options: PackOptions) -> dict[str, Any] | None:
                     "the same options, or another folder"
                 )
             return None if name == MANIFEST else journal
-    if any(root.iterdir()):
+    for name in (MANIFEST, JOURNAL):
+        unfinished(root / name).unlink(missing_ok=True)  # of a pack that was killed while it wrote its first journal
+    if [path for path in root.iterdir() if path.name != LOCK_FILE]:
         raise ConfigError(f"--output {root}: the folder is not empty; pass another")
-    return {"version": VERSION, "format": options.format, "options": wanted, "splits": {}}
+    return {"version": VERSION, "format": options.format, "options": wanted, "files": {}, "splits": {}}
 
 
 def _identity(options: PackOptions) -> dict[str, Any]:
@@ -178,7 +168,7 @@ def _identity(options: PackOptions) -> dict[str, Any]:
         "size": options.size,
         **quality,
         "dataset": data.dataset,
-        "data_dir": str(data.data_dir.resolve()),
+        **({} if data.dataset == "mnist5k" else {"data_dir": str(data.data_dir.resolve())}),
         **(columns if data.dataset == "huggingface" else {}),
     }
 
@@ -200,7 +190,9 @@ def _parts(dataset: Dataset) -> dict[str, Part]:
 def _prepare(journal: dict[str, Any], options: PackOptions, dataset: Dataset, parts: dict[str, Part]) -> None:
     """Note what is to be packed in a new journal; in an old one, see that it is the same. Raises ConfigError."""
     classes = None if dataset.classes is None else list(dataset.classes)
-    about = {"classes": classes, "sources": {name: len(source) for name, (source, _) in parts.items()}}
+    threads = options.data.workers
+    sources = {name: {"images": len(part[0]), "digest": _digest(*part, threads)} for name, part in parts.items()}
+    about = {"classes": classes, "sources": sources}
     if journal["splits"]:
         if {key: journal[key] for key in about} != about:
             raise ConfigError(
@@ -209,14 +201,14 @@ def _prepare(journal: dict[str, Any], options: PackOptions, dataset: Dataset, pa
             )
         return
     if options.format == "raw":
-        form = RawForm.of(dataset.train, options.size)
+        form = RawForm.of([source for source, _ in parts.values() if len(source)], options.size, threads)
         about |= {"image": form.shape, "square": form.square}
         _require_room(
             options.output, sum(map(len, (source for source, _ in parts.values()))) * int(np.prod(form.shape))
         )
     elif dataset.train.channels != 3:
         raise ConfigError("--format jpeg: the images are grey, and would come back with 3 channels; pass --format raw")
-    about["splits"] = {name: {"images": 0, "shards": []} for name in parts}
+    about["splits"] = {name: {"images": 0, "shards": [], "files": {}, "rows_crc32": {}} for name in parts}
     journal.update(json.loads(json.dumps(about)))
     write_checked(options.output / JOURNAL, journal)
 
@@ -230,16 +222,16 @@ def _require_room(root: Path, needed: int) -> None:
 def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, journal: dict[str, Any]) -> None:
     """Write the shards of a split that are missing, and note each in the journal."""
     folder, entry = options.output / name, journal["splits"][name]
-    folder.mkdir(exist_ok=True)
     size = max(SHARD, -(-len(source) // MOST_SHARDS))
     count = -(-len(source) // size)
-    shards = entry["shards"]
+    shards, piece = entry["shards"], CHUNK
     if options.format == "raw":
         form = RawForm(tuple(journal["image"]), journal["square"])
-        writer = RawWriter(folder, form.shape, shards)
+        writer = RawWriter(folder, entry, form.shape)
+        piece = max(1, min(CHUNK, PIECE_BYTES // int(np.prod(form.shape))))
     else:
         form = JpegForm(options.size, options.quality)
-        writer = JpegWriter(folder, journal["classes"] or [], count, shards)
+        writer = JpegWriter(folder, entry, journal["classes"] or [], count)
     prefix = f"{options.data.data_dir}{os.sep}"
 
     def convert(indices: list[int], place: Place) -> tuple[list[int], list, list[str]]:
@@ -254,15 +246,15 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
         return kept, images, bad
 
     done = len(shards) * size
-    converted = work_ahead(
-        convert, _chunks(done, len(source), size), options.data.workers, lambda i: name_of(source, i)
-    )
     allowed = options.data.max_bad_images * len(source)
-    with tqdm(total=len(source), initial=min(done, len(source)), desc=f"pack {name}", unit=" images") as progress:
+    pieces = _pieces(done, len(source), size, piece)
+    converting = work_ahead(convert, pieces, options.data.workers, lambda i: name_of(source, i))
+    progress = tqdm(total=len(source), initial=min(done, len(source)), desc=f"pack {name}", unit=" images")
+    with writer, contextlib.closing(converting) as converted, progress:
         for number in range(len(shards), count):
             shard: dict[str, Any] = {"images": 0, "left_out": []}
             last = min((number + 1) * size, len(source))
-            for _ in range(-(-(last - number * size) // CHUNK)):
+            for _ in range(-(-(last - number * size) // piece)):
                 kept, images, bad = next(converted)
                 for message in bad:
                     log.warning("unreadable image, left out: %s", message)
@@ -278,16 +270,33 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
                     names = [name_of(source, index).removeprefix(prefix) for index in kept]
                     writer.add(images, codes[kept].numpy(), names)
                 progress.update(len(images) + len(bad))
-            writer.end_shard(number)
-            shards.append(shard)
-            entry["images"] += shard["images"]
+            writer.end_shard(shard)
             write_checked(options.output / JOURNAL, journal)
-    entry["files"] = writer.end()
+        if entry["images"] == 0:
+            raise DataError(f"{name}: none of its {len(source)} images can be read; the last: {bad[-1]}")
+        writer.end()
     write_checked(options.output / JOURNAL, journal)
 
 
-def _chunks(first: int, end: int, shard: int) -> Iterator[list[int]]:
-    """Numbers of images, chunk by chunk; none reaches over the end of a shard."""
+def _pieces(first: int, end: int, shard: int, piece: int) -> Iterator[list[int]]:
+    """Numbers of images, piece by piece; none reaches over the end of a shard."""
     for begin in range(first, end, shard):
         last = min(begin + shard, end)
-        yield from (list(range(at, min(at + CHUNK, last))) for at in range(begin, last, CHUNK))
+        yield from (list(range(at, min(at + piece, last))) for at in range(begin, last, piece))
+
+
+def _digest(source: Source, codes: Tensor, threads: int) -> str:
+    """Tells a source from one with other images, another order or other labels, without reading image files."""
+    identify = source.identity or source.name
+
+    def identities(indices: range, place: Place) -> bytes:
+        lines = [f"{identify(place.enter(index))}, class {int(codes[index])}\n" for index in indices]
+        place.leave()
+        return "".join(lines).encode(errors="surrogateescape")
+
+    digest = hashlib.sha256()
+    pieces = (range(first, min(first + CHUNK, len(source))) for first in range(0, len(source), CHUNK))
+    with contextlib.closing(work_ahead(identities, pieces, threads, lambda i: name_of(source, i))) as identified:
+        for lines in identified:
+            digest.update(lines)
+    return digest.hexdigest()

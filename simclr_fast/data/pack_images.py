@@ -1,15 +1,22 @@
 """What `pack` makes of an image: its shorter side brought down to a size, as JPEG bytes or as pixels of one size."""
 
+import contextlib
 import dataclasses
 import io
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
+from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.pixels import is_jpeg
 from simclr_fast.data.sources import EncodedImages, Source
 from simclr_fast.data.stored import StoredImages
+from simclr_fast.data.threads import Place
+from simclr_fast.data.unreadable import BadImageError, load_or_replace
 from simclr_fast.errors import DataError
 
 # Antialiased. Of the views that training cuts out of the result, those after bicubic are nearer to the views of the
@@ -18,7 +25,10 @@ FILTER = Image.Resampling.BICUBIC
 # Half of the colour resolution either way, as nearly all photographs on disk have: full resolution takes 1.5 times the
 # bytes and the time to decode.
 SUBSAMPLING = "4:2:0"
-LOOKED_AT = 64  # images that are to tell whether all are of one size
+JPEG_SIDE = 65_500  # pixels; libjpeg refuses more
+LOOKED_AT = 64  # images that mostly tell, at once, that not all are of one size
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +43,8 @@ class JpegForm:
         """The packed image. Raises BadImageError where it cannot be read."""
         before = pixels(source, index)
         after = shrunk(before, self.size)
+        if max(after.shape[:2]) > JPEG_SIDE:
+            raise BadImageError(f"{name_of(source, index)}: {_size(after.shape)}, more than a side of JPEG may have")
         encoded = self.encode(after)
         if after is before and isinstance(source, EncodedImages):
             original = source.encoded(index)
@@ -58,33 +70,69 @@ class RawForm:
     square: bool
 
     @staticmethod
-    def of(source: Source, size: int) -> "RawForm":
-        """Squares of `size`, unless all images that are looked at have one shape whose shorter side is not larger.
+    def of(sources: Sequence[Source], size: int, threads: int) -> "RawForm":
+        """Squares of `size`, unless all images have one shape whose shorter side is not larger.
 
-        Raises BadImageError where none can be read.
+        Some images are looked at; where these have one small shape, all of them are, so that no other shape turns up
+        when most are packed. Raises DataError where ten in a row cannot be read.
         """
-        count = min(LOOKED_AT, len(source))
-        indices = torch.linspace(0, len(source) - 1, count).long().tolist()
-        shapes = {pixels_or_next(source, index).shape for index in indices}
-        (shape, *others) = shapes
-        if not others and min(shape[:2]) <= size:
-            return RawForm(tuple(shape), square=False)
-        return RawForm((size, size, shape[2]), square=True)
+        shapes = set().union(*(_some_shapes(source) for source in sources))
+        channels = min(shapes)[2]
+        if len(shapes) == 1 and min(min(shapes)[:2]) <= size:
+            shapes = set().union(*(_all_shapes(source, threads) for source in sources)) or shapes
+            if len(shapes) == 1:
+                return RawForm(min(shapes), square=False)
+        shorter = min(min(shape[:2]) for shape in shapes)
+        if shorter < size:
+            log.warning(
+                "not all images have one size: they become squares of %d pixels, and smaller ones are enlarged (the "
+                "shorter side of one is %d; --size %d enlarges none of those that were looked at)",
+                *(size, shorter, shorter),
+            )
+        return RawForm((size, size, channels), square=True)
 
     def __call__(self, source: Source, index: int) -> np.ndarray:
         """The packed image, uint8 [H, W, C]. Raises BadImageError, or DataError for an image of another size."""
         image = pixels(source, index)
-        if not self.square:
-            if image.shape != self.shape:
-                raise DataError(
-                    f"{name_of(source, index)}: {_size(image.shape)}, where the images that were looked at have "
-                    f"{_size(self.shape)}; pass a smaller --size, so that all are cut to squares"
-                )
-            return image
-        side = self.shape[0]
-        image = resized(image, side)
-        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        return np.ascontiguousarray(image[top : top + side, left : left + side])
+        if self.square:
+            return centre(image, self.shape[0])
+        if image.shape != self.shape:
+            raise DataError(
+                f"{name_of(source, index)}: {_size(image.shape)}, and all images had {_size(self.shape)} when the "
+                "packing began; remove the output folder, and begin again"
+            )
+        return image
+
+
+def _some_shapes(source: Source) -> set[tuple[int, ...]]:
+    if not isinstance(source, EncodedImages):
+        return {pixels(source, 0).shape}
+    indices = torch.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).long().tolist()
+    shapes = (load_or_replace(source.decode, index, len(source), {}).shape for index in indices)
+    return {(height, width, channels) for channels, height, width in shapes}
+
+
+def _all_shapes(source: Source, threads: int) -> set[tuple[int, ...]]:
+    """Of all images that can be read; until there are two."""
+    if not isinstance(source, EncodedImages):
+        return _some_shapes(source)
+
+    def look(indices: list[int], place: Place) -> set[tuple[int, ...]]:
+        shapes = set()
+        for index in indices:
+            with contextlib.suppress(BadImageError):  # it is left out later, with its name
+                shapes.add(pixels(source, place.enter(index)).shape)
+        place.leave()
+        return shapes
+
+    found: set[tuple[int, ...]] = set()
+    pieces = (list(range(k, min(k + CHUNK, len(source)))) for k in range(0, len(source), CHUNK))
+    with contextlib.closing(work_ahead(look, pieces, threads, source.name)) as looked_at:
+        for shapes in tqdm(looked_at, desc="sizes", unit=" chunks", total=-(-len(source) // CHUNK)):
+            found |= shapes
+            if len(found) > 1:
+                break
+    return found
 
 
 def pixels(source: Source, index: int) -> np.ndarray:
@@ -94,13 +142,6 @@ def pixels(source: Source, index: int) -> np.ndarray:
     else:
         image = source.take(torch.tensor([index]))[0]
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-
-
-def pixels_or_next(source: Source, index: int) -> np.ndarray:
-    """As `pixels`, of another image where it cannot be read."""
-    if isinstance(source, EncodedImages):
-        return np.ascontiguousarray(source.decoded(index).permute(1, 2, 0).numpy())
-    return pixels(source, index)
 
 
 def name_of(source: Source, index: int) -> str:
@@ -115,13 +156,33 @@ def shrunk(image: np.ndarray, size: int) -> np.ndarray:
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
     """An image uint8 [H, W, C] whose shorter side is `size`, in the same proportions; C is 1 or 3."""
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     shorter = min(height, width)
     if shorter == size:
         return image
     wanted = (round(width * size / shorter), round(height * size / shorter))
+    return _from_box(image, wanted, (0, 0, width, height))
+
+
+def centre(image: np.ndarray, side: int) -> np.ndarray:
+    """The largest square in the middle of an image uint8 [H, W, C], brought to `side` pixels, uint8 [side, side, C].
+
+    Cut before it is enlarged: of a line of 65,000 pixels, the rest would take gigabytes.
+    """
+    height, width, _ = image.shape
+    shorter = min(height, width)
+    if shorter == side:
+        top, left = (height - side) // 2, (width - side) // 2
+        return np.ascontiguousarray(image[top : top + side, left : left + side])
+    top, left = (height - shorter) / 2, (width - shorter) / 2
+    return _from_box(image, (side, side), (left, top, left + shorter, top + shorter))
+
+
+def _from_box(image: np.ndarray, wanted: tuple[int, int], box: tuple[float, ...]) -> np.ndarray:
+    """wanted: width and height; box: left, top, right, bottom."""
+    channels = image.shape[2]
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.asarray(picture.resize(wanted, FILTER)).reshape(wanted[1], wanted[0], channels)
+    return np.asarray(picture.resize(wanted, FILTER, box=box)).reshape(wanted[1], wanted[0], channels)
 
 
 def _size(shape: tuple[int, ...]) -> str:

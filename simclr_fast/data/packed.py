@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from simclr_fast.config import DataOptions, SourceOptions
+from simclr_fast.data.packed_shape import IMAGES, check_shape
 from simclr_fast.errors import ConfigError, DataError
 
 MANIFEST = "packed.json"  # written last, when all else is there and verified
 JOURNAL = "packing.json"  # lies there while the set is made, and says how far it is
-VERSION = 1
+VERSION = 2
+PIECE = 1 << 20  # bytes of a file in memory while its checksum is taken
 Options = TypeVar("Options", bound=SourceOptions)
+FileEntries = dict[str, dict[str, int]]  # by name: size and checksum
 REMEDY = "copy that file again, or pack the data set again into an empty folder"
 
 
@@ -52,62 +55,100 @@ def read_manifest(root: Path) -> dict[str, Any]:
             "which goes on where it stopped"
         )
     content = read_checked(path)
-    if content["version"] != VERSION:
-        raise ConfigError(
-            f"{path}: a packed set of version {content['version']}, and this program reads version {VERSION}; pack the "
-            "data set again"
-        )
-    check_files(root, content)
+    check_shape(path, content)
+    for files in files_of(content):
+        check_files(root, files)
     return content
 
 
-def check_files(root: Path, manifest: dict[str, Any]) -> None:
+def files_of(manifest: dict[str, Any]) -> list[FileEntries]:
+    """What the manifest says of its files: those of the set, then those of each split."""
+    return [manifest["files"], *(split["files"] for split in manifest["splits"].values())]
+
+
+def is_large(name: str) -> bool:
+    """Whether a file holds images: only `verify` reads all of it, whoever opens the set looks at its size."""
+    return name.endswith((".arrow", IMAGES))
+
+
+def check_files(root: Path, files: FileEntries) -> None:
     """Look at the size of every file and at the checksums of the small ones. Raises DataError for damage."""
-    for split in manifest["splits"].values():
-        for name, known in split["files"].items():
-            _check_file(root / name, known)
+    for name, known in files.items():
+        require_size(root / name, known["bytes"])
+        if not is_large(name):
+            check_file(root / name, known["crc32"])
 
 
-def _check_file(path: Path, known: dict[str, int | None]) -> None:
-    """Size, and of small files the checksum. Images have checksums of their own, looked at when they are read."""
+def require_size(path: Path, wanted: int, at_least: bool = False) -> None:
+    """Raises DataError where a file is missing or has another size."""
     try:
         size = path.stat().st_size
-        if size != known["bytes"]:
-            raise DataError(f"{path}: {size} bytes long, in the manifest {known['bytes']}; {REMEDY}")
-        if known["crc32"] is not None and zlib.crc32(path.read_bytes()) != known["crc32"]:
-            raise DataError(f"{path}: damaged, its checksum is not that of the manifest; {REMEDY}")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}, but the packed set has it; {REMEDY}") from error
+    if size < wanted or (size > wanted and not at_least):
+        raise DataError(f"{path}: {size} bytes long, in the manifest {wanted}; {REMEDY}")
 
 
-def file_entry(path: Path, checked: bool) -> dict[str, int | None]:
-    """What the manifest says of a file: its size, and its checksum where that is looked at whenever a set is read."""
-    return {"bytes": path.stat().st_size, "crc32": zlib.crc32(path.read_bytes()) if checked else None}
+def check_file(path: Path, checksum: int) -> None:
+    """Read a whole file. Raises DataError where its checksum is another."""
+    if checksum_of(path) != checksum:
+        raise DataError(f"{path}: damaged, its checksum is not that of the manifest; {REMEDY}")
+
+
+def file_entry(path: Path) -> dict[str, int]:
+    """What the manifest says of a file: its size and its checksum; of images.npy, which may be huge and whose header
+    and rows are looked at one by one, the size alone. Raises DataError where it cannot be read."""
+    checksum = {} if path.name == IMAGES else {"crc32": checksum_of(path)}
+    return {"bytes": path.stat().st_size, **checksum}
+
+
+def checksum_of(path: Path, first: int = 0) -> int:
+    """CRC-32 of a file's bytes from `first` on. Raises DataError where it cannot be read."""
+    checksum = 0
+    try:
+        with path.open("rb") as file:
+            file.seek(first)
+            while piece := file.read(PIECE):
+                checksum = zlib.crc32(piece, checksum)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}, but the packed set has it; {REMEDY}") from error
+    return checksum
 
 
 def read_checked(path: Path) -> dict[str, Any]:
-    """What `write_checked` wrote. Raises DataError for damage."""
+    """What `write_checked` wrote. Raises DataError for damage, ConfigError for what another version wrote."""
     try:
         content = json.loads(path.read_text())
         checksum = content.pop("crc32")
+        is_whole = checksum == _checksum(content)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}); {REMEDY}") from error
-    if checksum != _checksum(content):
+    if not is_whole:
         raise DataError(f"{path}: damaged, its checksum is another; {REMEDY}")
+    if content.get("version") != VERSION:
+        raise ConfigError(
+            f"{path}: a packed set of version {content.get('version')}, and this program reads version {VERSION}; pack "
+            "the data set again, into an empty folder"
+        )
     return content
 
 
 def write_checked(path: Path, content: dict[str, Any]) -> None:
     """JSON with a checksum of its own; a failed write leaves what was at `path`. Raises OSError with the path."""
-    temporary = path.with_suffix(".partial")
+    temporary = unfinished(path)
     with naming(path):
         with temporary.open("w") as file:
             json.dump(content | {"crc32": _checksum(content)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         replace(temporary, path)
+
+
+def unfinished(path: Path) -> Path:
+    """What `write_checked` calls a file until it is whole."""
+    return path.with_suffix(".partial")
 
 
 def replace(temporary: Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Reads a packed data set: JPEG bytes from Arrow files, or pixels of one size from an .npy file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,11 @@ import torch
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
 from simclr_fast.data.packed import read_manifest
+from simclr_fast.data.packed_shape import CHECKSUMS, HEADER, IMAGES, LABELS, PLACES, shard_name
 from simclr_fast.data.sources import Dataset, EncodedImages, Source
 from simclr_fast.data.stored import Records, StoredImages
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import DataError
-
-HEADER = 128  # bytes before the rows of an .npy file that `pack` writes
-LABELS, CHECKSUMS, PLACES, IMAGES = "labels.npy", "checksums.npy", "places.npy", "images.npy"
 
 
 def packed_set(options: SourceOptions) -> Dataset:
@@ -33,6 +32,8 @@ def dataset_of(root: Path, manifest: dict[str, Any], max_bad_images: float = 0.0
     splits = {}
     for name, entry in manifest["splits"].items():
         codes = _column(root / name / LABELS, entry["images"])
+        if not (codes.min() >= -1 and codes.max() < len(classes)):
+            raise DataError(f"{root / name / LABELS}: labels {codes.min()} to {codes.max()} for {len(classes)} classes")
         source = source_of(root, name, manifest, max_bad_images)
         splits[name] = Split(f"{root}, {name}", source, torch.from_numpy(codes), classes, "it was packed without")
     labelled = splits.get("labelled")
@@ -45,25 +46,38 @@ def dataset_of(root: Path, manifest: dict[str, Any], max_bad_images: float = 0.0
 
 def source_of(root: Path, name: str, manifest: dict[str, Any], max_bad_images: float = 0.0) -> Source:
     """The images of one split, without labels. Raises DataError for damage."""
+    count = manifest["splits"][name]["images"]
+    records = records_of(root, name, manifest)
+    if manifest["format"] == "raw":
+        return StoredImages(records, tuple(manifest["image"]), torch.arange(count))
+    bad = BadImages(max_bad_images * count)
+    return EncodedImages(count, records.read, records.name, bad=bad, identity=records.identity)
+
+
+def records_of(root: Path, name: str, manifest: dict[str, Any]) -> Records:
+    """Where the images of one split lie. Raises DataError for damage."""
     entry, folder = manifest["splits"][name], root / name
     count = entry["images"]
     checksums = _column(folder / CHECKSUMS, count)
     if manifest["format"] == "raw":
-        height, width, channels = manifest["image"]
-        size = height * width * channels
+        shape = tuple(manifest["image"])
+        size = shape[0] * shape[1] * shape[2]
         records = _opened([folder / IMAGES], [0], HEADER + size * np.arange(count), np.full(count, size), checksums)
-        return StoredImages(records, (height, width, channels), torch.arange(count))
+        if os.pread(records.files[0], HEADER, 0) != npy_header("|u1", (count, *shape)):
+            raise DataError(f"{folder / IMAGES}: damaged, its header is not that of {count} images of {shape}")
+        return records
     places = _column(folder / PLACES, count)
     counts = [shard["images"] for shard in entry["shards"]]
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     paths = [folder / shard_name(number, len(counts)) for number in range(len(counts))]
-    records = _opened(paths, firsts, places[:, 0], places[:, 1], checksums)
-    return EncodedImages(count, records.read, records.name, bad=BadImages(max_bad_images * count))
+    return _opened(paths, firsts, places[:, 0], places[:, 1], checksums)
 
 
-def shard_name(number: int, count: int) -> str:
-    """What `datasets` calls the Arrow files of a split."""
-    return f"data-{number:05d}-of-{count:05d}.arrow"
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The HEADER bytes before the rows of an array: numpy's format 1.0, of one length however many rows there are."""
+    about = {"descr": dtype, "fortran_order": False, "shape": shape}
+    start = np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little")
+    return start + repr(about).encode().ljust(HEADER - 11) + b"\n"
 
 
 def _opened(paths: list[Path], *about: Any) -> Records:

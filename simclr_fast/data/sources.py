@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,10 @@ class ImageArrays:
         """The bytes of one image, as its tensor holds them."""
         return self.images[index].cpu().numpy().tobytes()
 
+    def identity(self, index: int) -> str:
+        """What tells an image from others."""
+        return f"CRC-32 {zlib.crc32(self.read(index))}"
+
     def take(self, indices: Tensor, device: torch.device = CPU) -> Tensor:
         """The images at indices int64 [n], uint8 [n, C, H, W] on the device."""
         return self.images[indices].to(device)
@@ -66,6 +71,7 @@ class EncodedImages:
     labels: Tensor | None = None
     channels: int = 3
     bad: BadImages = dataclasses.field(default_factory=BadImages)
+    identity: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -118,6 +124,7 @@ class EncodedImages:
             size=len(indices),
             read=lambda index: self.read(int(indices[index])),
             name=lambda index: self.name(int(indices[index])),
+            identity=None if self.identity is None else lambda index: self.identity(int(indices[index])),
             labels=None if self.labels is None else self.labels[indices],
         )
 
@@ -157,8 +164,19 @@ class Files:
             return file.read()
 
     def name(self, index: int) -> str:
+        return os.path.join(self.root, self._relative(index))
+
+    def identity(self, index: int) -> str:
+        """The path below the folder, and the size; -1 where the file cannot be looked at."""
+        try:
+            size = os.stat(self.name(index)).st_size
+        except OSError:
+            size = -1
+        return f"{self._relative(index)}, {size} bytes"
+
+    def _relative(self, index: int) -> str:
         begin = self.ends[index - 1] if index else 0
-        return os.path.join(self.root, os.fsdecode(self.characters[begin : self.ends[index]].tobytes()))
+        return os.fsdecode(self.characters[begin : self.ends[index]].tobytes())
 
 
 class TableColumn:
@@ -172,6 +190,10 @@ class TableColumn:
         if entry is None or (entry["bytes"] is None and entry["path"] is None):
             raise FileNotFoundError("the row has no image")
         return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
+
+    def identity(self, index: int) -> str:
+        """The row, and the fingerprint that `datasets` gives the table, another one for other rows or another order."""
+        return f"{self.table._fingerprint}, row {index}"
 
     def name(self, index: int) -> str:
         return f"{self.title}row {index} of column {self.column!r}"

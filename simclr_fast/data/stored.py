@@ -5,8 +5,8 @@ kill the process; and of what was read nothing stays in the process's memory.
 """
 
 import bisect
+import contextlib
 import dataclasses
-import io
 import os
 import weakref
 import zlib
@@ -64,7 +64,13 @@ class Records:
         self.paths, self.firsts = list(paths), list(firsts)
         self.offsets, self.lengths, self.checksums = offsets, lengths, checksums
         self.is_checked = np.zeros(len(offsets), dtype=bool)
-        self.files = [io.FileIO(path) for path in self.paths]  # closed with this object
+        with contextlib.ExitStack() as opened:
+            self.files: list[int] = []
+            for path in self.paths:
+                self.files.append(os.open(path, os.O_RDONLY))
+                opened.callback(os.close, self.files[-1])
+            # With this object; not at the program's exit, where threads may still read.
+            weakref.finalize(self, opened.pop_all().close).atexit = False
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -78,7 +84,7 @@ class Records:
     def read_into(self, number: int, buffer: memoryview) -> None:
         """Fill a buffer as long as the record."""
         offset, done = int(self.offsets[number]), 0
-        file = self.files[self._file(number)].fileno()
+        file = self.files[self._file(number)]
         while done < len(buffer):
             try:
                 count = os.preadv(file, [buffer[done:]], offset + done)
@@ -97,6 +103,10 @@ class Records:
         """What messages call a record: its file and place there."""
         begin = int(self.offsets[number])
         return f"{self.paths[self._file(number)]}, image {number}, bytes {begin} to {begin + int(self.lengths[number])}"
+
+    def identity(self, number: int) -> str:
+        """What tells a record's content from others' without reading it."""
+        return f"{self.lengths[number]} bytes, CRC-32 {self.checksums[number]}"
 
     def _file(self, number: int) -> int:
         return bisect.bisect_right(self.firsts, number) - 1
@@ -130,6 +140,10 @@ class StoredImages:
     def name(self, index: int) -> str:
         """What messages call an image: its place on the disk."""
         return self.records.name(int(self.numbers[index]))
+
+    def identity(self, index: int) -> str:
+        """What tells an image from others without reading it."""
+        return self.records.identity(int(self.numbers[index]))
 
     def empty(self, count: int, pin: bool = False) -> Tensor:
         """Room for images, uint8 [count, H, W, C]."""

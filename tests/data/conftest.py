@@ -18,6 +18,12 @@ def pixels(count: int, *shape: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed sets have shards of 6 images."""
+    monkeypatch.setattr("simclr_fast.data.pack.SHARD", 6)
+
+
+@pytest.fixture
 def mnist_root(tmp_path: Path) -> Path:
     """MNIST and Fashion-MNIST: gzipped idx files."""
     for name in ("MNIST", "FashionMNIST"):

@@ -14,37 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from simclr_fast.config import DataOptions, SourceOptions
-from simclr_fast.data import Dataset, EncodedImages, load_dataset, pack
+from simclr_fast.config import SourceOptions
+from simclr_fast.data import EncodedImages, pack
 from simclr_fast.data.__main__ import main, parse
 from simclr_fast.data.pack import PackOptions
 from simclr_fast.data.stored import StoredImages
 from simclr_fast.errors import ConfigError, DataError
-from tests.data.conftest import save_image, write_image
+from tests.data.conftest import write_image
+from tests.data.packing import contents, error_of, loaded, packing
 
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "SHARD", 6)
-
-
-def packing(source: Path, output: Path, **changes) -> PackOptions:
-    """Options for a folder of images, two threads."""
-    data = {name: changes.pop(name) for name in ("dataset", "max_bad_images") if name in changes}
-    return PackOptions(output, data=SourceOptions(data_dir=source, workers=2, **data), **changes)
-
-
-def loaded(root: Path, **changes) -> Dataset:
-    return load_dataset(DataOptions(data_dir=root, **changes))
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def error_of(a: torch.Tensor, b: torch.Tensor) -> float:
-    assert a.shape == b.shape
-    return (a.float() - b.float()).abs().mean().item()
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 def test_jpeg_keeps_order_labels_names_and_small_images(folder_root: Path, tmp_path: Path) -> None:
@@ -182,19 +161,6 @@ def test_unreadable_images_are_left_out_with_their_labels(folder_root: Path, tmp
         loaded(tmp_path / "strict")
 
 
-def test_raw_with_an_image_of_another_size(tmp_path: Path, monkeypatch) -> None:
-    for i in range(5):
-        save_image_of(tmp_path / "in" / f"{i}.png", 10, 12 if i == 1 else 10)
-    monkeypatch.setattr("simclr_fast.data.pack_images.LOOKED_AT", 2)
-    with pytest.raises(DataError, match=r"1.png: 12 x 10 pixels, .* have 10 x 10 pixels; pass a smaller --size"):
-        pack.pack(packing(tmp_path / "in", tmp_path / "out", format="raw"))
-
-
-def save_image_of(path: Path, height: int, width: int) -> None:
-    path.parent.mkdir(exist_ok=True)
-    save_image(path, torch.zeros(3, height, width, dtype=torch.uint8))
-
-
 def test_outputs_that_cannot_serve(folder_root: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="the folder is not empty"):
         pack.pack(packing(folder_root, folder_root))
@@ -205,8 +171,6 @@ def test_outputs_that_cannot_serve(folder_root: Path, tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match=r"needs 0.0 GB, and 0.0 GB are free"):
         pack.pack(packing(folder_root, tmp_path / "raw", format="raw"))
     pack.pack(packing(folder_root, tmp_path / "out"))
-    with pack._locked(tmp_path / "out"), pytest.raises(ConfigError, match="another process packs into it"):
-        pack.pack(packing(folder_root, tmp_path / "out"))
     with pytest.raises(ConfigError, match="packed with size 256, and this is 32; pass the same options"):
         pack.pack(packing(folder_root, tmp_path / "out", size=32))
     before = contents(tmp_path / "out")

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,35 +14,15 @@ import torch
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Source, build_loader, load_dataset, pack, pack_writers
 from simclr_fast.data.pack_writers import GrowingArray
-from simclr_fast.data.packed import JOURNAL, MANIFEST, read_checked, write_checked
+from simclr_fast.data.packed import JOURNAL, MANIFEST, VERSION, read_checked, write_checked
 from simclr_fast.errors import ConfigError, DataError, status_and_message
-from tests.data.test_pack import contents, loaded, packing
+from tests.data.packing import StoppedError, contents, failing, loaded, packing
 
 CPU = torch.device("cpu")
 FORMS = ("jpeg", "raw")
 
 
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "SHARD", 6)
-
-
-class StoppedError(BaseException):
-    """Ends the command where it stands, as a signal does."""
-
-
-def failing(real: Callable, limit: int, error: BaseException) -> Callable:
-    """As `real`, but its call number `limit` raises."""
-    calls = 0
-
-    def call(*arguments, **keywords):
-        nonlocal calls
-        calls += 1
-        if calls == limit:
-            raise error
-        return real(*arguments, **keywords)
-
-    return call
+pytestmark = pytest.mark.usefixtures("small_shards")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -159,7 +138,7 @@ def test_flipped_bits_are_refused_with_their_place(packed: Path) -> None:
     checked = 0
     for name in whole:
         path = packed / name
-        if path.suffix == ".arrow" or name in ("train/images.npy", "test/images.npy", "dataset_dict.json"):
+        if path.suffix == ".arrow" or name in ("train/images.npy", "test/images.npy"):
             continue
         for place in (0, 41 % len(whole[name]), len(whole[name]) // 2, len(whole[name]) - 2):
             flip(path, place)
@@ -182,7 +161,7 @@ def test_flipped_bits_are_refused_with_their_place(packed: Path) -> None:
 def test_missing_and_cut_files_are_refused(packed: Path) -> None:
     for name, content in contents(packed).items():
         path = packed / name
-        if name in (MANIFEST, "dataset_dict.json"):
+        if name == MANIFEST:
             continue
         path.write_bytes(content[:-1])
         with pytest.raises(DataError, match=f"{path}: {len(content) - 1} bytes long, in the manifest {len(content)}"):
@@ -204,9 +183,15 @@ def test_a_file_that_is_cut_while_it_is_read(packed: Path) -> None:
 
 def test_other_versions_are_refused(packed: Path) -> None:
     content = read_checked(packed / MANIFEST)
-    write_checked(packed / MANIFEST, content | {"version": 2})
-    with pytest.raises(ConfigError, match="a packed set of version 2, and this program reads version 1"):
+    write_checked(packed / MANIFEST, content | {"version": VERSION + 1})
+    said = f"a packed set of version {VERSION + 1}, and this program reads version {VERSION}"
+    with pytest.raises(ConfigError, match=said):
         loaded(packed)
+    for name in (MANIFEST, JOURNAL):
+        (packed / MANIFEST).replace(packed / name)
+        with pytest.raises(ConfigError, match=said):
+            pack.pack(packing(packed.parent, packed, format=packed.name, size=16))
+    (packed / JOURNAL).unlink()
     (packed / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(DataError, match="damaged"):
         loaded(packed)
@@ -217,8 +202,10 @@ def test_rows_of_a_growing_array_are_numpys(tmp_path: Path) -> None:
     array = GrowingArray(tmp_path / "a.npy", "<i8", (2,))
     array.add(rows[:7])
     array.sync()
+    checksum = array.checksum
     array.add(rows[:1])
-    again = GrowingArray(tmp_path / "a.npy", "<i8", (2,), 7)  # as after a stop: the last row was not kept
+    array.sync()
+    again = GrowingArray(tmp_path / "a.npy", "<i8", (2,), 7, checksum)  # as after a stop: the last row was not kept
     again.add(rows[7:])
     again.sync()
     again.close()

@@ -9,7 +9,7 @@ import train
 from simclr_fast.data import pack
 from simclr_fast.evaluation.__main__ import main as evaluate
 from simclr_fast.run_files import read_metrics
-from tests.data.test_pack import packing
+from tests.data.packing import packing
 from tests.data.test_training_on_files import SMALL
 
 
