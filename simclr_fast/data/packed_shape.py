@@ -23,7 +23,7 @@ def check_shape(path: Path, manifest: dict[str, Any]) -> None:
     _require(form in ("jpeg", "raw"), path, "format", form)
     _require(isinstance(manifest.get("options"), dict), path, "options", manifest.get("options"))
     named = classes is None or (isinstance(classes, list) and all(isinstance(name, str) for name in classes))
-    _require(named, path, "classes", classes)
+    _require("classes" in manifest and named, path, "classes", classes)
     image = manifest.get("image")
     if form == "raw":
         _require(isinstance(image, list) and len(image) == 3 and all(map(_is_count, image)), path, "image", image)
