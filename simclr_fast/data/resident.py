@@ -30,7 +30,9 @@ from simclr_fast.errors import ConfigError
 FREE_SHARE = 0.5
 EXCHANGED_BYTES = 64 << 20  # that a process sends at a time, and about as many that it receives
 
-MEMORY_INFO = Path("/proc/meminfo")  # Linux's; elsewhere only the allocation itself shows what is too much
+# What Linux says of the host's memory, and of its limit for a container; elsewhere only the allocation itself shows
+# what is too much.
+MEMORY_INFO, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 log = logging.getLogger(__name__)
 
@@ -217,10 +219,16 @@ def free_bytes(device: torch.device) -> float:
     """Memory that this process may take of a device: of the host's, an equal part for each process that is here."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if not MEMORY_INFO.exists():
-        return math.inf
-    values = dict(line.split(":") for line in MEMORY_INFO.read_text().splitlines())
-    return 1024 * int(values["MemAvailable"].split()[0]) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    free = math.inf
+    if MEMORY_INFO.exists():
+        values = dict(line.split(":") for line in MEMORY_INFO.read_text().splitlines())
+        free = 1024 * int(values["MemAvailable"].split()[0])
+    limit = CONTAINER / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        values = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        used = int((CONTAINER / "memory.current").read_text()) - int(values["inactive_file"])  # files give way
+        free = min(free, int(most) - used)
+    return free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def size_text(count: float) -> str:

@@ -99,6 +99,7 @@ def test_what_the_host_has_no_memory_for_is_refused(tmp_path: Path, monkeypatch:
     source = stored(tmp_path, 100)
     (tmp_path / "meminfo").write_text("MemTotal: 64 kB\nMemAvailable:      6 kB\n")
     monkeypatch.setattr(resident, "MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(resident, "CONTAINER", tmp_path)
     assert isinstance(loader(source, 5, "on"), ShareLoader)
     assert isinstance(loader(source, 5, "auto"), StoredLoader)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -109,6 +110,19 @@ def test_what_the_host_has_no_memory_for_is_refused(tmp_path: Path, monkeypatch:
     huge = dataclasses.replace(source, shape=(1 << 20, 1 << 20, 3))
     with pytest.raises(ConfigError, match=r"the images take 329853.5 GB of cpu, which it does not give; pass --res"):
         loader(huge, 5, "on")
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 6 << 10), ("10000", 5100), ("100000", 6 << 10)])
+def test_a_container_has_what_its_limit_leaves(limit: str, free: int, tmp_path: Path, monkeypatch) -> None:
+    """Of files in the cache, what was not used of late."""
+    contents = {"max": limit, "current": "5000", "stat": "anon 4000\nfile 800\ninactive_file 100"}
+    for name, text in contents.items():
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 64 kB\nMemAvailable:      6 kB\n")
+    monkeypatch.setattr(resident, "MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(resident, "CONTAINER", tmp_path)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert resident.free_bytes(CPU) == free
 
 
 @pytest.mark.parametrize(("count", "said"), [(1.5e9, "1.5 GB"), (999e6, "999.0 MB"), (60e3, "0.1 MB")])
