@@ -126,7 +126,8 @@ class ShareLoader(ArrayLoader):
     def _read(self, wanted: Tensor) -> None:
         """Read images int64 [n] from the files."""
         device, size = self.held.device, len(wanted) * self.source.image_bytes
-        log.info("holding %d of %d images (%s) on %s", len(wanted), len(self.source), size_text(size), device)
+        if self.sampler.rank == 0:  # the others hold as many
+            log.info("holding %d of %d images (%s) on %s", len(wanted), len(self.source), size_text(size), device)
         rows = self._placed(wanted)
         pin = device.type == "cuda"
         parts = ((part, self.source.empty(len(part), pin)) for part in wanted.split(CHUNK))
