@@ -96,7 +96,7 @@ class StepClock:
         while True:
             begin = time.perf_counter()
             try:
-                with phase("data"):
+                with phase("waiting"):
                     batch = next(iterator)
             except StopIteration:
                 return
