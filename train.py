@@ -63,8 +63,7 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
         profiler = StepProfiler(config, device, options.batch_size // process.world_size, total_steps - state.step)
     folder.prepare(resumed, state.step)
     views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
-    step = build_step(state, views, config, process, autocast)
-    graph = graphed(step, config, process, loader)
+    step = graphed(build_step(state, views, config, process, autocast), config, process, loader)
     knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
     say = console.print if process.is_main else lambda *_, **__: None
     say(
@@ -86,10 +85,7 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                 lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
                 at_log_step = (state.step + 1) % run.log_interval == 0 or state.step + 1 == total_steps
                 at_log_step &= profiler is None  # nothing is written, and such steps are no usual ones
-                if graph is None:
-                    result = step(batch.images, draw, lr, measure=at_log_step)
-                else:
-                    result = graph(batch, draw, lr, measure=at_log_step)
+                result = step.take(batch, draw, lr, measure=at_log_step)
                 failure.note(epoch, batch, draw)
                 state.step += 1
                 if at_log_step:

@@ -162,8 +162,8 @@ class SpeedOptions:
     """Mode of torch.compile: reduce-overhead replays what it compiled as CUDA graphs, max-autotune also tries which
     kernels are fastest, for minutes."""
     cuda_graph: Literal["auto", "on", "off"] = "auto"
-    """Replay the whole step, optimizer and all, as one CUDA graph; auto does where the images lie on the device and one
-    process trains on it, without micro-batches and float16."""
+    """Replay the whole step, optimizer and all, as one CUDA graph; auto does where the images lie on the device and a
+    single process trains, without micro-batches, float16, --profile and another --torchcompile-mode."""
     tf32: bool = True
     """TensorFloat-32 for float32 matrix products and convolutions (CUDA)."""
     threads: int = 0

@@ -4,7 +4,7 @@ As a graph does, a replay reads and writes the tensors of the recording and runs
 computed stays what it was. Recording leaves all that was there before as it was, as a capture, which executes nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simclr_fast.training.step_graph import Work
+from simclr_fast.training.step_graph import Recorded, Work
 from tests.host_reads import HostReadError, reads
 
 
@@ -56,7 +56,10 @@ class Recorder:
     def eager(self, work: Work) -> Any:
         return work()
 
-    def record(self, work: Work) -> tuple[Callable[[], None], Any]:
+    def record(self, works: Sequence[Work]) -> list[Recorded]:
+        return [self._record(work) for work in works]
+
+    def _record(self, work: Work) -> Recorded:
         generator = torch.get_rng_state()
         recording = _Recording()
         with recording:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from simclr_fast.data import Batch, ResidentBatch
 from simclr_fast.losses import NTXentStatistics
 from simclr_fast.optim import set_learning_rate
 from simclr_fast.training.average import WeightAverage
@@ -44,9 +45,10 @@ class TrainStep:
     model: maps views [2b, C, S, S] to embeddings [2b, D]; may be wrapped in DistributedDataParallel.
     criterion: loss(z0, z1) -> scalar, as NTXentLoss; loss(z0, z1, return_stats=True) -> (scalar, statistics)
     is called in steps that are asked for statistics. optimizer: one that can be told by the device to skip a step, as
-    LARS and torch's fused ones. ema: the average of what `model` wraps. autocast: a dtype, or None for float32.
-    micro_batch_size: images per forward pass, 0 for all at once. compile_backend: of torch.compile, which makes a graph
-    of the forward pass and one of the loss (and a third of the loss with statistics); None runs them eagerly.
+    LARS and torch's fused ones. scaler: of the loss in float16; None scales nothing. ema: the average of what `model`
+    wraps. autocast: a dtype, or None for float32. micro_batch_size: images per forward pass, 0 for all at once.
+    clip_grad: the largest norm of the gradient; None clips nothing. compile_backend: of torch.compile, which makes a
+    graph of the forward pass and one of the loss (and a third of the loss with statistics); None runs them eagerly.
     compile_mode: of torch.compile; where it is not "default", inductor replays CUDA graphs.
     """
 
@@ -77,8 +79,7 @@ class TrainStep:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not getattr(optimizer, "_step_supports_amp_scaling", False):
             raise ValueError(f"optimizer={type(optimizer).__name__}: pass one with fused=True, which can skip a step")
-        self.one = torch.ones((), device=self.parameters[0].device)
-        self.watch = StepWatch(self.one.device)
+        self.watch = StepWatch(self.parameters[0].device)
         self.buffers = KeptBuffers(model)
         optimizer.found_inf = self.watch.skip
         self.replays = compile_backend is not None and compile_mode != "default"
@@ -111,6 +112,10 @@ class TrainStep:
         self.watch.note()
         return result
 
+    def take(self, batch: Batch | ResidentBatch, draw: Draw, lr: float, *, measure: bool = False) -> StepResult:
+        """One step on a loader's batch."""
+        return self(batch.images, draw, lr, measure=measure)
+
     def settle(self) -> None:
         """Wait for the last step, and raise NonFiniteLossError if it failed: before its results are relied on."""
         self.watch.settle()
@@ -131,6 +136,15 @@ class TrainStep:
         with phase("optimizer"):
             grad_norm = self._update(loss)
         return StepResult(loss.detach(), z.detach(), grad_norm, statistics)
+
+    def rehearse(self, z: Tensor, measure: bool) -> None:
+        """Compute the loss of embeddings z [2b, D], with statistics if it is to `measure`, and its gradient.
+
+        Nothing comes of it but what happens only once, such as compilation.
+        """
+        z = z.detach().requires_grad_()
+        loss, _ = self.compare(z.clone(), measure)
+        torch.autograd.grad(loss, z)
 
     def _views(self, images: Images, draw: Draw) -> Tensor:
         with phase("augment"):
@@ -203,9 +217,11 @@ class TrainStep:
 
     def _update_scale(self) -> None:
         """Let the scaler learn from this step, unless a step has failed, whose scale is looked into."""
-        before = self.scaler.scale(self.one)
+        learnt = (self.scaler._scale, self.scaler._growth_tracker)  # updated in place
+        before = [value.clone() for value in learnt]
         self.scaler.update()
-        self.scaler.update(torch.where(self.watch.failed > 0, before, self.scaler.scale(self.one)))
+        for value, old in zip(learnt, before):
+            value.copy_(torch.where(self.watch.failed > 0, old, value))
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """The whole training step as one CUDA graph, for images that lie on the device: a step costs the host a few launches.
 
 Gathering the images, views, forward pass, loss, backward pass, optimizer and average are captured once and replayed;
-what differs from step to step is read from tensors: rows, numbers and seed of the batch, warp, learning rate. The
+what differs from step to step is read from tensors: rows, indices and seed of the batch, warp, learning rate. The
 first steps run as they are, and a capture executes nothing, so a run computes the same with and without a graph.
 """
 
-import logging
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -22,12 +22,12 @@ from simclr_fast.process import Process
 from simclr_fast.training.step import StepResult, TrainStep
 from simclr_fast.training.views import Draw
 
-# Before a kind of step is captured it runs so often: libraries make their handles and workspaces, kernels are compiled,
-# the optimizer makes its state. None of that may happen in a capture; PyTorch's notes on CUDA graphs ask for 3.
+# Steps before the capture: libraries make their handles and workspaces, kernels are compiled, the optimizer makes its
+# state. None of that may happen in a capture; PyTorch's notes on CUDA graphs ask for 3.
 EAGER_STEPS = 3
 
 Work = Callable[[], StepResult]
-log = logging.getLogger(__name__)
+Recorded = tuple[Callable[[], object], StepResult]  # what replays some work, and the tensors that each replay fills
 
 
 class Capture(Protocol):
@@ -36,16 +36,15 @@ class Capture(Protocol):
     def eager(self, work: Work) -> StepResult:
         """Do the work as it will be done when it is recorded."""
 
-    def record(self, work: Work) -> tuple[Callable[[], object], StepResult]:
-        """Record the work without doing it: what replays it, and the tensors that each replay fills."""
+    def record(self, works: Sequence[Work]) -> list[Recorded]:
+        """Record works, of which one at a time is replayed, without doing them."""
 
 
 class CudaCapture:
-    """Records CUDA graphs in one memory pool, on a side stream, as CUDA asks for."""
+    """Records CUDA graphs on a side stream, as CUDA asks for."""
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)
-        self.pool = torch.cuda.graph_pool_handle()
 
     def eager(self, work: Work) -> StepResult:
         """On the side stream, too: autograd's nodes and cuBLAS's workspaces are of the stream they were made on."""
@@ -55,54 +54,67 @@ class CudaCapture:
         torch.cuda.current_stream().wait_stream(self.stream)
         return result
 
-    def record(self, work: Work) -> tuple[Callable[[], object], StepResult]:
-        """The graphs may share a pool since they never run side by side and results are good until the next step."""
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do, such as those that write metrics, does not spoil the capture.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            result = work()
-        return graph.replay, result
+    def record(self, works: Sequence[Work]) -> list[Recorded]:
+        """They share a pool of memory, since results are good until the next step.
+
+        It is a pool of its own: results of graphs that are no more may still lie in theirs.
+        """
+        pool, recorded = torch.cuda.graph_pool_handle(), []
+        for work in works:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: what other threads do, such as those that write metrics, does not spoil the capture.
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                result = work()
+            recorded.append((graph.replay, result))
+        return recorded
 
 
 class GraphedStep:
     """As `TrainStep`, for batches of equal size that lie on the device.
 
-    required: raise ConfigError where the step cannot be captured; otherwise go on without a graph, after a warning.
+    Steps with and without statistics are two graphs. Both are recorded before one is replayed: a step that ran as it is
+    beside a graph would take a step's memory for the second time.
     """
 
-    def __init__(self, step: TrainStep, capture: Capture, *, required: bool = False):
+    def __init__(self, step: TrainStep, capture: Capture):
         self.step = step
         self.capture = capture
-        self.required = required
         self._resident: Tensor | None = None
         self._rows: Tensor | None = None
         self._draw: Draw | None = None
-        self._recorded: dict[bool, tuple[Callable[[], object], StepResult]] = {}
-        self._seen = {False: 0, True: 0}
-        self._possible = True
+        self._recorded: dict[bool, Recorded] = {}
+        self._eager_steps = 0
 
-    def __call__(self, batch: ResidentBatch, draw: Draw, lr: float, *, measure: bool = False) -> StepResult:
-        """One step, as TrainStep makes it. The results hold until the next step."""
+    def take(self, batch: ResidentBatch, draw: Draw, lr: float, *, measure: bool = False) -> StepResult:
+        """One step, as TrainStep makes it. The results hold until the next step.
+
+        Raises ConfigError where the step cannot be captured, after which CUDA is in no state to go on; ValueError for a
+        batch of another size than the first; NonFiniteLossError as TrainStep does.
+        """
         set_learning_rate(self.step.optimizer, lr)
-        self._take(batch, draw)
-        if measure not in self._recorded and self._seen[measure] >= EAGER_STEPS and self._possible:
-            self._record(measure)
-        self._seen[measure] += 1
-        if measure in self._recorded:
+        self._load(batch, draw)
+        if self._eager_steps < EAGER_STEPS:
+            self._eager_steps += 1
+            result = self.capture.eager(lambda: self._warm_up(measure))
+        else:
+            if not self._recorded:
+                self._record()
             replay, result = self._recorded[measure]
             replay()
-        else:
-            result = self.capture.eager(lambda: self._compute(measure))
         self.step.watch.note()
         return result
 
-    def _take(self, batch: ResidentBatch, draw: Draw) -> None:
+    def settle(self) -> None:
+        """As TrainStep.settle."""
+        self.step.settle()
+
+    def _load(self, batch: ResidentBatch, draw: Draw) -> None:
         """Copy what this step is made of to where the graph reads it."""
         if self._rows is None:
             warp = None if draw.warp is None else torch.empty_like(draw.warp)
             self._draw = Draw(torch.empty_like(draw.seed), torch.empty_like(draw.indices), warp)
             self._rows = torch.empty_like(batch.rows)
-        if self._resident is None or _place(batch.resident) != _place(self._resident):
+        if self._resident is None or _layout(batch.resident) != _layout(self._resident):
             self._resident = batch.resident
             self._recorded.clear()  # they read the images from where the others lie
         if batch.rows.shape != self._rows.shape:
@@ -111,25 +123,33 @@ class GraphedStep:
         self._draw.seed.copy_(draw.seed)
         self._draw.indices.copy_(draw.indices)
         if draw.warp is not None:
-            self._draw.warp.copy_(draw.warp, non_blocking=True)
+            self._draw.warp.copy_(draw.warp)
 
     def _compute(self, measure: bool) -> StepResult:
         return self.step.compute(self._resident[self._rows], self._draw, measure)
 
-    def _record(self, measure: bool) -> None:
+    def _warm_up(self, measure: bool) -> StepResult:
+        """A step, after which the step of the other kind has run, too, as far as they differ."""
+        result = self._compute(measure)
+        self.step.rehearse(result.z, not measure)
+        return result
+
+    def _record(self) -> None:
         # What is in use when a capture begins keeps its memory; the gradients of the step before are not to.
         self.step.optimizer.zero_grad(set_to_none=True)
+        kinds = (False, True)
         try:
-            self._recorded[measure] = self.capture.record(lambda: self._compute(measure))
+            recorded = self.capture.record([functools.partial(self._compute, measure) for measure in kinds])
         except RuntimeError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if self.required:
-                raise ConfigError(f"--cuda-graph on: the step cannot be captured: {reason}") from error
-            self._possible = False
-            log.warning("going on without a CUDA graph, since the step cannot be captured: %s", reason)
+            first = error  # the one that spoilt the capture; to end a spoilt capture is an error again
+            while first.__context__ is not None:
+                first = first.__context__
+            reason = (str(first).splitlines() or [type(first).__name__])[0]
+            raise ConfigError(f"--cuda-graph: the step cannot be captured ({reason}); pass off") from error
+        self._recorded = dict(zip(kinds, recorded, strict=True))
 
 
-def _place(tensor: Tensor) -> tuple:
+def _layout(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
@@ -146,14 +166,15 @@ def obstacle(config: Config, process: Process, loader: ArrayLoader | ReadingLoad
 
 def graphed(
     step: TrainStep, config: Config, process: Process, loader: ArrayLoader | ReadingLoader
-) -> GraphedStep | None:
-    """The step as a graph where --cuda-graph asks for it or it can be; ConfigError where it is asked for and cannot."""
+) -> TrainStep | GraphedStep:
+    """The step as a graph where --cuda-graph asks for it or it can be, else the step itself.
+
+    Raises ConfigError where it is asked for and cannot be.
+    """
     choice = config.speed.cuda_graph
-    if choice == "off":
-        return None
-    why_not = obstacle(config, process, loader)
+    why_not = "it is off" if choice == "off" else obstacle(config, process, loader)
     if why_not is None:
-        return GraphedStep(step, CudaCapture(process.device), required=choice == "on")
+        return GraphedStep(step, CudaCapture(process.device))
     if choice == "on":
         raise ConfigError(f"--cuda-graph on: {why_not}; pass auto or off")
-    return None
+    return step

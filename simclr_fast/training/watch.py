@@ -14,10 +14,10 @@ class StepWatch:
     """Judges each step where it is computed, so that the host never waits for a step that has just been queued.
 
     skip: float32 [] on the device, 1 where this step's update must leave everything as it is; optimizers take it as
-    `found_inf`. A loss that is not finite has no gradient to follow, nor has one whose gradient is not finite: such a
-    step has failed, and from then on every step is skipped, so the state stays that of before the failed step until the
-    host has heard of it. Where a scaler looks for the largest scale (float16), gradients that overflow are what it
-    learns from: that step alone is skipped.
+    `found_inf`. failed: float32 [] there, 1 from the first failed step on. A loss that is not finite has no gradient to
+    follow, nor has one whose gradient is not finite: such a step has failed, and from then on every step is skipped, so
+    the state stays that of before the failed step until the host has heard of it. Where a scaler looks for the largest
+    scale (float16), gradients that overflow are what it learns from: that step alone is skipped.
     """
 
     def __init__(self, device: torch.device):

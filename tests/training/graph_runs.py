@@ -67,7 +67,7 @@ def run(
         state.model.head.append(nn.Dropout(dropout))
     views = Views(options.augment, seed=7, dtype=dtype)
     step = step_of(state, views, options, dtype)
-    graphed = None if capture is None else GraphedStep(step, capture, required=True)
+    graphed = step if capture is None else GraphedStep(step, capture)
     resident = torch.randint(0, 256, (SIZE, 1, 20, 20), generator=torch.Generator().manual_seed(3)).to(
         device, torch.uint8
     )
@@ -76,11 +76,8 @@ def run(
         rows = torch.randperm(SIZE, generator=torch.Generator().manual_seed(k))[:BATCH].to(device)
         indices = rows + 1000 * (k % 2)  # numbers in a larger data set
         draw, lr = views.draw(indices, k), 0.1 / (k + 1)
-        if graphed is not None:
-            result = graphed(ResidentBatch(resident, rows, indices), draw, lr, measure=k % 3 == 2)
-        else:
-            result = step(resident[rows], draw, lr, measure=k % 3 == 2)
-        results.append(copied(result))
+        batch = ResidentBatch(resident, rows, indices)
+        results.append(copied(graphed.take(batch, draw, lr, measure=k % 3 == 2)))
     step.settle()
     values = dict(state.model.state_dict()) | {
         "generator": torch.cat([part for part in random_state() if part is not None])

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.models import build_model
 from simclr_fast.optim import build_optimizer
 from simclr_fast.training.step import StepResult, TrainStep
-from simclr_fast.training.step_graph import EAGER_STEPS, CudaCapture, GraphedStep, Work
+from simclr_fast.training.step_graph import EAGER_STEPS, CudaCapture, GraphedStep, Recorded, Work
 from simclr_fast.training.views import Draw, Views
 from tools.gpu.bench import Bench
 from tools.gpu.bench_augment import photographs
@@ -50,9 +50,9 @@ class Repeated:
         """Do it."""
         return work()
 
-    def record(self, work: Work) -> tuple[Callable[[], object], StepResult]:
-        """What does it, and what it makes."""
-        return work, work()
+    def record(self, works: Sequence[Work]) -> list[Recorded]:
+        """What does each, and what it makes."""
+        return [(work, work()) for work in works]
 
 
 class Training:
@@ -83,7 +83,7 @@ class Training:
             autocast=torch.bfloat16,
             compile_backend=compiler if compiled else None,
         )
-        self.graph = GraphedStep(self.step, Repeated() if bench.dry else CudaCapture(device)) if graph else None
+        self.taken = GraphedStep(self.step, Repeated() if bench.dry else CudaCapture(device)) if graph else self.step
         images = photographs(self.setting.batch, self.setting.side).to(device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.indices = torch.arange(self.setting.batch, device=device)
@@ -96,10 +96,7 @@ class Training:
     def once(self) -> None:
         """One step."""
         self.count += 1
-        if self.graph is not None:
-            self.graph(ResidentBatch(self.images, self.indices, self.indices), self.draw(), lr=0.01)
-        else:
-            self.step(self.images, self.draw(), lr=0.01)
+        self.taken.take(ResidentBatch(self.images, self.indices, self.indices), self.draw(), lr=0.01)
 
     def first(self) -> None:
         """The first step; raises NonFiniteLossError where it failed, with found["not finite"] saying of what."""
