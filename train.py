@@ -110,17 +110,21 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                     log.write(state.step, values)
                 log.advance()
                 if profiler is not None and (profile := profiler.step(clock.waited)) is not None:
+                    step.settle()
                     found = f"{profile.table()}\n{verdict(profile, Circumstances.here(config, device))}"
                     if process.is_main:
                         profiler.write(run.output, found)
                     say(found, soft_wrap=True)
                     return 0
-                # Several processes must agree on the step, and they meet on the host at log steps only.
-                if (at_log_step or process.world_size == 1) and process.any(signals.received is not None):
-                    saver.save()
-                    say(f"stopped after step {state.step}" + " with a checkpoint; go on with --resume auto" * records)
-                    return 128 + (signals.received or signal.SIGTERM)
-                saver.save_if_due()
+                # Several processes must agree on the step, and they meet on the host at log steps only: one that found
+                # a failure elsewhere would leave the others in the middle of a sum over all.
+                if at_log_step or not several:
+                    if process.any(signals.received is not None):
+                        saver.save()
+                        how = " with a checkpoint; go on with --resume auto" * records
+                        say(f"stopped after step {state.step}{how}")
+                        return 128 + (signals.received or signal.SIGTERM)
+                    saver.save_if_due()
             saver.save()
             if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
                 log.write(state.step, {"knn": knn.accuracy(state.evaluated)})

@@ -182,7 +182,8 @@ class RunOptions:
     """Checkpoint to go on from; auto takes the newest whole one in --output, if any. A larger --epochs than before
     makes the run longer."""
     checkpoint_minutes: float = 15.0
-    """Longest time between checkpoints (minutes); one is also written at each epoch's end."""
+    """Longest time between checkpoints (minutes; of several processes, until the next log step); one is also written at
+    each epoch's end."""
     checkpoint_hist: int = 2
     """Checkpoints kept (files)."""
     log_interval: int = 10

@@ -38,13 +38,16 @@ def _run(arguments: Sequence[str], environment: dict[str, str], output: str) -> 
     raise SystemExit(train.main(list(arguments)))
 
 
-def start(arguments: Sequence[str], log: Path, world_size: int = 1) -> list[BaseProcess]:
-    """Start the processes of a run, which write their output to `log`."""
+def start(
+    arguments: Sequence[str], log: Path, world_size: int = 1, *, by_rank: Sequence[Sequence[str]] = ()
+) -> list[BaseProcess]:
+    """Start the processes of a run, which write their output to `log`; by_rank: what else each is told."""
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
     processes = []
     for rank in range(world_size):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}
-        args = (arguments, environment | own, str(log))
+        more = by_rank[rank] if by_rank else ()
+        args = ((*arguments, *more), environment | own, str(log))
         processes.append(CONTEXT.Process(target=_run, args=args, daemon=True))
     for process in processes:
         process.start()

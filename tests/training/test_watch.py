@@ -15,6 +15,7 @@ from simclr_fast.checkpoint import checkpoints, load
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.process import Process
 from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.training.profile import WARMUP_STEPS
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.views import Views
@@ -82,9 +83,13 @@ def run_of(
     return Run(state, step, views)
 
 
-@pytest.mark.parametrize("micro_batch_size", [0, 4])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-@pytest.mark.parametrize("opt", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("opt", "what", "micro_batch_size"),
+    [
+        *(("lars", "loss", 0), ("sgd", "loss", 4), ("adamw", "loss", 0)),
+        *(("lars", "gradient", 4), ("sgd", "gradient", 0), ("adamw", "gradient", 4)),
+    ],
+)
 def test_a_failed_step_changes_nothing_and_is_told_by_the_next(opt: str, what: str, micro_batch_size: int) -> None:
     run = run_of(Breaking(2, what), opt, micro_batch_size)
     run.once()
@@ -111,13 +116,17 @@ def test_settling_tells_at_once_and_each_failure_once() -> None:
 
 
 def test_a_bad_loss_in_float16_fails_and_leaves_the_scale() -> None:
-    run = run_of(Breaking(1, "loss"), "adamw", autocast=torch.float16)
+    run = run_of(Breaking(2, "loss"), "adamw", autocast=torch.float16)
+    run.state.scaler.scale(torch.ones(()))  # makes the scaler's tensors
+    run.state.scaler.update(16.0)
     run.once()
-    scale = run.state.scaler.get_scale()
+    run.once()
+    scaler = run.state.scaler.state_dict()
+    assert scaler["_growth_tracker"] == 2
     run.once()
     with pytest.raises(NonFiniteLossError, match="the loss is nan"):
         run.once()
-    assert run.state.scaler.get_scale() == scale
+    assert run.state.scaler.state_dict() == scaler
 
 
 def test_an_overflow_in_float16_skips_one_step_alone() -> None:
@@ -140,8 +149,9 @@ def test_an_optimizer_that_cannot_skip_is_refused() -> None:
 
 
 # In the middle of an epoch, at its end (before its checkpoint), at the end of the run, and at a step that is logged.
-@pytest.mark.parametrize(("at", "log_interval"), [(1, 100), (3, 100), (7, 100), (5, 2)])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    ("at", "log_interval", "what"), [(1, 100, "gradient"), (3, 100, "loss"), (7, 100, "gradient"), (5, 2, "loss")]
+)
 def test_the_bundle_is_the_state_before_the_failed_step(
     what: str, at: int, log_interval: int, few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -165,11 +175,23 @@ def test_the_bundle_is_the_state_before_the_failed_step(
     assert logged == list(range(log_interval, at + 1, log_interval)), "no metrics of a failed step"
 
 
+def test_a_profile_tells_that_its_last_step_failed(
+    few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    last = WARMUP_STEPS + 1  # one step as it is, and one by phase
+    monkeypatch.setattr(
+        train, "NTXentLoss", lambda *arguments, **options: Breaking(last, "loss", *arguments, **options)
+    )
+    assert train.main([*FEW, "--epochs", "2", "--profile", "1", "--output", str(tmp_path / "run")]) == 1
+    assert f"the loss is nan at step {last}" in capsys.readouterr().err
+
+
 def test_two_processes_fail_at_the_same_step_and_end(tmp_path: Path) -> None:
-    """Neither waits for the other, whose gradients are not finite either."""
+    """Neither waits for the other, whose gradients are not finite either, and whose clock wants no checkpoint yet."""
     folder, log = tmp_path / "run", tmp_path / "log"
     breaks = ("--epochs", "1", "--opt", "sgd", "--lr", "1e30", "--norm", "frozen", "--log-interval", "100")
-    assert finish(start((*processes.SMALL, *breaks, "--output", str(folder)), log, world_size=2)) == [1, 1]
+    clocks = (("--checkpoint-minutes", "1e-9"), ())
+    assert finish(start((*processes.SMALL, *breaks, "--output", str(folder)), log, 2, by_rank=clocks)) == [1, 1]
     bundles = sorted(path.name for path in folder.glob("nonfinite-*"))
     assert [name.split("-")[2] for name in bundles] == ["rank0.pt", "rank1.pt"]
     assert len({name.split("-")[1] for name in bundles}) == 1
