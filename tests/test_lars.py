@@ -67,6 +67,8 @@ def test_lars_refuses_values_out_of_range(name: str, value: float) -> None:
         LARS([group], **({"lr": 0.1} | {name: torch.tensor(value)}))
     with refuses():
         LARS([group | {name: value}], lr=0.1)
+    with refuses():
+        LARS([group | {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "eta": 0.1}], **({"lr": 0.1} | {name: value}))
     optimizer = LARS([nn.Parameter(torch.ones(1))], lr=0.1)
     with refuses():
         optimizer.add_param_group(group | {name: value})
@@ -171,6 +173,41 @@ def test_lars_follows_a_model_that_changes_between_steps(change: str) -> None:
         assert (v.stride(), v.dtype) == (p.stride(), torch.float64)
 
 
+def test_lars_frees_the_workspace_of_a_dtype_that_is_gone() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = LARS(model.parameters(), lr=0.1)
+    for dtype in (torch.float32, torch.float64):
+        for p in model.to(dtype).parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert list(optimizer._workspaces) == [(torch.device("cpu"), dtype)]
+
+
+def test_lars_updates_a_parameter_frozen_after_its_gradient_as_torch_does() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    LARS([p.requires_grad_(False)], lr=0.5).step()
+    assert torch.equal(p, torch.full((3,), -0.5))
+
+
+def test_a_copy_of_lars_goes_on_by_itself() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimizer = LARS(model.parameters(), lr=0.1, eta=0.1)
+
+    def step(model: nn.Module, optimizer: LARS, value: float) -> None:
+        for p in model.parameters():
+            p.grad = torch.full_like(p, value)
+        optimizer.step()
+
+    step(model, optimizer, 1.0)
+    again, its_optimizer = copy.deepcopy((model, optimizer))
+    step(again, its_optimizer, 2.0)
+    assert not torch.equal(again.weight, model.weight)
+    step(model, optimizer, 2.0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+
+
 def test_lars_refuses_the_momentum_of_another_shape() -> None:
     p = nn.Parameter(torch.ones(4, 3))
     p.grad = torch.ones(4, 3)
@@ -214,8 +251,10 @@ def test_lars_has_one_workspace_for_every_set_of_gradients() -> None:
     rng = np.random.default_rng(4)
     starts = rng.normal(size=(8, 3, 4))
     params = [nn.Parameter(torch.tensor(w)) for w in starts]
-    frozen = nn.Parameter(torch.ones(8, 8)[:, ::2], requires_grad=False)  # with holes, and so never in the workspace
-    optimizer = LARS([*params, frozen], lr=0.5, momentum=0.7, weight_decay=0.1, eta=0.02)
+    # A frozen parameter may have holes, and one of another dtype is alone there without a gradient.
+    frozen = nn.Parameter(torch.ones(8, 8, dtype=torch.float64)[:, ::2], requires_grad=False)
+    other = nn.Parameter(torch.ones(2))
+    optimizer = LARS([*params, frozen, other], lr=0.5, momentum=0.7, weight_decay=0.1, eta=0.02)
     grads: list[list[np.ndarray]] = [[] for _ in params]
     with CountOps() as ops:
         for _ in range(30):
@@ -226,6 +265,7 @@ def test_lars_has_one_workspace_for_every_set_of_gradients() -> None:
                     p.grad = torch.from_numpy(its_grads[-1].copy())
             optimizer.step()
     assert ops.counts["zeros"] == 1
+    assert torch.equal(other.detach(), torch.ones(2))
     for p, w, its_grads in zip(params, starts, grads):
         expected = lars_in_numpy(w, its_grads, [0.5] * 30, 0.7, 0.1, 0.02, adapt=True)
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-11)
