@@ -174,12 +174,14 @@ def _identity(options: PackOptions) -> dict[str, Any]:
 
 
 def _parts(dataset: Dataset) -> dict[str, Part]:
-    """The splits: train, test, and where labels are those of other images than train's, labelled."""
+    """The splits: train, test unless it is empty, and where labels are those of other images than train's, labelled."""
     codes = dataset.codes if dataset.codes is not None else dataset.train.labels
+    if len(dataset.train) == 0:
+        raise DataError("the split train has no image")
     parts = {"train": (dataset.train, codes)}
     if codes is None and dataset.labelled is not None:
         parts["labelled"] = (dataset.labelled, dataset.labelled.labels)
-    if dataset.test is not None:
+    if dataset.test is not None and len(dataset.test) > 0:
         parts["test"] = (dataset.test, dataset.test.labels)
     return {
         name: (source, torch.full((len(source),), -1) if codes is None else codes.long())
@@ -201,7 +203,7 @@ def _prepare(journal: dict[str, Any], options: PackOptions, dataset: Dataset, pa
             )
         return
     if options.format == "raw":
-        form = RawForm.of([source for source, _ in parts.values() if len(source)], options.size, threads)
+        form = RawForm.of([source for source, _ in parts.values()], options.size, threads)
         about |= {"image": form.shape, "square": form.square}
         _require_room(
             options.output, sum(map(len, (source for source, _ in parts.values()))) * int(np.prod(form.shape))
@@ -273,7 +275,8 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
             writer.end_shard(shard)
             write_checked(options.output / JOURNAL, journal)
         if entry["images"] == 0:
-            raise DataError(f"{name}: none of its {len(source)} images can be read; the last: {bad[-1]}")
+            last_bad = "".join(shards[-1]["left_out"][-1:])
+            raise DataError(f"{name}: none of its {len(source)} images can be read; the last: {last_bad}")
         writer.end()
     write_checked(options.output / JOURNAL, journal)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simclr_fast.data import pack
+from simclr_fast.data import Dataset, ImageArrays, pack, pack_images
 from simclr_fast.data.pack_images import JPEG_SIDE, centre
 from simclr_fast.errors import DataError
 from tests.data.conftest import save_image, write_image
@@ -89,6 +89,30 @@ def test_a_set_without_a_readable_image_is_an_error(form: str, tmp_path: Path) -
     with pytest.raises(DataError, match="none of its 3 images can be read|3 unreadable images in a row"):
         pack.pack(packing(tmp_path / "in", tmp_path / "out", format=form, max_bad_images=1.0))
     assert not (tmp_path / "out" / "packed.json").exists()
+
+
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_a_stopped_set_without_a_readable_image_stays_an_error(form: str, tmp_path: Path, monkeypatch) -> None:
+    write_image(tmp_path / "in" / "train" / "a" / "0.png", 20, 20, seed=0)
+    (tmp_path / "in" / "val" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "val" / "a" / "0.png").write_bytes(b"broken")
+    monkeypatch.setattr(pack_images, "load_or_replace", lambda load, *_: torch.zeros(3, 20, 20, dtype=torch.uint8))
+    for _ in range(2):
+        with pytest.raises(DataError, match="test: none of its 1 images can be read; the last: .*0.png"):
+            pack.pack(packing(tmp_path / "in", tmp_path / "out", format=form, size=30, max_bad_images=1.0))
+
+
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_an_empty_held_out_split_is_left_out(form: str, tmp_path: Path, monkeypatch) -> None:
+    arrays = ImageArrays(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    nothing = arrays.subset(torch.tensor([], dtype=torch.long))
+    monkeypatch.setattr(pack, "load_dataset", lambda _: Dataset(arrays, test=nothing))
+    pack.pack(packing(tmp_path, tmp_path / "out", format=form))
+    after = loaded(tmp_path / "out")
+    assert (len(after.train), after.test) == (2, None)
+    monkeypatch.setattr(pack, "load_dataset", lambda _: Dataset(nothing))
+    with pytest.raises(DataError, match="the split train has no image"):
+        pack.pack(packing(tmp_path, tmp_path / "nothing", format=form))
 
 
 @pytest.mark.parametrize("form", ["jpeg", "raw"])
