@@ -47,6 +47,7 @@ from simclr_fast.lock import LOCK_FILE, claim
 
 SHARD = 4096  # images, or more, so that a split has at most MOST_SHARDS, all of which are open while it is read
 MOST_SHARDS = 256
+SILENT_SECONDS = 5.0  # that looking at the source may take before it shows
 PIECE_BYTES = 4 << 20  # of raw images that a thread has finished at a time; each thread is up to two pieces ahead
 
 log = logging.getLogger(__name__)
@@ -300,6 +301,6 @@ def _digest(source: Source, codes: Tensor, threads: int) -> str:
     digest = hashlib.sha256()
     pieces = (range(first, min(first + CHUNK, len(source))) for first in range(0, len(source), CHUNK))
     with contextlib.closing(work_ahead(identities, pieces, threads, lambda i: name_of(source, i))) as identified:
-        for lines in identified:
+        for lines in tqdm(identified, desc="look at the source", unit=" chunks", delay=SILENT_SECONDS):
             digest.update(lines)
     return digest.hexdigest()

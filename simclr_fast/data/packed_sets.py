@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
@@ -30,18 +31,25 @@ def dataset_of(root: Path, manifest: dict[str, Any], max_bad_images: float = 0.0
     """The data set of a manifest, as that which was packed. Raises DataError for damage."""
     classes = list(manifest["classes"] or [])
     splits = {}
-    for name, entry in manifest["splits"].items():
-        codes = _column(root / name / LABELS, entry["images"])
-        if not (codes.min() >= -1 and codes.max() < len(classes)):
-            raise DataError(f"{root / name / LABELS}: labels {codes.min()} to {codes.max()} for {len(classes)} classes")
+    for name in manifest["splits"]:
+        codes = codes_of(root, name, manifest)
         source = source_of(root, name, manifest, max_bad_images)
-        splits[name] = Split(f"{root}, {name}", source, torch.from_numpy(codes), classes, "it was packed without")
+        splits[name] = Split(f"{root}, {name}", source, codes, classes, "it was packed without")
     labelled = splits.get("labelled")
     if labelled is None:
         return assemble(splits["train"], [splits[name] for name in ("test",) if name in splits])
     # Labels are those of other images, as in STL-10.
     judged = assemble(labelled, [splits[name] for name in ("test",) if name in splits])
     return Dataset(splits["train"].source, judged.labelled, judged.test, judged.classes)
+
+
+def codes_of(root: Path, name: str, manifest: dict[str, Any]) -> Tensor:
+    """The class of each image of one split, int64 [N], -1 where it has none. Raises DataError for damage."""
+    path, known = root / name / LABELS, len(manifest["classes"] or [])
+    codes = _column(path, manifest["splits"][name]["images"])
+    if codes.min() < -1 or codes.max() >= known:
+        raise DataError(f"{path}: labels {codes.min()} to {codes.max()} for {known} classes")
+    return torch.from_numpy(codes)
 
 
 def source_of(root: Path, name: str, manifest: dict[str, Any], max_bad_images: float = 0.0) -> Source:

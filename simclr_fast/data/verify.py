@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.packed import check_file, files_of
-from simclr_fast.data.packed_sets import dataset_of, records_of, source_of
+from simclr_fast.data.packed_sets import codes_of, records_of, source_of
 from simclr_fast.data.sources import EncodedImages
 from simclr_fast.data.stored import Records
 from simclr_fast.data.threads import Place
@@ -25,8 +25,8 @@ def verify(root: Path, manifest: dict[str, Any], threads: int) -> None:
     manifest: its shape and the sizes of the files were looked at (`read_manifest`). Raises DataError with the place of
     the damage.
     """
-    dataset_of(root, manifest)
     for name in manifest["splits"]:
+        codes_of(root, name, manifest)
         _verify_records(name, records_of(root, name, manifest), threads)
     # After the images, whose checksums tell which one is damaged.
     _verify_files(root, manifest, threads)

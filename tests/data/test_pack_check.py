@@ -12,9 +12,18 @@ from simclr_fast.data.__main__ import main
 from simclr_fast.data.packed import MANIFEST, read_checked, read_manifest, write_checked
 from simclr_fast.data.verify import verify
 from simclr_fast.errors import ConfigError, DataError
+from tests.data.conftest import write_image
 from tests.data.packing import contents, loaded, packing
 
 FORMS = ("jpeg", "raw")
+
+
+def test_what_is_missing_in_a_set_is_no_concern_of_its_check(tmp_path: Path, caplog) -> None:
+    write_image(tmp_path / "in" / "0.png", 20, 20, seed=0)
+    pack.pack(packing(tmp_path / "in", tmp_path / "out"))
+    caplog.clear()
+    assert main(["check", "--data-dir", str(tmp_path / "out")]) == 0
+    assert caplog.text == ""
 
 
 @pytest.fixture(params=FORMS)
