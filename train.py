@@ -32,10 +32,11 @@ from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, exit_status, start_process
 from simclr_fast.run_files import chance_level
 from simclr_fast.training.bound import Circumstances, verdict
+from simclr_fast.training.failure import FailureBundle
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.metrics import MetricsLog, StepClock, peak_memory_mib, print_summary
 from simclr_fast.training.profile import StepProfiler
-from simclr_fast.training.state import CheckpointSaver, FailureBundle, TrainState, data_identity, start_from
+from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, start_from
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.step_graph import graphed
 from simclr_fast.training.views import Views, check_channels

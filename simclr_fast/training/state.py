@@ -17,15 +17,14 @@ from torch import nn
 
 from simclr_fast.checkpoint import load, load_newest, load_weights, require_entries, save
 from simclr_fast.config import Config, as_dict, flag
-from simclr_fast.data import Batch, ResidentBatch, Source
-from simclr_fast.errors import CheckpointError, ConfigError, NonFiniteLossError
+from simclr_fast.data import Source
+from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.optim import build_optimizer, load_optimizer_state, optimizer_state
 from simclr_fast.sync_bn import synchronize_batch_norm
-from simclr_fast.tensor_file import read, write_atomically
+from simclr_fast.tensor_file import read
 from simclr_fast.training.average import WeightAverage
 from simclr_fast.training.step import random_state, set_random_state
-from simclr_fast.training.views import Draw, Images
 
 # Options that decide what is computed: a resumed run must agree on them to go on exactly. More epochs may follow, and
 # what a run began with is behind it.
@@ -250,44 +249,3 @@ def _stored(source: Source, index: int) -> bytes:
         return source.read(index)
     except OSError:
         return b"unreadable"  # the loader reports it and replaces it; it is the same in a run that goes on
-
-
-class FailureBundle:
-    """Context that writes what it takes to run a failed step again, and says in the error which step and where.
-
-    A failure is heard of one step late: it is of the step noted last, and the state is still that of before that step,
-    except for torch's generators, which dropout has drawn from.
-    """
-
-    def __init__(self, config: Config, state: TrainState, rank: int):
-        self.config, self.state, self.rank = config, state, rank
-        self.last: tuple[int, Batch | ResidentBatch, Draw] | None = None
-
-    def note(self, epoch: int, batch: Batch | ResidentBatch, draw: Draw) -> None:
-        """A step was queued; what it was made of is kept until the next one."""
-        self.last = epoch, batch, draw
-
-    def __enter__(self) -> "FailureBundle":
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NonFiniteLossError) and self.last is not None:
-            epoch, batch, draw = self.last
-            self.state.step -= 1
-            path = save_bundle(self.config.run.output, self.rank, self.state, self.config, batch.images, draw)
-            message = f"{error} at step {self.state.step} (epoch {epoch}); look into {path}"
-            raise NonFiniteLossError(message) from None
-
-
-def save_bundle(folder: Path, rank: int, state: TrainState, config: Config, images: Images, draw: Draw) -> Path:
-    """Write a checkpoint's content, of before the step `state.step`, with its images and what was drawn for them.
-
-    Load it with torch.load(path, weights_only=True): a checkpoint's content plus "images", "indices", "seed", "warp".
-    """
-    path = folder / f"nonfinite-step{state.step}-rank{rank}.pt"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        path,
-        state.checkpoint(config) | {"images": images, "indices": draw.indices, "seed": draw.seed, "warp": draw.warp},
-    )
-    return path
