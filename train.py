@@ -34,7 +34,7 @@ from simclr_fast.run_files import chance_level
 from simclr_fast.training.bound import Circumstances, verdict
 from simclr_fast.training.failure import FailureBundle
 from simclr_fast.training.folder import RunFolder
-from simclr_fast.training.metrics import MetricsLog, StepClock, peak_memory_mib, print_summary
+from simclr_fast.training.metrics import MetricsLog, StepClock, print_summary, step_metrics
 from simclr_fast.training.profile import StepProfiler
 from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, start_from
 from simclr_fast.training.step import TrainStep
@@ -53,7 +53,6 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
     steps_per_epoch = loader.sampler.steps_per_epoch
     total_steps = options.epochs * steps_per_epoch
     warmup_steps = round(options.warmup_epochs * steps_per_epoch)
-    chance = chance_level(options.batch_size)
 
     autocast = autocast_dtype(config.speed.amp_dtype, device)
     several = process.world_size > 1
@@ -70,7 +69,7 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
     say(
         f"{config.model.model}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters. "
         f"{len(dataset.train)} images, {total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
-        f"Chance level of the loss: ln(2N - 1) = {chance:.3f}"
+        f"Chance level of the loss: ln(2N - 1) = {chance_level(options.batch_size):.3f}"
     )
     records = process.is_main and profiler is None  # a profile leaves the run in the folder as it is
     log = MetricsLog(config, enabled=records, step=state.step, total_steps=total_steps)
@@ -91,24 +90,8 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
                 state.step += 1
                 if at_log_step:
                     step.settle()
-                    seconds, waiting = clock.read()
-                    values = {
-                        "epoch": state.step / steps_per_epoch,
-                        "loss": result.loss.item(),
-                        "chance": chance,
-                        "contrastive_accuracy": result.statistics.accuracy.item(),
-                        "positive_logit": result.statistics.positive_logit.item(),
-                        "positive_probability": result.statistics.positive_probability.item(),
-                        "temperature": options.temperature,
-                        "lr": lr,
-                        "grad_norm": result.grad_norm.item(),
-                        "images_per_second": options.batch_size / seconds,
-                        "data_wait_share": waiting,
-                        "peak_memory_mib": peak_memory_mib(device),
-                        "unreadable_images": len(loader.bad),
-                        "gpu_decode_fallbacks": loader.gpu_decode_fallbacks,
-                    }
-                    log.write(state.step, values)
+                    epochs_done = state.step / steps_per_epoch
+                    log.write(state.step, step_metrics(result, options, epochs_done, lr, clock, loader, device))
                 log.advance()
                 if profiler is not None and (profile := profiler.step(clock.waited)) is not None:
                     step.settle()

@@ -12,9 +12,12 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from simclr_fast.config import Config, as_dict
-from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.config import Config, OptimizationOptions, as_dict
+from simclr_fast.data.loading import ReadingLoader
+from simclr_fast.data.resident import ArrayLoader
+from simclr_fast.run_files import METRICS_FILE, chance_level, read_metrics
 from simclr_fast.training.profile import phase
+from simclr_fast.training.step import StepResult
 
 Item = TypeVar("Item")
 # What the progress bar shows: metric -> (short name, format).
@@ -111,6 +114,38 @@ class StepClock:
         elapsed, steps, waited = now - self.begin, max(1, self.steps), self.waited
         self.begin, self.steps, self.waited = now, 0, 0.0
         return elapsed / steps, waited / elapsed
+
+
+def step_metrics(
+    result: StepResult,
+    options: OptimizationOptions,
+    epochs: float,
+    lr: float,
+    clock: StepClock,
+    loader: ArrayLoader | ReadingLoader,
+    device: torch.device,
+) -> dict[str, float]:
+    """What a step that was asked for statistics made, after so many epochs, and how the steps since the last were.
+
+    Waits for the step. docs/scale.md explains each by its name.
+    """
+    seconds, waiting = clock.read()
+    return {
+        "epoch": epochs,
+        "loss": result.loss.item(),
+        "chance": chance_level(options.batch_size),
+        "contrastive_accuracy": result.statistics.accuracy.item(),
+        "positive_logit": result.statistics.positive_logit.item(),
+        "positive_probability": result.statistics.positive_probability.item(),
+        "temperature": options.temperature,
+        "lr": lr,
+        "grad_norm": result.grad_norm.item(),
+        "images_per_second": options.batch_size / seconds,
+        "data_wait_share": waiting,
+        "peak_memory_mib": peak_memory_mib(device),
+        "unreadable_images": len(loader.bad),
+        "gpu_decode_fallbacks": loader.gpu_decode_fallbacks,
+    }
 
 
 def peak_memory_mib(device: torch.device) -> float:
