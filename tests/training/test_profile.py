@@ -178,7 +178,12 @@ CASES = {
         "the device was idle 60% of the time, waiting for work rather than for data. Let a CUDA graph replay the whole "
         "step: --cuda-graph auto.",
     ),
-    "the host, in a profile alone": (profile(idle=60.0), cuda(profile=5), "the host", "Without --profile, which looks"),
+    "the host, in a profile alone": (
+        profile(idle=60.0),
+        cuda(profile=5, cuda_graph="auto"),
+        "the host",
+        "Without --profile, which looks",
+    ),
     "the host, eager on files": (
         profile(idle=60.0, loading=DECODING),
         cuda(torchcompile="off"),
