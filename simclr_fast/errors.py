@@ -45,3 +45,11 @@ def status_and_message(error: Exception) -> tuple[int, str] | None:
 def _disk_message(error: OSError) -> str:
     name = "" if error.filename is None else f"{error.filename}: "
     return f"{name}{error.strerror}; make room, then go on from the files there"
+
+
+def in_utf8(text: str) -> str:
+    """Text that every file, terminal and column takes: bytes of file names that are not UTF-8 are written as \\xff.
+
+    Names that differ stay different.
+    """
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -13,7 +13,7 @@ import numpy as np
 from simclr_fast.data.packed import check_files, checksum_of, file_entry, naming, replace, require_size
 from simclr_fast.data.packed_sets import npy_header
 from simclr_fast.data.packed_shape import CHECKSUMS, HEADER, IMAGES, LABELS, PLACES, shard_name
-from simclr_fast.errors import DataError
+from simclr_fast.errors import DataError, in_utf8
 
 
 class GrowingArray:
@@ -225,8 +225,3 @@ def _state(split: str, shards: list[str], checksums: Path) -> dict[str, Any]:
         "_output_all_columns": False,
         "_split": split,
     }
-
-
-def in_utf8(name: str) -> str:
-    """A name as Arrow can hold it: bytes that are not UTF-8 are written as \\xff, so that names stay different."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from simclr_fast.errors import DataError
+from simclr_fast.errors import DataError, in_utf8
 
 REPLACEMENT_TRIES = 10
 # Prime steps of the walk to a replacement: neighbours often share one broken archive. A step that divides the number of
@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class BadImageError(RuntimeError):
-    """An image cannot be read or decoded; the message holds its name and the reason."""
+    """An image cannot be read or decoded; the message holds its name, as text, and the reason."""
+
+    def __init__(self, message: str):
+        super().__init__(in_utf8(message))
 
 
 @dataclasses.dataclass

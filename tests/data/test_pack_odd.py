@@ -116,11 +116,12 @@ def test_an_empty_held_out_split_is_left_out(form: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("form", ["jpeg", "raw"])
-def test_names_that_are_not_utf8(form: str, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(form: str, tmp_path: Path, caplog) -> None:
     for k, folder in enumerate((b"a\xff", b"a\xfe")):
         write_image(tmp_path / "in" / os.fsdecode(folder) / os.fsdecode(b"\xe9\xff.png"), 20, 30, seed=k)
     (tmp_path / "in" / os.fsdecode(b"a\xff") / os.fsdecode(b"\xf1.jpg")).write_bytes(b"broken")
     pack.pack(packing(tmp_path / "in", tmp_path / "out", format=form, size=16, max_bad_images=0.5))
+    assert "a\\xff/\\xf1.jpg" in caplog.text
     after = loaded(tmp_path / "out")
     assert after.classes == (os.fsdecode(b"a\xfe"), os.fsdecode(b"a\xff"))
     assert after.train.labels.tolist() == [0, 1]
