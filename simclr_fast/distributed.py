@@ -19,7 +19,8 @@ def rank_and_size(group: "dist.ProcessGroup | None") -> tuple[int, int]:
     """(rank, number of processes) in `group`; (0, 1) for None. TypeError or ValueError for what is no group of ours."""
     if group is None:
         return 0, 1
-    if not dist.is_available() or not isinstance(group, (dist.ProcessGroup, int)):
+    # While torch.compile traces, an object that stands for the group has another type.
+    if not torch.compiler.is_compiling() and not (dist.is_available() and isinstance(group, (dist.ProcessGroup, int))):
         raise TypeError(
             f"group is a {type(group).__name__}: pass a torch.distributed.ProcessGroup, or None for one process"
         )
