@@ -131,18 +131,29 @@ def contestant(
         views = pixels.to(device) if make_views is None else make_views(pixels).to(device)
         views = views.contiguous(memory_format=torch.channels_last)
         lap("augment")
-        z = embed(views)
-        lap("forward")
-        loss = criterion(*z.chunk(2))
-        lap("loss")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        lap("backward")
-        optimizer.step()
-        lap("optimizer")
+        take_step(embed, criterion, optimizer, views, lap)
         return verify
 
     return Contestant(name, run, note=NOTES.get(name, ""))
+
+
+def take_step(
+    embed: Callable[[Tensor], Tensor],
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    views: Tensor,
+    lap: Laps,
+) -> None:
+    """Train on the views [2b, C, S, S], with a lap for each part of the step."""
+    z = embed(views)
+    lap("forward")
+    loss = criterion(*z.chunk(2))
+    lap("loss")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    lap("backward")
+    optimizer.step()
+    lap("optimizer")
 
 
 def expected_loss(model_name: str, views: Tensor, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.augment_contestants import Recipe
-from benchmarks.bench_train_step import TEMPERATURE, TOLERANCE, Verify, build_encoder, expected_loss
+from benchmarks.bench_train_step import TEMPERATURE, TOLERANCE, Verify, build_encoder, expected_loss, take_step
 from benchmarks.harness import Absent, Contestant, Laps, compare, installed, require
 from benchmarks.jpeg_files import write_files
 from simclr_fast import NTXentLoss, SimCLRAugment
@@ -191,15 +191,7 @@ def contestant(name: str, folder: Path, case: Case, cpu: CpuTime) -> Contestant 
             lap("data")
             views = cpu.augmenting(make_views).contiguous(memory_format=torch.channels_last)
             lap("augment")
-            z = model(views)
-            lap("forward")
-            loss = criterion(*z.chunk(2))
-            lap("loss")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            lap("backward")
-            optimizer.step()
-            lap("optimizer")
+            take_step(model, criterion, optimizer, views, lap)
         lap("data")
         cpu.end()
         return verify
