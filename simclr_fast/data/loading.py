@@ -1,5 +1,6 @@
 """Batches on the training device: taken from a resident array, or read and decoded ahead by threads."""
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ class Batch:
     indices: Tensor
 
 
-class ReadingLoader:
+class ReadingLoader(abc.ABC):
     """Batches that threads read ahead.
 
     On CUDA the chunks of a batch are moved from pinned memory on a side stream while the step before runs. A kind of
@@ -44,13 +45,13 @@ class ReadingLoader:
         self.bad = bad
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    @abc.abstractmethod
     def _reading(self, steps: list[Tensor]) -> Iterator[Any]:
         """The chunks of the steps' images, int64 [b] each."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _to_device(self, chunks: Iterator[Any], indices: Tensor) -> Batch:
         """The batch of these images, taken from the next chunks."""
-        raise NotImplementedError
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on. Raises DataError past the allowed share of bad images."""
