@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from simclr_fast.config import DataOptions, SourceOptions
 from simclr_fast.data.packed_shape import IMAGES, check_shape
 from simclr_fast.errors import ConfigError, DataError
+from simclr_fast.tensor_file import sync_folder
 
 MANIFEST = "packed.json"  # written last, when all else is there and verified
 JOURNAL = "packing.json"  # lies there while the set is made, and says how far it is
@@ -154,11 +155,7 @@ def unfinished(path: Path) -> Path:
 def replace(temporary: Path, path: Path) -> None:
     """Give a whole file its name, so that it keeps it through a power failure."""
     temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself
-    finally:
-        os.close(directory)
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
