@@ -18,6 +18,17 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t bytes, int64_t unit) { return ceil_div(bytes, unit) * unit; }
 inline int64_t element_bytes(int dtype) { return dtype == SIMCLR_DOUBLE ? 8 : dtype == SIMCLR_FLOAT ? 4 : 2; }
 
+// Float32 views have split operands: a row of u is hi[u_columns], then lo[u_columns], both fp16, with
+// hi = fp16(2^8 u) and lo = fp16(2^8 u - hi). Together they hold 22 bits of every entry above 2^-11; without the factor
+// lo would be subnormal, and lose bits, below 2^-3. 2^9 would gain one bit below 2^-11; from 2^16 on hi overflows.
+constexpr int kSplitScaleLog2 = 8;
+constexpr float kSplitScale = 1 << kSplitScaleLog2;
+
+// Parts of a row of u, each of u_columns elements.
+constexpr int operand_parts(int u_dtype) { return u_dtype == SIMCLR_FLOAT ? 2 : 1; }
+// What an element of a part is in units of the row's entry.
+constexpr float operand_scale(int u_dtype) { return u_dtype == SIMCLR_FLOAT ? kSplitScale : 1.0f; }
+
 inline int operand_dtype(int z_dtype) { return z_dtype == SIMCLR_BFLOAT16 ? SIMCLR_HALF : z_dtype; }
 
 // Columns of u: d rounded up to whole 16-byte chunks.
@@ -38,6 +49,15 @@ struct Product {
   // A temperature that only the device knows may be any.
   bool uses_constant_max() const { return temperature_ptr == nullptr && simclr::uses_constant_max(temperature); }
   int64_t row_bytes() const { return u_columns * element_bytes(u_dtype); }
+
+  // Tensor-core products of operands that make one product: lo hi + hi lo + hi hi, in this order, or hi hi alone.
+  int products() const { return u_dtype == SIMCLR_FLOAT && precision == SIMCLR_IEEE ? 3 : 1; }
+  // From one part of a row to the next.
+  int64_t part_bytes() const { return row_bytes() / operand_parts(u_dtype); }
+  // What brings sums of products to u.u: 2^-16 for split operands.
+  float product_unit() const { return 1 / (operand_scale(u_dtype) * operand_scale(u_dtype)); }
+  // What brings sums of coefficients times elements of a part to du: 2^-8 for split operands.
+  float operand_unit() const { return 1 / operand_scale(u_dtype); }
 
   template <class T>
   Temperature<T> temperature_of() const {
