@@ -25,6 +25,7 @@ enum SimclrPrecision { SIMCLR_IEEE = 0, SIMCLR_TF32 = 1 };
 struct SimclrDevice {
   int multiprocessors;
   int max_shared_bytes;  // of one block, with opt-in
+  int capability;        // 10 major + minor of the compute capability: 90 is Hopper
 };
 
 struct SimclrNtxentNormalizeArgs {

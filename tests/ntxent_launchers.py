@@ -13,7 +13,9 @@ POINTER, INT64, DOUBLE, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, 
 
 
 class Device(ctypes.Structure):
-    _fields_ = [("multiprocessors", INT), ("max_shared_bytes", INT)]
+    """capability: 10 major + minor; 0, where none is given, is that of no device with kernels of its own."""
+
+    _fields_ = [("multiprocessors", INT), ("max_shared_bytes", INT), ("capability", INT)]
 
 
 class NormalizeArgs(ctypes.Structure):
@@ -91,7 +93,7 @@ class Launchers:
     """
 
     library: Library
-    device: Device = field(default_factory=lambda: Device(132, 232448))
+    device: Device = field(default_factory=lambda: Device(132, 232448, 80))
     options: dict = field(default_factory=dict)
     tensors: list[Tensor] = field(default_factory=list)
     family: ClassVar[str]

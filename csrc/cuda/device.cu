@@ -11,5 +11,9 @@ extern "C" int simclr_query_device(SimclrDevice* device) {
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&device->max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   }
+  int major = 0, minor = 0;
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
+  device->capability = 10 * major + minor;
   return error;
 }

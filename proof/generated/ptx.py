@@ -1,8 +1,8 @@
 """Runs the project's CUDA launchers on a CPU by simulating the PTX that nvcc made of the kernels.
 
-`build` compiles .cu files with nvcc for compute_80 and links them with recording_cudart.cpp; `simulate` then calls a
-launcher and executes every kernel it launches in ptxlab, an external PTX simulator found through the environment
-variable PTXLAB or at ../shared/ptxlab beside the repository.
+A Program compiles .cu files with nvcc for compute_80 or compute_90a and links them with recording_cudart.cpp; while
+`simulated` is open, it calls a launcher and executes every kernel that it launches in ptxlab, an external PTX simulator
+found through the environment variable PTXLAB or at ../shared/ptxlab beside the repository.
 """
 
 import ctypes
@@ -78,31 +78,34 @@ def _cxx(*arguments: object) -> None:
     run([os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", *include, *arguments])
 
 
-def _object(source: Path) -> Path:
-    """The file compiled, by nvcc for compute_80 if it is CUDA; from build/ptx where nothing has changed."""
+def _object(source: Path, arch: str) -> Path:
+    """The file compiled, by nvcc for compute_`arch` if it is CUDA; from build/ptx where nothing has changed."""
+    # "90a" is Hopper's own: the launchers know its kernels where this macro is given, as setup.py gives it.
+    defines = ["-DSIMCLR_SM90A"] if arch == "90a" else []
 
     def make(made: Path) -> None:
         if source.suffix == ".cpp":
             _cxx("-c", source, "-o", made)
         else:
-            target = ["-gencode", "arch=compute_80,code=compute_80", "-Xcompiler", "-fPIC"]
+            target = ["-gencode", f"arch=compute_{arch},code=compute_{arch}", "-Xcompiler", "-fPIC", *defines]
             run([cuda_home() / "bin/nvcc", *NVCC_FLAGS, *target, "-c", source, "-o", made])
 
-    return kept(ROOT / "build/ptx" / f"{source.stem}-{made_of(source)}.o", make)
+    return kept(ROOT / "build/ptx" / f"{source.stem}-{made_of(source, arch, defines)}.o", make)
 
 
 class Program:
     """Launchers as a ctypes library, and the kernels they launch as ptxlab modules.
 
     Args:
-        sources: .cu files, compiled by nvcc for compute_80, and .cpp files with plain C entry points.
+        sources: .cu files, compiled by nvcc, and .cpp files with plain C entry points.
+        arch: "80" (compute_80), or "90a" with Hopper's kernels, which launchers take on a device of capability 90.
     """
 
-    def __init__(self, sources: Iterable[Path]):
+    def __init__(self, sources: Iterable[Path], arch: str = "80"):
         ptxlab = load_ptxlab()
         sources = list(sources)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(_object, sources))
+            objects = list(pool.map(lambda source: _object(source, arch), sources))
         of_cuda = (made for source, made in zip(sources, objects) if source.suffix == ".cu")
         texts = [run([binary_tool("cuobjdump"), "-ptx", made]) for made in of_cuda]
         self.modules = [ptxlab.Module(text[text.index(".version") :]) for text in texts if ".version" in text]

@@ -83,6 +83,8 @@ cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   if (attribute == cudaDevAttrMultiProcessorCount) return *value = 132, cudaSuccess;
   if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) return *value = 232448, cudaSuccess;
+  if (attribute == cudaDevAttrComputeCapabilityMajor) return *value = 9, cudaSuccess;
+  if (attribute == cudaDevAttrComputeCapabilityMinor) return *value = 0, cudaSuccess;
   return cudaErrorInvalidValue;
 }
 
