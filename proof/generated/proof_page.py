@@ -4,10 +4,11 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 from proof.generated.ptx import ROOT
 from proof.generated.triton_code import committed_table
-from proof.generated.triton_tables import ALSO_COUNTED
+from proof.generated.triton_tables import ALSO_COUNTED, COUNTED_ARCHS
 
 PAGE = ROOT / "docs/proof.md"
 BEGIN, END = "<!-- counts: written by `python -m proof.generated.proof_page` -->\n", "<!-- end of counts -->\n"
@@ -32,16 +33,25 @@ def rows() -> list[str]:
         )
         for launch in committed_table("ptxlab_cuda")["launches"]
     ]
-    lines += _augmentation("ptxlab_augment", "")
-    triton = committed_table("counts_triton")
-    sizes = {size["operand"]: size for size in (triton["size"], *ALSO_COUNTED)}
-    for name, counted in (triton["kernels"] | triton["other operands"]).items():
+    lines += _augmentation(committed_table("ptxlab_augment"), "")
+    for arch in COUNTED_ARCHS:
+        compiler = f", Triton sm_{arch}"
+        lines += _ntxent_of_triton(arch, compiler)
+        lines += _augmentation(committed_table("counts_triton_augment")[f"sm_{arch}"], compiler)
+    return lines
+
+
+def _ntxent_of_triton(arch: int, compiler: str) -> list[str]:
+    table = committed_table("counts_triton")
+    counts, lines = table[f"sm_{arch}"], []
+    sizes = {size["operand"]: size for size in (table["size"], *ALSO_COUNTED)}
+    for name, counted in (counts["kernels"] | counts["other operands"]).items():
         kernel, _, operand = name.partition(", ")
-        size = sizes.get(operand or triton["size"]["operand"], ALSO_COUNTED[0])
+        size = sizes[operand or table["size"]["operand"]]
         lines.append(
             _row(
                 kernel,
-                f"ntxent {operand or size['operand']}, {size['columns']} x {size['D']}, Triton",
+                f"ntxent {size['operand']}, {size['columns']} x {size['D']}{compiler}",
                 counted["tensor-core FLOPs"],
                 counted["sectors"],
                 counted["unique bytes"],
@@ -49,10 +59,10 @@ def rows() -> list[str]:
                 counted["bound"],
             )
         )
-    return lines + _augmentation("counts_triton_augment", ", Triton")
+    return lines
 
 
-def _augmentation(table: str, compiler: str) -> list[str]:
+def _augmentation(table: dict[str, Any], compiler: str) -> list[str]:
     return [
         _row(
             launch["kernel"],
@@ -63,7 +73,7 @@ def _augmentation(table: str, compiler: str) -> list[str]:
             launch["model_us"],
             launch["model_bound"],
         )
-        for launch in committed_table(table)["launches"]
+        for launch in table["launches"]
     ]
 
 

@@ -20,7 +20,14 @@ from proof.generated.augment_counts import (
     by_call,
     check_bounds,
 )
-from proof.generated.triton_augment_tables import aot_keys, aot_table, as_launched, committed, execute
+from proof.generated.triton_augment_tables import (
+    COUNTED_ARCHS,
+    aot_keys,
+    aot_table,
+    as_launched,
+    committed,
+    execute,
+)
 from proof.generated.triton_code import TABLES, compare_with_committed, ptxlab, simulate
 from simclr_fast.ops.augment.params import pack_window
 from simclr_fast.ops.augment.triton_backend import TritonAugment
@@ -28,6 +35,7 @@ from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import FULL, drawn, error, views_of
 
+ARCH = 90  # whose code is executed, where both architectures' are not
 needs_simulator = pytest.mark.skipif(ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)")
 SHARED_LIMIT = 99 * 1024  # what a program may use on sm_86, sm_89 and sm_120, the least of the devices served
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3}
@@ -75,7 +83,7 @@ def check_reports(launched: list[tuple[Launch, Any]]) -> None:
 @needs_simulator
 def test_one_small_view() -> None:
     torch.manual_seed(0)
-    outcome = execute(Workload("33 -> 32", 1, 33, 32, torch.float32, (("blur_kernel", 3),)), seed=1)
+    outcome = execute(Workload("33 -> 32", 1, 33, 32, torch.float32, (("blur_kernel", 3),)), ARCH, seed=1)
     assert outcome.error <= TOLERANCE[torch.float32]
     check_reports(outcome.launched)
 
@@ -83,13 +91,13 @@ def test_one_small_view() -> None:
 @pytest.mark.proof
 @needs_simulator
 class TestGeneratedCode:
-    @pytest.mark.parametrize("seed", [0, 1, 2])
+    @pytest.mark.parametrize(("arch", "seed"), [(90, 0), (90, 1), (90, 2), (80, 1)])
     @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
-    def test_is_right_and_free_of_issues(self, workload: Workload, seed: int) -> None:
+    def test_is_right_and_free_of_issues(self, workload: Workload, arch: int, seed: int) -> None:
         torch.manual_seed(seed)
         approx = "perturb" if seed == 2 else "accurate"
         # Perturbed, several warps may store one replicated value, each with an error of its own: no race.
-        outcome = execute(workload, seed=seed, approx=approx, check_races=seed != 2)
+        outcome = execute(workload, arch, seed=seed, approx=approx, check_races=seed != 2)
         assert len(outcome.launched) == LAUNCHES[workload.size]
         assert outcome.error <= TOLERANCE[workload.dtype]
         check_reports(outcome.launched)
@@ -100,7 +108,7 @@ class TestGeneratedCode:
         images = noise(1, 250, 333, 3).permute(0, 3, 1, 2) if channels_last else noise(1, 3, 250, 333)
 
         def run(launch: Launch) -> None:
-            report = simulate(as_launched(launch), strict=True)
+            report = simulate(as_launched(launch), arch=ARCH, strict=True)
             assert report.coalescing_load >= 0.5
             assert report.bank_conflict_ratio <= MAX_BANK_CONFLICTS
             if "mean" not in launch.kernel.__name__:
@@ -124,7 +132,7 @@ class TestGeneratedCode:
 
         def run(launch: Launch) -> None:
             launch = as_launched(launch)
-            launched.append((launch, simulate(launch)))
+            launched.append((launch, simulate(launch, arch=ARCH)))
 
         params = drawn(batch, size, views=1, seed=3, blur_kernel=9, **FULL)
         assert error(TritonAugment(run), batch, size, params, 9, torch.float32, channels_last) <= 1
@@ -134,14 +142,14 @@ class TestGeneratedCode:
     def test_outputs_one_pixel_wide(self, size: tuple[int, int]) -> None:
         """Sizes of 1 are constants of the code."""
         batch = noise(2, 3, 30, 1)
-        backend = TritonAugment(lambda launch: simulate(as_launched(launch), strict=True))
+        backend = TritonAugment(lambda launch: simulate(as_launched(launch), arch=ARCH, strict=True))
         assert error(backend, batch, size, drawn(batch, size, views=1, blur_kernel=1, **FULL)) <= 1
 
     @pytest.mark.parametrize("sigma", [1.0, 20.0])
     def test_halos_of_several_regions(self, sigma: float) -> None:
         batch = noise(1, 3, 90, 70)
         settings = {"blur_kernel": 63, "blur_p": 1.0, "blur_sigma": (sigma, sigma), "jitter_p": 1.0}
-        backend = TritonAugment(lambda launch: simulate(as_launched(launch), strict=True))
+        backend = TritonAugment(lambda launch: simulate(as_launched(launch), arch=ARCH, strict=True))
         assert error(backend, batch, (75, 70), drawn(batch, (75, 70), **settings), 63) <= 1
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -155,24 +163,25 @@ class TestGeneratedCode:
         values = torch.cat([exact, halfway, *beside])
         values = torch.cat([beyond, values[torch.randperm(len(values))[: 2**15 - len(beyond)]]]).reshape(8, 1, 64, 64)
         window = torch.tensor([[pack_window(64, 64, (0, 0), (0, 0))] * 8], dtype=torch.int32)
-        backend = TritonAugment(lambda launch: simulate(as_launched(launch), strict=True))
+        backend = TritonAugment(lambda launch: simulate(as_launched(launch), arch=ARCH, strict=True))
         out = views_of(backend, values, 64, window, dtype=dtype)
         assert torch.equal((out + 0.0).view(torch.int16), (values.to(dtype) + 0.0).view(torch.int16))
 
-    @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_sampling(self, seed: int) -> None:
-        params, truth, report = tables.sampled(seed, seed=seed)
+    @pytest.mark.parametrize(("arch", "seed"), [(90, 0), (90, 1), (90, 2), (80, 1)])
+    def test_sampling(self, arch: int, seed: int) -> None:
+        params, truth, report = tables.sampled(seed, arch, seed=seed)
         assert torch.equal(params, truth)
         assert report.ok, report.issues
         assert report.spill_bytes == 0
         assert report.coalescing_store >= MIN_COALESCING
         assert report.bank_conflict_ratio <= MAX_BANK_CONFLICTS
 
+    @pytest.mark.parametrize("arch", COUNTED_ARCHS)
     @pytest.mark.parametrize("workload", WORKLOADS, ids=str)
-    def test_does_what_the_table_says(self, workload: Workload) -> None:
-        rows, table = tables.count(workload), committed("counts")
+    def test_does_what_the_table_says(self, workload: Workload, arch: int) -> None:
+        rows, table = tables.count(workload, arch), committed("counts")
         check_counts(rows, workload)
-        compare_with_committed(rows, by_call(table)[workload.name], table)
+        compare_with_committed(rows, by_call(table[f"sm_{arch}"])[workload.name], table)
 
 
 def check_counts(rows: list[Row], workload: Workload) -> None:
@@ -184,9 +193,10 @@ def check_counts(rows: list[Row], workload: Workload) -> None:
             assert row["coalescing_store"] == 4 / 32, workload
 
 
-def test_committed_counts_are_within_bounds() -> None:
+@pytest.mark.parametrize("arch", COUNTED_ARCHS)
+def test_committed_counts_are_within_bounds(arch: int) -> None:
     """The gate on the committed table; the tests above hold the table to the code."""
-    calls = by_call(committed("counts"))
+    calls = by_call(committed("counts")[f"sm_{arch}"])
     assert list(calls) == [workload.name for workload in WORKLOADS]
     for workload in WORKLOADS:
         check_counts(calls[workload.name], workload)

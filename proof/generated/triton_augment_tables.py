@@ -27,6 +27,7 @@ from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
 
 ARCHS = (80, 90, 100)
+COUNTED_ARCHS = (80, 90)  # whose code ptxlab executes
 
 
 def as_launched(launch: Launch) -> Launch:
@@ -140,39 +141,39 @@ class Outcome:
     floor: int
 
 
-def execute(workload: Workload, **options: object) -> Outcome:
-    """The workload's launches in ptxlab, with the sm_80 code; `options` go to its launch()."""
+def execute(workload: Workload, arch: int, **options: object) -> Outcome:
+    """The workload's launches in ptxlab, with the code for sm_{arch}; `options` go to its launch()."""
     images, aug, params = workload.drawn()
     launched: list[tuple[Launch, Any]] = []
 
     def run(launch: Launch) -> None:
         launch = as_launched(launch)
-        launched.append((launch, simulate(launch, **options)))
+        launched.append((launch, simulate(launch, arch=arch, **options)))
 
     size, plain = (workload.size, workload.size), ([0.0] * 3, [1.0] * 3, aug.blur_kernel)
     out = TritonAugment(run).augment(images, None, params.pack(), 3, *size, *plain, workload.dtype, True)
     return Outcome(launched, *error_and_floor(out, images, params, aug.blur_kernel))
 
 
-def sampled(key: int, **options: object) -> tuple[Tensor, Tensor, Any]:
+def sampled(key: int, arch: int, **options: object) -> tuple[Tensor, Tensor, Any]:
     """(params, the reference's, report) of 100 samples' two views drawn in ptxlab."""
     images, seed, reports = noise(1, 3, 40, 56).expand(100, -1, -1, -1), torch.tensor([2**62 + key]), []
     aug = SimCLRAugment(32, solarize_p=0.3, backend="reference")
-    backend = TritonAugment(lambda launch: reports.append(simulate(as_launched(launch), **options)))
+    backend = TritonAugment(lambda launch: reports.append(simulate(as_launched(launch), arch=arch, **options)))
     params = backend.augment_sample(seed, None, None, 40, 56, 100, 2, aug.recipe.numbers())
     return params, aug.sample(images, seed=seed).pack(), reports[0]
 
 
-def count(workload: Workload) -> list[Row]:
+def count(workload: Workload, arch: int) -> list[Row]:
     """One row per launch of the workload."""
     torch.manual_seed(0)
-    outcome = execute(workload)
+    outcome = execute(workload, arch)
     return [
         count_row(
             workload,
             launch.kernel.__name__,
             report,
-            resources(compile_launch(launch, 80))["registers"],
+            resources(compile_launch(launch, arch))["registers"],
             outcome.floor,
         )
         for launch, report in outcome.launched
@@ -180,8 +181,11 @@ def count(workload: Workload) -> list[Row]:
 
 
 def counts_table() -> dict[str, Any]:
-    rows = [row for workload in WORKLOADS for row in count(workload)]
-    return {"triton": triton.__version__, "launches": rows}
+    """By architecture."""
+    return {"triton": triton.__version__} | {
+        f"sm_{arch}": {"launches": [row for workload in WORKLOADS for row in count(workload, arch)]}
+        for arch in COUNTED_ARCHS
+    }
 
 
 def counts_markdown(table: dict[str, Any]) -> str:
@@ -189,13 +193,14 @@ def counts_markdown(table: dict[str, Any]) -> str:
     lines = [
         "# What the generated code of the Triton augmentation reads and writes",
         "",
-        f"Counted by executing the sm_80 code that Triton {table['triton']} emits: two views of uint8 channels-last",
+        f"Counted by executing the code that Triton {table['triton']} emits: two views of uint8 channels-last",
         "images, output channels-last, the recipe of that size. Unique bytes are those that device memory must at",
         "least move in a launch. Sector bytes count every 32-byte sector that a request asks of L1 and L2: each output",
         "row loads its own source rows, and neighbours ask for the same; in one request, coalescing passes 1.",
         "Written by `python -m proof.generated.triton_augment_tables counts`.",
-        *markdown_tables(table),
     ]
+    for arch in COUNTED_ARCHS:
+        lines += ["", f"## sm_{arch}", "", *markdown_tables(table[f"sm_{arch}"])]
     return "\n".join([*lines, ""])
 
 
