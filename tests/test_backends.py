@@ -1,7 +1,9 @@
 """Which backend is chosen, and what is said where none can serve."""
 
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from simclr_fast import SimCLRAugment, _extension, backends, losses, ntxent_loss
 from simclr_fast.ops.ntxent import limits
 from tests.helpers import relative_error
 
+GPU_CHECK = Path(__file__).parents[1] / "docs/tables/gpu_check.json"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -121,10 +124,14 @@ def device_of(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(_extension, "build_info", lambda: {"cuda_archs": "8.0;9.0;10.0+PTX"})
         monkeypatch.setattr(_extension, "missing_because", None)
         monkeypatch.setattr(backends, "_has_kernel", lambda op, key: True)
+        forget()
+
+    def forget() -> None:
         backends.forget_choices()
+        limits._least_of_triton.cache_clear()
 
     yield set_capability
-    backends.forget_choices()
+    forget()
 
 
 @pytest.mark.parametrize(("capability", "large"), [((8, 0), "cpp"), ((9, 0), "triton"), ((10, 0), "cpp")])
@@ -148,13 +155,44 @@ def test_auto_takes_triton_where_it_is_faster(capability: tuple[int, int], large
         (8192, 128, torch.float64, "ieee", False),
     ],
 )
-def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: str, large: bool) -> None:
+def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: str, large: bool, device_of) -> None:
     with FakeTensorMode():
         z = torch.empty(n, d, dtype=dtype, device="cuda")
+    device_of(8, 0)
+    assert not limits.is_large(z, precision, None)
+    device_of(9, 0)
     assert limits.is_large(z, precision, None) is large
     assert limits.is_large(z, precision, None, (4 * n, n)) is large  # as many pairs of rows and columns
     assert not limits.is_large(z, precision, None, (n, n))
     assert not limits.is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None)
+
+
+@pytest.mark.parametrize("choice", limits.CHOICES, ids=lambda choice: f"{choice.operands} from {choice.least}")
+def test_choices_agree_with_what_was_measured(choice: limits.Choice) -> None:
+    """Every choice has a source, and the figure that it names is the better one in every measured case of its size."""
+    assert choice.source.startswith(("measured: ", "modelled: "))
+    assert "H200" in choice.source or choice.source.startswith("modelled: ")
+    cases = json.loads(GPU_CHECK.read_text())["bench"]["ntxent"].values()
+    compared = 0
+    for case in cases:
+        operands = "half" if case["kind"] in ("fp16", "bf16") else case["kind"]
+        multiply_adds = (2 * case["n"]) ** 2 * case["d"]
+        if limits.choice_for(9, operands, multiply_adds) is not choice or "triton" not in case["contestants"]:
+            continue
+        other = {"cpp": "triton", "triton": "cpp"}[choice.backend]
+        ours, theirs = (case["contestants"][backend].get(choice.better_by) for backend in (choice.backend, other))
+        if ours is not None:  # calls of more than 5 ms have no host time
+            assert ours < theirs, case
+            compared += 1
+    assert compared >= 2
+
+
+def test_choices_of_one_device_and_operand_are_apart() -> None:
+    of_sizes = [(choice.major, choice.operands, choice.least) for choice in limits.CHOICES]
+    assert len(set(of_sizes)) == len(of_sizes)
+    assert limits.choice_for(9, "half", 2**33 - 1).backend == "cpp"
+    assert limits.choice_for(9, "half", 2**33).backend == "triton"
+    assert limits.choice_for(8, "half", 2**40) is None
 
 
 def test_devices_too_old_for_the_triton_loss_get_the_reference(
