@@ -1,0 +1,104 @@
+"""The model of the loss's time: its page is of the committed figures, its constants the fit, its counts true."""
+
+import math
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+import torch
+
+from proof.generated import model, model_counts
+from proof.generated.model import FITTED, RANGES, Measured, fit, measured, page, residuals
+from proof.generated.model_bars import BARS, modelled, verdict
+from proof.generated.ptx import Program, cuda_home, toolkit
+from proof.generated.triton_code import committed_table, is_of_this_release, ptxlab
+
+needs_simulator = pytest.mark.skipif(
+    ptxlab() is None, reason="ptxlab is neither at ../shared/ptxlab nor named by PTXLAB"
+)
+WORST = 0.65  # |ln(modelled / measured)| of any measured figure
+PARTS_OF_FP16 = {"fp16": 1, "tf32": 2, "tf32x3": 6}  # what a multiply-add costs, in those of fp16
+
+
+def test_page_is_of_the_committed_figures() -> None:
+    assert model.PAGE.read_text() == page()
+
+
+def test_errors_are_what_the_bars_assume() -> None:
+    errors = residuals(measured())
+    assert len(errors) >= 180
+    assert np.sqrt((errors**2).mean()) <= 0.15
+    assert np.abs(errors).max() <= WORST
+    assert model.family_error(measured(), "triton", "both") <= 0.12
+
+
+def test_constants_are_the_fit() -> None:
+    assert np.allclose(astuple(fit(measured())), astuple(FITTED), rtol=0.02)
+    for value, (_, least, most) in zip(astuple(FITTED), RANGES.values()):
+        assert least <= value <= most
+
+
+def test_one_launch_by_hand() -> None:
+    """132 blocks of one resource each: nothing but c0, c1 and the weighted time of the tensor cores."""
+    row = dict.fromkeys(("mma.sync", "instructions", "mufu", "wavefronts", "sectors", "unique"), 0)
+    row |= {"kernel": "ntxent_fwd_kernel", "blocks": 132, "wgmma": int(model.FP16_PEAK * 1e-5)}
+    case = Measured("triton", 1, 1, "fp16", "forward", [row], 1.0)
+    assert math.isclose(case.modelled(), FITTED.c0 + FITTED.c1 + FITTED.wgmma * 10, rel_tol=1e-6)
+    uneven = row | {"blocks": 133}
+    assert math.isclose(model.launch_us(uneven, True), FITTED.c1 + FITTED.wgmma * 10 * 264 / 133, rel_tol=1e-6)
+
+
+def test_bars() -> None:
+    assert [round(bar.us, 1) for bar in BARS] == [91.3, 4638.6, 343.6]
+    assert verdict(80, 100, 0.1) == "holds"
+    assert verdict(95, 100, 0.1) == "holds, by less than the error"
+    assert verdict(105, 100, 0.1) == "missed, by less than the error"
+    assert verdict(120, 100, 0.1) == "missed"
+    assert len(modelled(model.pass_us)) == 2 * len(model_counts.COUNTED) + len(model_counts.AT_ONCE)
+
+
+@pytest.mark.parametrize("table", ["model_counts", "model_calibration"])
+def test_products_are_those_of_the_formulas(table: str) -> None:
+    """Where a part of a launch was counted: 2.5 M^2 D multiply-adds, and those of diagonal tiles and masked columns."""
+    for case in committed_table(table)["cases"]:
+        columns = 2 * case["n"]
+        if columns >= 8192 and not case["at once"]:
+            flops = sum(row["mma.sync"] + row["wgmma"] for row in case["launches"])
+            products = flops / (5 * columns**2 * case["d"]) / PARTS_OF_FP16[case["operands"]]
+            assert 1.0 <= products <= 1.6, case  # Triton computes the logits once more for each 512 columns of D
+
+
+@pytest.mark.proof
+@needs_simulator
+def test_counts_of_triton() -> None:
+    table = committed_table("counts_triton")
+    if is_of_this_release(table):
+        n, dim, operand = model_counts.COUNTED[0]
+        torch.manual_seed(0)
+        assert _without_rounding(model_counts.triton_rows(n, dim, operand)) == _without_rounding(_of("triton"))
+
+
+@pytest.mark.proof
+@needs_simulator
+@pytest.mark.skipif(cuda_home() is None, reason="needs nvcc")
+def test_counts_of_cpp() -> None:
+    n, dim, operand = model_counts.COUNTED[0]
+    torch.manual_seed(0)
+    rows = model_counts.cpp_rows(Program(model_counts.SOURCES, "90a"), n, dim, operand)
+    if committed_table("ptxlab_cuda")["nvcc"] == toolkit():
+        assert _without_rounding(rows) == _without_rounding(_of("cpp"))
+
+
+def _of(backend: str) -> list[dict]:
+    """The committed counts of COUNTED's first case."""
+    n, dim, operand = model_counts.COUNTED[0]
+    key = (backend, n, dim, operand, False)
+    for case in committed_table("model_counts")["cases"]:
+        if (case["backend"], case["n"], case["d"], case["operands"], case["at once"]) == key:
+            return case["launches"]
+    raise AssertionError(f"docs/tables/model_counts.json lacks {key}")
+
+
+def _without_rounding(rows: list[dict]) -> list[dict]:
+    """Branches on values may take other ways with other random numbers: instructions to a thousandth."""
+    return [row | {"instructions": round(row["instructions"], -3)} for row in rows]
