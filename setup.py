@@ -159,6 +159,26 @@ def explaining(build_extension: type) -> type:
     return BuildOrExplain
 
 
+def cuda_targets(archs: str) -> list[str]:
+    """nvcc's flags for `archs` ("8.0;9.0+PTX"): binaries, and PTX where it is asked for.
+
+    Hopper's binaries are made for sm_90a, which every device of compute capability 9.0 runs and which alone has wgmma;
+    SIMCLR_SM90A tells the launchers that its kernels are there. PTX for sm_90a would run on no later device; where PTX
+    is asked for, it is compute_90.
+    """
+    flags = []
+    for arch in archs.split(";"):
+        number = arch.removesuffix("+PTX").replace(".", "")
+        binary = "90a" if number == "90" else number
+        flags.append(f"-gencode=arch=compute_{binary},code=sm_{binary}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    if any("sm_90a" in flag for flag in flags):
+        note("9.0 is compiled for sm_90a, all of whose instructions every device of compute capability 9.0 has")
+        flags.append("-DSIMCLR_SM90A")
+    return flags
+
+
 def extension() -> dict:
     """setup() arguments that build simclr_fast._C, or none where it cannot be built."""
     if (compiler := cxx_compiler()) is None:
@@ -193,9 +213,9 @@ def extension() -> dict:
     flags = {"cxx": ["-O3", "-std=c++17", "-fno-math-errno", "-Wall", "-Wno-psabi", *defines]}
     if cuda:
         sources += ROOT.glob("csrc/cuda/*.cu")
-        archs = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
+        archs = ";".join(os.environ["TORCH_CUDA_ARCH_LIST"].replace(";", " ").split())
         flags["cxx"] += ["-DUSE_CUDA", f"-DSIMCLR_CUDA_VERSION={cuda[1]}", f"-DSIMCLR_CUDA_ARCHS={archs}"]
-        flags["nvcc"] = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo"]
+        flags["nvcc"] = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", *cuda_targets(archs)]
         flags["nvcc"] += [f"-U__CUDA_NO_{name}__" for name in NVCC_UNDEFINES]
         note(f"building C++ and CUDA kernels with {compiler}, CUDA {cuda[1]} for {archs}")
     else:

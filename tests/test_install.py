@@ -152,13 +152,27 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-def test_what_a_failed_build_says(failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, expected = FAILURES[failure]
+@pytest.fixture
+def setup_functions(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What setup.py defines."""
     # The real one refuses to be imported after distutils, which another test's packages may have brought in.
     monkeypatch.setitem(sys.modules, "setuptools", SimpleNamespace(setup=None))
-    diagnose = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["diagnose"]
-    assert expected in diagnose(output)
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_what_a_failed_build_says(failure: str, setup_functions: dict) -> None:
+    output, expected = FAILURES[failure]
+    assert expected in setup_functions["diagnose"](output)
+
+
+def test_hopper_is_compiled_with_all_of_its_instructions(setup_functions: dict) -> None:
+    targets = setup_functions["cuda_targets"]
+    ampere, hopper = "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"
+    assert targets("8.0;9.0") == [ampere, hopper, "-DSIMCLR_SM90A"]
+    assert targets("9.0+PTX") == [hopper, "-gencode=arch=compute_90,code=compute_90", "-DSIMCLR_SM90A"]
+    assert targets("9.0a") == [hopper, "-DSIMCLR_SM90A"]
+    assert targets("8.0+PTX") == [ampere, "-gencode=arch=compute_80,code=compute_80"]
 
 
 @pytest.mark.parametrize(

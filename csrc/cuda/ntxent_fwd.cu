@@ -235,6 +235,9 @@ cudaError_t finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStr
 }  // namespace
 
 cudaError_t fwd_tiles(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream) {
+#ifdef SIMCLR_SM90A
+  if (plan.sm90.used) return fwd_tiles_sm90(product, plan, workspace, stream);
+#endif
   if (product.u_dtype == SIMCLR_HALF) return run<HalfOperand>(product, plan, workspace, stream);
   if (product.u_dtype != SIMCLR_FLOAT) return cudaErrorInvalidValue;
   return product.precision == SIMCLR_TF32 ? run<FloatOperand<1>>(product, plan, workspace, stream)

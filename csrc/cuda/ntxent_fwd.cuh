@@ -107,6 +107,8 @@ FwdPartials<Partial> partials_of(const FwdPlan& plan, void* workspace) {
 
 // Fills the partials of fp16 and fp32 operands (ntxent_fwd.cu).
 cudaError_t fwd_tiles(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream);
+// The same on Hopper, where plan.sm90 is used (ntxent_fwd_sm90.cu).
+cudaError_t fwd_tiles_sm90(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream);
 
 template <class E, class S, class Statistics>
 cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cudaStream_t stream) {

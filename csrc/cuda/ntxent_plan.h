@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ntxent_fwd_sm90_plan.h"
 #include "ntxent_problem.h"
 
 namespace simclr::cuda {
@@ -27,37 +28,43 @@ constexpr int kLanesPerPair = 8;
 constexpr int kFwdFinishPairs = 32;
 constexpr int kFwdFinishThreads = kFwdFinishPairs * kLanesPerPair;
 struct FwdPlan {
-  bool symmetric;   // rows are the columns
-  bool online_max;  // else the constant maximum
+  bool symmetric;    // rows are the columns
+  bool online_max;   // else the constant maximum
+  FwdSm90Plan sm90;  // in whose tiles the bands are counted where it is used
   int row_tiles, column_tiles, depths;
   int row_band_tiles, column_band_tiles, row_bands, slots;  // slots = column bands; a column's slots are the row bands
-  int blocks, finish_blocks;
+  int pairs, blocks, finish_blocks;             // pairs of bands; a CTA has one, or, in Hopper's launch, a range
   int64_t row_partials_at, column_partials_at;  // the same where symmetric; the columns' -1 where they are not wanted
   int64_t block_sums_at, finished_at, bytes;
 
-  // Symmetric: block b(b+1)/2 + a is the pair of bands a <= b.
-  __device__ void bands_of(int block, int* row_band, int* column_band) const {
+  // Symmetric: b(b+1)/2 + a is the pair of bands a <= b.
+  __device__ void bands_of(int pair, int* row_band, int* column_band) const {
     if (!symmetric) {
-      *row_band = block % row_bands;
-      *column_band = block / row_bands;
+      *row_band = pair % row_bands;
+      *column_band = pair / row_bands;
       return;
     }
-    int b = static_cast<int>((sqrtf(8.0f * block + 1.0f) - 1.0f) / 2.0f);
-    while (b * (b + 1) / 2 > block) --b;
-    while ((b + 1) * (b + 2) / 2 <= block) ++b;
-    *row_band = block - b * (b + 1) / 2;
+    int b = static_cast<int>((sqrtf(8.0f * pair + 1.0f) - 1.0f) / 2.0f);
+    while (b * (b + 1) / 2 > pair) --b;
+    while ((b + 1) * (b + 2) / 2 <= pair) ++b;
+    *row_band = pair - b * (b + 1) / 2;
     *column_band = b;
   }
 };
 
 // The tiles of the first launch and its partials, with column sums or without; `bytes` ends with these.
-inline FwdPlan cut_fwd(const Product& product, bool column_sums, bool need_max) {
+inline FwdPlan cut_fwd(const Product& product, const SimclrDevice& device, bool column_sums, bool need_max) {
   FwdPlan plan = {};
   const int64_t rows = product.pairing.rows, columns = product.pairing.columns;
   plan.symmetric = product.symmetric();
   plan.online_max = need_max || !product.uses_constant_max();
-  plan.row_tiles = static_cast<int>(ceil_div(rows, kFwdTile));
-  plan.column_tiles = static_cast<int>(ceil_div(columns, kFwdTile));
+  const int64_t partial_bytes = plan.online_max ? 8 : 4;
+  if (has_sm90_kernels(device) && product.u_dtype == SIMCLR_HALF) {
+    plan.sm90 = cut_fwd_sm90(product, device, static_cast<int>(partial_bytes));
+  }
+  const int tile = plan.sm90.used ? plan.sm90.tile : kFwdTile;
+  plan.row_tiles = static_cast<int>(ceil_div(rows, tile));
+  plan.column_tiles = static_cast<int>(ceil_div(columns, tile));
   plan.depths = static_cast<int>(ceil_div(product.row_bytes(), kFwdDepthBytes));
   plan.column_band_tiles = static_cast<int>(ceil_div(plan.column_tiles, kFwdMaxSlots));
   plan.row_band_tiles = plan.symmetric ? plan.column_band_tiles
@@ -65,9 +72,9 @@ inline FwdPlan cut_fwd(const Product& product, bool column_sums, bool need_max) 
                                        : 1;
   plan.row_bands = static_cast<int>(ceil_div(plan.row_tiles, plan.row_band_tiles));
   plan.slots = static_cast<int>(ceil_div(plan.column_tiles, plan.column_band_tiles));
-  plan.blocks = plan.symmetric ? plan.slots * (plan.slots + 1) / 2 : plan.row_bands * plan.slots;
+  plan.pairs = static_cast<int>(fwd_sm90_pairs(plan.symmetric, plan.row_bands, plan.slots));
+  plan.blocks = plan.sm90.used ? std::min(plan.pairs, device.multiprocessors) : plan.pairs;
 
-  const int64_t partial_bytes = plan.online_max ? 8 : 4;
   plan.row_partials_at = 0;
   plan.bytes = round_up(plan.slots * rows * partial_bytes, 16);
   plan.column_partials_at = plan.symmetric ? plan.row_partials_at : column_sums ? plan.bytes : -1;
@@ -76,7 +83,7 @@ inline FwdPlan cut_fwd(const Product& product, bool column_sums, bool need_max) 
 }
 
 inline FwdPlan plan_fwd(const SimclrNtxentFwdArgs& args) {
-  FwdPlan plan = cut_fwd(product_of(args), false, false);
+  FwdPlan plan = cut_fwd(product_of(args), args.device, false, false);
   if (args.u_dtype == SIMCLR_DOUBLE) {  // row by row: one partial each, a float64
     plan.slots = 1;
     plan.bytes = 2 * args.n * static_cast<int64_t>(sizeof(double));

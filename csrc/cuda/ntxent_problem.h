@@ -29,6 +29,15 @@ constexpr int operand_parts(int u_dtype) { return u_dtype == SIMCLR_FLOAT ? 2 : 
 // What an element of a part is in units of the row's entry.
 constexpr float operand_scale(int u_dtype) { return u_dtype == SIMCLR_FLOAT ? kSplitScale : 1.0f; }
 
+// Whether this build has kernels for Hopper alone (wgmma.cuh), and the device is one.
+inline bool has_sm90_kernels([[maybe_unused]] const SimclrDevice& device) {
+#ifdef SIMCLR_SM90A
+  return device.capability == 90;
+#else
+  return false;
+#endif
+}
+
 inline int operand_dtype(int z_dtype) { return z_dtype == SIMCLR_BFLOAT16 ? SIMCLR_HALF : z_dtype; }
 
 // Columns of u: d rounded up to whole 16-byte chunks.

@@ -33,7 +33,7 @@ Product product_of(const Args& args, int u_dtype) {
 }
 
 FwdPlan plan_fwd(const SimclrSimilarityFwdArgs& args) {
-  FwdPlan plan = cut_fwd(product_of(args, args.u_dtype), args.column_lse != nullptr, args.max != nullptr);
+  FwdPlan plan = cut_fwd(product_of(args, args.u_dtype), args.device, args.column_lse != nullptr, args.max != nullptr);
   if (args.u_dtype == SIMCLR_DOUBLE) plan.bytes = 0;  // row by row: there are no partials
   const int64_t results = args.row_count + (args.column_lse == nullptr ? 0 : args.column_count);
   plan.finish_blocks = static_cast<int>(ceil_div(results, kThreads));

@@ -45,6 +45,9 @@ __device__ __forceinline__ uint64_t columns_descriptor(uint32_t address, int pan
   return kSwizzle128 | kGroupStride | static_cast<uint64_t>(panel_bytes >> 4) << 16 | (address & 0x3ffff) >> 4;
 }
 
+// The descriptor of what lies `bytes` (a multiple of 16) behind; shared memory ends before its address would overflow.
+__device__ __forceinline__ uint64_t advanced(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
+
 // Before the first product, and where registers of one were written since the last: they are seen by what follows.
 __device__ __forceinline__ void fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 
@@ -130,21 +133,25 @@ SIMCLR_DEFINE_PRODUCTS(128, SIMCLR_NAMES_64, SIMCLR_BLOCKS_16, "%64", "%65", "%6
 SIMCLR_DEFINE_PRODUCTS(256, SIMCLR_NAMES_128, SIMCLR_BLOCKS_32, "%128", "%129", "%130", "%131", "%132", "%133")
 
 // Starts copying rows [row, row + tile_rows) of the matrix into `panels` panels, one behind the other, by all `threads`
-// of the block, a multiple of 64: bytes [byte, byte + 128 * panels) of a row. tile_rows is a multiple of eight. What
-// lies outside the matrix, or from byte `width` of a row on, becomes zero. Wait for the copies (cp_async_wait_group), then
-// fence_proxy_async() and a barrier come before a product.
+// of the block, a multiple of 64: bytes [byte, byte + 128 * panels) of a row. A thread copies kRowsAtOnce rows at once;
+// tile_rows is a multiple of kRowsAtOnce * threads / 8, or with kRowsAtOnce = 1 of eight. What lies outside the matrix,
+// or from byte `width` of a row on, becomes zero. Wait for the copies (cp_async_wait_group), then fence_proxy_async()
+// and a barrier come before a product.
+template <int kRowsAtOnce = 1>
 __device__ __forceinline__ void copy_panels(unsigned char* panel, const cuda::RowMatrix& matrix, int row, int tile_rows,
                                             int byte, int width, int panels, int threads) {
-  const int chunk = threadIdx.x % 8, first = threadIdx.x / 8, rows_at_once = threads / 8;
-  const int64_t step = rows_at_once * matrix.pitch;
+  const int chunk = threadIdx.x % 8, first = threadIdx.x / 8, stride = threads / 8;
+  const int64_t step = stride * matrix.pitch;
   const unsigned char* rows = matrix.data + static_cast<int64_t>(row + first) * matrix.pitch;
   unsigned char* to = panel + first * kPanelRowBytes + (chunk ^ (first & 7)) * 16;  // & 7 is the same for all its rows
-  for (int p = 0; p < panels; ++p, byte += kPanelRowBytes, to += tile_rows * kPanelRowBytes) {
+  for (int p = 0; p < panels; ++p, byte += kPanelRowBytes) {
     const int column = byte + 16 * chunk, rows_inside = column < width ? matrix.rows - row : 0;
     const unsigned char* source = rows + column;
-#pragma unroll 4
-    for (int r = first; r < tile_rows; r += rows_at_once, source += step) {
-      ptx::cp_async<16>(to + (r - first) * kPanelRowBytes, source, r < rows_inside ? 16 : 0);
+    for (int r = first; r < tile_rows; r += kRowsAtOnce * stride) {
+#pragma unroll
+      for (int k = 0; k < kRowsAtOnce; ++k, source += step, to += stride * kPanelRowBytes) {
+        ptx::cp_async<16>(to, source, r + k * stride < rows_inside ? 16 : 0);
+      }
     }
   }
 }

@@ -53,12 +53,12 @@ def load_ptxlab():
     return ptxlab
 
 
-def run(command: Iterable[object]) -> str:
-    """The command's output; raises with its error output."""
+def run(command: Iterable[object], errors: bool = False) -> str:
+    """The command's output, with `errors` its error output instead; raises with both where it fails."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
+    return done.stderr if errors else done.stdout
 
 
 @cache

@@ -55,11 +55,12 @@ def ntxent(
     temperature: float = 0.1,
     on_device: bool = False,
     check: bool = True,
+    device: Device = H100,
 ) -> Callable[..., Result]:
     """One step of the loss with M = 2n rows; with `on_device` the temperature is a tensor and one per row is dloss."""
 
     def run(program: Program, **options: object) -> Result:
-        ops = NtxentLaunchers(program, H100)
+        ops = NtxentLaunchers(program, device)
         z0, z1 = torch.randn(2, n, d, dtype=torch.float64).to(dtype).unbind()
         statistics = statistics_dtype(dtype)
         dloss = torch.randn(2 * n, dtype=statistics) if on_device else torch.tensor(0.5, dtype=statistics)

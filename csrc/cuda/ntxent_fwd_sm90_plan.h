@@ -1,0 +1,91 @@
+// How the forward's launch for Hopper (ntxent_fwd_sm90.cu) cuts tiles into steps, and what it holds in shared memory.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "ntxent_problem.h"
+
+namespace simclr::cuda {
+
+// Depth of a panel of operands, 64 fp16, and bytes of one of its rows (wgmma.cuh).
+constexpr int kFwdPanelColumns = 64;
+constexpr int kFwdPanelRowBytes = 128;
+// A warpgroup's share of a step: 64 rows, as many as wgmma has, and 128 columns. 256 columns would be all the
+// accumulators that two shares are, one of which is multiplied while the other one is summed.
+constexpr int kFwdShareRows = 64;
+constexpr int kFwdShareColumns = 128;
+constexpr int kFwdWarpgroups = 2;
+constexpr int kFwdSm90Threads = 128 * kFwdWarpgroups;
+// More stages would not start earlier than two steps ahead of what is multiplied, and an L2 miss takes less than one.
+constexpr int kFwdMaxStages = 6;
+// Deeper sums of three products are added up slice by slice, which rounds where tensor cores truncate.
+constexpr int kFwdWholeSumColumns = 128;
+
+struct FwdSm90Plan {
+  bool used;
+  int tile;                  // rows and columns of a tile: 256, or 128
+  int step_rows;             // of a tile at a time: the warpgroups lie side by side (64), or one above the other (128)
+  int parts;                 // of the operands: hi, or hi and lo
+  int slice_panels, slices;  // the depth in slices of so many panels
+  int stages, stage_bytes;
+  bool holds_columns;  // a tile's columns stay in shared memory, all of their depth; else every stage brings a slice
+  int shared_bytes;
+
+  __host__ __device__ int step_slice_bytes() const { return step_rows * parts * slice_panels * kFwdPanelRowBytes; }
+  __host__ __device__ int tile_slice_bytes() const { return tile * parts * slice_panels * kFwdPanelRowBytes; }
+  __host__ __device__ int held_bytes() const { return holds_columns ? slices * tile_slice_bytes() : 0; }
+  // Products of one product under way while the next one's operands are waited for; three are waited for themselves.
+  __host__ __device__ int under_way() const { return parts == 1 ? 1 : 0; }
+  __host__ __device__ int copies_ahead() const { return stages - 1 - under_way(); }
+};
+
+// Partials of the rows and columns of a step, twice: one is read while the next one is written.
+inline int fwd_sm90_partial_entries() {
+  return 2 * (kFwdWarpgroups * kFwdShareRows + kFwdWarpgroups * 4 * kFwdShareColumns);
+}
+
+// The plan for one size of tile; not `used` where shared memory is too small for it.
+inline FwdSm90Plan fwd_sm90_of_tile(const Product& product, const SimclrDevice& device, int tile, int partial_bytes) {
+  FwdSm90Plan plan = {};
+  plan.tile = tile;
+  plan.step_rows = tile == 2 * kFwdShareColumns ? kFwdShareRows : 2 * kFwdShareRows;
+  plan.parts = product.products() == 3 ? 2 : 1;
+  const int64_t columns = product.part_bytes() / 2;
+  const int panels = static_cast<int>(ceil_div(columns, kFwdPanelColumns));
+  const bool wide = plan.parts == 1 ? plan.step_rows == kFwdShareRows : columns <= kFwdWholeSumColumns;
+  plan.slice_panels = wide ? std::min(2, panels) : 1;
+  plan.slices = static_cast<int>(ceil_div(panels, plan.slice_panels));
+  const int room = device.max_shared_bytes - fwd_sm90_partial_entries() * partial_bytes;
+  const int least = 2 + plan.under_way();
+  for (const bool holds : {true, false}) {
+    plan.holds_columns = holds;
+    plan.stage_bytes = plan.step_slice_bytes() + (holds ? 0 : plan.tile_slice_bytes());
+    plan.stages = std::min(kFwdMaxStages, (room - plan.held_bytes()) / plan.stage_bytes);
+    plan.used = plan.stages >= least;
+    if (plan.used) break;
+  }
+  plan.shared_bytes = plan.held_bytes() + plan.stages * plan.stage_bytes + fwd_sm90_partial_entries() * partial_bytes;
+  return plan;
+}
+
+// Pairs of bands, in the order in which CTAs take them, a range each.
+inline int64_t fwd_sm90_pairs(bool symmetric, int row_bands, int column_bands) {
+  return symmetric ? int64_t{column_bands} * (column_bands + 1) / 2 : int64_t{row_bands} * column_bands;
+}
+
+// Tiles of 256, of which fewer rows are read for the same products, unless the CTAs' shares of them are too unequal:
+// then 128, which take a quarter of the time each, and what their rows cost more is taken for a quarter of it.
+inline FwdSm90Plan cut_fwd_sm90(const Product& product, const SimclrDevice& device, int partial_bytes) {
+  const auto busiest = [&](int64_t tile) {
+    const int rows = static_cast<int>(ceil_div(product.pairing.rows, tile));
+    const int columns = static_cast<int>(ceil_div(product.pairing.columns, tile));
+    return ceil_div(fwd_sm90_pairs(product.symmetric(), rows, columns), device.multiprocessors) * tile * tile;
+  };
+  const FwdSm90Plan large = fwd_sm90_of_tile(product, device, 2 * kFwdShareColumns, partial_bytes);
+  const bool even = 4 * busiest(2 * kFwdShareColumns) <= 5 * busiest(kFwdShareColumns);
+  if (large.used && large.holds_columns && even) return large;
+  return fwd_sm90_of_tile(product, device, kFwdShareColumns, partial_bytes);
+}
+
+}  // namespace simclr::cuda

@@ -1,0 +1,102 @@
+"""Mistakes in Hopper's kernels, each of which its case must notice: wrong results, or an issue that ptxlab reports."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from proof.generated.ptx import load_ptxlab
+from proof.generated.sm90 import Case, program, worst
+
+FORWARD = Case(256, 128, multiprocessors=1, only_fwd=True)  # four steps a tile, strips of one tile and of two
+HELD = Case(100, 200, multiprocessors=1, only_fwd=True)  # four slices of the columns
+STREAMED = Case(100, 700, multiprocessors=1, only_fwd=True)  # eleven slices of 64 columns, of rows and of columns
+ONLINE = Case(130, 40, temperature=0.01, multiprocessors=1, only_fwd=True)
+
+
+# Of each source, the kernels that its cases do not launch are not compiled.
+_FWD = "ntxent_fwd_sm90.cu"
+NARROWED = {_FWD: ((_FWD, "== 3 ? run<3, Statistics>", "== 3 ? run<1, Statistics>"),)}
+CONSTANT_ONLY = ((_FWD, "online_max ? run<OnlineMax>", "online_max ? run<ConstantMax>"),)
+ONLINE_ONLY = ((_FWD, ": run<ConstantMax>", ": run<OnlineMax>"),)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which csrc/cuda/`file` has once, becomes `new` in the kernels of `source`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    case: Case
+    source: str = "ntxent_fwd_sm90.cu"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def noticed(self) -> bool:
+        """Whether one of the schedules shows a wrong result or an issue."""
+        narrowed = NARROWED[self.source] + (ONLINE_ONLY if self.case == ONLINE else CONSTANT_ONLY)
+        kernels = program(((self.file, self.old, self.new), *narrowed), (self.source,))
+        return any(_fails(self.case.errors, kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
+
+
+def _fails(errors: Callable, kernels: object, seed: int, timing: str) -> bool:
+    try:
+        found, reports = worst(errors, kernels, seed, timing)
+    except load_ptxlab().Error:
+        return True
+    return not all(error <= 1 for error in found.values()) or not all(report.ok for report in reports)
+
+
+def _fwd(name: str, old: str, new: str, case: Case = FORWARD) -> Mutant:
+    return Mutant(f"forward: {name}", "ntxent_fwd_sm90.cu", old, new, case)
+
+
+MUTANTS = (
+    _fwd("no fence between the copies and the products", "    wgmma::fence_proxy_async();\n", ""),
+    _fwd("a copy is waited for too late", "wait_copies(plan_.copies_ahead() - 1)", "wait_copies(plan_.copies_ahead())"),
+    _fwd("no barrier behind the copies", "    __syncthreads();\n    copy_item();", "    copy_item();"),
+    _fwd(
+        "products are not waited for", "    wgmma::wait<0>();\n    wgmma::hold(products);", "    wgmma::hold(products);"
+    ),
+    Mutant(
+        "plan: a stage is refilled while it is multiplied",
+        "ntxent_fwd_sm90_plan.h",
+        "return stages - 1 - under_way()",
+        "return stages - under_way()",
+        FORWARD,
+    ),
+    _fwd("no barrier before the next strip's copies", "      __syncthreads();\n      more", "      more"),
+    _fwd("tiles unmasked", "if (task_.pairing.needs_mask(", "if (row < 0 && task_.pairing.needs_mask("),
+    _fwd("the second warpgroup's rows left out", "Statistics::combine(own[0], own[kFwdShareRows])", "own[0]"),
+    _fwd("column sums kept over the end of a band", "      sums_.clear();\n", ""),
+    _fwd("partials in one place for all steps", "    parity_ ^= 1;\n", ""),
+    _fwd(
+        "a slice's products added to the step's before",
+        "start_slice(products, 0, false)",
+        "start_slice(products, 0, true)",
+    ),
+    _fwd(
+        "the first slice's columns for all",
+        "ptx::shared_address(held_ + slice *",
+        "ptx::shared_address(held_ + 0 *",
+        HELD,
+    ),
+    _fwd("the depth's slices lost but the last", "slice, kProducts == 1)", "slice, false)", STREAMED),
+    _fwd("columns streamed to where rows are", "stage + plan_.step_slice_bytes(), task_", "stage, task_", STREAMED),
+    Mutant(
+        "statistics: columns' maxima of half of the rows",
+        "ntxent_statistics_sm90.cuh",
+        "fmaxf(block[k % 2], block[2 + k % 2])",
+        "block[k % 2] * 3",
+        ONLINE,
+    ),
+    Mutant(
+        "wgmma: swizzle missing where rows are copied",
+        "wgmma.cuh",
+        "(chunk ^ (first & 7)) * 16",
+        "chunk * 16",
+        FORWARD,
+    ),
+    Mutant("wgmma: rows past the matrix are not zero", "wgmma.cuh", "r < rows_inside ? 16 : 0", "16", ONLINE),
+)
