@@ -21,7 +21,17 @@ template <class F>
 HOST_DEVICE F higher(F a, F b) {
   return a > b ? a : b;
 }
+// x / y for 1e-30 <= y < 1e38.
+template <class F>
+HOST_DEVICE F quotient(F x, F y) {
+  return x / y;
+}
 #ifdef __CUDA_ARCH__
+// Two instructions without a branch, at most 2 ulp off: the exact division is eight, and a call where y is small.
+template <>
+HOST_DEVICE float quotient(float x, float y) {
+  return __fdividef(x, y);
+}
 // One instruction each on the device.
 template <>
 HOST_DEVICE float lower(float a, float b) {
@@ -97,7 +107,7 @@ HOST_DEVICE Rgb<F> adjust_hue(const Rgb<F>& p, float turns) {
   const auto is_g = largest == p.g;
   const F difference = is_r ? p.g - p.b : is_g ? p.b - p.r : p.r - p.g;
   const F sector = is_r ? zero : is_g ? two : two + two;
-  F h = sector + difference / higher(d, all_lanes<F>(1e-30f)) + 6.0f * turns;  // -4 .. 8
+  F h = sector + quotient(difference, higher(d, all_lanes<F>(1e-30f))) + 6.0f * turns;  // -4 .. 8
   h = h < zero ? h + 6.0f : h;
   h = h >= all_lanes<F>(6.0f) ? h - 6.0f : h;
   const F h2 = h - 2.0f, h3 = h - 3.0f, h4 = h - 4.0f;
