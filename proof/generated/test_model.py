@@ -12,6 +12,7 @@ from proof.generated.model import FITTED, RANGES, Measured, fit, measured, page,
 from proof.generated.model_bars import BARS, modelled, verdict
 from proof.generated.ptx import Program, cuda_home, toolkit
 from proof.generated.triton_code import committed_table, is_of_this_release, ptxlab
+from simclr_fast.ops.ntxent import limits
 
 needs_simulator = pytest.mark.skipif(
     ptxlab() is None, reason="ptxlab is neither at ../shared/ptxlab nor named by PTXLAB"
@@ -55,6 +56,27 @@ def test_bars() -> None:
     assert verdict(105, 100, 0.1) == "missed, by less than the error"
     assert verdict(120, 100, 0.1) == "missed"
     assert len(modelled(model.pass_us)) == 2 * len(model_counts.COUNTED) + len(model_counts.AT_ONCE)
+
+
+def test_auto_takes_what_is_modelled_where_the_model_is_sure() -> None:
+    """Of Hopper's compiled kernels: where they are faster than Triton was measured to be, by more than the model errs.
+
+    By more than by its largest error of a pass of wgmma's code, in every size that one choice has.
+    """
+    own = [case for case in measured() if (case.backend, case.part) == ("triton", "both")]
+    sure = math.exp(np.abs(residuals(own)).max())
+    timed = committed_table("gpu_check")["bench"]["ntxent"]
+    found: dict[limits.Choice, list[bool]] = {}
+    for (backend, n, dim, operands, at_once), time in modelled(model.pass_us).items():
+        called = model.CALLED[operands]
+        choice = limits.choice_for(9, "half" if called == "fp16" else called, (2 * n) ** 2 * dim)
+        if backend == "cpp" and not at_once:
+            triton = 1e3 * timed[f"N={n} D={dim} {called}"]["contestants"]["triton"]["both ms"]
+            found.setdefault(choice, []).append(time * sure < triton)
+    for choice, faster in found.items():
+        if choice.better_by == "both ms":
+            assert choice.backend == ("cpp" if all(faster) else "triton"), choice
+    assert sum(choice.better_by == "both ms" for choice in found) == 2
 
 
 @pytest.mark.parametrize("table", ["model_counts", "model_calibration"])
