@@ -24,7 +24,6 @@ PAGE = TABLES / "model.md"
 MULTIPROCESSORS, CLOCK = 132, 1.755e9
 FP16_PEAK, MMA_SYNC = 989.4e12, 0.62  # FLOP/s of wgmma, and the part of it that mma.sync reaches at most
 MUFU, L2, DEVICE_MEMORY = 16, 5.5e12, 4.8e12  # a clock and multiprocessor; bytes/s
-CALLED = {"fp16": "fp16", "tf32": "tf32", "tf32x3": "ieee"}  # operands, by the measured cases' names
 RESOURCES = ("tensor cores", "issue", "exponentials", "shared memory", "L2", "device memory")
 
 
@@ -107,9 +106,14 @@ def launch_us(row: dict[str, Any], wgmma: bool, constants: Constants = FITTED) -
     return starts * k.c1 + float(((weights * bounds(row)) ** p).sum() ** (1 / p))
 
 
-def pass_us(launches: list[dict[str, Any]], wgmma: bool, constants: Constants = FITTED) -> float:
-    """Modelled microseconds of launches that follow each other in a CUDA graph."""
-    return constants.c0 + sum(launch_us(row, wgmma, constants) for row in launches)
+def pass_us(launches: list[dict[str, Any]], wgmma: bool | None = None, constants: Constants = FITTED) -> float:
+    """Modelled microseconds of launches that follow each other in a CUDA graph.
+
+    wgmma: whether all are Hopper's code; None: those without mma.sync are, if any multiplies by wgmma.
+    """
+    hopper = any(row["wgmma"] for row in launches)
+    kinds = [hopper and not row["mma.sync"] if wgmma is None else wgmma for row in launches]
+    return constants.c0 + sum(launch_us(row, kind, constants) for row, kind in zip(launches, kinds))
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def measured() -> list[Measured]:
     timed = committed_table("gpu_check")["bench"]["ntxent"]
     cases = []
     for case in committed_table("model_calibration")["cases"]:
-        n, d, operands, backend = case["n"], case["d"], CALLED[case["operands"]], case["backend"]
+        n, d, operands, backend = case["n"], case["d"], case["operands"], case["backend"]
         contestants = timed[f"N={n} D={d} {operands}"]["contestants"]
         if backend in contestants:
             forward, backward = case["launches"][:3], case["launches"][3:]
