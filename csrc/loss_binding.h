@@ -42,19 +42,34 @@ inline void check_views(const Tensor& z0, const Tensor& z1) {
                   z1.size(0));
 }
 
-// Unit rows u are what ntxent_normalize makes of embeddings z; a forward has no z but u.
-inline void check_unit_rows(const Tensor& u, const Tensor& z) {
-  const int z_dtype = dtype_of(z);
-  const bool half = z_dtype == SIMCLR_HALF || z_dtype == SIMCLR_BFLOAT16;
-  STD_TORCH_CHECK(
-      u.scalar_type() == (half && u.is_cuda() ? ScalarType::Half : statistics_type(z)),
-      "simclr_fast: the unit rows have another dtype than ntxent_normalize gives them: float32, float64 for "
-      "float64 embeddings, float16 for half ones on CUDA");
+// What unit rows u are, as ntxent_normalize makes them of embeddings: on CUDA fp16, for float32 embeddings in two parts,
+// which are a dimension of their own.
+inline int operand_dtype_of(const Tensor& u) { return u.is_cuda() && u.dim() == 3 ? SIMCLR_FLOAT : dtype_of(u); }
+inline bool are_unit_rows(const Tensor& u) {
+  const int dtype = operand_dtype_of(u);
+  if (!u.is_cuda()) return u.dim() == 2 && (dtype == SIMCLR_FLOAT || dtype == SIMCLR_DOUBLE);
+  if (dtype == SIMCLR_FLOAT) return u.scalar_type() == ScalarType::Half && u.dim() == 3 && u.size(1) == 2;
+  return u.dim() == 2 && (dtype == SIMCLR_HALF || dtype == SIMCLR_DOUBLE);
+}
+
+// A forward has no embeddings but u.
+inline void check_unit_rows(const Tensor& u) {
+  STD_TORCH_CHECK(are_unit_rows(u),
+                  "simclr_fast: the unit rows have another dtype or shape than ntxent_normalize gives them: float32, "
+                  "float64 for float64 embeddings; on CUDA float16 [n, D'] for half ones and [n, 2, D'] for float32");
 #ifdef USE_CUDA
-  STD_TORCH_CHECK(!u.is_cuda() || simclr_ntxent_operand_columns(u.size(1), dtype_of(u)) == u.size(1),
-                  "simclr_fast: unit rows of ", u.size(1),
+  STD_TORCH_CHECK(!u.is_cuda() || simclr_ntxent_operand_columns(u.size(-1), operand_dtype_of(u)) == u.size(-1),
+                  "simclr_fast: unit rows of ", u.size(-1),
                   " columns are not whole 16 bytes, as ntxent_normalize's are");
 #endif
+}
+inline void check_unit_rows(const Tensor& u, const Tensor& z) {
+  check_unit_rows(u);
+  const int z_dtype = dtype_of(z), of_z = z_dtype == SIMCLR_BFLOAT16 ? SIMCLR_HALF : z_dtype;
+  const int expected = of_z == SIMCLR_HALF && !u.is_cuda() ? SIMCLR_FLOAT : of_z;
+  STD_TORCH_CHECK(
+      operand_dtype_of(u) == expected,
+      "simclr_fast: the unit rows have another dtype than ntxent_normalize gives them for these embeddings");
 }
 
 inline Tensor with_adjacent_columns(const Tensor& z) {

@@ -13,8 +13,9 @@ namespace simclr {
 namespace {
 
 struct Cpu : CpuDevice {
-  static constexpr bool kHalfOperands = false;
-  static int64_t operand_columns(int64_t d, int) { return d; }
+  static Tensor operands(const Tensor& z, int64_t rows, int64_t d) {
+    return allocate(z, {rows, d}, statistics_type(z));
+  }
   static void run(SimclrNtxentNormalizeArgs& args, const Tensor&) { cpu::ntxent_normalize(args, torch_threads()); }
   static void run(SimclrNtxentFwdArgs& args, const Tensor&) { cpu::ntxent_fwd(args, torch_threads()); }
   static void run(SimclrNtxentBwdArgs& args, const Tensor&) { cpu::ntxent_bwd(args, torch_threads()); }
@@ -22,8 +23,13 @@ struct Cpu : CpuDevice {
 
 #ifdef USE_CUDA
 struct Cuda : CudaDevice {
-  static constexpr bool kHalfOperands = true;  // fp16, for the tensor cores
-  static int64_t operand_columns(int64_t d, int u_dtype) { return simclr_ntxent_operand_columns(d, u_dtype); }
+  static Tensor operands(const Tensor& z, int64_t rows, int64_t d) {
+    const int z_dtype = dtype_of(z), u_dtype = z_dtype == SIMCLR_BFLOAT16 ? SIMCLR_HALF : z_dtype;
+    const int64_t columns = simclr_ntxent_operand_columns(d, u_dtype);
+    if (u_dtype == SIMCLR_DOUBLE) return allocate(z, {rows, columns}, ScalarType::Double);
+    if (u_dtype == SIMCLR_HALF) return allocate(z, {rows, columns}, ScalarType::Half);
+    return allocate(z, {rows, 2, columns}, ScalarType::Half);
+  }
   static void run(SimclrNtxentNormalizeArgs& args, const Tensor& u) {
     check_launch(simclr_ntxent_normalize(&args, current_stream(u)), "ntxent_normalize_kernel");
   }
@@ -76,10 +82,8 @@ std::tuple<Tensor, Tensor> ntxent_normalize(const Tensor& z0_any, const Tensor& 
   args.eps = eps;
   args.z_dtype = dtype_of(z0);
   const int64_t rows = args.n[0] + args.n[1];
-  const bool half = args.z_dtype == SIMCLR_HALF || args.z_dtype == SIMCLR_BFLOAT16;
-  const ScalarType u_type = half && Device::kHalfOperands ? ScalarType::Half : statistics_type(z0);
-  args.u_columns = Device::operand_columns(args.d, half ? SIMCLR_HALF : args.z_dtype);
-  Tensor u = allocate(z0, {rows, args.u_columns}, u_type);
+  Tensor u = Device::operands(z0, rows, args.d);
+  args.u_columns = u.size(-1);
   Tensor inv_norm = allocate(z0, {rows}, statistics_type(z0));
   args.u = u.mutable_data_ptr();
   args.inv_norm = inv_norm.mutable_data_ptr();
@@ -93,14 +97,14 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd(const Tensor& u_any, int64_t n, in
                                               std::string precision) {
   const typename Device::Guard guard(u_any);
   const Tensor u = torch::stable::contiguous(u_any);
-  check_unit_rows(u, u);
+  check_unit_rows(u);
   SimclrNtxentFwdArgs args{};
   args.u = u.const_data_ptr();
-  args.u_dtype = dtype_of(u);
+  args.u_dtype = operand_dtype_of(u);
   args.n = n;
   args.columns = u.size(0);
   args.row_offset = row_offset;
-  args.u_columns = u.size(1);
+  args.u_columns = u.size(-1);
   fill_reduction(args, reduction);
   fill_precision(args, precision);
   fill_temperature(args, temperature, temperature_tensor, u);
@@ -142,7 +146,7 @@ SimclrNtxentBwdArgs bwd_args(const Tensor& z0, const Tensor& z1, const Saved& sa
   args.d = z0.size(1);
   args.columns = saved.u.size(0);
   args.row_offset = row_offset;
-  args.u_columns = saved.u.size(1);
+  args.u_columns = saved.u.size(-1);
   args.eps = eps;
   fill_reduction(args, reduction);
   fill_precision(args, precision);

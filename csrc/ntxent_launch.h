@@ -6,9 +6,10 @@
 // formulas. Statistics are fp32, fp64 for fp64 inputs; arrays are exactly as long as their comment says.
 //
 // u has one row per sample and u_columns columns. On the CPU it is of the statistics' type and u_columns = d. On CUDA
-// it is fp16 for half inputs and u_columns = simclr_ntxent_operand_columns(d, u_dtype): d rounded up so that a row is a
-// multiple of 16 bytes, the added columns zero (8 elements of fp16, 4 of fp32, 2 of fp64). The op's fake kernel must
-// allocate the same shape.
+// u_columns = simclr_ntxent_operand_columns(d, u_dtype): d rounded up so that a row is a multiple of 16 bytes, the added
+// columns zero (8 elements of fp16, 2 of fp64). There u is fp16 for half inputs, fp64 for fp64 ones, and for fp32 inputs
+// split: SIMCLR_FLOAT then means rows of two fp16 parts of u_columns each, hi = fp16(2^8 u) and lo = fp16(2^8 u - hi).
+// The op's fake kernel must allocate the same shape.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@
 
 enum SimclrDtype { SIMCLR_HALF = 0, SIMCLR_BFLOAT16 = 1, SIMCLR_FLOAT = 2, SIMCLR_DOUBLE = 3 };
 
-// How fp32 operands are multiplied on CUDA: as three tf32 products (fp32 accuracy), or as one. fp16, fp64 and the CPU
-// ignore it.
+// How split operands are multiplied on CUDA: as three fp16 products (fp32 accuracy), or as one (tf32's). fp16, fp64 and
+// the CPU ignore it.
 enum SimclrPrecision { SIMCLR_IEEE = 0, SIMCLR_TF32 = 1 };
 
 // What the CUDA launchers need to know of the device; the launch plan depends on nothing else.
@@ -31,7 +32,7 @@ struct SimclrDevice {
 struct SimclrNtxentNormalizeArgs {
   const void* z[2];     // [n[0], d] and [n[1], d], of z_dtype; n[1] may be 0
   int64_t z_stride[2];  // elements between rows; columns are adjacent
-  void* u;              // [n[0] + n[1], u_columns]
+  void* u;              // [n[0] + n[1], parts, u_columns]
   void* inv_norm;       // [n[0] + n[1]]: 1 / max(|z_i|, eps)
   int64_t n[2], d, u_columns;
   double eps;
@@ -39,7 +40,7 @@ struct SimclrNtxentNormalizeArgs {
 };
 
 struct SimclrNtxentFwdArgs {
-  const void* u;                // [columns, u_columns], of u_dtype (half on CUDA, float, double)
+  const void* u;                // [columns, parts, u_columns], of u_dtype (half on CUDA, float, double)
   void* loss;                   // [] = scale * sum of L_i if reduce, else [2n] = L_i
   void* lse_neg;                // [2n]; -inf where there are no negatives (M = 2)
   void* s_pos;                  // [2n]
@@ -54,7 +55,7 @@ struct SimclrNtxentFwdArgs {
 struct SimclrNtxentBwdArgs {
   const void* dloss;     // [] if reduce (null: 1), else [columns]
   const void* z[2];      // [n, d] each, of z_dtype; CUDA
-  const void* u;         // [columns, u_columns]
+  const void* u;         // [columns, parts, u_columns]
   const void* inv_norm;  // [2n]
   const void* lse_neg;   // [columns]
   const void* s_pos;     // [columns]

@@ -52,14 +52,16 @@ void fill_exclude(Args& args, const std::string& name) {
 // Rows and columns, which stay alive with the tensors.
 template <class Args>
 void fill_operands(Args& args, const Tensor& rows, const Tensor& columns) {
-  STD_TORCH_CHECK(rows.dim() == 2 && columns.dim() == 2 && rows.size(1) == columns.size(1),
+  STD_TORCH_CHECK(rows.dim() == columns.dim() && rows.size(-1) == columns.size(-1),
                   "similarity: rows [n, D'] and columns [m, D'] must be of one width");
   STD_TORCH_CHECK(rows.scalar_type() == columns.scalar_type(), "similarity: rows and columns must be of one dtype");
+  check_unit_rows(rows);
+  check_unit_rows(columns);
   args.rows = rows.const_data_ptr();
   args.columns = columns.const_data_ptr();
   args.row_count = rows.size(0);
   args.column_count = columns.size(0);
-  args.u_columns = rows.size(1);
+  args.u_columns = rows.size(-1);
 }
 
 void check_numbers(const Tensor& x, int64_t count, const Tensor& like, const char* name) {
@@ -73,10 +75,9 @@ std::tuple<Tensor, Tensor, Tensor> similarity_fwd(const Tensor& rows_any, const 
                                                   std::optional<Tensor> temperature_tensor, std::string precision) {
   const typename Device::Guard guard(rows_any);
   const Tensor rows = torch::stable::contiguous(rows_any), columns = torch::stable::contiguous(columns_any);
-  check_unit_rows(rows, rows);
   SimclrSimilarityFwdArgs args{};
   fill_operands(args, rows, columns);
-  args.u_dtype = dtype_of(rows);
+  args.u_dtype = operand_dtype_of(rows);
   args.row_offset = row_offset;
   fill_exclude(args, exclude);
   fill_precision(args, precision);
@@ -99,11 +100,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_fwd_bwd(const Tensor& rows
                                                               std::optional<Tensor> temperature_tensor) {
   const Tensor rows = torch::stable::contiguous(rows_any), columns = torch::stable::contiguous(columns_any);
   const Tensor inv_norm = torch::stable::contiguous(inv_norm_any);
-  check_unit_rows(rows, rows);
   SimclrSimilarityFwdBwdArgs args{};
   fill_operands(args, rows, columns);
   check_numbers(inv_norm, args.row_count, rows, "inv_norm");
-  args.u_dtype = dtype_of(rows);
+  args.u_dtype = operand_dtype_of(rows);
   args.row_offset = row_offset;
   args.eps = eps;
   fill_exclude(args, exclude);

@@ -26,8 +26,8 @@
 enum SimclrExclude { SIMCLR_EXCLUDE_NONE = 0, SIMCLR_EXCLUDE_SELF = 1, SIMCLR_EXCLUDE_PAIR = 2 };
 
 struct SimclrSimilarityFwdArgs {
-  const void* rows;             // [row_count, u_columns], of u_dtype (half on CUDA, float, double)
-  const void* columns;          // [column_count, u_columns]
+  const void* rows;             // [row_count, parts, u_columns], of u_dtype (half on CUDA, float, double)
+  const void* columns;          // [column_count, parts, u_columns]
   void* lse;                    // [row_count]
   void* max;                    // [row_count], or null
   void* column_lse;             // [column_count], or null
@@ -58,9 +58,9 @@ struct SimclrSimilarityBwdArgs {
   const void* drows;       // [row_count]
   const void* dcolumns;    // [column_count]
   const void* z;           // [row_count, d], of z_dtype, z_stride elements between rows; CUDA
-  const void* rows;        // [row_count, u_columns]
+  const void* rows;        // [row_count, parts, u_columns]
   const void* inv_norm;    // [row_count]
-  const void* columns;     // [column_count, u_columns]
+  const void* columns;     // [column_count, parts, u_columns]
   const void* lse;         // [row_count]
   const void* column_lse;  // [column_count]
   void* dz;                // [row_count, d], contiguous, of z_dtype

@@ -57,7 +57,12 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the launchers' u: float32 stands for split rows, which are tensors [rows, 2, columns] of float16."""
     return torch.float16 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def operand_dtype_of(u: Tensor) -> torch.dtype:
+    return torch.float32 if u.ndim == 3 else u.dtype
 
 
 def filled(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -124,7 +129,11 @@ class NtxentLaunchers(Launchers):
         rows, d = z0.shape[0] + z1.shape[0], z0.shape[1]
         dtype = operand_dtype(z0.dtype)
         columns = self.library.value("simclr_ntxent_operand_columns", d, ctypes.c_int(DTYPES[dtype]))
-        u = filled(rows, columns, dtype=dtype)
+        u = (
+            filled(rows, 2, columns, dtype=torch.float16)
+            if dtype == torch.float32
+            else filled(rows, columns, dtype=dtype)
+        )
         inv_norm = filled(rows, dtype=statistics_dtype(z0.dtype))
         args = NormalizeArgs(
             z=(POINTER * 2)(self._pointer(z0), self._pointer(z1)), z_stride=(INT64 * 2)(z0.stride(0), z1.stride(0)),
@@ -144,8 +153,8 @@ class NtxentLaunchers(Launchers):
         args = FwdArgs(
             u=self._pointer(u), loss=self._pointer(loss), lse_neg=self._pointer(lse_neg), s_pos=self._pointer(s_pos),
             temperature_ptr=self._pointer(temperature) if on_device else None, n=n, columns=u.shape[0],
-            row_offset=row_offset, u_columns=u.shape[1], temperature=0.0 if on_device else temperature, scale=scale,
-            reduce=reduce, u_dtype=DTYPES[u.dtype], precision=PRECISIONS[precision], device=self.device,
+            row_offset=row_offset, u_columns=u.shape[-1], temperature=0.0 if on_device else temperature, scale=scale,
+            reduce=reduce, u_dtype=DTYPES[operand_dtype_of(u)], precision=PRECISIONS[precision], device=self.device,
         )  # fmt: skip
         workspace = self._workspace("fwd", args)
         args.workspace = self._pointer(workspace.data)
@@ -166,7 +175,7 @@ class NtxentLaunchers(Launchers):
             dz=(POINTER * 2)(self._pointer(dz0), self._pointer(dz1)), dt=self._pointer(dt),
             temperature_ptr=self._pointer(temperature) if on_device else None,
             z_stride=(INT64 * 2)(z0.stride(0), z1.stride(0)), n=n, d=d, columns=u.shape[0], row_offset=row_offset,
-            u_columns=u.shape[1], temperature=0.0 if on_device else temperature, scale=scale, eps=eps,
+            u_columns=u.shape[-1], temperature=0.0 if on_device else temperature, scale=scale, eps=eps,
             reduce=dloss.ndim == 0, z_dtype=DTYPES[z0.dtype], precision=PRECISIONS[precision], device=self.device,
         )  # fmt: skip
         workspace = self._workspace("bwd", args)

@@ -16,6 +16,7 @@ from tests.ntxent_launchers import (
     Device,
     Launchers,
     filled,
+    operand_dtype_of,
     statistics_dtype,
 )
 
@@ -57,8 +58,8 @@ class SimilarityLaunchers(Launchers):
             rows=self._pointer(rows), columns=self._pointer(columns), lse=self._pointer(lse),
             max=self._pointer(largest), column_lse=self._pointer(column_lse),
             temperature_ptr=self._pointer(temperature) if on_device else None, row_count=n, column_count=m,
-            row_offset=row_offset, u_columns=rows.shape[1], temperature=0.0 if on_device else temperature,
-            exclude=EXCLUDE.index(exclude), u_dtype=DTYPES[rows.dtype], precision=PRECISIONS[precision],
+            row_offset=row_offset, u_columns=rows.shape[-1], temperature=0.0 if on_device else temperature,
+            exclude=EXCLUDE.index(exclude), u_dtype=DTYPES[operand_dtype_of(rows)], precision=PRECISIONS[precision],
             device=self.device,
         )  # fmt: skip
         workspace = self._workspace("fwd", args)
@@ -79,7 +80,7 @@ class SimilarityLaunchers(Launchers):
             rows=self._pointer(rows), inv_norm=self._pointer(inv_norm), columns=self._pointer(columns),
             lse=self._pointer(lse), column_lse=self._pointer(column_lse), dz=self._pointer(dz), dt=self._pointer(dt),
             temperature_ptr=self._pointer(temperature) if on_device else None, z_stride=z.stride(0), d=d,
-            row_count=n, column_count=m, row_offset=row_offset, u_columns=rows.shape[1],
+            row_count=n, column_count=m, row_offset=row_offset, u_columns=rows.shape[-1],
             temperature=0.0 if on_device else temperature, eps=eps, exclude=EXCLUDE.index(exclude),
             z_dtype=DTYPES[z.dtype], precision=PRECISIONS[precision], device=self.device,
         )  # fmt: skip

@@ -4,15 +4,15 @@
 // (first product, M^2 D multiply-adds in all), turns them into coefficients in its registers, and multiplies these with
 // the same tile (second product, M^2 D): du accumulates in registers, without atomics.
 //
-//   A warp owns a slice of 128 of the D columns of 32 rows (fp32: 16): its rows of u, as A operands, and its part of du
-//   stay in registers. For D <= 128 that is all. For larger D, 2, 4 or 8 warps share rows, one per slice, and each
+//   A warp owns a slice of 128 of the D columns of 32 rows (with three products of 16): its rows of u, as A operands,
+//   and its part of du stay in registers. For D <= 128 that is all. For larger D, 2, 4 or 8 warps share rows, one per slice, and each
 //   reads only its slice of a tile, for both products; the logits, sums over the slices, are exchanged through shared
 //   memory. So nothing is computed twice up to D = 1024; a CTA has then fewer rows, and tiles are read more often (from
 //   L2).
 //
 //   The walk over the columns is split over gridDim.y CTAs where row blocks alone would leave the GPU idle.
 //
-// The accumulators of the first product are the A operand of the second (HalfOperand::accumulate). The sum over the
+// The accumulators of the first product are the A operand of the second (Products::accumulate). The sum over the
 // splits, the positive's term and the Jacobian of the normalisation are in ntxent_bwd_finish.cu.
 #include "ntxent_bwd.cuh"
 #include "ntxent_bwd_terms.cuh"
@@ -22,12 +22,13 @@
 namespace simclr::cuda {
 namespace {
 
-constexpr float kMaskedProduct = -1e30f;  // u.u of an excluded element: its exponential is 0, and 0 times it too
+constexpr float kMaskedProduct = -1e30f;  // of an excluded element: its exponential is 0, and 0 times it too
 
 struct BwdTask {
   RowMatrix rows, columns;
   Pairing<int> pairing;
   Temperature<float> temperature;
+  float product_unit, operand_unit;
   Side<float> of_rows, of_columns;
   int searched_rows;  // those that are none of the columns
   BwdPartials<float> partials;
@@ -38,12 +39,20 @@ template <class Operand>
 struct Shape {
   static constexpr int kRowFragments = Operand::kRowFragments;
   static constexpr int kWarpRows = 16 * kRowFragments;
-  static constexpr int kSliceBytes = kBwdSlice * static_cast<int>(sizeof(typename Operand::Element));
-  static constexpr int kSteps = kSliceBytes / kStepBytes;
+  static constexpr int kRunBytes = kBwdSlice * kPartElementBytes;  // a slice of one part
+  static constexpr int kSliceBytes = Operand::kParts * kRunBytes;
+  static constexpr int kSteps = kRunBytes / kStepBytes;
   static constexpr int kExchanged = kWarpRows * kBwdPanel;  // logits of a warp's rows and one panel
-  using Rows = uint32_t[kRowFragments][kSteps][4];
+  using Rows = typename Operand::Fragment[kRowFragments][kSteps];
   using Logits = float[kRowFragments][2][4];
 };
+
+// Starts copying tile_columns rows into a stage.
+template <class Operand>
+__device__ void copy_rows(unsigned char* stage, const RowMatrix& matrix, int row, const BwdPlan& plan) {
+  copy_tile<Operand::kParts, Shape<Operand>::kRunBytes>(stage, matrix, row, plan.tile_columns, 0, plan.row_bytes,
+                                                        blockDim.x);
+}
 
 // Shared memory of a CTA.
 template <class Operand>
@@ -70,7 +79,7 @@ __device__ void load_rows(typename Shape<Operand>::Rows& rows, const BwdTask& ta
   const BwdPlan& plan = task.plan;
   const LaneOffset offset = a_offset(plan.row_bytes);
   for (int first = 0; first < plan.block_rows; first += plan.tile_columns) {
-    copy_tile(stage, task.rows, block_row + first, plan.tile_columns, 0, plan.row_bytes, blockDim.x);
+    copy_rows<Operand>(stage, task.rows, block_row + first, plan);
     ptx::cp_async_commit();
     ptx::cp_async_wait_group<0>();
     __syncthreads();
@@ -80,7 +89,8 @@ __device__ void load_rows(typename Shape<Operand>::Rows& rows, const BwdTask& ta
       if (row < 0 || row >= plan.tile_columns) continue;
 #pragma unroll
       for (int step = 0; step < Shape<Operand>::kSteps; ++step) {
-        load_step(rows[m][step], stage + row * plan.row_bytes + slice * Shape<Operand>::kSliceBytes, offset, step);
+        rows[m][step] = Operand::template load<Shape<Operand>::kRunBytes>(
+            stage + row * plan.row_bytes + slice * Shape<Operand>::kSliceBytes, offset, step);
       }
     }
     __syncthreads();
@@ -94,8 +104,7 @@ __device__ void copy_columns(const BwdTask& task, const TermScale& scale, const 
   const BwdPlan& plan = task.plan;
   if (tile < tile_end) {
     const int column = tile * plan.tile_columns;
-    copy_tile(shared.stages + stage * plan.stage_bytes, task.columns, column, plan.tile_columns, 0, plan.row_bytes,
-              blockDim.x);
+    copy_rows<Operand>(shared.stages + stage * plan.stage_bytes, task.columns, column, plan);
     if (threadIdx.x < plan.tile_columns) {
       const int own = column + threadIdx.x, at = stage * plan.tile_columns + threadIdx.x;
       const Term term = own < task.pairing.columns ? term_of<kOnline>(task.of_columns, scale, own) : Term{0, 0};
@@ -124,14 +133,11 @@ __device__ void multiply_rows(typename Shape<Operand>::Logits& x, const typename
   constexpr int kSteps = Shape<Operand>::kSteps;
 #pragma unroll
   for (int step = kHalf * kSteps / 2; step < (kHalf + 1) * kSteps / 2; ++step) {
-    uint32_t raw[4];
-    load_step(raw, columns, offset, step);
-    const auto b0 = Operand::template fragment<2>(raw), b1 = Operand::template fragment<2>(raw + 2);
+    const auto b = Operand::template load<Shape<Operand>::kRunBytes>(columns, offset, step);
 #pragma unroll
     for (int m = 0; m < Operand::kRowFragments; ++m) {
-      const auto a = Operand::template fragment<4>(rows[m][step]);
-      Operand::multiply_add(x[m][0], a, b0);
-      Operand::multiply_add(x[m][1], a, b1);
+      Operand::multiply_add(x[m][0], rows[m][step], b, 0);
+      Operand::multiply_add(x[m][1], rows[m][step], b, 1);
     }
   }
 }
@@ -188,7 +194,7 @@ __device__ void mask_panel(typename Shape<Operand>::Logits& x, const Pairing<int
   }
 }
 
-// Products u.u -> coefficients of du, in place. With kOwn, own[m][h] gains sum_j exp2(logit - shift_i) [weight_i] u.u.
+// Products -> coefficients of du, in place. With kOwn, own[m][h] gains sum_j exp2(logit - shift_i) [weight_i] product.
 template <bool kOnline, bool kOwn, class Operand>
 __device__ void coefficients(typename Shape<Operand>::Logits& x, float scale,
                              const Term (&row)[Operand::kRowFragments][2], const float* weights, const float* shifts,
@@ -221,7 +227,7 @@ __device__ void coefficients(typename Shape<Operand>::Logits& x, float scale,
 template <class Operand, bool kOnline>
 __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTask task) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
-  constexpr int kRowFragments = Operand::kRowFragments;
+  constexpr int kRowFragments = Operand::kRowFragments, kRunBytes = Shape<Operand>::kRunBytes;
   constexpr int kHalf = kBwdSlice / 16;  // fragments of du in half a slice
   const BwdPlan& plan = task.plan;
   const Shared<Operand> shared(shared_memory, plan);
@@ -233,10 +239,10 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *task.partials.finished = 0;
 
   // 1. The unit of coefficients, this warp's rows of u, and their terms.
-  const float inverse_temperature = task.temperature.inverse(), scale = task.temperature.base_2_scale();
+  const float constant_max = task.temperature.base_2_scale(), scale = constant_max * task.product_unit;
   __shared__ TermScale term_scale;
-  find_term_scale<sizeof(typename Operand::Element) == sizeof(__half)>(
-      task.of_rows, task.searched_rows, task.of_columns, task.pairing.columns, scale, inverse_temperature, &term_scale);
+  find_term_scale(task.of_rows, task.searched_rows, task.of_columns, task.pairing.columns, constant_max,
+                  task.temperature.inverse() * task.operand_unit, &term_scale);
 
   typename Shape<Operand>::Rows rows;
   load_rows<Operand>(rows, task, shared.stages, block_row, warp_row, slice);
@@ -252,7 +258,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
   }
 
   // 2. The first stages of the CTA's share of the columns, on their way.
-  const LaneOffset b = b_offset(plan.row_bytes), elements = Operand::element_offset(plan.row_bytes);
+  const LaneOffset a = a_offset(plan.row_bytes), b = b_offset(plan.row_bytes);
   float du[kRowFragments][kBwdSlice / 8][4] = {};
   float own[kRowFragments][2] = {};
   const int tile_begin = blockIdx.y * plan.split_tiles, tile_end = min(tile_begin + plan.split_tiles, plan.tiles);
@@ -267,7 +273,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
                                                 tile * plan.tile_columns, plan.tile_columns);
 #pragma unroll 1
     for (int panel = 0; panel < plan.tile_columns; panel += kBwdPanel, columns += kBwdPanel * plan.row_bytes) {
-      // 3. x_ij = u_i . u_j: this slice's part, then the sum over the slices.
+      // 3. x_ij = u_i . u_j, in units of the operands: this slice's part, then the sum over the slices.
       typename Shape<Operand>::Logits x = {};
       multiply_rows<Operand, 0>(x, rows, columns, b);
       if (slice_columns > kBwdSlice / 2) multiply_rows<Operand, 1>(x, rows, columns, b);
@@ -283,19 +289,19 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
         coefficients<kOnline, false, Operand>(x, scale, row_terms, weights, shifts, own);
       }
       // 5. du_i += sum_j c_ij u_j, over this slice of the columns of u.
-      const auto c = Operand::coefficients(x);
-      Operand::template accumulate<0, kHalf>(du, c, columns, elements, plan.row_bytes);
-      if (slice_columns > kBwdSlice / 2) {
-        Operand::template accumulate<kHalf, kHalf>(du, c, columns, elements, plan.row_bytes);
-      }
+      typename Operand::Fragment c[kRowFragments];
+#pragma unroll
+      for (int m = 0; m < kRowFragments; ++m) c[m] = Operand::coefficients(x[m]);
+      Operand::template accumulate<0, kHalf, kRunBytes>(du, c, columns, a);
+      if (slice_columns > kBwdSlice / 2) Operand::template accumulate<kHalf, kHalf, kRunBytes>(du, c, columns, a);
     }
     __syncthreads();  // every warp is done with the stage
     copy_columns<kOnline>(task, term_scale, shared, stage, tile + plan.stages, tile_end);
     stage = stage + 1 < plan.stages ? stage + 1 : 0;
   }
 
-  // 6. The partial du of this split, 1/t and the unit included, and its part of dt.
-  const float unit = term_scale.of_result;
+  // 6. The partial du of this split, 1/t and the units included, and its part of dt, whose products have two operands.
+  const float unit = term_scale.of_result, own_unit = unit * task.operand_unit;
 #pragma unroll
   for (int m = 0; m < kRowFragments; ++m) {
 #pragma unroll
@@ -307,7 +313,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
       own_logits += __shfl_xor_sync(0xffffffffu, own_logits, 2);
       if (row >= task.pairing.rows) continue;
       if (slice == 0 && quad == 0 && task.partials.own_logits != nullptr)
-        task.partials.own_logits[at] = own_logits * unit;
+        task.partials.own_logits[at] = own_logits * own_unit;
 #pragma unroll
       for (int n = 0; n < kBwdSlice / 8; ++n) {
         const int column = 8 * n + 2 * quad;
@@ -322,13 +328,12 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
 template <class Operand>
 cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
   const Product& product = problem.product;
-  const auto matrix = [&](const void* data, int count) {
-    return RowMatrix{static_cast<const unsigned char*>(data), product.row_bytes(), count};
-  };
-  const BwdTask task{matrix(product.rows, product.pairing.rows),
-                     matrix(product.columns, product.pairing.columns),
+  const BwdTask task{product.matrix_of_rows(),
+                     product.matrix_of_columns(),
                      product.pairing,
                      product.temperature_of<float>(),
+                     product.product_unit(),
+                     product.operand_unit(),
                      problem.rows.of<float>(),
                      problem.columns.of<float>(),
                      problem.rows_are_columns ? 0 : product.pairing.rows,
@@ -344,9 +349,8 @@ cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t str
 }  // namespace
 
 cudaError_t bwd_tiles(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
-  if (problem.product.u_dtype == SIMCLR_HALF) return run<HalfOperand>(problem, plan, stream);
-  return problem.product.precision == SIMCLR_TF32 ? run<FloatOperand<1>>(problem, plan, stream)
-                                                  : run<FloatOperand<3>>(problem, plan, stream);
+  return problem.product.products() == 1 ? run<Products<1>>(problem, plan, stream)
+                                         : run<Products<3>>(problem, plan, stream);
 }
 
 }  // namespace simclr::cuda

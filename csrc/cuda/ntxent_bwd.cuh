@@ -23,7 +23,7 @@ BwdPartials<S> partials_of(const BwdProblem& problem, const BwdPlan& plan) {
           reinterpret_cast<unsigned*>(workspace + plan.finished_at)};
 }
 
-// Fill the partials: on the tensor cores (fp16 and fp32 operands, D <= 1024), and row by row (any).
+// Fill the partials: on the tensor cores (fp16 and split operands, D <= 1024), and row by row (any).
 cudaError_t bwd_tiles(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);
 cudaError_t bwd_rows(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);
 

@@ -22,25 +22,26 @@ template <class T, class O, class S>
 struct BwdFinishTask {
   const T* z[2];
   int64_t z_stride[2];
-  const T* u;         // [columns, u_columns], not with half types
-  O* dz[2];           // [view_rows, d] each
-  const S* inv_norm;  // [rows]
-  Side<S> side;       // of the columns, where there are positives
+  UnitRows<OperandOf<T>> u;  // [columns]
+  O* dz[2];                  // [view_rows, d] each
+  const S* inv_norm;         // [rows]
+  Side<S> side;              // of the columns, where there are positives
   Pairing<int> pairing;
   S* dt;  // [] or null
   Temperature<S> temperature;
   BwdPartials<S> partials;
   GridSum<S> sums;
-  int64_t d, u_columns, du_columns;
+  int64_t d, du_columns;
   int splits;
   S clamped_inv_norm;
 
-  // Times scale_of(row), the unit row.
-  __device__ const T* row_of(int row) const {
-    if constexpr (!kRoundsRows<T>) return u + pairing.column_of(row) * u_columns;
-    return row < pairing.n ? z[0] + row * z_stride[0] : z[1] + (row - pairing.n) * z_stride[1];
+  __device__ UnitRow<T, S> row_of(int row) const {
+    if constexpr (kRoundsRows<T>) {
+      return {row < pairing.n ? z[0] + row * z_stride[0] : z[1] + (row - pairing.n) * z_stride[1], inv_norm[row]};
+    } else {
+      return {u, pairing.column_of(row)};
+    }
   }
-  __device__ S scale_of(int row) const { return kRoundsRows<T> ? inv_norm[row] : S(1); }
   __device__ S pull_of(int column) const {
     return side.weight(column) * row_pull(side.lse_or_lse_neg[column], side.s_pos[column]);
   }
@@ -58,10 +59,8 @@ __global__ void __launch_bounds__(kThreads) ntxent_bwd_finish_kernel(const BwdFi
     const S own_pull = kPositives ? task.pull_of(own) : S(0);
     const S pull = kPositives ? (own_pull + task.pull_of(positive)) * inverse_temperature : S(0);
     RowGradient<T, S> gradient = {};
-    gradient.x = task.row_of(row);
-    gradient.unit = task.scale_of(row);
-    gradient.x_positive = kPositives ? task.row_of(partner) : nullptr;
-    gradient.positive_unit = kPositives ? task.scale_of(partner) : S(0);
+    gradient.own = task.row_of(row);
+    if constexpr (kPositives) gradient.positive = task.row_of(partner);
     gradient.pull = pull;
     gradient.inv_norm = task.inv_norm[row];
     gradient.clamped_inv_norm = task.clamped_inv_norm;
@@ -98,14 +97,13 @@ cudaError_t finish(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t 
   const Pairing<int>& pairing = problem.product.pairing;
   const bool positives = problem.columns.s_pos != nullptr;
   task.pairing = positives ? pairing : Pairing<int>{pairing.rows, pairing.rows, pairing.rows, 0};
-  if constexpr (!kRoundsRows<T>)
-    task.u = static_cast<const T*>(positives ? problem.product.columns : problem.product.rows);
+  task.u =
+      unit_rows<OperandOf<T>>(positives ? problem.product.columns : problem.product.rows, problem.product.u_columns);
   task.temperature = problem.product.temperature_of<S>();
   task.partials = partials_of<S>(problem, plan);
   task.sums.of_block = reinterpret_cast<S*>(static_cast<unsigned char*>(problem.workspace) + plan.block_sums_at);
   task.sums.finished = task.partials.finished;
   task.d = problem.d;
-  task.u_columns = problem.product.u_columns;
   task.du_columns = plan.du_columns;
   task.splits = plan.splits;
   task.clamped_inv_norm = clamped_inv_norm<S>(problem.eps);

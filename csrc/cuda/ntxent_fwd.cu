@@ -20,7 +20,6 @@ namespace {
 constexpr int kTile = kFwdTile;  // rows and columns of a tile
 constexpr int kThreads = 128;    // 2 x 2 warps, each 64 x 64
 constexpr int kDepthBytes = kFwdDepthBytes;
-constexpr int kDepthSteps = kDepthBytes / kStepBytes;
 // Three would leave an SM of sm_80 one CTA instead of two, and exceed sm_86 with an online maximum.
 constexpr int kStages = 2;
 constexpr int kOperandBytes = kTile * kDepthBytes;
@@ -31,6 +30,7 @@ struct FwdTask {
   RowMatrix rows, columns;
   Pairing<int> pairing;
   Temperature<float> temperature;
+  float product_unit;
   FwdPartials<Partial> partials;
   FwdPlan plan;
 };
@@ -69,38 +69,38 @@ struct TileWalk {
 };
 
 // Starts copying what comes next, and steps on; commits a group in any case.
-template <class Partial>
+template <int kParts, class Partial>
 __device__ void copy_stage(unsigned char* stage, const FwdTask<Partial>& task, const Bands& bands, TileWalk* walk) {
+  constexpr int kRunBytes = kDepthBytes / kParts;
   if (!walk->done(bands)) {
-    const int64_t byte = static_cast<int64_t>(walk->depth) * kDepthBytes;
-    copy_tile(stage, task.rows, walk->row_tile * kTile, kTile, byte, kDepthBytes, kThreads);
-    copy_tile(stage + kOperandBytes, task.columns, walk->column_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+    const int64_t byte = static_cast<int64_t>(walk->depth) * kRunBytes;
+    copy_tile<kParts, kRunBytes>(stage, task.rows, walk->row_tile * kTile, kTile, byte, kDepthBytes, kThreads);
+    copy_tile<kParts, kRunBytes>(stage + kOperandBytes, task.columns, walk->column_tile * kTile, kTile, byte,
+                                 kDepthBytes, kThreads);
     walk->next(task.plan, bands);
   }
   ptx::cp_async_commit();
 }
 
+// acc += rows columns^T over a stage, of `columns_inside` columns. That they are asked for also keeps ptxas from beginning
+// the sums of more than 16 columns at once, for which there are no registers.
 template <class Operand>
 __device__ void multiply_stage(WarpTile& acc, const unsigned char* rows, const unsigned char* columns,
-                               const LaneOffset& a_offset, const LaneOffset& b_offset) {
+                               const LaneOffset& a_offset, const LaneOffset& b_offset, int columns_inside) {
+  constexpr int kRunBytes = kDepthBytes / Operand::kParts;
 #pragma unroll Operand::kStepsUnrolled
-  for (int step = 0; step < kDepthSteps; ++step) {
-    typename Operand::template Fragment<4> a[4];
+  for (int step = 0; step < kRunBytes / kStepBytes; ++step) {
+    typename Operand::Fragment a[4];
 #pragma unroll
-    for (int m = 0; m < 4; ++m) {
-      uint32_t raw[4];
-      load_step(raw, rows + 16 * m * kDepthBytes, a_offset, step);
-      a[m] = Operand::template fragment<4>(raw);
-    }
+    for (int m = 0; m < 4; ++m) a[m] = Operand::template load<kRunBytes>(rows + 16 * m * kDepthBytes, a_offset, step);
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
-      uint32_t raw[4];
-      load_step(raw, columns + 8 * n * kDepthBytes, b_offset, step);
-      const auto b0 = Operand::template fragment<2>(raw), b1 = Operand::template fragment<2>(raw + 2);
+      if (Operand::kParts == 2 && 8 * n >= columns_inside) continue;
+      const auto b = Operand::template load<kRunBytes>(columns + 8 * n * kDepthBytes, b_offset, step);
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
-        Operand::multiply_add(acc[m][n], a[m], b0);
-        Operand::multiply_add(acc[m][n + 1], a[m], b1);
+        Operand::multiply_add(acc[m][n], a[m], b, 0);
+        Operand::multiply_add(acc[m][n + 1], a[m], b, 1);
       }
     }
   }
@@ -140,27 +140,30 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
 
   // 1. What this CTA is to do, and the first stages on their way.
   __shared__ Bands bands;
-  __shared__ float scale;  // of u.u to base-2 logits
+  __shared__ float constant_max;  // 1/t, the largest of the base-2 logits
+  __shared__ float scale;         // what brings products to these
   if (threadIdx.x == 0) {
     bands = Bands::of(task.plan, blockIdx.x);
-    scale = task.temperature.base_2_scale();
+    constant_max = task.temperature.base_2_scale();
+    scale = constant_max * task.product_unit;
     if (blockIdx.x == 0) *task.partials.finished = 0;
   }
   __syncthreads();
   TileWalk copied(task.plan, bands), tile = copied;
-  for (int stage = 0; stage < kStages; ++stage) copy_stage(shared + stage * kStageBytes, task, bands, &copied);
+  for (int stage = 0; stage < kStages; ++stage)
+    copy_stage<Operand::kParts>(shared + stage * kStageBytes, task, bands, &copied);
 
   const LaneOffset a = a_offset(kDepthBytes), b = b_offset(kDepthBytes);
   WarpTile acc = {};
   for (int stage = 0; !tile.done(bands); tile.next(task.plan, bands), stage = (stage + 1) % kStages) {
-    // 2. acc += u_rows u_columns^T over 128 bytes of the depth.
+    // 2. acc += u_rows u_columns^T over the stage's part of the depth, in units of the operands.
     ptx::cp_async_wait_group<kStages - 1>();
     __syncthreads();
     const unsigned char* rows = shared + stage * kStageBytes + warp_row * kDepthBytes;
     const unsigned char* columns = shared + stage * kStageBytes + kOperandBytes + warp_column * kDepthBytes;
-    multiply_stage<Operand>(acc, rows, columns, a, b);
+    multiply_stage<Operand>(acc, rows, columns, a, b, task.columns.rows - tile.column_tile * kTile - warp_column);
     __syncthreads();  // every warp is done with the stage
-    copy_stage(shared + stage * kStageBytes, task, bands, &copied);
+    copy_stage<Operand::kParts>(shared + stage * kStageBytes, task, bands, &copied);
     if (tile.depth + 1 < task.plan.depths) continue;
 
     // 3. The tile is complete: sum of exp2(scale acc - max) over the negatives, along its rows and along its columns.
@@ -168,8 +171,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
     if (task.pairing.needs_mask(row, kTile, column, kTile)) {
       mask_tile(acc, task.pairing, row + warp_row, column + warp_column);
     }
-    // The constant maximum, 1/t, is to base 2 the scale itself.
-    Statistics::of_tile(acc, scale, scale, row_partials + warp % 2 * kTile + warp_row,
+    Statistics::of_tile(acc, scale, constant_max, row_partials + warp % 2 * kTile + warp_row,
                         column_partials + warp / 2 * kTile + warp_column);
     __syncthreads();
 
@@ -207,13 +209,11 @@ __global__ void __launch_bounds__(kThreads) ntxent_fwd_kernel(const FwdTask<type
 template <class Operand, class Statistics>
 cudaError_t run(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream) {
   using Partial = typename Statistics::Partial;
-  const auto matrix = [&](const void* data, int count) {
-    return RowMatrix{static_cast<const unsigned char*>(data), product.row_bytes(), count};
-  };
-  const FwdTask<Partial> task{matrix(product.rows, product.pairing.rows),
-                              matrix(product.columns, product.pairing.columns),
+  const FwdTask<Partial> task{product.matrix_of_rows(),
+                              product.matrix_of_columns(),
                               product.pairing,
                               product.temperature_of<float>(),
+                              product.product_unit(),
                               partials_of<Partial>(plan, workspace),
                               plan};
   const size_t shared_bytes = kStages * kStageBytes + 4 * kTile * sizeof(Partial);
@@ -238,10 +238,9 @@ cudaError_t fwd_tiles(const Product& product, const FwdPlan& plan, void* workspa
 #ifdef SIMCLR_SM90A
   if (plan.sm90.used) return fwd_tiles_sm90(product, plan, workspace, stream);
 #endif
-  if (product.u_dtype == SIMCLR_HALF) return run<HalfOperand>(product, plan, workspace, stream);
-  if (product.u_dtype != SIMCLR_FLOAT) return cudaErrorInvalidValue;
-  return product.precision == SIMCLR_TF32 ? run<FloatOperand<1>>(product, plan, workspace, stream)
-                                          : run<FloatOperand<3>>(product, plan, workspace, stream);
+  if (product.u_dtype != SIMCLR_HALF && product.u_dtype != SIMCLR_FLOAT) return cudaErrorInvalidValue;
+  return product.products() == 1 ? run<Products<1>>(product, plan, workspace, stream)
+                                 : run<Products<3>>(product, plan, workspace, stream);
 }
 
 }  // namespace simclr::cuda
@@ -254,7 +253,7 @@ extern "C" int simclr_ntxent_fwd(const SimclrNtxentFwdArgs* args, void* stream_p
   if (args->u_dtype == SIMCLR_DOUBLE) return ntxent_fwd_rows(*args, plan, stream);
   const cudaError_t error = fwd_tiles(product_of(*args), plan, args->workspace, stream);
   if (error != cudaSuccess) return error;
-  return args->u_dtype == SIMCLR_HALF ? finish<__half>(*args, plan, stream) : finish<float>(*args, plan, stream);
+  return args->u_dtype == SIMCLR_HALF ? finish<__half>(*args, plan, stream) : finish<SplitHalf>(*args, plan, stream);
 }
 
 extern "C" int64_t simclr_ntxent_fwd_workspace_bytes(const SimclrNtxentFwdArgs* args) {

@@ -3,6 +3,7 @@
 
 #include "ntxent_math.cuh"
 #include "ntxent_plan.h"
+#include "ntxent_unit_rows.cuh"
 #include "reduce.cuh"
 
 namespace simclr::cuda {
@@ -19,11 +20,10 @@ struct Wide<__half> {
   using type = float;
 };
 
-// E: dtype of u, S: of the statistics.
+// E: of u, S: dtype of the statistics.
 template <class E, class S>
 struct FwdFinishTask {
-  const E* u;  // [columns, u_columns]
-  int64_t u_columns;
+  UnitRows<E> u;  // [columns]
   Pairing<int> pairing;
   Temperature<S> temperature;
   S* s_pos;    // [rows]
@@ -36,19 +36,18 @@ struct FwdFinishTask {
 
 // The product of two rows of u, over kLanesPerPair neighbouring lanes; every one of them gets it.
 template <class W, class E>
-__device__ W pair_product(const E* a, const E* b, int64_t columns) {
-  constexpr int kPerChunk = 16 / sizeof(E);
+__device__ W pair_product(const UnitRows<E>& u, int64_t a, int64_t b) {
+  constexpr int kPerChunk = UnitRows<E>::kPerChunk;
   W sum = 0;
-  for (int64_t k = threadIdx.x % kLanesPerPair * kPerChunk; k < columns; k += kLanesPerPair * kPerChunk) {
-    const uint4 raw[2] = {*reinterpret_cast<const uint4*>(a + k), *reinterpret_cast<const uint4*>(b + k)};
-    E x[kPerChunk], y[kPerChunk];
-    memcpy(x, &raw[0], sizeof x);
-    memcpy(y, &raw[1], sizeof y);
+  for (int64_t k = threadIdx.x % kLanesPerPair * kPerChunk; k < u.columns; k += kLanesPerPair * kPerChunk) {
+    W x[kPerChunk], y[kPerChunk];
+    u.load_chunk(x, a, k);
+    u.load_chunk(y, b, k);
 #pragma unroll
-    for (int i = 0; i < kPerChunk; ++i) sum += static_cast<W>(x[i]) * static_cast<W>(y[i]);
+    for (int i = 0; i < kPerChunk; ++i) sum += x[i] * y[i];
   }
   for (int lanes = kLanesPerPair / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-  return sum;
+  return sum * (UnitRows<E>::kChunkUnit * UnitRows<E>::kChunkUnit);
 }
 
 // A block finishes kFwdFinishPairs samples, both rows of each; partials are [slots][rows]. All sums have a fixed order.
@@ -62,8 +61,7 @@ __global__ void __launch_bounds__(kFwdFinishThreads)
   // 1. s_ip = u_i . u_p / t of every sample: one number for both of its rows.
   const int pair = threadIdx.x / kLanesPerPair;
   const int own = task.pairing.column_of(min(first + pair, n - 1));
-  const W product =
-      pair_product<W>(task.u + own * task.u_columns, task.u + (own + int64_t{n}) * task.u_columns, task.u_columns);
+  const W product = pair_product<W>(task.u, own, own + int64_t{n});
   if (threadIdx.x % kLanesPerPair == 0) of_pair[pair] = product * inverse_temperature;
   __syncthreads();
 
@@ -105,7 +103,7 @@ FwdPartials<Partial> partials_of(const FwdPlan& plan, void* workspace) {
           reinterpret_cast<unsigned*>(base + plan.finished_at)};
 }
 
-// Fills the partials of fp16 and fp32 operands (ntxent_fwd.cu).
+// Fills the partials of fp16 and split operands (ntxent_fwd.cu).
 cudaError_t fwd_tiles(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream);
 // The same on Hopper, where plan.sm90 is used (ntxent_fwd_sm90.cu).
 cudaError_t fwd_tiles_sm90(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream);
@@ -115,8 +113,7 @@ cudaError_t fwd_finish(const SimclrNtxentFwdArgs& args, const FwdPlan& plan, cud
   const Product product = product_of(args);
   const auto partials = partials_of<typename Statistics::Partial>(plan, args.workspace);
   FwdFinishTask<E, S> task = {};
-  task.u = static_cast<const E*>(args.u);
-  task.u_columns = args.u_columns;
+  task.u = unit_rows<E>(args.u, args.u_columns);
   task.pairing = product.pairing;
   task.temperature = product.temperature_of<S>();
   task.s_pos = static_cast<S*>(args.s_pos);

@@ -143,7 +143,7 @@ class Forward {
   // Copies a slice of some rows or columns: [part][panel][count][64 columns].
   __device__ void copy_slice(unsigned char* to, const RowMatrix& matrix, int first, int count, int slice) {
     for (int part = 0; part < plan_.parts; ++part) {
-      const RowMatrix of_part{matrix.data + part * task_.part_bytes, matrix.pitch, matrix.rows};
+      const RowMatrix of_part{matrix.data + part * task_.part_bytes, matrix.pitch, matrix.rows, matrix.part_bytes};
       wgmma::copy_panels<kFwdShareRows * 8 / kThreads>(to, of_part, first, count,
                                                        slice * plan_.slice_panels * kFwdPanelRowBytes, task_.part_bytes,
                                                        plan_.slice_panels, kThreads);
@@ -344,11 +344,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kProducts, class Statistics>
 cudaError_t run(const Product& product, const FwdPlan& plan, void* workspace, cudaStream_t stream) {
   using Partial = typename Statistics::Partial;
-  const auto matrix = [&](const void* data, int count) {
-    return RowMatrix{static_cast<const unsigned char*>(data), product.row_bytes(), count};
-  };
-  const FwdSm90Task<Partial> task{matrix(product.rows, product.pairing.rows),
-                                  matrix(product.columns, product.pairing.columns),
+  const FwdSm90Task<Partial> task{product.matrix_of_rows(),
+                                  product.matrix_of_columns(),
                                   product.pairing,
                                   product.temperature_of<float>(),
                                   partials_of<Partial>(plan, workspace),

@@ -8,46 +8,44 @@ namespace {
 
 constexpr int kWarps = 8;  // nothing is shared between them: a block is 256 threads, as is usual
 
-// T: dtype of z, U: of u, S: of the norms.
-template <class T, class U, class S>
+// T: dtype of z, S: of the norms.
+template <class T, class S>
 struct NormalizeTask {
   const T* z[2];
   int64_t z_stride[2];
-  U* u;         // [rows, u_columns]
+  UnitRows<OperandOf<T>> u;
   S* inv_norm;  // [rows]
   int64_t n;    // rows of view 0; the others are of view 1
-  int64_t rows, d, u_columns;
+  int64_t rows, d;
   double eps;
   S clamped_inv_norm;
 };
 
-template <class T, class U, class S>
-__global__ void __launch_bounds__(32 * kWarps) ntxent_normalize_kernel(const NormalizeTask<T, U, S> task) {
+template <class T, class S>
+__global__ void __launch_bounds__(32 * kWarps) ntxent_normalize_kernel(const NormalizeTask<T, S> task) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= task.rows) return;
   const int view = row >= task.n;
   const T* z = (view ? task.z[1] : task.z[0]) + (row - view * task.n) * (view ? task.z_stride[1] : task.z_stride[0]);
-  normalize_row(z, task.d, task.eps, task.clamped_inv_norm, task.u + row * task.u_columns, task.u_columns,
-                task.inv_norm + row);
+  normalize_row(z, task.d, task.eps, task.clamped_inv_norm, task.u, row, task.inv_norm + row);
 }
 
-template <class T, class U, class S>
+template <class T, class S>
 cudaError_t run(const SimclrNtxentNormalizeArgs& args, cudaStream_t stream) {
-  NormalizeTask<T, U, S> task = {};
+  NormalizeTask<T, S> task = {};
   for (int view = 0; view < 2; ++view) {
     task.z[view] = static_cast<const T*>(args.z[view]);
     task.z_stride[view] = args.z_stride[view];
   }
-  task.u = static_cast<U*>(args.u);
+  task.u = unit_rows<OperandOf<T>>(args.u, args.u_columns);
   task.inv_norm = static_cast<S*>(args.inv_norm);
   task.n = args.n[0];
   task.rows = args.n[0] + args.n[1];
   task.d = args.d;
-  task.u_columns = args.u_columns;
   task.eps = args.eps;
   task.clamped_inv_norm = clamped_inv_norm<S>(args.eps);
-  return SIMCLR_LAUNCH((ntxent_normalize_kernel<T, U, S>), static_cast<unsigned>(ceil_div(task.rows, kWarps)),
-                       32 * kWarps, 0, stream, task);
+  return SIMCLR_LAUNCH((ntxent_normalize_kernel<T, S>), static_cast<unsigned>(ceil_div(task.rows, kWarps)), 32 * kWarps,
+                       0, stream, task);
 }
 
 }  // namespace
@@ -59,13 +57,13 @@ extern "C" int simclr_ntxent_normalize(const SimclrNtxentNormalizeArgs* args, vo
   if (args->n[0] <= 0 || args->n[1] < 0 || args->d <= 0 || args->u_columns < args->d) return cudaErrorInvalidValue;
   switch (args->z_dtype) {
     case SIMCLR_HALF:
-      return run<__half, __half, float>(*args, stream);
+      return run<__half, float>(*args, stream);
     case SIMCLR_BFLOAT16:
-      return run<__nv_bfloat16, __half, float>(*args, stream);
+      return run<__nv_bfloat16, float>(*args, stream);
     case SIMCLR_FLOAT:
-      return run<float, float, float>(*args, stream);
+      return run<float, float>(*args, stream);
     case SIMCLR_DOUBLE:
-      return run<double, double, double>(*args, stream);
+      return run<double, double>(*args, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "ntxent_unit_rows.cuh"
 #include "reduce.cuh"
 
 namespace simclr::cuda {
@@ -25,9 +26,9 @@ struct NormOf<double> {
   using type = double;
 };
 
-// Writes u [u_columns], zero from d on, and *inv_norm = 1 / max(|z|, eps). S: of the norm.
+// Writes row `row` of u, zero from d on, and *inv_norm = 1 / max(|z|, eps). U: of u, S: of the norm.
 template <class T, class U, class S>
-__device__ void normalize_row(const T* z, int64_t d, double eps, S clamped_inv_norm, U* u, int64_t u_columns,
+__device__ void normalize_row(const T* z, int64_t d, double eps, S clamped_inv_norm, const UnitRows<U>& u, int64_t row,
                               S* inv_norm) {
   using W = typename NormOf<T>::type;
   const int lane = threadIdx.x % 32;
@@ -50,9 +51,7 @@ __device__ void normalize_row(const T* z, int64_t d, double eps, S clamped_inv_n
   // The norm itself may not be representable.
   if (lane == 0) *inv_norm = clamped ? clamped_inv_norm : static_cast<S>(scale / root);
   const W first = clamped ? W(1) : scale, second = W(1) / (clamped ? least : root);
-  for (int64_t k = lane; k < u_columns; k += 32) {
-    u[k] = k < d ? static_cast<U>(static_cast<W>(z[k]) * first * second) : U(0.0f);
-  }
+  for (int64_t k = lane; k < u.columns; k += 32) u.set(row, k, k < d ? static_cast<W>(z[k]) * first * second : W(0));
 }
 
 }  // namespace simclr::cuda

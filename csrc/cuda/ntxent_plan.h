@@ -59,13 +59,13 @@ inline FwdPlan cut_fwd(const Product& product, const SimclrDevice& device, bool 
   plan.symmetric = product.symmetric();
   plan.online_max = need_max || !product.uses_constant_max();
   const int64_t partial_bytes = plan.online_max ? 8 : 4;
-  if (has_sm90_kernels(device) && product.u_dtype == SIMCLR_HALF) {
+  if (has_sm90_kernels(device) && product.u_dtype != SIMCLR_DOUBLE) {
     plan.sm90 = cut_fwd_sm90(product, device, static_cast<int>(partial_bytes));
   }
   const int tile = plan.sm90.used ? plan.sm90.tile : kFwdTile;
   plan.row_tiles = static_cast<int>(ceil_div(rows, tile));
   plan.column_tiles = static_cast<int>(ceil_div(columns, tile));
-  plan.depths = static_cast<int>(ceil_div(product.row_bytes(), kFwdDepthBytes));
+  plan.depths = static_cast<int>(ceil_div(product.multiplied_parts() * product.part_bytes(), kFwdDepthBytes));
   plan.column_band_tiles = static_cast<int>(ceil_div(plan.column_tiles, kFwdMaxSlots));
   plan.row_band_tiles = plan.symmetric ? plan.column_band_tiles
                         : column_sums  ? static_cast<int>(ceil_div(plan.row_tiles, kFwdMaxSlots))
@@ -95,14 +95,14 @@ inline FwdPlan plan_fwd(const SimclrNtxentFwdArgs& args) {
   return plan;
 }
 
-// Columns of u and du that one warp owns. Of 32 rows in fp16, du takes 128 registers a thread and u 64; of 16 rows in
-// fp32 they take 64 each, and split operands more. 256 would spill; 64 would exchange logits from D = 65 on.
+// Columns of u and du that one warp owns. Of 32 rows, du takes 128 registers a thread and u 64; of 16 rows with three
+// products they take 64 each, and sums from zero more. 256 would spill; 64 would exchange logits from D = 65 on.
 constexpr int kBwdSlice = 128;
 // All threads that 255 registers each leave room for on an SM; hence warps that share rows, and so D <= 1024, end at 8.
 constexpr int kBwdMaxThreads = 256;
 constexpr int kBwdMaxSlices = kBwdMaxThreads / 32;
-// Columns of S at a time: their accumulators are one A operand of the product with u (fp16: one mma deep, fp32: two). 8
-// would be half an operand, 32 would take twice the registers for logits, of which none are left.
+// Columns of S at a time: their accumulators are one A operand of the product with u. 8 would be half an operand, 32
+// would take twice the registers for logits, of which none are left.
 constexpr int kBwdPanel = 16;
 // Partial sums of du per row: each is written, and read again by the second launch, in full fp32.
 constexpr int kBwdMaxSplits = 8;
@@ -123,18 +123,18 @@ struct BwdPlan {
 
 inline void cut_tiles(const BwdProblem& problem, BwdPlan* plan) {
   const Pairing<int>& pairing = problem.product.pairing;
-  const int element = static_cast<int>(element_bytes(problem.product.u_dtype));
-  const int warp_rows = element == 2 ? 32 : 16;
+  const int parts = problem.product.multiplied_parts();
+  const int warp_rows = 32 / parts;
   plan->slices = 1;
   while (plan->slices * kBwdSlice < problem.d) plan->slices *= 2;
-  plan->warps = element == 2 && plan->slices == 1 ? 4 : 8;
+  plan->warps = parts == 1 && plan->slices == 1 ? 4 : 8;
   plan->block_rows = plan->warps / plan->slices * warp_rows;
   plan->row_blocks = static_cast<int>(ceil_div(pairing.rows, plan->block_rows));
 
   // Stages of 16 KiB, or of the one panel that is the least; as many as fit, up to three. A CTA of four warps leaves
   // room for a second one; the system keeps 1 KiB per CTA. With 32 KiB such a CTA would have one stage on sm_86, and
   // nothing to copy ahead into.
-  plan->row_bytes = plan->slices * kBwdSlice * element;
+  plan->row_bytes = plan->slices * kBwdSlice * parts * kPartElementBytes;
   plan->tile_columns = std::max(kBwdPanel, 16384 / plan->row_bytes);
   plan->stage_bytes = plan->tile_columns * plan->row_bytes;
   const int exchanged = plan->slices == 1 ? 0 : warp_rows * kBwdPanel * static_cast<int>(sizeof(float));

@@ -23,6 +23,7 @@ inline int64_t element_bytes(int dtype) { return dtype == SIMCLR_DOUBLE ? 8 : dt
 // lo would be subnormal, and lose bits, below 2^-3. 2^9 would gain one bit below 2^-11; from 2^16 on hi overflows.
 constexpr int kSplitScaleLog2 = 8;
 constexpr float kSplitScale = 1 << kSplitScaleLog2;
+constexpr int kPartElementBytes = 2;  // fp16, which is all that the tensor cores multiply
 
 // Parts of a row of u, each of u_columns elements.
 constexpr int operand_parts(int u_dtype) { return u_dtype == SIMCLR_FLOAT ? 2 : 1; }
@@ -40,13 +41,24 @@ inline bool has_sm90_kernels([[maybe_unused]] const SimclrDevice& device) {
 
 inline int operand_dtype(int z_dtype) { return z_dtype == SIMCLR_BFLOAT16 ? SIMCLR_HALF : z_dtype; }
 
-// Columns of u: d rounded up to whole 16-byte chunks.
-inline int64_t operand_columns(int64_t d, int u_dtype) { return round_up(d, 16 / element_bytes(u_dtype)); }
+// Columns of u: d rounded up, so that each part of a row is whole 16-byte chunks.
+inline int64_t operand_columns(int64_t d, int u_dtype) {
+  return round_up(d, 16 * operand_parts(u_dtype) / element_bytes(u_dtype));
+}
+
+// Rows of u in global memory, as they are copied into tiles: `pitch` bytes from row to row, of which each part takes
+// part_bytes, all multiples of 16.
+struct RowMatrix {
+  const unsigned char* data;
+  int64_t pitch;
+  int rows;
+  int64_t part_bytes;
+};
 
 // The logits s_ij = rows_i . columns_j / t, where the pairing counts j as a negative of i.
 struct Product {
-  const void* rows;     // [pairing.rows, u_columns], of u_dtype
-  const void* columns;  // [pairing.columns, u_columns]
+  const void* rows;     // [pairing.rows, parts, u_columns], of u_dtype
+  const void* columns;  // [pairing.columns, parts, u_columns]
   Pairing<int> pairing;
   int64_t u_columns;
   const void* temperature_ptr;
@@ -59,10 +71,17 @@ struct Product {
   bool uses_constant_max() const { return temperature_ptr == nullptr && simclr::uses_constant_max(temperature); }
   int64_t row_bytes() const { return u_columns * element_bytes(u_dtype); }
 
+  int64_t part_bytes() const { return row_bytes() / operand_parts(u_dtype); }
+  RowMatrix matrix_of_rows() const { return matrix(rows, pairing.rows); }
+  RowMatrix matrix_of_columns() const { return matrix(columns, pairing.columns); }
+  RowMatrix matrix(const void* data, int count) const {
+    return {static_cast<const unsigned char*>(data), row_bytes(), count, part_bytes()};
+  }
+
   // Tensor-core products of operands that make one product: lo hi + hi lo + hi hi, in this order, or hi hi alone.
   int products() const { return u_dtype == SIMCLR_FLOAT && precision == SIMCLR_IEEE ? 3 : 1; }
-  // From one part of a row to the next.
-  int64_t part_bytes() const { return row_bytes() / operand_parts(u_dtype); }
+  // The parts that these multiply.
+  int multiplied_parts() const { return products() == 3 ? 2 : 1; }
   // What brings sums of products to u.u: 2^-16 for split operands.
   float product_unit() const { return 1 / (operand_scale(u_dtype) * operand_scale(u_dtype)); }
   // What brings sums of coefficients times elements of a part to du: 2^-8 for split operands.

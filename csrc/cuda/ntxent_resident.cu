@@ -21,13 +21,14 @@ namespace {
 constexpr int kRows = kResidentRows, kWarps = kResidentWarps, kThreads = 32 * kWarps;
 static_assert(kRows * kLanesPerPair <= kThreads && kRows == 2 * kWarps, "rows are shared out among warps and lanes");
 
-// T: dtype of z, E: of u.
-template <class T, class E>
+// T: dtype of z.
+template <class T>
 struct ResidentTask {
+  using E = OperandOf<T>;
   const T* z[2];
   int64_t z_stride[2];
   int64_t d;
-  unsigned char* u;  // [padded rows, row_bytes]
+  unsigned char* u;  // [padded rows, row_bytes], whose parts are whole lines
   float *inv_norm, *lse_neg, *s_pos;
   float *loss, *dz, *dt;  // dt may be null
   float* losses;          // [blocks]: of each CTA's rows
@@ -35,6 +36,7 @@ struct ResidentTask {
   unsigned* arrived;
   Pairing<int> pairing;
   Temperature<float> temperature;
+  float product_unit, operand_unit;
   Side<float> side;
   double eps;
   float clamped_inv_norm;
@@ -43,7 +45,17 @@ struct ResidentTask {
   __device__ const T* z_of(int row) const {
     return row < pairing.n ? z[0] + row * z_stride[0] : z[1] + (row - pairing.n) * z_stride[1];
   }
-  __device__ E* u_of(int row) const { return reinterpret_cast<E*>(u + static_cast<int64_t>(row) * plan.row_bytes); }
+  __device__ UnitRow<T, float> unit_row_of(int row) const {
+    if constexpr (kRoundsRows<T>) {
+      return {z_of(row), inv_norm[row]};
+    } else {
+      return {unit_rows(), row};
+    }
+  }
+  __device__ const unsigned char* u_of(int row) const { return u + static_cast<int64_t>(row) * plan.row_bytes; }
+  __device__ UnitRows<E> unit_rows() const {
+    return {reinterpret_cast<__half*>(u), int64_t{plan.lines} * (kResidentLine / kPartElementBytes)};
+  }
 };
 
 // Where lane k finds its logits of a warp's p-th panel: two times four, as the mma left them.
@@ -75,22 +87,20 @@ __device__ void mask_panel(float (&x)[2][4], const Pairing<int>& pairing, int fi
 
 // The warp's panels: logits into shared memory, and their partial log-sum-exps of each of the 16 rows.
 template <class Operand, class T>
-__device__ void make_logits(const ResidentTask<T, typename Operand::Element>& task, unsigned char* shared,
-                            OnlineMax::Partial* of_row) {
-  using E = typename Operand::Element;
+__device__ void make_logits(const ResidentTask<T>& task, unsigned char* shared, OnlineMax::Partial* of_row) {
   const ResidentPlan& plan = task.plan;
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
   const int first_row = blockIdx.x * kRows;
-  DirectRows<E> rows;
-  load_direct_rows<E>(rows, reinterpret_cast<unsigned char*>(task.u_of(first_row)), plan.row_bytes, plan.lines);
-  const float scale = task.temperature.base_2_scale();
+  DirectRows<Operand> rows;
+  load_direct_rows<Operand>(rows, task.u_of(first_row), plan.row_bytes, plan.lines);
+  const float scale = task.temperature.base_2_scale() * task.product_unit;
 
   float max[2] = {-INFINITY, -INFINITY};
 #pragma unroll 1
   for (int panel = 0, column = warp * kResidentPanel; column < task.pairing.columns;
        ++panel, column += kWarps * kResidentPanel) {
     float x[2][4];
-    multiply_direct<Operand>(x, rows, reinterpret_cast<unsigned char*>(task.u_of(column)), plan.row_bytes, plan.lines);
+    multiply_direct<Operand>(x, rows, task.u_of(column), plan.row_bytes, plan.lines);
     if (task.pairing.needs_mask(first_row, kRows, column, kResidentPanel))
       mask_panel(x, task.pairing, first_row, column);
 #pragma unroll
@@ -126,11 +136,10 @@ __device__ void make_logits(const ResidentTask<T, typename Operand::Element>& ta
 
 // du of the 16 rows by the warp's columns, in units of the terms.
 template <class Operand, class T>
-__device__ void make_gradient(const ResidentTask<T, typename Operand::Element>& task, unsigned char* shared,
-                              const float* shifts, DirectSums<typename Operand::Element>& du) {
+__device__ void make_gradient(const ResidentTask<T>& task, unsigned char* shared, const float* shifts, DirectSums& du) {
   const ResidentPlan& plan = task.plan;
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;
-  const float scale = task.temperature.base_2_scale();
+  const float scale = task.temperature.base_2_scale() * task.product_unit;
   const float row_shift[2] = {shifts[blockIdx.x * kRows + group], shifts[blockIdx.x * kRows + group + 8]};
 #pragma unroll 1
   for (int panel = 0, column = warp * kResidentPanel; column < task.pairing.columns;
@@ -146,15 +155,13 @@ __device__ void make_gradient(const ResidentTask<T, typename Operand::Element>& 
         x[n][i] = of_row + ptx::exp2_approx(fmaf(x[n][i], scale, -(i % 2 ? shift.y : shift.x)));
       }
     }
-    accumulate_direct<Operand>(du, x, reinterpret_cast<unsigned char*>(task.u_of(column)), plan.row_bytes, plan.lines);
+    accumulate_direct<Operand>(du, x, task.u_of(column), plan.row_bytes, plan.lines);
   }
 }
 
 template <class T, class Operand>
-__global__ void __launch_bounds__(kThreads)
-    ntxent_resident_kernel(const ResidentTask<T, typename Operand::Element> task) {
-  using E = typename Operand::Element;
-  using W = typename Wide<E>::type;
+__global__ void __launch_bounds__(kThreads) ntxent_resident_kernel(const ResidentTask<T> task) {
+  using W = typename Wide<OperandOf<T>>::type;
   extern __shared__ __align__(128) unsigned char shared[];  // logits, or partial sums of du; then the columns' shifts
   __shared__ OnlineMax::Partial of_row[kWarps][kRows];
   __shared__ W logit_of_pair[kRows];
@@ -166,10 +173,11 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kRowsOfWarp = kRows / kWarps;
 
   // 1. u_i = z_i / max(|z_i|, eps) of the CTA's rows, and zeros beyond the last.
+  const UnitRows<OperandOf<T>> u = task.unit_rows();
 #pragma unroll 1
   for (int row = first_row + kRowsOfWarp * warp; row < first_row + kRowsOfWarp * (warp + 1); ++row) {
-    normalize_row(task.z_of(min(row, rows - 1)), row < rows ? task.d : 0, task.eps, task.clamped_inv_norm,
-                  task.u_of(row), int64_t{plan.row_bytes} / int64_t{sizeof(E)}, task.inv_norm + row);
+    normalize_row(task.z_of(min(row, rows - 1)), row < rows ? task.d : 0, task.eps, task.clamped_inv_norm, u, row,
+                  task.inv_norm + row);
   }
   grid_barrier(task.arrived, 1);
 
@@ -179,8 +187,7 @@ __global__ void __launch_bounds__(kThreads)
   const W inverse_temperature = task.temperature.template inverse<W>();
   if (threadIdx.x < kRows * kLanesPerPair) {
     const int own = threadIdx.x / kLanesPerPair, row = min(first_row + own, rows - 1);
-    const W product = pair_product<W>(task.u_of(row), task.u_of(task.pairing.positive_of(row)),
-                                      int64_t{plan.row_bytes} / int64_t{sizeof(E)});
+    const W product = pair_product<W>(u, row, task.pairing.positive_of(row));
     if (threadIdx.x % kLanesPerPair == 0) logit_of_pair[own] = product * inverse_temperature;
   }
   __syncthreads();
@@ -210,18 +217,18 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == 0) *task.loss = task.side.scale * loss;
   }
   // 6. What every row and column brings to the coefficients; padding brings nothing, as its logits are masked.
-  find_term_scale<sizeof(E) == sizeof(__half)>(task.side, 0, task.side, rows, task.temperature.base_2_scale(),
-                                               task.temperature.inverse(), &term_scale);
+  find_term_scale(task.side, 0, task.side, rows, task.temperature.base_2_scale(),
+                  task.temperature.inverse() * task.operand_unit, &term_scale);
   for (int column = threadIdx.x; column < plan.panels * kResidentPanel; column += kThreads)
     shifts[column] = column < rows ? term_of<true>(task.side, term_scale, column).shift : 0.0f;
   __syncthreads();
 
   // 7. du_i = sum_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) u_j: the warps' parts, which take the place of the logits.
-  DirectSums<E> du = {};
+  DirectSums du = {};
   make_gradient<Operand>(task, shared, shifts, du);
   __syncthreads();
   float* parts = reinterpret_cast<float*>(shared);
-  store_direct<E>(parts + warp * kRows * kResidentPitch, du, plan.lines, term_scale.weight * term_scale.of_result);
+  store_direct(parts + warp * kRows * kResidentPitch, du, plan.lines, term_scale.weight * term_scale.of_result);
   __syncthreads();
 
   // 8. dz_i, and dt = -1/2t sum_i u_i . du_i: a pair's logit is part of this sum at both of its rows.
@@ -230,16 +237,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int own = kRowsOfWarp * warp; own < kRowsOfWarp * (warp + 1) && first_row + own < rows; ++own) {
     const int row = first_row + own, partner = task.pairing.positive_of(row);
     RowGradient<T, float> gradient = {};
-    if constexpr (kRoundsRows<T>) {
-      gradient.x = task.z_of(row);
-      gradient.x_positive = task.z_of(partner);
-      gradient.unit = task.inv_norm[row];
-      gradient.positive_unit = task.inv_norm[partner];
-    } else {
-      gradient.x = task.u_of(row);
-      gradient.x_positive = task.u_of(partner);
-      gradient.unit = gradient.positive_unit = 1;
-    }
+    gradient.own = task.unit_row_of(row);
+    gradient.positive = task.unit_row_of(partner);
     gradient.pull = (task.side.pull(row) + task.side.pull(partner)) * task.side.scale * task.temperature.inverse();
     gradient.inv_norm = task.inv_norm[row];
     gradient.clamped_inv_norm = task.clamped_inv_norm;
@@ -259,7 +258,7 @@ cudaError_t run(const SimclrNtxentFwdBwdArgs& args, const ResidentPlan& plan, cu
   const auto floats = [&](int64_t at) { return reinterpret_cast<float*>(workspace + at); };
   unsigned* counters = reinterpret_cast<unsigned*>(workspace + plan.counters_at);
   const int n = static_cast<int>(args.n);
-  ResidentTask<T, typename Operand::Element> task = {};
+  ResidentTask<T> task = {};
   for (int view = 0; view < 2; ++view) {
     task.z[view] = static_cast<const T*>(args.z[view]);
     task.z_stride[view] = args.z_stride[view];
@@ -277,6 +276,9 @@ cudaError_t run(const SimclrNtxentFwdBwdArgs& args, const ResidentPlan& plan, cu
   task.arrived = counters;
   task.pairing = {n, 2 * n, 2 * n, 0};
   task.temperature = {static_cast<const float*>(args.temperature_ptr), 1 / args.temperature};
+  const float operand = operand_scale(operand_dtype(args.z_dtype));
+  task.operand_unit = 1 / operand;
+  task.product_unit = 1 / (operand * operand);
   task.side = {nullptr, static_cast<float>(args.scale), false, task.lse_neg, task.s_pos};
   task.eps = args.eps;
   task.clamped_inv_norm = clamped_inv_norm<float>(args.eps);
@@ -290,10 +292,10 @@ cudaError_t run(const SimclrNtxentFwdBwdArgs& args, const ResidentPlan& plan, cu
 }  // namespace
 
 cudaError_t ntxent_resident(const SimclrNtxentFwdBwdArgs& args, const ResidentPlan& plan, cudaStream_t stream) {
-  if (args.z_dtype == SIMCLR_HALF) return run<__half, HalfOperand>(args, plan, stream);
-  if (args.z_dtype == SIMCLR_BFLOAT16) return run<__nv_bfloat16, HalfOperand>(args, plan, stream);
-  return args.precision == SIMCLR_TF32 ? run<float, FloatOperand<1>>(args, plan, stream)
-                                       : run<float, FloatOperand<3>>(args, plan, stream);
+  if (args.z_dtype == SIMCLR_HALF) return run<__half, Products<1>>(args, plan, stream);
+  if (args.z_dtype == SIMCLR_BFLOAT16) return run<__nv_bfloat16, Products<1>>(args, plan, stream);
+  return args.precision == SIMCLR_TF32 ? run<float, Products<1>>(args, plan, stream)
+                                       : run<float, Products<3>>(args, plan, stream);
 }
 
 }  // namespace simclr::cuda

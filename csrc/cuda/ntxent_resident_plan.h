@@ -27,7 +27,7 @@ constexpr int kResidentStaticBytes = 4096;
 struct ResidentPlan {
   bool fits;
   int blocks, panels, warp_panels;  // CTAs; panels of columns, in all and of a warp
-  int lines, row_bytes;             // of a row of u
+  int lines, row_bytes;             // of a part of a row of u, and of all its parts
   int logits_bytes, shared_bytes;   // the logits of a CTA, and all
   int64_t u_at, inv_norm_at, lse_neg_at, s_pos_at, losses_at, dt_sums_at, counters_at, bytes;
 };
@@ -40,8 +40,8 @@ inline ResidentPlan plan_resident(const SimclrNtxentFwdBwdArgs& args) {
   plan.blocks = static_cast<int>(ceil_div(rows, kResidentRows));
   plan.panels = static_cast<int>(ceil_div(rows, kResidentPanel));
   plan.warp_panels = static_cast<int>(ceil_div(plan.panels, kResidentWarps));
-  plan.lines = static_cast<int>(ceil_div(args.d * element_bytes(operand_dtype(args.z_dtype)), kResidentLine));
-  plan.row_bytes = plan.lines * kResidentLine;
+  plan.lines = static_cast<int>(ceil_div(args.d * kPartElementBytes, kResidentLine));
+  plan.row_bytes = operand_parts(operand_dtype(args.z_dtype)) * plan.lines * kResidentLine;
 
   // Where the logits were, the warps' partial sums of du are put in the end.
   const int partials_bytes = kResidentWarps * kResidentRows * kResidentPitch * static_cast<int>(sizeof(float));

@@ -14,23 +14,14 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kLanes = 32;
 
-// Unit rows in memory, as numbers of type S.
-template <class E, class S>
-struct Rows {
-  const E* data;
-  int64_t pitch;
-
-  __device__ S at(int row, int64_t k) const { return static_cast<S>(data[row * pitch + k]); }
-};
-
 // Lane k gets the product, over d columns, of row `row` and row first + k of the others; 0 from `count` on.
-template <class E, class S>
-__device__ S products(const Rows<E, S>& rows, int row, const Rows<E, S>& others, int first, int count, int64_t d) {
+template <class S, class E>
+__device__ S products(const UnitRows<E>& rows, int row, const UnitRows<E>& others, int first, int count, int64_t d) {
   const int lane = threadIdx.x % kLanes;
   S mine = 0;
   for (int k = 0; k < count; ++k) {
     S sum = 0;
-    for (int64_t i = lane; i < d; i += kLanes) sum += rows.at(row, i) * others.at(first + k, i);
+    for (int64_t i = lane; i < d; i += kLanes) sum += rows.template at<S>(row, i) * others.template at<S>(first + k, i);
     sum = warp_sum(sum);
     if (lane == k) mine = sum;
   }
@@ -46,7 +37,7 @@ struct RowLogSum {
 
 template <class S>
 struct FwdRowsTask {
-  Rows<S, S> rows, columns;
+  UnitRows<S> rows, columns;
   Pairing<int> pairing;
   Temperature<S> temperature;
   FwdRowsResult result;
@@ -67,7 +58,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
   S max = -INFINITY, sum = 0;
   for (int first = 0; first < columns; first += kLanes) {
     const int column = first + lane, count = min(kLanes, columns - first);
-    const S s = products(task.rows, row, task.columns, first, count, task.d) * inverse_temperature;
+    const S s = products<S>(task.rows, row, task.columns, first, count, task.d) * inverse_temperature;
     if (!(transposed ? task.pairing.is_negative(column, row) : task.pairing.is_negative(row, column))) continue;
     const S larger = s > max ? s : max;
     sum = sum * exp(max - larger) + exp(s - larger);
@@ -84,7 +75,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_fwd_rows_kernel(const F
 
 template <class E, class S>
 struct BwdRowsTask {
-  Rows<E, S> rows, columns;
+  UnitRows<E> rows, columns;
   Pairing<int> pairing;
   Temperature<S> temperature;
   Side<S> of_rows, of_columns;
@@ -106,7 +97,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
   S own_logits = 0;
   for (int first = 0; first < task.pairing.columns; first += kLanes) {
     const int column = first + lane, count = min(kLanes, task.pairing.columns - first);
-    const S s = products(task.rows, row, task.columns, first, count, task.d) * inverse_temperature;
+    const S s = products<S>(task.rows, row, task.columns, first, count, task.d) * inverse_temperature;
     // 1. c_ij = w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j), one column a lane.
     S coefficient = 0;
     if (task.pairing.is_negative(row, column)) {
@@ -120,7 +111,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
       S sum = i < task.d ? du[i] : S(0);
       for (int k = 0; k < count; ++k) {
         const S c = __shfl_sync(0xffffffffu, coefficient, k);
-        if (i < task.d) sum += c * inverse_temperature * task.columns.at(first + k, i);
+        if (i < task.d) sum += c * inverse_temperature * task.columns.template at<S>(first + k, i);
       }
       if (i < task.d) du[i] = sum;
     }
@@ -134,8 +125,8 @@ unsigned blocks(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, kWar
 template <class E, class S>
 cudaError_t run_bwd(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
   const Product& product = problem.product;
-  const BwdRowsTask<E, S> task{{static_cast<const E*>(product.rows), product.u_columns},
-                               {static_cast<const E*>(product.columns), product.u_columns},
+  const BwdRowsTask<E, S> task{unit_rows<E>(product.rows, product.u_columns),
+                               unit_rows<E>(product.columns, product.u_columns),
                                product.pairing,
                                product.temperature_of<S>(),
                                problem.rows.of<S>(),
@@ -150,8 +141,8 @@ cudaError_t run_bwd(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t
 
 cudaError_t fwd_rows(const Product& product, const FwdRowsResult& result, cudaStream_t stream) {
   using S = double;
-  Rows<S, S> rows{static_cast<const S*>(product.rows), product.u_columns};
-  Rows<S, S> columns{static_cast<const S*>(product.columns), product.u_columns};
+  UnitRows<S> rows = unit_rows<S>(product.rows, product.u_columns);
+  UnitRows<S> columns = unit_rows<S>(product.columns, product.u_columns);
   if (result.transposed) std::swap(rows, columns);
   const FwdRowsTask<S> task{rows, columns, product.pairing, product.temperature_of<S>(), result, product.u_columns};
   return SIMCLR_LAUNCH(ntxent_fwd_rows_kernel<S>,
@@ -170,7 +161,7 @@ cudaError_t bwd_rows(const BwdProblem& problem, const BwdPlan& plan, cudaStream_
     case SIMCLR_HALF:
       return run_bwd<__half, float>(problem, plan, stream);
     case SIMCLR_FLOAT:
-      return run_bwd<float, float>(problem, plan, stream);
+      return run_bwd<SplitHalf, float>(problem, plan, stream);
     default:
       return run_bwd<double, double>(problem, plan, stream);
   }

@@ -1,15 +1,12 @@
 // The PTX instructions that CUDA C++ has no function for. The only code with two branches: inline assembly here, and
 // functions of the same names and arguments in proof/simt/runtime/simt/ptx.h for the CPU.
 //
-// Register layouts are the PTX manual's ("Matrix fragments for mma.m16n8k16", "... mma.m16n8k8", "ldmatrix"). With
+// Register layouts are the PTX manual's ("Matrix fragments for mma.m16n8k16", "ldmatrix"). With
 // lane = 4 * group + quad:
 //   m16n8k16 (fp16), two elements per register, the lower half first:
 //     a[0]: A[group][2 quad, +1]   a[1]: A[group + 8][2 quad, +1]   a[2], a[3]: the same rows, columns + 8
 //     b[0]: B[2 quad, +1][group]   b[1]: B[2 quad + 8, +9][group]
-//   m16n8k8 (tf32), one element per register:
-//     a[0]: A[group][quad]   a[1]: A[group + 8][quad]   a[2], a[3]: the same rows, column quad + 4
-//     b[0]: B[quad][group]   b[1]: B[quad + 4][group]
-//   accumulators of both: d[0], d[1]: D[group][2 quad, +1]   d[2], d[3]: D[group + 8][2 quad, +1]
+//   accumulators: d[0], d[1]: D[group][2 quad, +1]   d[2], d[3]: D[group + 8][2 quad, +1]
 // Needs sm_80 or newer.
 #pragma once
 
@@ -74,22 +71,6 @@ __device__ __forceinline__ void mma_m16n8k16_f16(float (&d)[4], const uint32_t (
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// Operands are fp32 bit patterns of which the tensor core reads the upper 19 bits: round them with to_tf32 first.
-__device__ __forceinline__ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// x rounded to tf32 (10 fraction bits), ties away from zero, as a bit pattern for mma_m16n8k8_tf32.
-__device__ __forceinline__ uint32_t to_tf32(float x) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(bits) : "f"(x));
-  return bits;
-}
-
 // 2^x to 2 ulp; subnormal arguments and results are flushed to zero.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -138,9 +119,7 @@ using ::simt::ptx::ldmatrix_x4_trans;
 using ::simt::ptx::max_or_nan;
 using ::simt::ptx::min_or_nan;
 using ::simt::ptx::mma_m16n8k16_f16;
-using ::simt::ptx::mma_m16n8k8_tf32;
 using ::simt::ptx::named_barrier_sync;
-using ::simt::ptx::to_tf32;
 
 #endif
 

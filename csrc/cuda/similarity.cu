@@ -140,7 +140,7 @@ extern "C" int simclr_similarity_fwd(const SimclrSimilarityFwdArgs* args, void* 
   const cudaError_t error = fwd_tiles(product, plan, args->workspace, stream);
   if (error != cudaSuccess) return error;
   return args->u_dtype == SIMCLR_HALF ? finish<Wide<__half>::type>(*args, product, plan, stream)
-                                      : finish<Wide<float>::type>(*args, product, plan, stream);
+                                      : finish<Wide<SplitHalf>::type>(*args, product, plan, stream);
 }
 
 extern "C" int simclr_similarity_bwd(const SimclrSimilarityBwdArgs* args, void* stream) {

@@ -60,6 +60,7 @@ _SOURCES = {
     "csrc/cuda/ntxent_row_gradient.cuh": "ntxent_bwd_finish.cu",
     "csrc/cuda/ntxent_statistics.cuh": "ntxent_fwd.cu",
     "csrc/cuda/ntxent_tiles.cuh": "ntxent_fwd.cu",
+    "csrc/cuda/ntxent_unit_rows.cuh": "ntxent_normalize.cu",
     "csrc/cuda/reduce.cuh": "ntxent_normalize.cu",
 }
 
@@ -84,8 +85,9 @@ def _rule(name: str, old: str, new: str, source: str = "") -> Mutant:
 _BANDS = "test_a_cta_adds_up_the_tiles_of_its_bands"
 _NO_COLUMN = "test_rows_without_a_column_have_no_part_in_the_gradient"
 _SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
+_PRODUCTS = ((1, 0), (0, 1), (0, 0))  # parts of a and b
 _FLOAT32 = "test_full_float32_is_as_exact_as_on_the_cpu"
-_ONCE = "test_rows_and_positives_of_float32_are_rounded_once"
+_ONCE = "test_rows_of_float32_keep_22_bits_and_their_positives_are_rounded_once"
 
 
 def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
@@ -132,6 +134,7 @@ MUTANTS = (
     _rule("diagonal unmasked", "inside && column != own &&", "inside &&"),
     _rule("ragged edge unmasked", "return inside && column", "return column"),
     _rule("positive counted as a negative", " && column != positive;", ";"),
+    _ntxent("fwd.cu", "columns left out of a ragged tile", "8 * n >= columns_inside", "8 * n + 16 > columns_inside"),
     _ntxent("fwd.cu", "tiles unmasked", "if (task.pairing.needs_mask(row, kTile, column, kTile))", "if (false)"),
     _ntxent(
         *("fwd.cu", "diagonal tiles counted twice"),
@@ -149,11 +152,12 @@ MUTANTS = (
     _ntxent(
         "tiles.cuh", "B operand read as an A operand", "lane % 8 + lane / 16 * 8, lane / 8 % 2", "lane % 16, lane / 16"
     ),
-    _ntxent("tiles.cuh", "fp32 with two products", "    ptx::mma_m16n8k8_tf32(part, a.big, b.small);\n", ""),
+    _ntxent("tiles.cuh", "fp32 with two products", "      multiply(sum, a, 0, b, 1, half);\n", ""),
+    _ntxent("tiles.cuh", "hi copied for lo", "run % kParts * matrix.part_bytes + column", "column"),
     _ntxent(
         *("tiles.cuh", "logits of full fp32 added by the tensor cores"),
-        "add_small_products(part, a, b);\n      ptx::mma_m16n8k8_tf32(part, a.big, b.big);\n      promote(d, part);",
-        "add_small_products(d, a, b);\n      ptx::mma_m16n8k8_tf32(d, a.big, b.big);",
+        "".join(f"      multiply(sum, a, {i}, b, {j}, half);\n" for i, j in _PRODUCTS) + "      promote(d, sum);\n",
+        "".join(f"      multiply(d, a, {i}, b, {j}, half);\n" for i, j in _PRODUCTS),
         _FLOAT32,
     ),
     _ntxent(
@@ -163,15 +167,19 @@ MUTANTS = (
     ),
     _ntxent("fwd.cuh", "pairs' logits in float32", "using type = double;", "using type = float;", _ONCE),
     _ntxent(
+        "unit_rows.cuh",
+        "lo of the row without its scale",
+        "(scaled - static_cast<W>(hi))",
+        "(u - static_cast<W>(hi))",
+        _ONCE,
+    ),
+    _ntxent(
         *("normalize.cuh", "norms in float32"),
         *("struct NormOf<float> {\n  using type = double;", "struct NormOf<float> {\n  using type = float;", _ONCE),
     ),
     _ntxent(
-        "tiles.cuh",
-        "rows of a tf32 step in their own order",
-        "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[2])",
-        "raw[4] = {__float_as_uint(x[0]), __float_as_uint(x[1])",
-        source="ntxent_bwd.cu",
+        *("tiles.cuh", "coefficients of fp32 without what hi leaves"),
+        *("(low - rounded.x, high - rounded.y)", "(0.0f, 0.0f)", _FLOAT32, "ntxent_bwd.cu"),
     ),
     _ntxent(
         "statistics.cuh",
@@ -200,11 +208,11 @@ MUTANTS = (
     _ntxent("bwd.cu", "columns' weights missing", "(own_row.weight + column_weight)", "own_row.weight"),
     _ntxent(
         *("bwd_terms.cuh", "fp16 coefficients scaled by the largest weight alone"),
-        *("fmaxf(ceilf(log2f(most)), kLeastPullLog2) : 0.0f", "0.0f : 0.0f", "test_half_gradients"),
+        *("fmaxf(ceilf(log2f(most)), kLeastPullLog2)", "0.0f", "test_half_gradients"),
     ),
     _ntxent(
         *("bwd_finish.cu", "the pull of the row itself"),
-        *("x_positive = kPositives ? task.row_of(partner)", "x_positive = kPositives ? task.row_of(row)"),
+        *("gradient.positive = task.row_of(partner)", "gradient.positive = task.row_of(row)"),
     ),
     _ntxent(
         "bwd.cu",
@@ -214,7 +222,7 @@ MUTANTS = (
     ),
     _ntxent(
         *("row_gradient.cuh", "Jacobian term missing"),
-        *("(parts[k] - static_cast<S>(x[k]) * unit * projected)", "parts[k]"),
+        *("(parts[k] - own.at(k) * projected)", "parts[k]"),
     ),
     _ntxent("row_gradient.cuh", "clamped rows keep the Jacobian", "inv_norm >= clamped_inv_norm ? S(0) : ", ""),
     _ntxent(
@@ -239,11 +247,9 @@ MUTANTS = (
     _at_once("resident.cu", "one place for two sums of a block", "floats(plan.losses_at)", "floats(plan.dt_sums_at)"),
     _at_once("resident.cu", "the pull of one side only", "task.side.pull(partner))", "task.side.pull(row))"),
     _at_once(
-        "resident.cu", "the partner's row in the row's length", "= task.inv_norm[partner]", "= task.inv_norm[row]"
+        "resident.cu", "the partner's row in the row's length", "{z_of(row), inv_norm[row]}", "{z_of(row), inv_norm[0]}"
     ),
-    _at_once(
-        "resident.cu", "the row multiplied by itself", "task.u_of(task.pairing.positive_of(row))", "task.u_of(row)"
-    ),
+    _at_once("resident.cu", "the row multiplied by itself", "(u, row, task.pairing.positive_of(row))", "(u, row, row)"),
     _at_once(
         "resident.cu", "the last warp's du left out", "count = kWarps;", "count = kWarps - 1;", "test_matches_float64"
     ),
@@ -256,8 +262,8 @@ MUTANTS = (
         ),
     ),
     _at_once("resident.cu", "dt of every pair twice", "-0.5f * task.temperature", "-1.0f * task.temperature"),
-    _at_once("direct.cuh", "du stored in the order of the columns", "out += chunk_of<E>(2 *", "out += (2 *"),
-    _at_once("direct.cuh", "halves of two rows exchanged", "a[t / 2] >> 16 |", "a[t / 2] << 16 |"),
+    _at_once("direct.cuh", "du stored in the order of the columns", "out += chunk_of(2 *", "out += (2 *"),
+    _at_once("direct.cuh", "halves of two rows exchanged", "a >> 16 |", "a << 16 |"),
     _at_once(
         *("resident_plan.h", "the workspace 16 bytes short"),
         *("plan.bytes = plan.counters_at + 16;", "plan.bytes = plan.counters_at;", "test_options"),
@@ -351,7 +357,7 @@ MUTANTS = (
     ),
     _similarity(
         *("cuda/ntxent_fwd.cu", "rows copied from the columns"),
-        *("copy_tile(stage, task.rows,", "copy_tile(stage, task.columns,"),
+        *("kRunBytes>(stage, task.rows,", "kRunBytes>(stage, task.columns,"),
     ),
     _similarity(
         *("cuda/ntxent_plan.h", "bands of rows without a limit"),

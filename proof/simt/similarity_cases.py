@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from simclr_fast.ops.ntxent.ops import split_rows
 from simclr_fast.ops.ntxent.reference import similarity_logits
 from tests.ntxent_launchers import Device, operand_dtype, statistics_dtype
 from tests.similarity_launchers import SimilarityLaunchers
@@ -26,10 +27,12 @@ def points(n: int, d: int, dtype: torch.dtype, kind: str = "random") -> Tensor:
 
 
 def operand(z: Tensor, eps: float | None) -> tuple[Tensor, Tensor]:
-    """u [n, D'] and inv_norm [n] as the prologue makes them; eps None: of rows as they are."""
+    """u [n, D'] or [n, 2, D'] and inv_norm [n] as the prologue makes them; eps None: of rows as they are."""
     norms = z.double().norm(dim=1).clamp_min(eps) if eps else torch.ones(len(z), dtype=DOUBLE)
-    u = (z.double() / norms[:, None]).to(operand_dtype(z.dtype))
-    return torch.nn.functional.pad(u, (0, -z.shape[1] % (16 // u.itemsize))), (1 / norms).to(statistics_dtype(z.dtype))
+    dtype = operand_dtype(z.dtype)
+    u = torch.nn.functional.pad(z.double() / norms[:, None], (0, -z.shape[1] % (2 if dtype == DOUBLE else 8)))
+    u = split_rows(u) if dtype == FLOAT else u.to(dtype)
+    return u, (1 / norms).to(statistics_dtype(z.dtype))
 
 
 @dataclass(frozen=True)

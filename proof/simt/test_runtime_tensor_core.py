@@ -1,4 +1,4 @@
-"""The runtime's ldmatrix, mma.sync, tf32 rounding, ex2.approx and half arithmetic, against plain loops."""
+"""The runtime's ldmatrix, mma.sync, ex2.approx and half arithmetic, against plain loops."""
 
 import math
 from fractions import Fraction
@@ -46,38 +46,8 @@ def test_mma_float16(kernels: Kernels) -> None:
     torch.testing.assert_close(d.double(), c.double() + a.double() @ b.double(), rtol=0, atol=1e-5)
 
 
-def to_tf32(x: Tensor) -> Tensor:
-    """Nearest multiple of 2^(exponent - 10), ties away from zero, by arithmetic on float64."""
-    fraction, exponent = torch.frexp(x.double())  # fraction in [0.5, 1)
-    steps = (fraction.abs() * 2048 + 0.5).floor() / 2048
-    return torch.ldexp(steps, exponent).copysign(x.double()).float()
-
-
-def test_tf32_rounding(kernels: Kernels) -> None:
-    x = torch.randn(4000) * 10.0 ** torch.randint(-20, 20, (4000,))
-    x[:3] = torch.tensor([1 + 2.0**-11, -(1 + 2.0**-11), 1 + 2.0**-11 - 2.0**-23])  # ties go away from zero
-    y = unwritten(4000, dtype=torch.float32)
-    kernels.call("round_to_tf32", x, y, 4000)
-    assert torch.equal(y, to_tf32(x))
-    assert y[:3].tolist() == [1 + 2.0**-10, -(1 + 2.0**-10), 1.0]
-
-
-@pytest.mark.parametrize("rounded", [True, False])
-def test_mma_tf32(kernels: Kernels, rounded: bool) -> None:
-    a, b, c = torch.randn(16, 8), torch.randn(8, 8), torch.zeros(16, 8)
-    d = unwritten(16, 8, dtype=torch.float32)
-    kernels.call("mma_tf32" if rounded else "mma_tf32_unrounded", a, b, c, d)
-
-    def operand(x: Tensor) -> Tensor:  # an operand that was not rounded loses its low 13 bits
-        return to_tf32(x) if rounded else (x.view(torch.int32) & ~0x1FFF).view(torch.float32)
-
-    torch.testing.assert_close(d.double(), operand(a).double() @ operand(b).double(), rtol=0, atol=2e-6)
-    assert (d.double() - a.double() @ b.double()).abs().max() > 1e-4  # it is tf32, not fp32
-
-
 TRUNCATING = Schedule(truncating=True)
-# Exponents of the smallest normal numbers, which subnormal ones share.
-LEAST_EXPONENT = {"float16": -14, "tf32": -126}
+LEAST_EXPONENT = -14  # of the smallest normal half, which subnormal ones share
 
 
 def cut(x: Fraction, unit: Fraction) -> Fraction:
@@ -104,45 +74,42 @@ def hardware_sum(c: float, a: list[float], b: list[float], least: int) -> float:
     return float(total)
 
 
-def random_operand(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Numbers of many sizes, some of them zero, one subnormal where the type is half."""
+def random_operand(*shape: int) -> Tensor:
+    """Numbers of many sizes, some of them zero, one subnormal."""
     x = torch.randn(*shape) * 2.0 ** torch.randint(-9, 3, shape)
-    x[0, :3] = torch.tensor([0.0, 6e-6 if dtype == torch.float16 else 1e-3, 1.0])
-    return x.to(dtype)
+    x[0, :3] = torch.tensor([0.0, 6e-6, 1.0])
+    return x.half()
 
 
-@pytest.mark.parametrize("name", ["float16", "tf32"])
-def test_truncating_mma_adds_as_the_hardware_does(kernels: Kernels, name: str) -> None:
-    dtype, depth = (torch.float32, 8) if name == "tf32" else (getattr(torch, name), 16)
+def test_truncating_mma_adds_as_the_hardware_does(kernels: Kernels) -> None:
     for scale in (0.0, 2.0**-12, 1.0, 2.0**12):
-        a, b = random_operand(16, depth, dtype=dtype), random_operand(depth, 8, dtype=dtype)
-        a, b = (to_tf32(a), to_tf32(b)) if name == "tf32" else (a, b)
-        c = scale * torch.randn(16, 8)
+        a, b, c = random_operand(16, 16), random_operand(16, 8), scale * torch.randn(16, 8)
         d, nearest = unwritten(16, 8, dtype=torch.float32), unwritten(16, 8, dtype=torch.float32)
-        kernels.call(f"mma_{name}", a, b, c, d, schedule=TRUNCATING)
-        kernels.call(f"mma_{name}", a, b, c, nearest)
+        kernels.call("mma_float16", a, b, c, d, schedule=TRUNCATING)
+        kernels.call("mma_float16", a, b, c, nearest)
         for i in range(16):
             for j in range(8):
-                want = hardware_sum(c[i, j].item(), a[i].tolist(), b[:, j].tolist(), LEAST_EXPONENT[name])
+                want = hardware_sum(c[i, j].item(), a[i].tolist(), b[:, j].tolist(), LEAST_EXPONENT)
                 assert d[i, j].item() == want, (i, j)
         assert not torch.equal(d, nearest)
 
 
 def test_what_truncation_loses(kernels: Kernels) -> None:
     """Known answers: 1 plus k small terms, to which rounding to nearest would add up."""
-    a, b, c = torch.zeros(16, 8), torch.ones(8, 8), torch.ones(16, 8)
+    a, unit, c = torch.zeros(16, 16), 2.0**12, torch.ones(16, 8)
     a[0] = 2.0**-25  # each below the last bit that is kept beside 1
     a[1, 0] = 1.5 * 2.0**-23  # rounds to 2 units in the last place, and is cut to 1
     a[2, 0] = -(2.0**-25)
     a[3, :4] = 2.0**-24  # four of the 24th bit make two units: their sum is exact
-    c[4], a[4, 0], a[4, 4] = 0, 1, -1
+    c[4], a[4, 0], a[4, 8] = 0, 1, -1
     a[4, 1] = 2.0**-25  # lost beside the 1 of its own half,
-    a[4, 5] = 2.0**-24  # and kept
+    a[4, 9] = 2.0**-24  # and kept
+    a, b = (a * unit).half(), torch.full((16, 8), 1 / unit).half()  # 2^-25 itself is no half
     d = unwritten(16, 8, dtype=torch.float32)
-    kernels.call("mma_tf32", a, b, c, d, schedule=TRUNCATING)
+    kernels.call("mma_float16", a, b, c, d, schedule=TRUNCATING)
     assert d[:6, 0].tolist() == [1, 1 + 2.0**-23, 1, 1 + 2.0**-22, 2.0**-24, 1]
     a[5, 1], a[6, 1], a[7, 1] = torch.inf, -torch.inf, torch.nan
-    kernels.call("mma_tf32", a, b, c, d, schedule=TRUNCATING)
+    kernels.call("mma_float16", a, b, c, d, schedule=TRUNCATING)
     assert d[5:7, 0].tolist() == [torch.inf, -torch.inf]
     assert d[7].isnan().all()
 

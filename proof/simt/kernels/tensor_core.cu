@@ -57,23 +57,6 @@ __global__ void mma_float16_kernel(const __half* a, const __half* b, const float
   for (int i = 0; i < 4; ++i) d[(group + i / 2 * 8) * 8 + pair + i % 2] = acc[i];
 }
 
-// d[16, 8] = c + a[16, 8] b[8, 8] with operands rounded to tf32, or passed as they are.
-template <bool kRound>
-__global__ void mma_tf32_kernel(const float* a, const float* b, const float* c, float* d) {
-  const int lane = threadIdx.x, group = lane / 4, quad = lane % 4;
-  auto operand = [](float x) { return kRound ? to_tf32(x) : __float_as_uint(x); };
-  const uint32_t fa[4] = {operand(a[group * 8 + quad]), operand(a[(group + 8) * 8 + quad]),
-                          operand(a[group * 8 + quad + 4]), operand(a[(group + 8) * 8 + quad + 4])};
-  const uint32_t fb[2] = {operand(b[quad * 8 + group]), operand(b[(quad + 4) * 8 + group])};
-  float acc[4];
-  for (int i = 0; i < 4; ++i) acc[i] = c[(group + i / 2 * 8) * 8 + quad * 2 + i % 2];
-  mma_m16n8k8_tf32(acc, fa, fb);
-  for (int i = 0; i < 4; ++i) d[(group + i / 2 * 8) * 8 + quad * 2 + i % 2] = acc[i];
-}
-
-__global__ void to_tf32_kernel(const float* x, float* y, int n) {
-  for (int i = threadIdx.x; i < n; i += 32) y[i] = __uint_as_float(to_tf32(x[i]));
-}
 __global__ void exp2_kernel(const float* x, float* y, int n) {
   for (int i = threadIdx.x; i < n; i += 32) y[i] = exp2_approx(x[i]);
 }
@@ -102,13 +85,6 @@ int mma_half_warp(float* out) { return SIMCLR_LAUNCH(mma_half_warp_kernel, 1, 48
 int mma_float16(const __half* a, const __half* b, const float* c, float* d) {
   return SIMCLR_LAUNCH(mma_float16_kernel, 1, 32, 0, nullptr, a, b, c, d);
 }
-int mma_tf32(const float* a, const float* b, const float* c, float* d) {
-  return SIMCLR_LAUNCH(mma_tf32_kernel<true>, 1, 32, 0, nullptr, a, b, c, d);
-}
-int mma_tf32_unrounded(const float* a, const float* b, const float* c, float* d) {
-  return SIMCLR_LAUNCH(mma_tf32_kernel<false>, 1, 32, 0, nullptr, a, b, c, d);
-}
-int round_to_tf32(const float* x, float* y, int n) { return SIMCLR_LAUNCH(to_tf32_kernel, 1, 32, 0, nullptr, x, y, n); }
 int exp2_of(const float* x, float* y, int n) { return SIMCLR_LAUNCH(exp2_kernel, 1, 32, 0, nullptr, x, y, n); }
 int half_arithmetic(const __half* a, const __half* b, __half* y, int n) {
   return SIMCLR_LAUNCH((half_kernel<__half, __half2>), 1, 32, 0, nullptr, a, b, y, n);

@@ -10,6 +10,8 @@ namespace simt {
 namespace {
 
 constexpr int kRows = 16, kColumns = 8;  // of an accumulator tile
+constexpr int kDepth = 16;
+constexpr int kLeastExponent = -14;  // of the operands' normal numbers
 
 float from_bits(uint32_t bits) {
   float x;
@@ -58,7 +60,6 @@ struct MmaLane {
   const uint32_t* b;
 };
 
-template <int kDepth>
 void add_to_nearest(float (&d)[kRows][kColumns], const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth]) {
   for (int row = 0; row < kRows; ++row) {
     for (int column = 0; column < kColumns; ++column) {
@@ -67,14 +68,12 @@ void add_to_nearest(float (&d)[kRows][kColumns], const float (&a)[kRows][kDepth]
   }
 }
 
-template <int kDepth>
-void add_truncating(float (&d)[kRows][kColumns], const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth],
-                    int least_exponent) {
+void add_truncating(float (&d)[kRows][kColumns], const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth]) {
   int exponents_a[kRows][kDepth], exponents_b[kColumns][kDepth];
   for (int k = 0; k < kDepth; ++k) {
-    for (int row = 0; row < kRows; ++row) exponents_a[row][k] = exponent_of(a[row][k], least_exponent);
+    for (int row = 0; row < kRows; ++row) exponents_a[row][k] = exponent_of(a[row][k], kLeastExponent);
     for (int column = 0; column < kColumns; ++column) {
-      exponents_b[column][k] = exponent_of(b[column][k], least_exponent);
+      exponents_b[column][k] = exponent_of(b[column][k], kLeastExponent);
     }
   }
   constexpr int kHalf = kDepth / 2;
@@ -88,10 +87,8 @@ void add_truncating(float (&d)[kRows][kColumns], const float (&a)[kRows][kDepth]
   }
 }
 
-// b is transposed. least_exponent: of the operands' normal numbers.
-template <int kDepth>
-void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth],
-              int least_exponent) {
+// b is transposed.
+void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float (&b)[kColumns][kDepth]) {
   float d[kRows][kColumns];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const float* mine = static_cast<MmaLane*>(payload[lane])->d;
@@ -99,7 +96,7 @@ void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float
     for (int i = 0; i < 4; ++i) d[group + i / 2 * 8][pair + i % 2] = mine[i];
   }
   if (options().truncating_tensor_cores) {
-    add_truncating(d, a, b, least_exponent);
+    add_truncating(d, a, b);
   } else {
     add_to_nearest(d, a, b);
   }
@@ -111,7 +108,7 @@ void multiply(void* const* payload, const float (&a)[kRows][kDepth], const float
 }
 
 void exchange_mma_float16(void* const* payload, unsigned) {
-  float a[kRows][16], b[kColumns][16];
+  float a[kRows][kDepth], b[kColumns][kDepth];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const MmaLane& me = *static_cast<MmaLane*>(payload[lane]);
     const int group = lane / 4, pair = lane % 4 * 2;
@@ -124,26 +121,11 @@ void exchange_mma_float16(void* const* payload, unsigned) {
       b[group][pair + i * 8 + 1] = from_half(me.b[i] >> 16);
     }
   }
-  multiply(payload, a, b, -14);
-}
-
-// The tensor core takes the upper 19 bits of the pattern: an operand that was not rounded is truncated.
-float from_tf32(uint32_t bits) { return from_bits(bits & 0xFFFFE000u); }
-
-void exchange_mma_tf32(void* const* payload, unsigned) {
-  float a[kRows][8], b[kColumns][8];
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    const MmaLane& me = *static_cast<MmaLane*>(payload[lane]);
-    const int group = lane / 4, quad = lane % 4;
-    for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][quad + i / 2 * 4] = from_tf32(me.a[i]);
-    for (int i = 0; i < 2; ++i) b[group][quad + i * 4] = from_tf32(me.b[i]);
-  }
-  multiply(payload, a, b, -126);
+  multiply(payload, a, b);
 }
 
 const WarpOperation kLoadMatrices{"ldmatrix", true, true, false, exchange_load_matrices};
 const WarpOperation kMmaFloat16{"mma.m16n8k16 f16", true, true, false, exchange_mma_float16};
-const WarpOperation kMmaTf32{"mma.m16n8k8 tf32", true, true, false, exchange_mma_tf32};
 
 }  // namespace
 
@@ -156,10 +138,9 @@ void load_matrices(uint32_t* registers, const void* row, bool transposed, Site s
   block.warp_operation(kLoadMatrices, ~0u, &lane, site);
 }
 
-void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand operand, Site site) {
+void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Site site) {
   MmaLane lane{d, a, b};
-  const WarpOperation& operation = operand == Operand::kFloat16 ? kMmaFloat16 : kMmaTf32;
-  Block::current().warp_operation(operation, ~0u, &lane, site);
+  Block::current().warp_operation(kMmaFloat16, ~0u, &lane, site);
 }
 
 }  // namespace simt

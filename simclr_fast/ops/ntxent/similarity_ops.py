@@ -22,7 +22,7 @@ from torch import Tensor
 from simclr_fast.backends import describe, has_triton
 from simclr_fast.ops.ntxent.limits import SIMILARITY
 from simclr_fast.ops.ntxent.ops import OPS as NTXENT_OPS
-from simclr_fast.ops.ntxent.ops import operand_dtype
+from simclr_fast.ops.ntxent.ops import operand_dtype, split_rows
 from simclr_fast.ops.ntxent.reference import compute_dtype
 
 Exclude = Literal["none", "self", "pair"]
@@ -116,7 +116,9 @@ def operands(rows: Tensor, columns: Tensor | None, options: Options) -> tuple[Te
         """z itself, where it is of the operand dtype and dense."""
         u = z.detach().to(operand_dtype(z))
         if z.device.type == "cuda" and options.backend == "cpp":
-            u = F.pad(u, (0, -z.shape[1] % (16 // u.dtype.itemsize)))
+            split = u.dtype == torch.float32
+            u = F.pad(u, (0, -z.shape[1] % (2 if u.dtype == torch.float64 else 8)))
+            u = split_rows(u) if split else u
         return u.contiguous()
 
     count = rows.shape[0] + (0 if columns is None else columns.shape[0])

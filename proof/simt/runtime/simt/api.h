@@ -60,8 +60,7 @@ void copy_async(void* shared, const void* global, int bytes, int source_bytes, S
 void copy_async_commit(Site site);
 void copy_async_wait(int pending);
 void load_matrices(uint32_t* registers, const void* row, bool transposed, Site site);
-enum class Operand { kFloat16, kTf32 };
-void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Operand operand, Site site);
+void multiply_accumulate(float* d, const uint32_t* a, const uint32_t* b, Site site);
 
 // ---- Launch. Runs call(body) once per CUDA thread; returns when the grid is done (a cudaError_t as int).
 // Blocks run one after the other, or, where they are `resident`, side by side: they may then wait for each other.

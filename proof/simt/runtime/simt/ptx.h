@@ -24,16 +24,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, SIMT_SITE) { load_mat
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, SIMT_SITE) { load_matrices(r, row, true, site); }
 
 inline void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_SITE) {
-  multiply_accumulate(d, a, b, Operand::kFloat16, site);
-}
-inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMT_SITE) {
-  multiply_accumulate(d, a, b, Operand::kTf32, site);
-}
-
-// cvt.rna.tf32.f32: to 10 fraction bits, ties away from zero; NaN and infinity as they are.
-inline uint32_t to_tf32(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x);
-  return std::isfinite(x) ? (bits + 0x1000u) & 0xFFFFE000u : bits;
+  multiply_accumulate(d, a, b, site);
 }
 
 // ex2.approx.ftz.f32, without its error of up to 2 ulp.

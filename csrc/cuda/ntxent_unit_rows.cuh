@@ -1,0 +1,82 @@
+// Rows of u in global memory, as all but the tensor cores read and write them: entry by entry, or chunk by chunk.
+#pragma once
+
+#include <type_traits>
+
+#include "launch.cuh"
+#include "ntxent_problem.h"
+
+namespace simclr::cuda {
+
+// The type of u of float32 views, of which the others are __half and double: hi and lo in fp16 (ntxent_problem.h).
+struct SplitHalf {};
+
+// The type of u of views of T.
+template <class T>
+using OperandOf = std::conditional_t<std::is_same_v<T, float>, SplitHalf,
+                                     std::conditional_t<std::is_same_v<T, double>, double, __half>>;
+
+template <class E>
+struct UnitRows {
+  E* data;
+  int64_t columns;  // of a row
+
+  template <class W>
+  __device__ W at(int64_t row, int64_t k) const {
+    return static_cast<W>(data[row * columns + k]);
+  }
+  template <class W>
+  __device__ void set(int64_t row, int64_t k, W u) const {
+    data[row * columns + k] = static_cast<E>(u);
+  }
+
+  // The entries from k on that lie in 16 bytes of each part, in units of kChunkUnit.
+  static constexpr int kPerChunk = 16 / sizeof(E);
+  template <class W>
+  __device__ void load_chunk(W (&u)[kPerChunk], int64_t row, int64_t k) const {
+    const uint4 raw = *reinterpret_cast<const uint4*>(data + row * columns + k);
+    E x[kPerChunk];
+    memcpy(x, &raw, sizeof x);
+#pragma unroll
+    for (int i = 0; i < kPerChunk; ++i) u[i] = static_cast<W>(x[i]);
+  }
+  static constexpr float kChunkUnit = 1;
+};
+
+template <>
+struct UnitRows<SplitHalf> {
+  __half* data;
+  int64_t columns;  // of a part
+
+  __device__ __half* part(int64_t row, int part) const { return data + (2 * row + part) * columns; }
+  template <class W>
+  __device__ W at(int64_t row, int64_t k) const {
+    return (static_cast<W>(part(row, 0)[k]) + static_cast<W>(part(row, 1)[k])) * (1 / kSplitScale);
+  }
+  template <class W>
+  __device__ void set(int64_t row, int64_t k, W u) const {
+    const W scaled = u * kSplitScale;
+    const __half hi = __float2half_rn(static_cast<float>(scaled));
+    part(row, 0)[k] = hi;
+    part(row, 1)[k] = __float2half_rn(static_cast<float>(scaled - static_cast<W>(hi)));
+  }
+
+  static constexpr int kPerChunk = 8;
+  template <class W>
+  __device__ void load_chunk(W (&u)[kPerChunk], int64_t row, int64_t k) const {
+    W lo[kPerChunk];
+    UnitRows<__half>{data, columns}.load_chunk(u, 2 * row, k);
+    UnitRows<__half>{data, columns}.load_chunk(lo, 2 * row + 1, k);
+#pragma unroll
+    for (int i = 0; i < kPerChunk; ++i) u[i] += lo[i];
+  }
+  static constexpr float kChunkUnit = 1 / kSplitScale;
+};
+
+template <class E>
+UnitRows<E> unit_rows(const void* data, int64_t columns) {
+  using Element = decltype(UnitRows<E>::data);
+  return {static_cast<Element>(const_cast<void*>(data)), columns};
+}
+
+}  // namespace simclr::cuda
