@@ -349,6 +349,9 @@ cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t str
 }  // namespace
 
 cudaError_t bwd_tiles(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
+#ifdef SIMCLR_SM90A
+  if (plan.uses_wgmma) return bwd_tiles_sm90(problem, plan, stream);
+#endif
   return problem.product.products() == 1 ? run<Products<1>>(problem, plan, stream)
                                          : run<Products<3>>(problem, plan, stream);
 }

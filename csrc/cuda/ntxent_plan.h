@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ntxent_bwd_sm90_plan.h"
 #include "ntxent_fwd_sm90_plan.h"
 #include "ntxent_problem.h"
 
@@ -111,6 +112,7 @@ constexpr int kBwdFinishWarps = 4;
 
 struct BwdPlan {
   bool uses_tiles;              // tensor cores; else row by row
+  bool uses_wgmma;              // by Hopper's warpgroups; slices and warps do not count then
   int slices, warps;            // warps / slices groups of rows, each shared by `slices` warps
   int block_rows, row_blocks;   // rows of a CTA
   int row_bytes, tile_columns;  // a column tile: tile_columns rows of u, padded to whole slices
@@ -153,6 +155,18 @@ inline void cut_tiles(const BwdProblem& problem, BwdPlan* plan) {
   plan->splits = static_cast<int>(ceil_div(plan->tiles, plan->split_tiles));
 }
 
+inline void cut_tiles_sm90(const BwdProblem& problem, BwdPlan* plan) {
+  const Sm90Cut cut = cut_sm90(problem);
+  plan->block_rows = cut.block_rows;
+  plan->row_blocks = cut.row_blocks;
+  plan->tile_columns = cut.tile_columns;
+  plan->stages = cut.stages;
+  plan->shared_bytes = cut.shared_bytes;
+  plan->tiles = cut.tiles;
+  plan->split_tiles = cut.split_tiles;
+  plan->splits = cut.splits;
+}
+
 inline BwdPlan plan_bwd(const BwdProblem& problem) {
   BwdPlan plan = {};
   const int64_t rows = problem.product.pairing.rows;
@@ -160,7 +174,13 @@ inline BwdPlan plan_bwd(const BwdProblem& problem) {
   plan.du_columns = static_cast<int>(round_up(problem.d, 8));
   plan.finish_blocks = static_cast<int>(ceil_div(rows, kBwdFinishWarps));
   plan.splits = 1;
-  if (plan.uses_tiles) cut_tiles(problem, &plan);
+  plan.uses_wgmma =
+      plan.uses_tiles && has_sm90_kernels(problem.device) && sm90_takes(problem.d, problem.product.products());
+  if (plan.uses_wgmma) {
+    cut_tiles_sm90(problem, &plan);
+  } else if (plan.uses_tiles) {
+    cut_tiles(problem, &plan);
+  }
 
   const int64_t statistic = problem.z_dtype == SIMCLR_DOUBLE ? sizeof(double) : sizeof(float);
   plan.du_at = 0;

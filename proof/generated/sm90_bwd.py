@@ -1,0 +1,187 @@
+"""Hopper's backward of the loss and of the primitive in ptxlab: problems, and mistakes that they must notice.
+
+A problem of the loss gives the launcher what float64 makes of the statistics: only normalise and backward are executed.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from proof.generated.ptx import ROOT, Program, load_ptxlab
+from proof.kept import digest, kept
+from proof.simt.similarity_cases import Case as SimilarityCase
+from proof.simt.similarity_cases import Problem
+from tests.helpers import relative_error
+from tests.ntxent_launchers import Device, NtxentLaunchers
+from tests.ntxent_truth import EPS, embeddings, shards_of, truth
+from tests.similarity_launchers import SimilarityLaunchers
+
+KERNEL = "ntxent_bwd_sm90_kernel"
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+Change = tuple[str, str, str]
+Errors = Callable[..., dict[str, float]]
+_WALK, _TILES = "ntxent_bwd_sm90.cu", "ntxent_bwd_sm90_tiles.cuh"
+# The kernels of one shape alone, D in (64, 128] of one product: they compile in seconds.
+_ONE_LAUNCH = "  return run<Sm90Shape<2, 1>>(problem, plan, stream);\n}\n#if 0\n{\n"
+ONE_SHAPE: tuple[Change, ...] = (
+    (_WALK, "  const int panels", _ONE_LAUNCH + "  const int panels"),
+    (_WALK, "}  // namespace simclr::cuda\n", "#endif\n}\n"),
+)
+
+
+def hopper(multiprocessors: int) -> Device:
+    """A device with so many multiprocessors of Hopper; few of them give each more of a small problem's tiles."""
+    return Device(multiprocessors, 227 * 1024, 90)
+
+
+def program(changes: tuple[Change, ...] = ()) -> Program:
+    """The launchers, their kernels for compute_90a; with text replaced in ntxent_bwd_sm90.cu and what it includes.
+
+    changes: (file in csrc/cuda, old, new), each `old` found exactly once.
+    """
+    kernel = ROOT / "csrc/cuda/ntxent_bwd_sm90.cu"
+    others = [ROOT / "csrc/cuda/similarity.cu", *sorted(ROOT.glob("csrc/cuda/ntxent_*.cu"))]
+    others.remove(kernel)
+    if changes:
+        kernel = _changed(changes) / "csrc/cuda/ntxent_bwd_sm90.cu"
+    return Program([kernel, *others], "90a")
+
+
+def _changed(changes: tuple[Change, ...]) -> Path:
+    """A copy of csrc with the changes, kept under build/sm90."""
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("csrc/**/*.*"))}
+    name = digest(changes, texts)
+    for file, old, new in changes:
+        path = f"csrc/cuda/{file}"
+        if texts[path].count(old) != 1:
+            raise ValueError(f"{file} has {old!r} {texts[path].count(old)} times, not once")
+        texts[path] = texts[path].replace(old, new)
+
+    def make(made: Path) -> None:
+        shutil.copytree(ROOT / "csrc", made / "csrc")
+        for file, _, _ in changes:
+            (made / "csrc/cuda" / file).write_text(texts[f"csrc/cuda/{file}"])
+
+    return kept(ROOT / "build/sm90" / name, make)
+
+
+@dataclass(frozen=True)
+class Case:
+    """The backward of a step with n pairs a process of `world`, in process `rank`; `reduce`: a scalar loss, no dt."""
+
+    n: int
+    d: int
+    dtype: torch.dtype = HALF
+    precision: str = "ieee"
+    temperature: float = 0.1
+    on_device: bool = False
+    multiprocessors: int = 2
+    world: int = 1
+    rank: int = 0
+    kind: str = "random"
+    reduce: bool = False
+
+    def __str__(self) -> str:
+        marks = [name for name in ("on_device", "reduce") if getattr(self, name)]
+        marks += [f"rank{self.rank}of{self.world}"] * (self.world > 1) + [self.kind] * (self.kind != "random")
+        dtype = str(self.dtype).removeprefix("torch.") + "-tf32" * (self.precision == "tf32")
+        return "-".join([f"{2 * self.n}x{self.d}", dtype, f"t{self.temperature}", f"sm{self.multiprocessors}", *marks])
+
+    def errors(self, kernels: Program, reports: list, **options: object) -> dict[str, float]:
+        """Each result's error over its tolerance: at most 1 is right. `reports` gets those of the launches."""
+        ops = NtxentLaunchers(kernels, hopper(self.multiprocessors))
+        shards = shards_of(embeddings(self.kind, self.n * self.world, self.d, self.dtype), self.world)
+        rows = 2 * self.n * self.world
+        weights = torch.tensor(0.7) if self.reduce else torch.randn(rows)
+        want = truth(shards, self.rank, self.temperature, weights.expand(rows), EPS)
+        t = torch.tensor(self.temperature) if self.on_device else self.temperature
+        with kernels.simulated(lambda: ops.tensors, **options) as made:
+            every = [ops.normalize(*shard, EPS) for shard in shards]
+            dz0, dz1, dt = ops.bwd(
+                *(weights, *shards[self.rank], torch.cat([u for u, _ in every]), every[self.rank][1]),
+                *(want.lse_neg.float(), want.s_pos.float(), 2 * self.n * self.rank),
+                **{"eps": EPS, "temperature": t, "precision": self.precision, "need_dt": not self.reduce},
+            )
+        reports += made
+        exact = self.dtype == FLOAT and self.precision == "ieee"
+        tolerance = 1e-5 if exact else 8e-3 if self.dtype == BFLOAT else 6e-3
+        errors = {
+            "dz0": relative_error(dz0, want.dz0.to(self.dtype)) / tolerance,
+            "dz1": relative_error(dz1, want.dz1.to(self.dtype)) / tolerance,
+        }
+        if dt is not None:
+            scale = tolerance * weights.abs().sum() / self.temperature**2
+            errors["dt"] = ((dt - want.dt).abs() / scale).item()
+        return errors
+
+
+def similarity_errors(case: SimilarityCase) -> Errors:
+    """As Case.errors, both directions of the primitive on one multiprocessor of Hopper."""
+
+    def errors(kernels: Program, reports: list, **options: object) -> dict[str, float]:
+        problem, ops = Problem.of(case), SimilarityLaunchers(kernels, hopper(1))
+        with kernels.simulated(lambda: ops.tensors, **options) as made:
+            got = problem.run(ops)
+        reports += made
+        return problem.errors(got)
+
+    return errors
+
+
+def run(errors: Errors, kernels: Program, seed: int, timing: str) -> tuple[dict[str, float], list]:
+    """The errors of one run, and the reports of its launches; the seed also makes the problem's data."""
+    torch.manual_seed(seed)
+    reports: list = []
+    approx = "perturb" if seed == 2 else "accurate"
+    return errors(kernels, reports, seed=seed, cp_async=timing, approx=approx, threads=2), reports
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which csrc/cuda/`file` has once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    case: Case = Case(280, 72, multiprocessors=1)  # five tiles a CTA, one more than stages
+
+    def __str__(self) -> str:
+        return self.name
+
+    def noticed(self) -> bool:
+        """Whether one of two schedules shows a wrong result, an issue or an error."""
+        kernels = program((*ONE_SHAPE, (self.file, self.old, self.new)))
+        return any(self._fails(kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
+
+    def _fails(self, kernels: Program, seed: int, timing: str) -> bool:
+        try:
+            found, reports = run(self.case.errors, kernels, seed, timing)
+        except load_ptxlab().Error:
+            return True
+        return not all(error <= 1 for error in found.values()) or not all(report.ok for report in reports)
+
+
+MUTANTS = (
+    Mutant("no fence between a tile's copies and its products", _TILES, "        wgmma::fence_proxy_async();\n", ""),
+    Mutant("a tile is announced before it has landed", _TILES, "wait_group<kUnderWay - 1>", "wait_group<kUnderWay>"),
+    Mutant(
+        "a stage is filled while it is multiplied",
+        _TILES,
+        "        mbarrier::wait(shared_.empty + filled.stage, filled.phase ^ 1);\n",
+        "",
+    ),
+    Mutant(
+        "copies without the swizzle",
+        _TILES,
+        "chunk_offset(r, chunk % 8, kSm90PanelRowBytes)",
+        "r * kSm90PanelRowBytes + chunk % 8 * 16",
+    ),
+    Mutant("the wait for a tile is one phase off", _WALK, "next.stage, next.phase)", "next.stage, next.phase ^ 1)"),
+    Mutant("S is read before it is there", _WALK, "    wgmma::wait<1>();\n", ""),
+    Mutant("a stage is given back while du is made of it", _WALK, "    wgmma::wait<0>();\n    acc", "    acc"),
+    Mutant("nothing is masked", _WALK, "if (task.pairing.needs_mask(", "if (row < 0 && task.pairing.needs_mask("),
+)

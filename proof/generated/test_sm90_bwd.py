@@ -1,0 +1,83 @@
+"""Hopper's backward, as nvcc compiles it for compute_90a, executed: right, free of races and of misused products.
+
+Every problem runs with three seeds and three timings: asynchronous work that takes effect at its wait, at once, and at
+random. A device of few multiprocessors gives each the tiles of many.
+"""
+
+import pytest
+
+from proof.generated.ptx import Program, cuda_home, load_ptxlab
+from proof.generated.sm90_bwd import (
+    BFLOAT,
+    FLOAT,
+    HALF,
+    KERNEL,
+    MUTANTS,
+    Case,
+    Errors,
+    Mutant,
+    program,
+    run,
+    similarity_errors,
+)
+from proof.simt.similarity_cases import Case as SimilarityCase
+
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
+    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
+]
+# One, two and four panels of D; both maxima; one tile a CTA, and more than stages; an empty second warpgroup.
+CASES = (
+    Case(1, 1),
+    Case(25, 8, temperature=0.5, multiprocessors=132),
+    Case(33, 123, kind="aligned"),
+    Case(300, 128, multiprocessors=1),
+    Case(300, 40, on_device=True, multiprocessors=1),
+    Case(40, 129, BFLOAT, temperature=0.02),
+    Case(130, 250, multiprocessors=1, reduce=True),
+    Case(70, 100, world=3, rank=1, kind="zero rows"),
+    Case(50, 72, on_device=True, kind="huge row", temperature=0.03),
+    Case(1, 1, FLOAT),
+    Case(170, 123, FLOAT, temperature=0.05, multiprocessors=1),
+    Case(120, 20, FLOAT, on_device=True, multiprocessors=1, reduce=True),
+    Case(30, 70, FLOAT, on_device=True, world=2, rank=1, kind="opposed"),
+    Case(60, 180, FLOAT, "tf32"),
+)
+SIMILARITY = (
+    SimilarityCase(150, 270, 72, HALF, "self", both=True),
+    SimilarityCase(140, None, 90, BFLOAT, "pair"),
+    SimilarityCase(20, 530, 200, HALF, both=True, on_device=True),
+    SimilarityCase(140, 90, 40, FLOAT, "self", both=True),
+)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Program:
+    return program()
+
+
+def check(errors: Errors, kernels: Program) -> None:
+    for seed, timing in ((0, "lazy"), (1, "eager"), (2, "random")):
+        found, reports = run(errors, kernels, seed, timing)
+        assert any(KERNEL in report.kernel for report in reports)
+        for report in reports:
+            assert report.ok, report.issues
+            assert report.spill_bytes == 0
+        wrong = {name: error for name, error in found.items() if not error <= 1}
+        assert not wrong, f"error over tolerance: {wrong}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_loss(kernels: Program, case: Case) -> None:
+    check(case.errors, kernels)
+
+
+@pytest.mark.parametrize("case", SIMILARITY, ids=str)
+def test_primitive(kernels: Program, case: SimilarityCase) -> None:
+    check(similarity_errors(case), kernels)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_mutant_is_noticed(mutant: Mutant) -> None:
+    assert mutant.noticed(), f"{mutant} passes for right"
