@@ -269,8 +269,10 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
     wait_for_oldest_stage(plan.stages);
     __syncthreads();
     const unsigned char* columns = shared.stages + stage * plan.stage_bytes + slice * Shape<Operand>::kSliceBytes;
-    const bool masked = task.pairing.needs_mask(block_row + warp_row, Shape<Operand>::kWarpRows,
-                                                tile * plan.tile_columns, plan.tile_columns);
+    int first_row = block_row + warp_row;
+    asm volatile("" : "+r"(first_row));  // else what the mask needs of it is kept from tile to tile, and spilled
+    const bool masked =
+        task.pairing.needs_mask(first_row, Shape<Operand>::kWarpRows, tile * plan.tile_columns, plan.tile_columns);
 #pragma unroll 1
     for (int panel = 0; panel < plan.tile_columns; panel += kBwdPanel, columns += kBwdPanel * plan.row_bytes) {
       // 3. x_ij = u_i . u_j, in units of the operands: this slice's part, then the sum over the slices.
@@ -280,7 +282,7 @@ __global__ void __launch_bounds__(kBwdMaxThreads) ntxent_bwd_kernel(const BwdTas
       if (plan.slices > 1) sum_over_slices<Operand>(x, shared, plan.slices, slice, row_group);
 
       // 4. x_ij -> w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j), 0 where j is no negative of i.
-      if (masked) mask_panel<Operand>(x, task.pairing, block_row + warp_row, tile * plan.tile_columns + panel);
+      if (masked) mask_panel<Operand>(x, task.pairing, first_row, tile * plan.tile_columns + panel);
       const float* weights = shared.column_weights + stage * plan.tile_columns + panel;
       const float* shifts = shared.column_shifts + stage * plan.tile_columns + panel;
       if (task.partials.own_logits != nullptr) {

@@ -1,7 +1,7 @@
 """Prints the table of operands in docs/ntxent.md: python -m proof.simt.operand_errors
 
-What rounding unit rows to the operands of tensor cores does to S = U U^T: products and sums are exact (float64), so that
-the operands' error alone is left. 512 random rows, for coefficients 512 x 512 random ones in (0, 1).
+What rounding 512 random unit rows to operands of tensor cores does to S = U U^T: products and sums are exact (float64),
+so that the operands' error alone is left.
 """
 
 import torch
