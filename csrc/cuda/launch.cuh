@@ -29,6 +29,11 @@ cudaError_t launch([[maybe_unused]] const char* name, void (*kernel)(Params...),
     const cudaError_t refused = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (refused != cudaSuccess) return refused;
+    // As many blocks as fit are to be on a multiprocessor: these kernels want the room more than a first-level cache.
+    const cudaError_t uncarved =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared);
+    if (uncarved != cudaSuccess) return uncarved;
   }
 #ifdef __CUDACC__
   if constexpr (kResident) {

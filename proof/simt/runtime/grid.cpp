@@ -163,8 +163,9 @@ const char* simt_take_error() {
 // ---- The part of the CUDA runtime that launchers call.
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;  // a hint
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    return simt::record(cudaErrorInvalidValue, "cudaFuncSetAttribute: only MaxDynamicSharedMemorySize is known here");
+    return simt::record(cudaErrorInvalidValue, "cudaFuncSetAttribute: this attribute is not known here");
   }
   if (value < 0 || value > simt::current_options.shared_bytes_optin) {
     return simt::record(cudaErrorInvalidValue,
