@@ -14,7 +14,7 @@ from proof.simt.library import FLAVOUR, SCHEDULES, Kernels, Schedule, SimtError,
 from proof.simt.ntxent_accuracy import SOURCES, float32_errors
 from tests import ntxent_truth as inputs
 from tests.helpers import relative_error, spread
-from tests.ntxent_launchers import Device, NtxentLaunchers, statistics_dtype
+from tests.ntxent_launchers import BwdArgs, Device, NtxentLaunchers, statistics_dtype
 from tests.ntxent_truth import EPS, embeddings, shards_of, truth
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -298,6 +298,15 @@ def test_splits_of_the_columns_change_only_the_rounding(kernels: Kernels, multip
     case = Case(75, 20, FLOAT, device=Device(multiprocessors, 99 * 1024))
     views, weights = embeddings("random", case.n, case.d, case.dtype), weights_of(case)
     check(case, run(kernels, case, Schedule(), views, weights), views, weights)
+
+
+@pytest.mark.parametrize(("rows", "splits"), [(1024, 8), (8192, 4), (17408, 3), (65536, 1)])
+def test_the_columns_are_split_where_multiprocessors_would_wait(kernels: Kernels, rows: int, splits: int) -> None:
+    """Two row blocks of 128 on each of 132 multiprocessors; 136 blocks alone would leave half of the places empty."""
+    args = BwdArgs(n=rows // 2, d=128, columns=rows, u_columns=128, temperature=0.1, device=Device(132, 232448))
+    du, statistics = rows * 128 * 4, rows * 4
+    bytes_needed = kernels.value("simclr_ntxent_bwd_workspace_bytes", ctypes.byref(args))
+    assert splits * (du + statistics) <= bytes_needed <= splits * (du + statistics) + statistics + 64
 
 
 @pytest.fixture(scope="module")
