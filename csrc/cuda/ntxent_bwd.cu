@@ -352,6 +352,7 @@ cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t str
 
 cudaError_t bwd_tiles(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
 #ifdef SIMCLR_SM90A
+  if (plan.uses_clusters) return bwd_tiles_wide_sm90(problem, plan, stream);
   if (plan.uses_wgmma) return bwd_tiles_sm90(problem, plan, stream);
 #endif
   return problem.product.products() == 1 ? run<Products<1>>(problem, plan, stream)

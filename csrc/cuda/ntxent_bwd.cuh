@@ -26,6 +26,8 @@ BwdPartials<S> partials_of(const BwdProblem& problem, const BwdPlan& plan) {
 // Fill the partials: on the tensor cores (fp16 and split operands, D <= 1024), and row by row (any).
 cudaError_t bwd_tiles(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);
 cudaError_t bwd_tiles_sm90(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);  // plan.uses_wgmma
+// plan.uses_clusters.
+cudaError_t bwd_tiles_wide_sm90(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);
 cudaError_t bwd_rows(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream);
 
 // Both launches.

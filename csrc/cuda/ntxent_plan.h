@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "ntxent_bwd_sm90_plan.h"
+#include "ntxent_bwd_wide_sm90_plan.h"
 #include "ntxent_fwd_sm90_plan.h"
 #include "ntxent_problem.h"
 
@@ -113,6 +114,7 @@ constexpr int kBwdFinishWarps = 4;
 struct BwdPlan {
   bool uses_tiles;              // tensor cores; else row by row
   bool uses_wgmma;              // by Hopper's warpgroups; slices and warps do not count then
+  bool uses_clusters;           // by clusters of Hopper's CTAs; likewise
   int slices, warps;            // warps / slices groups of rows, each shared by `slices` warps
   int block_rows, row_blocks;   // rows of a CTA
   int row_bytes, tile_columns;  // a column tile: tile_columns rows of u, padded to whole slices
@@ -171,8 +173,7 @@ inline void cut_tiles(const BwdProblem& problem, BwdPlan* plan) {
   plan->splits = static_cast<int>(ceil_div(plan->tiles, plan->split_tiles));
 }
 
-inline void cut_tiles_sm90(const BwdProblem& problem, BwdPlan* plan) {
-  const Sm90Cut cut = cut_sm90(problem);
+inline void cut_tiles_sm90(const Sm90Cut& cut, BwdPlan* plan) {
   plan->block_rows = cut.block_rows;
   plan->row_blocks = cut.row_blocks;
   plan->tile_columns = cut.tile_columns;
@@ -192,8 +193,11 @@ inline BwdPlan plan_bwd(const BwdProblem& problem) {
   plan.splits = 1;
   plan.uses_wgmma =
       plan.uses_tiles && has_sm90_kernels(problem.device) && sm90_takes(problem.d, problem.product.products());
+  plan.uses_clusters = plan.uses_tiles && has_sm90_kernels(problem.device) && wide_takes(problem);
   if (plan.uses_wgmma) {
-    cut_tiles_sm90(problem, &plan);
+    cut_tiles_sm90(cut_sm90(problem), &plan);
+  } else if (plan.uses_clusters) {
+    cut_tiles_sm90(cut_wide(problem), &plan);
   } else if (plan.uses_tiles) {
     cut_tiles(problem, &plan);
   }

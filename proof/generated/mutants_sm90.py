@@ -37,10 +37,11 @@ class Mutant:
         """Whether one of the schedules shows a wrong result or an issue."""
         narrowed = NARROWED[self.source] + (ONLINE_ONLY if self.case == ONLINE else CONSTANT_ONLY)
         kernels = program(((self.file, self.old, self.new), *narrowed), (self.source,))
-        return any(_fails(self.case.errors, kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
+        return any(fails(self.case.errors, kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
 
 
-def _fails(errors: Callable, kernels: object, seed: int, timing: str) -> bool:
+def fails(errors: Callable, kernels: object, seed: int, timing: str) -> bool:
+    """Whether a run ends in an error of ptxlab, has an issue, or is wrong."""
     try:
         found, reports = worst(errors, kernels, seed, timing)
     except load_ptxlab().Error:

@@ -117,7 +117,7 @@ class Case:
             errors["dz0"] = relative_error(dz[0], want.dz0.to(self.dtype)) / of_gradient
             errors["dz1"] = relative_error(dz[1], want.dz1.to(self.dtype)) / of_gradient
             scale = (weights[own].double().abs() * want.losses.exp().sub(1).clamp(max=1)).sum() / self.temperature**2
-            errors["dt"] = ((dz[2] - want.dt).abs() / (of_gradient * scale)).item()
+            errors["dt"] = ((dz[2] - want.dt).abs() / (of_gradient * scale).clamp_min(1e-30)).item()
         return errors
 
 
