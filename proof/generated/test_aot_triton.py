@@ -8,12 +8,13 @@ import pytest
 import triton
 
 from proof.generated import triton_tables
-from proof.generated.triton_code import ROOT, TABLES, compare_with_committed
+from proof.generated.triton_code import ROOT, TABLES, compare_with_committed, compile_launch
 from proof.generated.triton_tables import aot_keys, aot_markdown, aot_table, committed, launches
+from simclr_fast.ops.ntxent import triton_tiles
+from simclr_fast.ops.ntxent.triton_tiles import Target
 
 # What a program may use: 99 KiB on sm_86, sm_89 and sm_120, which the entries for sm_80 serve too.
 SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
-# Of fp16 and tf32; full float32 on the tensor cores (tf32x3) may keep to mma.sync for want of registers.
 TENSOR_CORE_OP = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA"}
 
 
@@ -31,8 +32,7 @@ def check(
         assert row["registers"] <= 255, name
         assert row["shared"] <= SHARED_LIMIT[arch], name
         if name.split(", ")[0] in tile_kernels:
-            accepted = {TENSOR_CORE_OP[arch], "HMMA"} if ", tf32x3, " in name else {TENSOR_CORE_OP[arch]}
-            assert accepted & set(row), name
+            assert TENSOR_CORE_OP[arch] in row, name
     expected = expected or committed("aot")
     for name, row in table["kernels"].items():
         compare_with_committed(row, expected["kernels"][name], expected)
@@ -60,6 +60,22 @@ def test_no_column_past_the_last(arch: int, operand: str) -> None:
                 if launch.kernel.__name__ == "ntxent_bwd_kernel" and launch.constants["EVEN_D"]:
                     owned = launch.constants["SLICES"] * launch.constants["BLOCK_D"]
                     assert launch.grid[2] * owned == dim
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("arch", triton_tables.ARCHS)
+def test_gradient_in_full_float32_is_added_by_ordinary_additions(arch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by tensor cores, which truncate: one for every number of it, in both loops, beside those of one product."""
+    tiles = triton_tiles.backward_tiles(Target(arch, 132), "ieee", 128, False)
+    monkeypatch.setattr(triton_tiles, "backward_tiles", lambda *_: tiles)
+    additions = {}
+    for operand in ("tf32", "ieee"):
+        found = launches((arch, operand, 128, "constant max"))
+        (launch,) = [launch for launch in found if launch.kernel.__name__ == "ntxent_bwd_kernel"]
+        ptx = compile_launch(launch, arch).asm["ptx"]
+        additions[operand] = sum(2 if pair else 1 for pair in re.findall(r"\badd(?:\.rn)?\.f32(x2)?\s", ptx))
+    of_a_thread = tiles.block_m * 128 // (32 * tiles.num_warps)
+    assert additions["ieee"] - additions["tf32"] == 2 * of_a_thread
 
 
 def test_rendered_table() -> None:

@@ -26,7 +26,7 @@ from simclr_fast.triton_launch import Launch
 
 ARCHS = (80, 90, 100)
 COUNTED_ARCHS = (80, 90)  # whose code ptxlab executes
-OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "tf32x3": (torch.float32, "ieee")}
+OPERANDS = {"fp16": (torch.float16, "ieee"), "tf32": (torch.float32, "tf32"), "ieee": (torch.float32, "ieee")}
 DIMS = (64, 128, 200, 256, 384, 512, 1024)  # 200 and 384: columns are masked
 # The least and the most that the tile kernels are compiled for: whether the temperature allows the constant maximum,
 # and whether its gradient is wanted.
@@ -129,7 +129,7 @@ def aot_markdown(table: dict[str, Any]) -> str:
 
 COUNTED = {"columns": 8192, "D": 128, "operand": "fp16", "temperature": 0.1}
 # The other operands, whose simulation takes longer, at a smaller size.
-ALSO_COUNTED = tuple(COUNTED | {"columns": 1024, "operand": operand} for operand in ("tf32", "tf32x3"))
+ALSO_COUNTED = tuple(COUNTED | {"columns": 1024, "operand": operand} for operand in ("tf32", "ieee"))
 _COUNTED_ROW_BANDS = 4  # of the forward kernel: all their column bands
 
 

@@ -48,8 +48,8 @@ def similarity_logsumexp(
         exclude: the columns that row i leaves out: "none"; "self", column i; "pair", for columns=None, columns i and
             (i + n / 2) mod n: itself and its partner, in the order of the views of `ntxent_loss`.
         both: also return the log-sum-exp of each column over the rows, from the same products.
-        normalize: False takes rows and columns as they are, unit rows or not. On CUDA entries of 256 and more overflow
-            (of half dtypes from 65520 on; float64 never) and give NaN, and smaller ones are exact to 22 bits or 1e-10.
+        normalize: False takes rows and columns as they are, unit rows or not. On CUDA entries of half dtypes overflow
+            from 65520 on and give NaN; of float32, those above 2^-11 of the largest one are exact to 22 bits.
         group: processes whose columns are columns of every row, in rank order, and whose rows, for `both`, are rows of
             every column; all must call with equal n, m, D and options. "self" then is the row's own index in its own
             process. The gradient is that of the sum over the ranks of what each makes of its result.

@@ -8,6 +8,7 @@ import torch
 
 from simclr_fast import SimCLRAugment, ntxent_loss, similarity_logsumexp
 from simclr_fast.ops.augment.triton_backend import TritonAugment
+from simclr_fast.ops.ntxent.ops import split_rows
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_backward import ntxent_bwd_finish_kernel, ntxent_bwd_kernel
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
@@ -122,36 +123,38 @@ def test_the_last_part_of_a_very_large_gradient() -> None:
         64,
     )  # 74 splits of at most 7 tiles of 64 columns: the last has 1
     generator = torch.Generator().manual_seed(0)
-    u = sparse(2 * n, dim)
-    u[-columns:] = torch.nn.functional.normalize(torch.randn(columns, dim, generator=generator), dim=1)
+    z = sparse(2 * n, dim)
+    z[-columns:] = torch.nn.functional.normalize(torch.randn(columns, dim, generator=generator), dim=1)
+    u = sparse(2 * n, 2, dim, dtype=torch.float16)
+    u[-columns:] = split_rows(z[-columns:])
     part = sparse(splits, 2 * n, dim)
     assert part.numel() - dim > 2**31
     half, weight = torch.full((2 * n,), 0.5), torch.ones(2 * n + 1)
-    shared = {"weight_ptr": weight, "n": n, "columns": 2 * n, "temperature": 0.5, "temperature_ptr": None, "u_ptr": u}
+    shared = {"weight_ptr": weight, "n": n, "columns": 2 * n, "temperature": 0.5, "temperature_ptr": None}
     shared |= {"part_ptr": part, "dt_part_ptr": weight, "row_offset": 0}
     constants = {
         "D": dim,
         "NEED_DT": False,
         "ONLINE_MAX": False,
-        "PRECISION": "ieee",
+        "OPERAND": "ieee",
         "BLOCK_M": rows,
         "BLOCK_N": columns,
     }
     constants |= {"BLOCK_D": 128, "SLICES": 8, "HOLD_ROWS": True, "EVEN_D": True, "SPECIAL_FIRST": True, "SPECIAL": 16}
-    statistics = {"term_ptr": half, "lse_neg_ptr": half, "s_pos_ptr": half}
+    statistics = {"u_ptr": u, "term_ptr": half, "lse_neg_ptr": half, "s_pos_ptr": half}
     last_program(Launch.of(ntxent_bwd_kernel, (2 * n // rows, splits, 1), shared | statistics, constants))
 
     # Coefficients are exp(s - 1/t) (1/2 + 1/2) for all columns of the split but a row's own.
-    own = u[-rows:].double()
-    s = own @ u[-columns:].double().T
+    own = z[-rows:].double()
+    s = own @ z[-columns:].double().T
     coefficients = torch.exp((s - 1) / 0.5)
     coefficients[torch.arange(rows), columns - rows + torch.arange(rows)] = 0
-    expected = coefficients @ u[-columns:].double()
+    expected = coefficients @ z[-columns:].double()
     assert relative_error(part[-1, -rows:], expected) <= 1e-5
 
     dz0, dz1 = sparse(n, dim), sparse(n, dim)
-    arguments = shared | {"positive_ptr": torch.zeros(2 * n), "inv_norm_ptr": torch.ones(2 * n), "z0_ptr": u[:n]}
-    arguments |= {"z1_ptr": u[n:], "stride0": dim // 16, "stride1": dim // 16, "dz0_ptr": dz0, "dz1_ptr": dz1}
+    arguments = shared | {"positive_ptr": torch.zeros(2 * n), "inv_norm_ptr": torch.ones(2 * n), "z0_ptr": z[:n]}
+    arguments |= {"z1_ptr": z[n:], "stride0": dim // 16, "stride1": dim // 16, "dz0_ptr": dz0, "dz1_ptr": dz1}
     arguments |= {"dt_ptr": torch.zeros(()), "scale": 0.5, "eps": 1e-8, "splits": splits, "dt_parts": 1}
     constants = {"D": dim, "UNIT": 16, "NEED_DT": False, "BLOCK_M": rows, "BLOCK_D": dim, "BLOCK_DT": 128}
     last_program(Launch.of(ntxent_bwd_finish_kernel, (2 * n // rows,), arguments, constants))

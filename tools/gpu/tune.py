@@ -47,7 +47,7 @@ class Shape:
 SHAPES = (  # most important first
     Shape(4096, 128, torch.float16, "ieee", "fp16"),
     Shape(4096, 512, torch.float16, "ieee", "fp16"),
-    Shape(4096, 128, torch.float32, "ieee", "tf32x3"),
+    Shape(4096, 128, torch.float32, "ieee", "ieee"),
     Shape(4096, 128, torch.float32, "tf32", "tf32"),
 )
 
@@ -66,15 +66,14 @@ def candidates(shape: Shape, way: str, dry: bool) -> list[Tiles]:
     """Configurations to try for "forward" or "backward"."""
     if dry:
         return [Tiles(64, 64, 32, 4, 2)]
-    element = 2 if shape.dtype == torch.float16 else 4
+    element = 4 if shape.operand == "ieee" else 2  # bytes of a column that are multiplied
     depths = [depth for depth in (32, 64, 128) if depth * element >= 128]
     found = []
     if way == "forward":
         for side, depth, warps, stages in itertools.product((64, 128, 256), depths, (4, 8), (2, 3)):
             found += [Tiles(side, side, depth, warps, stages, holds) for holds in (True, False)[shape.d > 256 :]]
     else:
-        rows = (64, 128) if element == 2 else (32, 64, 128)
-        for m, n, depth, warps, stages in itertools.product(rows, (32, 64, 128), depths, (4, 8), (2, 3)):
+        for m, n, depth, warps, stages in itertools.product((64, 128), (32, 64, 128), depths, (4, 8), (2, 3)):
             for owned in (256, 512)[: 2 if shape.d > 256 else 1]:  # rows are held by those who own all columns
                 holding = (True, False) if shape.d <= owned else (False,)
                 found += [Tiles(m, n, depth, warps, stages, holds, owned) for holds in holding]

@@ -16,7 +16,7 @@ batch sizes, and no number that is made of them is an argument.
 Statistics, and dz of fwd_bwd, are float32 (float64 for float64 inputs): a small gradient of half rows would be lost
 before the factor, the loss scale of AMP, could save it. u is of the operand dtype: on CUDA float16 for half inputs (its
 entries are at most 1, so that it is finer than bfloat16), else that of the statistics. The CUDA C++ kernels want rows
-of whole 16 bytes: there D' is D rounded up, elsewhere it is D; and they split float32 rows: u is [n + n', 2, D'] of
+of whole 16 bytes: there D' is D rounded up, elsewhere it is D. On CUDA, float32 rows are split: u is [n + n', 2, D'] of
 float16 then, the parts of `split_rows`.
 """
 
@@ -73,7 +73,7 @@ SPLIT_SCALE = 2.0**8  # kSplitScale of csrc/cuda/ntxent_problem.h
 
 
 def split_rows(rows: Tensor) -> Tensor:
-    """rows [n, D'] of float32 as operands of the CUDA C++ kernels, [n, 2, D'] of float16: hi + lo is 2^8 rows.
+    """rows [n, D'] of float32 as operands of the CUDA kernels, [n, 2, D'] of float16: hi + lo is 2^8 rows.
 
     22 bits of every entry above 2^-11 in size; an entry of 256 or more overflows.
     """
@@ -90,13 +90,12 @@ def _define(suffix: str) -> Ops:
     @torch.library.register_fake(f"simclr_fast::ntxent_normalize{suffix}")
     def normalize(z0, z1, eps):
         dtype, rows, width = operand_dtype(z0), z0.shape[0] + z1.shape[0], z0.shape[1]
-        shape = (rows, width)
+        split = z0.device.type == "cuda" and dtype == torch.float32
+        dtype = torch.float16 if split else dtype
         if z0.device.type == "cuda" and suffix == "":
-            split = dtype == torch.float32
-            dtype = torch.float16 if split else dtype
             per_16_bytes = 16 // dtype.itemsize
             width = (width + per_16_bytes - 1) // per_16_bytes * per_16_bytes
-            shape = (rows, 2, width) if split else (rows, width)
+        shape = (rows, 2, width) if split else (rows, width)
         return z0.new_empty(shape, dtype=dtype), z0.new_empty(rows, dtype=compute_dtype(z0.dtype))
 
     @torch.library.register_fake(f"simclr_fast::ntxent_fwd{suffix}")

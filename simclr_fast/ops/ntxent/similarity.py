@@ -221,6 +221,8 @@ def similarity(
     if eps is None and not isinstance(temperature, Tensor):
         # The kernels bound logits by 1 / temperature where they know it, which rows that are no unit rows may exceed.
         temperature = rows.new_full((), temperature, dtype=compute_dtype(rows.dtype))
+    if eps is None and rows.dtype == torch.float32 and (rows.is_cuda or backend == "triton"):
+        rows, columns, temperature = _of_entries_below_one(rows, columns, temperature, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     options = Options(value, exclude, both, need_max, fixed_columns, eps, precision, backend, group, called)
     # The gradient of rows alone is made with the log-sum-exps, by two products in place of three. On GPUs fwd_bwd has
@@ -231,6 +233,22 @@ def similarity(
     if fixed_columns and eps is None:
         columns = columns.clone()  # unit rows are new, but rows as they are would be saved themselves
     return function.apply(_Similarity, called, rows, columns, tensor, options)[:3]
+
+
+def _of_entries_below_one(rows: Tensor, columns: Tensor | None, temperature: Tensor, group) -> tuple:
+    """Rows, columns and temperature of the same logits, the rows and columns times a power of two.
+
+    The kernels split float32 operands into two numbers of half a float's range. The scale is exact, and one for all
+    ranks of the group; of entries above 2^30 it is the least there is, and what overflows is not finite in the result.
+    """
+    with torch.no_grad():
+        parts = [x.abs().amax() for x in (rows, columns) if x is not None and x.numel() > 0]
+        peak = torch.stack(parts).amax(0, keepdim=True)
+        if distributed.rank_and_size(group)[1] > 1:
+            peak = distributed.all_gather_shards(peak, group).amax(0, keepdim=True)
+        exponent = torch.frexp(peak[0]).exponent.clamp(-30, 30)
+        scale = torch.ldexp(torch.ones_like(peak[0]), -exponent)
+    return rows * scale, None if columns is None else columns * scale, temperature * (scale * scale)
 
 
 def _reference(rows, columns, temperature, exclude, both, need_max, eps, group) -> tuple[Tensor, Tensor, Tensor]:

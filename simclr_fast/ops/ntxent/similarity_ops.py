@@ -115,11 +115,11 @@ def operands(rows: Tensor, columns: Tensor | None, options: Options) -> tuple[Te
     def as_they_are(z: Tensor) -> Tensor:
         """z itself, where it is of the operand dtype and dense."""
         u = z.detach().to(operand_dtype(z))
-        if z.device.type == "cuda" and options.backend == "cpp":
-            split = u.dtype == torch.float32
+        on_cuda = z.device.type == "cuda"
+        if on_cuda and options.backend == "cpp":
             u = F.pad(u, (0, -z.shape[1] % (2 if u.dtype == torch.float64 else 8)))
-            u = split_rows(u) if split else u
-        return u.contiguous()
+        split = u.dtype == torch.float32 and (on_cuda or options.backend == "triton")
+        return split_rows(u) if split else u.contiguous()
 
     count = rows.shape[0] + (0 if columns is None else columns.shape[0])
     inv_norm = rows.new_ones(count, dtype=compute_dtype(rows.dtype))

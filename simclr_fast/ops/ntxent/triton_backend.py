@@ -15,9 +15,9 @@ import torch
 
 from simclr_fast.ops.ntxent import triton_host
 from simclr_fast.ops.ntxent.triton_host import (
-    dot_precision,
     needs_online_max,
-    operand_dtype,
+    new_unit_rows,
+    operand_of,
     readable_rows,
     types_of,
 )
@@ -61,13 +61,12 @@ class TritonNtxent:
         return keep_plans(forward_backward_plan)
 
     def normalize(self, z0: torch.Tensor, z1: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """z0 [n0, D], z1 [n1, D] of one float type -> u [n0 + n1, D] (fp16 for half inputs, else fp32), inv_norm."""
-        operand = operand_dtype(z0)
+        """z0 [n0, D], z1 [n1, D] of one float type -> u fp16 [n0 + n1, D], of float32 [n0 + n1, 2, D], inv_norm."""
         z0, z1 = readable_rows(z0), readable_rows(z1)
         n, dim = z0.shape
         rows = n + z1.shape[0]
         plan = self._normalize_plan((z0.dtype, z1.dtype), n, rows, dim, z0.stride(0), z1.stride(0), eps)
-        u = z0.new_empty((rows, dim), dtype=operand)
+        u = new_unit_rows(z0, rows)
         inv_norm = z0.new_empty(rows, dtype=torch.float32)
         self.run(plan.on(z0, z1, u, inv_norm))
         return u, inv_norm
@@ -82,9 +81,9 @@ class TritonNtxent:
         reduction: str,
         precision: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """u [M, D] -> loss ([] = row_scale * sum of the local L_i, or [2n] of "none"), lse_neg, s_pos [2n]."""
+        """u [M, (2,) D] -> loss ([] = row_scale * sum of the local L_i, or [2n] of "none"), lse_neg, s_pos [2n]."""
         u = aligned(u.contiguous())
-        columns, dim = u.shape
+        columns, dim = u.shape[0], u.shape[-1]
         plan = self._forward_plan(
             self.target(u.device),
             types_of(u, temperature_tensor),
@@ -94,7 +93,7 @@ class TritonNtxent:
             row_offset,
             needs_online_max(temperature, temperature_tensor),
             reduction,
-            dot_precision(u.dtype, precision),
+            operand_of(u, precision),
         )
         loss = u.new_empty(2 * n if reduction == "none" else (), dtype=torch.float32)
         lse_neg, s_pos = (u.new_empty(2 * n, dtype=torch.float32) for _ in range(2))
@@ -142,7 +141,7 @@ class TritonNtxent:
         precision: str,
         need_dt: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """dloss [], or [M] with reduction "none", u [M, D], lse_neg, s_pos [M] -> dz0, dz1 [n, D], dt []."""
+        """dloss [], or [M] with reduction "none", u as fwd takes it, lse_neg, s_pos [M] -> dz0, dz1 [n, D], dt []."""
         dloss = dloss.contiguous()
         u, inv_norm, lse_neg, s_pos = (aligned(x.contiguous()) for x in (u, inv_norm, lse_neg, s_pos))
         z0, z1 = readable_rows(z0), readable_rows(z1)
@@ -158,7 +157,7 @@ class TritonNtxent:
             row_offset,
             needs_online_max(temperature, temperature_tensor),
             reduction,
-            dot_precision(u.dtype, precision),
+            operand_of(u, precision),
             eps,
             need_dt,
         )
@@ -175,7 +174,7 @@ class TritonNtxent:
         self.run(plan.coefficients.on(lse_neg, s_pos, dloss, term, weight, positive, *temperature))
         self.run(plan.tiles.on(u, term, weight, lse_neg, s_pos, part, dt_part, *temperature))
         gradients = (dz0, dz1, dt)
-        self.run(plan.finish.on(part, dt_part, weight, positive, u, inv_norm, z0, z1, *gradients, *temperature))
+        self.run(plan.finish.on(part, dt_part, weight, positive, inv_norm, z0, z1, *gradients, *temperature))
 
     def fwd_bwd(
         self,
@@ -191,9 +190,9 @@ class TritonNtxent:
         """z0, z1 [n, D] of a process that is alone -> loss [], dz [2, n, D], dt [] for dloss = 1, all float32."""
         if reduction == "none":
             raise ValueError("ntxent: reduction must be 'mean' or 'sum' where forward makes the gradient")
-        operand = operand_dtype(z0)
         z0, z1 = readable_rows(z0), readable_rows(z1)
         n, dim = z0.shape
+        u = new_unit_rows(z0, 2 * n)
         plan = self._forward_backward_plan(
             self.target(z0.device),
             types_of(z0, z1, temperature_tensor),
@@ -203,12 +202,11 @@ class TritonNtxent:
             z1.stride(0),
             needs_online_max(temperature, temperature_tensor),
             reduction,
-            dot_precision(operand, precision),
+            operand_of(u, precision),
             eps,
             need_dt,
         )
         inv_norm, lse_neg, s_pos, *buffers = triton_host.scratch(z0, plan.scratch)
-        u = z0.new_empty((2 * n, dim), dtype=operand)
         loss, dz, dt = (z0.new_empty(size, dtype=torch.float32) for size in ((), (2, n, dim), ()))
         by_temperature = (temperature, temperature_tensor)
         self.run(plan.normalize.on(z0, z1, u, inv_norm))

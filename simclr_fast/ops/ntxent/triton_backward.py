@@ -122,7 +122,7 @@ def ntxent_bwd_coefficients_kernel(
 
 @triton.jit(do_not_specialize=["n", "row_offset", "columns"], do_not_specialize_on_alignment=["temperature_ptr"])
 def ntxent_bwd_kernel(
-    u_ptr,  # [columns, D]
+    u_ptr,  # [columns, D] of "fp16", else [columns, 2, D]
     term_ptr,  # [columns]
     weight_ptr,  # [columns + 1]
     lse_neg_ptr,  # [columns]
@@ -137,7 +137,7 @@ def ntxent_bwd_kernel(
     D: tl.constexpr,
     NEED_DT: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -150,13 +150,13 @@ def ntxent_bwd_kernel(
     """The gradient's sum (add_gradient), and minus t dL/dt / W of these rows and this split."""
     row_dt, row_term, row_weight = add_gradient(
         u_ptr, u_ptr, term_ptr, weight_ptr, term_ptr, weight_ptr, part_ptr, temperature, temperature_ptr, row_offset,
-        columns, n, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, SLICES,
+        columns, n, n, row_offset, columns, D, NEED_DT, ONLINE_MAX, OPERAND, BLOCK_M, BLOCK_N, BLOCK_D, SLICES,
         HOLD_ROWS, EVEN_D, SPECIAL_FIRST, SPECIAL, 2,
     )  # fmt: skip
 
     # sum_i w_i / W (sum_j exp(s_ij - lse_i) s_ij - pull_i s_ip). The first split has the positives' share.
     if NEED_DT and tl.program_id(2) == 0:
-        row_dt = weighted_dt(row_dt, row_term, row_weight, u_ptr.dtype.element_ty == tl.float16, ONLINE_MAX)
+        row_dt = weighted_dt(row_dt, row_term, row_weight, ONLINE_MAX)
         if tl.program_id(1) == 0:
             local = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
             lse_neg = tl.load(lse_neg_ptr + row_offset + local, mask=local < 2 * n, other=0.0)
@@ -174,7 +174,6 @@ def ntxent_bwd_finish_kernel(
     dt_part_ptr,  # [dt_parts], with NEED_DT
     weight_ptr,  # [columns + 1]
     positive_ptr,  # [columns]
-    u_ptr,  # [columns, D]
     inv_norm_ptr,  # [2n]
     z0_ptr,  # [n, D], row stride stride0 * UNIT
     z1_ptr,  # [n, D], row stride stride1 * UNIT
@@ -211,16 +210,13 @@ def ntxent_bwd_finish_kernel(
     # 1. g = t du / W without the positives: the splits' partials, in order.
     g = add_splits(part_ptr, offsets, mask, splits, n.to(tl.int64) * 2 * D, BLOCK_M, BLOCK_D)
 
-    # 2. g_i -= (w_i pull_i + w_p pull_p) / W u_p. Between aligned pairs it nearly cancels the rest: of half inputs, u_i
-    #    and u_p are made of z again, for u is rounded to fp16.
+    # 2. g_i -= (w_i pull_i + w_p pull_p) / W u_p. Between aligned pairs it nearly cancels the rest: u_i and u_p are
+    #    made of z again, for operands are rounded.
     inv_norm = tl.load(inv_norm_ptr + local, mask=inside, other=0.0)
     direction = load_views(z0_ptr, z1_ptr, stride0, stride1, local, d, n, 2 * n, D, UNIT) * inv_norm[:, None]
     partner = tl.where(local < n, local + n, local - n)
-    if u_ptr.dtype.element_ty == tl.float16:
-        u_partner = load_views(z0_ptr, z1_ptr, stride0, stride1, partner, d, n, 2 * n, D, UNIT)  # [BLOCK_M, BLOCK_D]
-        u_partner *= tl.load(inv_norm_ptr + partner, mask=inside, other=0.0)[:, None]
-    else:
-        u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
+    u_partner = load_views(z0_ptr, z1_ptr, stride0, stride1, partner, d, n, 2 * n, D, UNIT)  # [BLOCK_M, BLOCK_D]
+    u_partner *= tl.load(inv_norm_ptr + partner, mask=inside, other=0.0)[:, None]
     positive = tl.load(positive_ptr + row_offset + local, mask=inside, other=0.0)
     g -= positive[:, None] * u_partner
 

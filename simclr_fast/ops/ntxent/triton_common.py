@@ -14,6 +14,12 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # knows, every row has its own, found on the way. csrc/ntxent.h says why 80.
 CONSTANT_MAX_LIMIT = 80.0
 
+# Unit rows u that are multiplied are fp16. Those of float32 views are split in two parts, hi = fp16(2^8 u) and
+# lo = fp16(2^8 u - hi), so scaled that lo, too, is a normal number wherever it matters. OPERAND says what is
+# multiplied, by the names of the tile tables: "fp16" rows of half views; of split rows "tf32" hi alone, "ieee" both.
+SPLIT_SCALE = tl.constexpr(2.0**8)
+SPLIT_UNSCALE = tl.constexpr(2.0**-8)
+
 
 @triton.jit
 def read_temperature(temperature, temperature_ptr):
@@ -76,42 +82,82 @@ def row_pull(lse_neg, s_pos):
 
 
 @triton.jit
-def _high(x, FORM: tl.constexpr):
-    """The number nearest to float32 x that tf32 holds. FORM: 0, 1 or 2, three ways to write one and the same."""
-    bits = x.to(tl.int32, bitcast=True) + 0x1000
-    if FORM == 0:
-        bits &= -0x2000
-    elif FORM == 1:
-        bits -= bits & 0x1FFF
-    else:
-        bits ^= bits & 0x1FFF
-    return bits.to(tl.float32, bitcast=True)
+def multiply(a, b, acc, OPERAND: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """acc + a b of operands in their parts, or acc + a b^T if TRANSPOSED; acc None: from zero.
+
+    Of "ieee", (hi, lo) each, three of the four products: the small ones first, before the sum is so large that tensor
+    cores, which truncate when they add, cut them.
+    """
+    hi = tl.trans(b[0]) if TRANSPOSED else b[0]
+    if OPERAND == "ieee":
+        lo = tl.trans(b[1]) if TRANSPOSED else b[1]
+        acc = tl.dot(a[1], hi, acc)
+        acc = tl.dot(a[0], lo, acc)
+    return tl.dot(a[0], hi, acc)
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr, A_LOADED: tl.constexpr = True):
-    """acc + a b.  "tf32x3": float32 operands are split in two, and three of the four products are added.
-
-    No operand is used twice, though the values are: Triton moves the change of layout that an operand needs to its
-    load, where shared memory is swizzled, only for the first product that takes it. A second one is stored again, and
-    read with bank conflicts (as with Triton's own tf32x3). LLVM finds that the three forms are one.
-    """
-    if PRECISION == "tf32x3":
-        acc = tl.dot(a - _high(a, 0), _high(b, 1), acc, input_precision="tf32")
-        acc = tl.dot(_high(a, 1), b - _high(b, 0), acc, input_precision="tf32")
-        return tl.dot(_high(a, 2 if A_LOADED else 1), _high(b, 2), acc, input_precision="tf32")
+def logit_scale(to_log2, OPERAND: tl.constexpr):
+    """What products of rows are multiplied by to be logits to base 2, where products of unit rows are by to_log2."""
+    if OPERAND == "fp16":
+        return to_log2
     else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
+        return to_log2 * (SPLIT_UNSCALE * SPLIT_UNSCALE)
 
 
 @triton.jit
-def load_rows(base, first, limit, d, D: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, EVEN_D: tl.constexpr):
-    """Rows first .. first + BLOCK - 1 of a row-major [limit, D] array at columns d, zero outside.  # [BLOCK, len(d)]
+def add_logits(s, u_rows, u_cols, D: tl.constexpr, OPERAND: tl.constexpr):
+    """s + u_rows u_cols^T, of a slice of the D columns.
 
-    Only the scalar part of the offset is 64 bits wide. EVEN and EVEN_D promise that no row, no column, is outside.
+    Tensor cores truncate when they add. Of more than 128 columns in full float32 that would show: there, a slice's
+    product starts from zero, and is added by ordinary additions.
     """
+    if OPERAND == "ieee" and D > 128:
+        return s + multiply(u_rows, u_cols, None, OPERAND, True)
+    else:
+        return multiply(u_rows, u_cols, s, OPERAND, True)
+
+
+@triton.jit
+def split(x, OPERAND: tl.constexpr):
+    """float32 x as an operand of tensor cores: (fp16(x),), or for "ieee" (hi, lo), lo = fp16(x - hi)."""
+    hi = x.to(tl.float16)
+    if OPERAND == "ieee":
+        return (hi, (x - hi.to(tl.float32)).to(tl.float16))
+    else:
+        return (hi,)
+
+
+@triton.jit
+def load_rows(
+    base,
+    first,
+    limit,
+    d,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EVEN: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    OPERAND: tl.constexpr,
+):
+    """Rows first .. first + BLOCK - 1 of unit rows at columns d, zero outside: the parts that OPERAND multiplies.
+
+    base: [limit, D] of "fp16", else [limit, 2, D], of which "tf32" takes hi alone. Only the scalar part of the offset
+    is 64 bits wide. EVEN and EVEN_D promise that no row, no column, is outside.  # 1 or 2 x [BLOCK, len(d)]
+    """
+    pitch: tl.constexpr = D if OPERAND == "fp16" else 2 * D
     row = tl.arange(0, BLOCK)
-    pointers = base + first.to(tl.int64) * D + (row[:, None] * D + d[None, :])
+    pointers = base + first.to(tl.int64) * pitch + (row[:, None] * pitch + d[None, :])
+    hi = _load_block(pointers, row, first, limit, d, D, EVEN, EVEN_D)
+    if OPERAND == "ieee":
+        return (hi, _load_block(pointers + D, row, first, limit, d, D, EVEN, EVEN_D))
+    else:
+        return (hi,)
+
+
+@triton.jit
+def _load_block(pointers, row, first, limit, d, D: tl.constexpr, EVEN: tl.constexpr, EVEN_D: tl.constexpr):
+    """One part of load_rows.  # [len(row), len(d)]"""
     if EVEN:
         if EVEN_D:
             return tl.load(pointers)
@@ -119,6 +165,20 @@ def load_rows(base, first, limit, d, D: tl.constexpr, BLOCK: tl.constexpr, EVEN:
     if EVEN_D:
         return tl.load(pointers, mask=(row < limit - first)[:, None], other=0.0)
     return tl.load(pointers, mask=(row < limit - first)[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_whole(base, rows, d, mask, D: tl.constexpr, SPLIT: tl.constexpr):
+    """Unit rows u as float32 at columns d, zero where masked; the two parts of SPLIT ones add up exactly.
+
+    base: [.., D], or [.., 2, D] if SPLIT.  # [len(rows), len(d)]
+    """
+    if SPLIT:
+        pointers = base + rows.to(tl.int64)[:, None] * (2 * D) + d[None, :]
+        hi = tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+        return (hi + tl.load(pointers + D, mask=mask, other=0.0).to(tl.float32)) * SPLIT_UNSCALE
+    else:
+        return tl.load(base + rows.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit

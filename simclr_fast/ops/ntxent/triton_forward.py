@@ -8,9 +8,12 @@ import triton
 import triton.language as tl
 
 from simclr_fast.ops.ntxent.triton_common import (
+    SPLIT_SCALE,
     load_views,
+    load_whole,
     read_temperature,
     row_loss,
+    split,
 )
 from simclr_fast.ops.ntxent.triton_sums import add_band_sums, add_slots, log_of_sum
 
@@ -19,7 +22,7 @@ from simclr_fast.ops.ntxent.triton_sums import add_band_sums, add_slots, log_of_
 def ntxent_normalize_kernel(
     z0_ptr,  # [n, D], row stride stride0 * UNIT
     z1_ptr,  # [rows - n, D], row stride stride1 * UNIT
-    u_ptr,  # [rows, D] out
+    u_ptr,  # [rows, D] out; [rows, 2, D] if SPLIT
     inv_norm_ptr,  # [rows] out
     eps,
     n,
@@ -27,11 +30,12 @@ def ntxent_normalize_kernel(
     D,
     stride0,
     stride1,
+    SPLIT: tl.constexpr,
     UNIT: tl.constexpr,  # of the strides; see load_views
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,  # >= D
 ):
-    """u = z / max(|z|, eps), inv_norm = 1 / max(|z|, eps), of BLOCK_M whole rows."""
+    """u = z / max(|z|, eps), inv_norm = 1 / max(|z|, eps), of BLOCK_M whole rows; SPLIT: u in two parts, hi and lo."""
     # 1. Rows of both views, view 0 first.
     local = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     d = tl.arange(0, BLOCK_D)
@@ -58,8 +62,14 @@ def ntxent_normalize_kernel(
 
     # 5. Store; offsets may exceed 32 bits.
     inside = local < rows
-    offsets = local.to(tl.int64)[:, None] * D + d[None, :]
-    tl.store(u_ptr + offsets, u.to(u_ptr.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
+    mask = inside[:, None] & (d < D)[None, :]
+    if SPLIT:
+        offsets = local.to(tl.int64)[:, None] * (2 * D) + d[None, :]
+        hi, lo = split(u * SPLIT_SCALE, "ieee")
+        tl.store(u_ptr + offsets, hi, mask=mask)
+        tl.store(u_ptr + offsets + D, lo, mask=mask)
+    else:
+        tl.store(u_ptr + local.to(tl.int64)[:, None] * D + d[None, :], u.to(tl.float16), mask=mask)
     tl.store(inv_norm_ptr + local, inv_norm, mask=inside)
 
 
@@ -68,7 +78,7 @@ def ntxent_normalize_kernel(
     do_not_specialize_on_alignment=["temperature_ptr"],
 )
 def ntxent_fwd_kernel(
-    u_ptr,  # [columns, D]
+    u_ptr,  # [columns, D] of "fp16", else [columns, 2, D]
     sum_ptr,  # [column_slots + column bands, 2n] out
     max_ptr,  # [column_slots + column bands, 2n] out, with ONLINE_MAX
     done_ptr,  # [1] out: zeroed for the launch that follows
@@ -83,7 +93,7 @@ def ntxent_fwd_kernel(
     D: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,  # rows and columns of a tile
     BLOCK_D: tl.constexpr,
     SLICES: tl.constexpr,  # number of slices of BLOCK_D columns that D has; used with HOLD_ROWS
@@ -100,7 +110,7 @@ def ntxent_fwd_kernel(
         tl.store(done_ptr, 0)
     add_band_sums(
         u_ptr, u_ptr, sum_ptr, max_ptr, sum_ptr, max_ptr, temperature, temperature_ptr, row_offset, columns, 2 * n, n,
-        row_offset, columns, band_m, band_n, column_slots, D, SYMMETRIC, SYMMETRIC, ONLINE_MAX, PRECISION, BLOCK_M,
+        row_offset, columns, band_m, band_n, column_slots, D, SYMMETRIC, SYMMETRIC, ONLINE_MAX, OPERAND, BLOCK_M,
         BLOCK_D, SLICES, HOLD_ROWS, EVEN, EVEN_D,
     )  # fmt: skip
 
@@ -112,7 +122,7 @@ def ntxent_fwd_kernel(
 def ntxent_fwd_finish_kernel(
     sum_ptr,  # [slots, 2n]
     max_ptr,  # [slots, 2n], with ONLINE_MAX
-    u_ptr,  # [columns, D]
+    u_ptr,  # [columns, D]; [columns, 2, D] if SPLIT
     lse_neg_ptr,  # [2n] out
     s_pos_ptr,  # [2n] out
     loss_ptr,  # [] out if REDUCED else [2n] out
@@ -128,6 +138,7 @@ def ntxent_fwd_finish_kernel(
     column_slots,
     slots,
     D: tl.constexpr,
+    SPLIT: tl.constexpr,
     REDUCED: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
@@ -156,9 +167,8 @@ def ntxent_fwd_finish_kernel(
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         mask = inside[:, None] & (d < D)[None, :]
-        u = tl.load(u_ptr + (row_offset + local).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
-        u_partner = tl.load(u_ptr + (row_offset + partner).to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0)
-        product += tl.sum(u.to(tl.float32) * u_partner.to(tl.float32), axis=1)  # [BLOCK_M, BLOCK_D] summed
+        u = load_whole(u_ptr, row_offset + local, d, mask, D, SPLIT)
+        product += tl.sum(u * load_whole(u_ptr, row_offset + partner, d, mask, D, SPLIT), axis=1)
     s_pos = tl.div_rn(product, temperature)
 
     # 3. Row losses, and the statistics that the backward needs.

@@ -1,9 +1,9 @@
 """Tiles of the gradient by unit rows, and its finish to dz and dt: what the Triton backward kernels share.
 
 du_i is a sum over columns j of coefficient_ij u_j / t. A coefficient, w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j), is
-an operand of the tensor cores, of the type of u. So that fp16 holds it, weights are divided by a number W that makes
-each of its two terms at most 1, and the exponent is shifted by OPERAND_SHIFT: it is then at most 2 * 2^14 < 65504, and
-has full precision down to 2^-28 of that.
+an operand of the tensor cores. So that fp16 holds it, weights are divided by a number W that makes each of its two
+terms at most 1, and the exponent is shifted by OPERAND_SHIFT: it is then at most 2 * 2^14 < 65504, and has full
+precision down to 2^-28 of that. In full float32 it is split in two, as the rows are.
 """
 
 import triton
@@ -11,15 +11,19 @@ import triton.language as tl
 
 from simclr_fast.ops.ntxent.triton_common import (
     LOG2_E,
-    dot,
+    SPLIT_UNSCALE,
+    add_logits,
     is_negative,
     load_rows,
     load_vector,
+    logit_scale,
+    multiply,
     read_temperature,
     special_tiles,
+    split,
 )
 
-OPERAND_SHIFT = tl.constexpr(14.0)  # log2 of the factor carried by an fp16 coefficient
+OPERAND_SHIFT = tl.constexpr(14.0)  # log2 of the factor carried by a coefficient
 OPERAND_UNSHIFT = tl.constexpr(2.0**-OPERAND_SHIFT.value)  # takes it out again
 MASKED = tl.constexpr(-1e30)  # a logit whose exponential is 0, as is its product with the logit
 
@@ -34,7 +38,7 @@ def power_of_two_above(x):
 def _add_tile(
     acc,  # SLICES x [BLOCK_M, BLOCK_D]
     row_dt,  # [BLOCK_M]
-    u_rows,  # SLICES x [BLOCK_M, BLOCK_D], with HOLD_ROWS
+    u_rows,  # SLICES x the parts of [BLOCK_M, BLOCK_D], with HOLD_ROWS
     row_term,  # [BLOCK_M]
     row_weight,  # [BLOCK_M]
     to_log2,
@@ -53,7 +57,7 @@ def _add_tile(
     D: tl.constexpr,
     NEED_DT: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -62,11 +66,10 @@ def _add_tile(
     EVEN_D: tl.constexpr,
     PLAIN: tl.constexpr,
 ):
-    """acc and row_dt with one tile of columns added. PLAIN: nothing in the tile is to be masked.
+    """acc and row_dt with one tile of columns added, all exponents shifted by OPERAND_SHIFT.
 
-    All exponents are shifted by OPERAND_SHIFT where coefficients are fp16.
+    PLAIN: nothing in the tile is to be masked.
     """
-    shift: tl.constexpr = OPERAND_SHIFT if rows_ptr.dtype.element_ty == tl.float16 else 0.0
     cols = first_col + tl.arange(0, BLOCK_N)  # [BLOCK_N]
 
     # 1. s2_ij = u_i . u_j log2(e) / t, a slice of D at a time; masked where i leaves j out, or j is no column. The
@@ -75,16 +78,16 @@ def _add_tile(
     if not HOLD_ROWS:
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
-            u_slice = load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, False, EVEN_D)
-            v_slice = load_rows(columns_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D)
-            s2 = dot(u_slice, tl.trans(v_slice), s2, PRECISION)
-    u_cols = ()  # SLICES x [BLOCK_N, BLOCK_D]
+            u_slice = load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, False, EVEN_D, OPERAND)
+            v_slice = load_rows(columns_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D, OPERAND)
+            s2 = add_logits(s2, u_slice, v_slice, D, OPERAND)
+    u_cols = ()  # SLICES x the parts of [BLOCK_N, BLOCK_D]
     for c in tl.static_range(SLICES):
         d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
-        u_cols += (load_rows(columns_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D),)
+        u_cols += (load_rows(columns_ptr, first_col, columns, d, D, BLOCK_N, PLAIN, EVEN_D, OPERAND),)
         if HOLD_ROWS:
-            s2 = dot(u_rows[c], tl.trans(u_cols[c]), s2, PRECISION)
-    s2 = s2 * to_log2
+            s2 = add_logits(s2, u_rows[c], u_cols[c], D, OPERAND)
+    s2 = s2 * logit_scale(to_log2, OPERAND)
     if not PLAIN:
         s2 = tl.where(is_negative(local, cols - own, n, columns - own), s2, MASKED)
 
@@ -94,28 +97,34 @@ def _add_tile(
     col_term = load_vector(column_term_ptr, cols, columns, PLAIN)
     if ONLINE_MAX:
         col_weight = load_vector(column_weight_ptr, cols, columns, PLAIN)
-        e = tl.math.exp2(s2 - (row_term - shift)[:, None])
-        coefficients = row_weight[:, None] * e + col_weight[None, :] * tl.math.exp2(s2 - (col_term - shift)[None, :])
+        e = tl.math.exp2(s2 - (row_term - OPERAND_SHIFT)[:, None])
+        coefficients = row_weight[:, None] * e + col_weight[None, :] * tl.math.exp2(
+            s2 - (col_term - OPERAND_SHIFT)[None, :]
+        )
     else:
-        e = tl.math.exp2(s2 - (to_log2 - shift))
+        e = tl.math.exp2(s2 - (to_log2 - OPERAND_SHIFT))
         coefficients = e * (row_term[:, None] + col_term[None, :])
 
     # 3. sum_j exp(s_ij - lse_i) s_ij log2(e), but for the row's factor, which is put in at the end.
     if NEED_DT:
         row_dt += tl.sum(e * s2, axis=1)
 
-    # 4. du_i += sum_j coefficient_ij u_j.
-    coefficients = coefficients.to(columns_ptr.dtype.element_ty)
+    # 4. du_i += sum_j coefficient_ij u_j. In full float32 a tile's product starts from zero, and is added by ordinary
+    #    additions, which round: sums over all columns by tensor cores, which truncate, are ten times less exact.
+    coefficients = split(coefficients, OPERAND)
     new_acc = ()
     for c in tl.static_range(SLICES):
-        new_acc += (dot(coefficients, u_cols[c], acc[c], PRECISION, False),)
+        if OPERAND == "ieee":
+            new_acc += (acc[c] + multiply(coefficients, u_cols[c], None, OPERAND, False),)
+        else:
+            new_acc += (multiply(coefficients, u_cols[c], acc[c], OPERAND, False),)
     return new_acc, row_dt
 
 
 @triton.jit
 def add_gradient(
-    rows_ptr,  # [row_limit, D]
-    columns_ptr,  # [columns, D]
+    rows_ptr,  # [row_limit, D] of "fp16", else [row_limit, 2, D]
+    columns_ptr,  # [columns, D] of "fp16", else [columns, 2, D]
     row_term_ptr,
     row_weight_ptr,
     column_term_ptr,  # [columns]
@@ -132,7 +141,7 @@ def add_gradient(
     D: tl.constexpr,
     NEED_DT: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -148,7 +157,6 @@ def add_gradient(
     Plain tiles go through a loop without masks. Which of the loops comes first changes what ptxas spills;
     ntxent_bwd_kernel has the constants. Returns what weighted_dt takes of the rows.
     """
-    half: tl.constexpr = rows_ptr.dtype.element_ty == tl.float16
     local_row = tl.program_id(0) * BLOCK_M
     local = local_row + tl.arange(0, BLOCK_M)  # [BLOCK_M]
     row_inside = local < VIEWS * samples
@@ -158,12 +166,12 @@ def add_gradient(
 
     # 1. What stays on chip of the rows: their part of t du / W in acc, and with HOLD_ROWS their u.
     acc = ()  # SLICES x [BLOCK_M, BLOCK_D]
-    u_rows = ()  # SLICES x [BLOCK_M, BLOCK_D]
+    u_rows = ()  # SLICES x the parts of [BLOCK_M, BLOCK_D]
     for c in tl.static_range(SLICES):
         acc += (tl.zeros((BLOCK_M, BLOCK_D), tl.float32),)
         if HOLD_ROWS:
             d = c * BLOCK_D + tl.arange(0, BLOCK_D)
-            u_rows += (load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, False, EVEN_D),)
+            u_rows += (load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, False, EVEN_D, OPERAND),)
     # Rows beyond the last may hold another process's u: what stands for their term makes all their coefficients 0.
     row_term = tl.load(row_term_ptr + rows_first + local, mask=row_inside, other=1e30 if ONLINE_MAX else 0.0)
     row_weight = tl.load(row_weight_ptr + rows_first + local, mask=row_inside, other=0.0)
@@ -189,7 +197,7 @@ def add_gradient(
                 acc, row_dt = _add_tile(
                     acc, row_dt, u_rows, row_term, row_weight, to_log2, rows_ptr, columns_ptr, column_term_ptr,
                     column_weight_ptr, local, first_row, row_limit, tile * BLOCK_N + i % steps * SPECIAL, d_first, n,
-                    own, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, SPECIAL, BLOCK_D, SLICES, HOLD_ROWS,
+                    own, columns, D, NEED_DT, ONLINE_MAX, OPERAND, BLOCK_M, SPECIAL, BLOCK_D, SLICES, HOLD_ROWS,
                     EVEN_D, False,
                 )  # fmt: skip
         else:
@@ -200,30 +208,29 @@ def add_gradient(
                 acc, row_dt = _add_tile(
                     acc, row_dt, u_rows, row_term, row_weight, to_log2, rows_ptr, columns_ptr, column_term_ptr,
                     column_weight_ptr, local, first_row, row_limit, tile * BLOCK_N, d_first, n, own, columns, D,
-                    NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, SLICES, HOLD_ROWS, EVEN_D, True,
+                    NEED_DT, ONLINE_MAX, OPERAND, BLOCK_M, BLOCK_N, BLOCK_D, SLICES, HOLD_ROWS, EVEN_D, True,
                 )  # fmt: skip
 
-    # 4. The split's partial of t du / W, without the shift of the exponents (2^OPERAND_SHIFT).
+    # 4. The split's partial of t du / W, without the shift of the exponents (2^OPERAND_SHIFT) and the rows' scale.
     part = part_ptr + tl.program_id(1).to(tl.int64) * VIEWS * samples * D
-    unshift: tl.constexpr = OPERAND_UNSHIFT if half else 1.0
+    unscale: tl.constexpr = OPERAND_UNSHIFT if OPERAND == "fp16" else OPERAND_UNSHIFT * SPLIT_UNSCALE
     for c in tl.static_range(SLICES):
         d = d_first + c * BLOCK_D + tl.arange(0, BLOCK_D)
         offsets = local.to(tl.int64)[:, None] * D + d[None, :]
-        tl.store(part + offsets, acc[c] * unshift, mask=row_inside[:, None] & (d < D)[None, :])
+        tl.store(part + offsets, acc[c] * unscale, mask=row_inside[:, None] & (d < D)[None, :])
     return row_dt, row_term, row_weight
 
 
 @triton.jit
-def weighted_dt(row_dt, row_term, row_weight, HALF: tl.constexpr, ONLINE_MAX: tl.constexpr):
-    """sum_j w_i / W exp(s_ij - lse_i) s_ij of each row, without the shift of HALF operands.
+def weighted_dt(row_dt, row_term, row_weight, ONLINE_MAX: tl.constexpr):
+    """sum_j w_i / W exp(s_ij - lse_i) s_ij of each row, without the shift of the exponents.
 
     With the constant maximum the row's term holds w_i / W.
     """
-    unshift: tl.constexpr = OPERAND_UNSHIFT if HALF else 1.0
     if ONLINE_MAX:
-        row_dt *= row_weight * (unshift / LOG2_E)
+        row_dt *= row_weight * (OPERAND_UNSHIFT / LOG2_E)
     else:
-        row_dt *= row_term * (unshift / LOG2_E)
+        row_dt *= row_term * (OPERAND_UNSHIFT / LOG2_E)
     return row_dt
 
 

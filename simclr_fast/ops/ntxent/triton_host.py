@@ -14,9 +14,6 @@ from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_splits
 from simclr_fast.triton_launch import LaunchPlan, aligned
 
-# Full float32 ("ieee") on tensor cores: three tf32 products of operands split in two, a few ulps from FMA's result.
-_DOT_OF = {"ieee": "tf32x3", "tf32": "tf32"}
-
 ROW_WARPS = 8  # warps of a program of the row-wise kernels
 ROW_STAGES = 2
 FINISH_ROWS = 16  # of a program of the forward's finish; with 64, a multiprocessor gets one, which waits for its loads
@@ -40,25 +37,24 @@ def needs_online_max(temperature: float, temperature_tensor: torch.Tensor | None
     return temperature_tensor is not None or 2.0 / temperature > CONSTANT_MAX_LIMIT
 
 
-def operand_dtype(z: torch.Tensor) -> torch.dtype:
-    """The dtype of the unit rows of z; TypeError where there is none."""
+def new_unit_rows(z: torch.Tensor, rows: int) -> torch.Tensor:
+    """Memory for this many unit rows of views like z [n, D], fp16: [rows, D] of half views, [rows, 2, D] of float32.
+
+    TypeError where the kernels do not take z.
+    """
     if z.dtype not in NTXENT.triton_takes:
         raise TypeError(f"backend='triton' takes no {z.dtype}, which z0 is: cast it, or use another backend")
-    return torch.float32 if z.dtype == torch.float32 else torch.float16
+    parts = (2,) if z.dtype == torch.float32 else ()
+    return z.new_empty((rows, *parts, z.shape[1]), dtype=torch.float16)
 
 
-def dot_precision(operand: torch.dtype, precision: str) -> str:
-    """Name of the product of unit rows in the tile tables: "fp16", "tf32" or "tf32x3"."""
-    if operand not in (torch.float16, torch.float32):
-        raise TypeError(f"backend='triton' takes u of float16 or float32, got {operand}")
-    if precision not in _DOT_OF:
-        raise ValueError(f"precision must be one of {sorted(_DOT_OF)}, got {precision!r}")
-    return "fp16" if operand == torch.float16 else _DOT_OF[precision]
-
-
-def tl_precision(dot: str) -> str:
-    """The precision that tl.dot asks for, of fp16 operands too, where it ignores it."""
-    return "ieee" if dot == "fp16" else dot
+def operand_of(u: torch.Tensor, precision: str) -> str:
+    """How unit rows are multiplied, by the names of the tile tables: "fp16", or of split rows "tf32" or "ieee"."""
+    if u.dtype != torch.float16 or u.ndim not in (2, 3) or (u.ndim == 3 and u.shape[1] != 2):
+        raise TypeError(f"backend='triton' takes u of float16, [.., D] or [.., 2, D], got {u.dtype} {tuple(u.shape)}")
+    if precision not in ("ieee", "tf32"):
+        raise ValueError(f"precision must be 'ieee' or 'tf32', got {precision!r}")
+    return "fp16" if u.ndim == 2 else precision
 
 
 def stride_unit(dim: int) -> int:
@@ -101,14 +97,14 @@ class ScratchSizes(NamedTuple):
 
 
 def forward_tile_constants(
-    tiles: Tiles, rows: int, columns: int, dim: int, symmetric: bool, online_max: bool, dot: str
+    tiles: Tiles, rows: int, columns: int, dim: int, symmetric: bool, online_max: bool, operand: str
 ) -> dict[str, Any]:
     """Compile-time constants of the forward's tiles, as add_band_sums and its callers name them."""
     return {
         "D": dim,
         "SYMMETRIC": symmetric,
         "ONLINE_MAX": online_max,
-        "PRECISION": tl_precision(dot),
+        "OPERAND": operand,
         "BLOCK_M": tiles.block_m,
         "BLOCK_D": tiles.block_d,
         "SLICES": ceil_div(dim, tiles.block_d),
@@ -129,7 +125,7 @@ class GradientCut:
 
     dim: int
     rows: int
-    dot: str
+    operand: str
     online_max: bool
     tiles: Tiles
     row_tiles: int
@@ -137,13 +133,13 @@ class GradientCut:
     owners: int  # programs that share out the columns of the gradient
 
     @staticmethod
-    def of(target: Target, rows: int, columns: int, dim: int, dot: str, online_max: bool) -> GradientCut:
+    def of(target: Target, rows: int, columns: int, dim: int, operand: str, online_max: bool) -> GradientCut:
         """The cut for a device."""
-        tiles = triton_tiles.backward_tiles(target, dot, dim, online_max)
+        tiles = triton_tiles.backward_tiles(target, operand, dim, online_max)
         owners = ceil_div(dim, tiles.slices(dim) * tiles.block_d)
         row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_n)
         splits = backward_splits(target, row_tiles * owners, column_tiles)
-        return GradientCut(dim, rows, dot, online_max, tiles, row_tiles, splits, owners)
+        return GradientCut(dim, rows, operand, online_max, tiles, row_tiles, splits, owners)
 
     @property
     def dt_parts(self) -> int:
@@ -157,7 +153,7 @@ class GradientCut:
             "D": self.dim,
             "NEED_DT": need_dt,
             "ONLINE_MAX": self.online_max,
-            "PRECISION": tl_precision(self.dot),
+            "OPERAND": self.operand,
             "BLOCK_M": tiles.block_m,
             "BLOCK_N": tiles.block_n,
             "BLOCK_D": tiles.block_d,

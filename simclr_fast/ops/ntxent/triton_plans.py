@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.reference import row_scale
 from simclr_fast.ops.ntxent.triton_backward import (
@@ -42,7 +44,7 @@ def normalize_plan(types: Types, n: int, rows: int, dim: int, stride0: int, stri
         ntxent_normalize_kernel,
         (ceil_div(rows, block_m),),
         numbers,
-        {"UNIT": unit, "BLOCK_M": block_m, "BLOCK_D": block_d},
+        {"SPLIT": types[0] == torch.float32, "UNIT": unit, "BLOCK_M": block_m, "BLOCK_D": block_d},
         num_warps=ROW_WARPS,
         num_stages=ROW_STAGES,
     )
@@ -66,11 +68,11 @@ def forward_plan(
     row_offset: int,
     online_max: bool,
     reduction: str,
-    dot: str,
+    operand: str,
 ) -> Forward:
     """n samples of `columns` unit rows of `dim` columns."""
     rows = 2 * n
-    tiles = triton_tiles.forward_tiles(target, dot, dim, online_max)
+    tiles = triton_tiles.forward_tiles(target, operand, dim, online_max)
     row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_m)
     symmetric = row_offset == 0 and columns == rows
     band_m, band_n = forward_bands(target, symmetric, row_tiles, column_tiles)
@@ -86,7 +88,7 @@ def forward_plan(
             ntxent_fwd_kernel,
             (row_bands, column_bands),
             numbers | {"columns": columns},
-            forward_tile_constants(tiles, rows, columns, dim, symmetric, online_max, dot),
+            forward_tile_constants(tiles, rows, columns, dim, symmetric, online_max, operand),
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
         ),
@@ -96,6 +98,7 @@ def forward_plan(
             numbers | {"scale": row_scale(reduction, n, columns), "slots": slots},
             {
                 "D": dim,
+                "SPLIT": operand != "fp16",
                 "SYMMETRIC": symmetric,
                 "ONLINE_MAX": online_max,
                 "REDUCED": reduction != "none",
@@ -129,12 +132,12 @@ def backward_plan(
     row_offset: int,
     online_max: bool,
     reduction: str,
-    dot: str,
+    operand: str,
     eps: float,
     need_dt: bool,
 ) -> Backward:
     """The arguments of forward_plan, and the strides of the raw rows, in elements."""
-    cut = GradientCut.of(target, 2 * n, columns, dim, dot, online_max)
+    cut = GradientCut.of(target, 2 * n, columns, dim, operand, online_max)
     unit = stride_unit(dim)
     numbers = {"n": n, "columns": columns}
     return Backward(
@@ -188,14 +191,14 @@ def forward_backward_plan(
     stride1: int,
     online_max: bool,
     reduction: str,
-    dot: str,
+    operand: str,
     eps: float,
     need_dt: bool,
 ) -> ForwardBackward:
     """The arguments of the plans that it is made of."""
     rows = 2 * n
     strides = (stride0, stride1)
-    forward = forward_plan(target, types, n, rows, dim, 0, online_max, reduction, dot)
-    backward = backward_plan(target, types, n, rows, dim, *strides, 0, online_max, reduction, dot, eps, need_dt)
+    forward = forward_plan(target, types, n, rows, dim, 0, online_max, reduction, operand)
+    backward = backward_plan(target, types, n, rows, dim, *strides, 0, online_max, reduction, operand, eps, need_dt)
     scratch = ScratchSizes.of(rows, rows, rows, *forward.scratch.sizes, *backward.scratch.sizes)
     return ForwardBackward(scratch, normalize_plan(types, n, rows, dim, *strides, eps), forward, backward)

@@ -15,8 +15,8 @@ import torch
 
 from simclr_fast.ops.ntxent import triton_host
 from simclr_fast.ops.ntxent.triton_host import (
-    dot_precision,
     needs_online_max,
+    operand_of,
     readable_rows,
     types_of,
 )
@@ -53,9 +53,9 @@ class TritonSimilarity:
         temperature_tensor: torch.Tensor | None,
         precision: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """rows [n, D], columns [m, D] -> lse [n], max [n] or [0], column_lse [m] or [0], float32."""
-        (n, dim), m = rows.shape, columns.shape[0]
-        dot = dot_precision(rows.dtype, precision)
+        """rows [n, D], columns [m, D], or [.., 2, D] -> lse [n], max [n] or [0], column_lse [m] or [0], float32."""
+        n, m, dim = rows.shape[0], columns.shape[0], rows.shape[-1]
+        operand = operand_of(rows, precision)
 
         def new(size: int) -> torch.Tensor:
             return rows.new_empty(size, dtype=torch.float32)
@@ -79,7 +79,7 @@ class TritonSimilarity:
             both,
             need_max,
             online_max,
-            dot,
+            operand,
         )
         sums, maxima, of_columns, maxima_of_columns = triton_host.scratch(rows, plan.scratch)
         maxima = maxima if online_max else sums
@@ -117,9 +117,9 @@ class TritonSimilarity:
         precision: str,
         need_dt: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """drows, lse, inv_norm [n], dcolumns, column_lse [m], z, rows [n, D], columns [m, D] -> dz [n, D], dt []."""
-        (n, dim), m = rows.shape, columns.shape[0]
-        dot = dot_precision(rows.dtype, precision)
+        """drows, lse, inv_norm [n], dcolumns, column_lse [m], z [n, D], rows, columns as of fwd -> dz [n, D], dt []."""
+        n, m, dim = rows.shape[0], columns.shape[0], rows.shape[-1]
+        operand = operand_of(rows, precision)
         dz, dt = z.new_empty(z.shape), inv_norm.new_empty(())
         _check_sizes(n, m)
         if n == 0 or m == 0:
@@ -136,7 +136,7 @@ class TritonSimilarity:
             row_offset,
             exclude,
             needs_online_max(temperature, temperature_tensor),
-            dot,
+            operand,
             eps,
             need_dt,
         )

@@ -30,8 +30,8 @@ OWN_OF_NONE = -(2**30)  # left of the first column for every row, and no sum wit
     do_not_specialize_on_alignment=["temperature_ptr"],
 )
 def similarity_fwd_kernel(
-    rows_ptr,  # [rows, D]
-    columns_ptr,  # [columns, D]
+    rows_ptr,  # [rows, D] of "fp16", else [rows, 2, D]
+    columns_ptr,  # [columns, D] of "fp16", else [columns, 2, D]
     sum_ptr,  # [column_slots + column bands, rows] out
     max_ptr,  # [column_slots + column bands, rows] out, with ONLINE_MAX
     column_sum_ptr,  # [row bands, columns] out, with COLUMN_SUMS; sum_ptr where SYMMETRIC
@@ -49,7 +49,7 @@ def similarity_fwd_kernel(
     SYMMETRIC: tl.constexpr,  # rows and columns are one and the same
     COLUMN_SUMS: tl.constexpr,  # of a rectangle because they are asked for, and always where SYMMETRIC
     ONLINE_MAX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SLICES: tl.constexpr,
@@ -60,7 +60,7 @@ def similarity_fwd_kernel(
     """Sums of exp(s_ij) (add_band_sums); ntxent_fwd_kernel has the other constants."""
     add_band_sums(
         rows_ptr, columns_ptr, sum_ptr, max_ptr, column_sum_ptr, column_max_ptr, temperature, temperature_ptr, 0, rows,
-        rows, n, own, columns, band_m, band_n, column_slots, D, SYMMETRIC, COLUMN_SUMS, ONLINE_MAX, PRECISION, BLOCK_M,
+        rows, n, own, columns, band_m, band_n, column_slots, D, SYMMETRIC, COLUMN_SUMS, ONLINE_MAX, OPERAND, BLOCK_M,
         BLOCK_D, SLICES, HOLD_ROWS, EVEN, EVEN_D,
     )  # fmt: skip
 
@@ -184,8 +184,8 @@ def similarity_bwd_terms_kernel(
     do_not_specialize_on_alignment=["temperature_ptr"],
 )
 def similarity_bwd_kernel(
-    rows_ptr,  # [rows, D]
-    columns_ptr,  # [columns, D]
+    rows_ptr,  # [rows, D] of "fp16", else [rows, 2, D]
+    columns_ptr,  # [columns, D] of "fp16", else [columns, 2, D]
     row_term_ptr,  # [rows]
     row_weight_ptr,  # [rows]
     column_term_ptr,  # [columns]
@@ -201,7 +201,7 @@ def similarity_bwd_kernel(
     D: tl.constexpr,
     NEED_DT: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -217,11 +217,11 @@ def similarity_bwd_kernel(
     """
     row_dt, row_term, row_weight = add_gradient(
         rows_ptr, columns_ptr, row_term_ptr, row_weight_ptr, column_term_ptr, column_weight_ptr, part_ptr, temperature,
-        temperature_ptr, 0, rows, rows, n, own, columns, D, NEED_DT, ONLINE_MAX, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+        temperature_ptr, 0, rows, rows, n, own, columns, D, NEED_DT, ONLINE_MAX, OPERAND, BLOCK_M, BLOCK_N, BLOCK_D,
         SLICES, HOLD_ROWS, EVEN_D, SPECIAL_FIRST, SPECIAL, 1,
     )  # fmt: skip
     if NEED_DT and tl.program_id(2) == 0:
-        row_dt = weighted_dt(row_dt, row_term, row_weight, rows_ptr.dtype.element_ty == tl.float16, ONLINE_MAX)
+        row_dt = weighted_dt(row_dt, row_term, row_weight, ONLINE_MAX)
         tl.store(dt_part_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), tl.sum(row_dt, axis=0))
 
 
@@ -262,7 +262,7 @@ def similarity_bwd_finish_kernel(
     # 1. g = t du / W: the splits' partials, in order.
     g = add_splits(part_ptr, offsets, mask, splits, rows.to(tl.int64) * D, BLOCK_M, BLOCK_D)
 
-    # 2. dz_i = (g_i - u_i (u_i . g_i)) / |z_i| times W / t. u_i is made of z again, for the operand may be rounded.
+    # 2. dz_i = (g_i - u_i (u_i . g_i)) / |z_i| times W / t. u_i is made of z again, for operands are rounded.
     inv_norm = tl.load(inv_norm_ptr + local, mask=inside, other=0.0)
     z = load_views(z_ptr, z_ptr, stride, stride, local, d, rows, rows, D, UNIT)  # all of one view
     dz = through_normalisation(g, z * inv_norm[:, None], inv_norm, eps, factor)

@@ -58,11 +58,11 @@ def forward_plan(
     both: bool,
     need_max: bool,
     online_max: bool,
-    dot: str,
+    operand: str,
 ) -> Forward:
     """n rows and m columns of width dim; same: these are those. need_max: Triton compiles for whether rows have it."""
     symmetric = same and (exclude == "none" or row_offset == 0)
-    tiles = triton_tiles.forward_tiles(target, dot, dim, online_max)
+    tiles = triton_tiles.forward_tiles(target, operand, dim, online_max)
     row_tiles, column_tiles = ceil_div(n, tiles.block_m), ceil_div(m, tiles.block_m)
     column_sums = both and not symmetric
     band_m, band_n = forward_bands(target, symmetric, row_tiles, column_tiles, column_sums)
@@ -93,7 +93,7 @@ def forward_plan(
             similarity_fwd_kernel,
             (row_bands, column_bands),
             numbers | _left_out(exclude, row_offset, n),
-            forward_tile_constants(tiles, n, m, dim, symmetric, online_max, dot)
+            forward_tile_constants(tiles, n, m, dim, symmetric, online_max, operand)
             | {"COLUMN_SUMS": symmetric or column_sums},
             num_warps=tiles.num_warps,
             num_stages=tiles.num_stages,
@@ -125,12 +125,12 @@ def backward_plan(
     row_offset: int,
     exclude: str,
     online_max: bool,
-    dot: str,
+    operand: str,
     eps: float,
     need_dt: bool,
 ) -> Backward:
     """n rows and m columns of width dim; stride: of the raw rows, in elements."""
-    cut = GradientCut.of(target, n, m, dim, dot, online_max)
+    cut = GradientCut.of(target, n, m, dim, operand, online_max)
     sizes = {"rows": n, "columns": m}
     return Backward(
         ScratchSizes.of(n, n, m, m, 1, cut.splits * n * dim, cut.dt_parts),

@@ -12,7 +12,15 @@ and each serves both its rows and its columns.
 import triton
 import triton.language as tl
 
-from simclr_fast.ops.ntxent.triton_common import LOG2_E, dot, is_negative, is_plain_tile, load_rows, read_temperature
+from simclr_fast.ops.ntxent.triton_common import (
+    LOG2_E,
+    add_logits,
+    is_negative,
+    is_plain_tile,
+    load_rows,
+    logit_scale,
+    read_temperature,
+)
 
 
 @triton.jit
@@ -46,8 +54,8 @@ def sum_of_exp2(s2, constant_max2, axis: tl.constexpr, ONLINE_MAX: tl.constexpr)
 
 @triton.jit
 def add_band_sums(
-    rows_ptr,  # [row_limit, D]
-    columns_ptr,  # [columns, D]
+    rows_ptr,  # [row_limit, D] of "fp16", else [row_limit, 2, D]
+    columns_ptr,  # [columns, D] of "fp16", else [columns, 2, D]
     sum_ptr,  # [column_slots + column bands, rows] out
     max_ptr,  # [column_slots + column bands, rows] out, with ONLINE_MAX
     column_sum_ptr,  # [row bands, columns] out, with COLUMN_SUMS; sum_ptr where SYMMETRIC
@@ -67,7 +75,7 @@ def add_band_sums(
     SYMMETRIC: tl.constexpr,
     COLUMN_SUMS: tl.constexpr,
     ONLINE_MAX: tl.constexpr,
-    PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SLICES: tl.constexpr,
@@ -100,7 +108,7 @@ def add_band_sums(
             if HOLD_ROWS:
                 for c in tl.static_range(SLICES):
                     d = c * BLOCK_D + tl.arange(0, BLOCK_D)
-                    u_rows += (load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, EVEN, EVEN_D),)
+                    u_rows += (load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, EVEN, EVEN_D, OPERAND),)
             row_sum = tl.zeros((BLOCK_M,), tl.float32)
             row_max = tl.full((BLOCK_M,), -float("inf"), tl.float32)
             for tile_n in range(first, last):
@@ -111,15 +119,15 @@ def add_band_sums(
                 if HOLD_ROWS:
                     for c in tl.static_range(SLICES):
                         d = c * BLOCK_D + tl.arange(0, BLOCK_D)
-                        u_cols = load_rows(columns_ptr, first_col, columns, d, D, BLOCK_M, EVEN, EVEN_D)
-                        s2 = dot(u_rows[c], tl.trans(u_cols), s2, PRECISION)
+                        u_cols = load_rows(columns_ptr, first_col, columns, d, D, BLOCK_M, EVEN, EVEN_D, OPERAND)
+                        s2 = add_logits(s2, u_rows[c], u_cols, D, OPERAND)
                 else:
                     for start in range(0, D, BLOCK_D):
                         d = start + tl.arange(0, BLOCK_D)
-                        u_slice = load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, EVEN, EVEN_D)
-                        u_cols = load_rows(columns_ptr, first_col, columns, d, D, BLOCK_M, EVEN, EVEN_D)
-                        s2 = dot(u_slice, tl.trans(u_cols), s2, PRECISION)
-                s2 = s2 * to_log2
+                        u_slice = load_rows(rows_ptr, first_row, row_limit, d, D, BLOCK_M, EVEN, EVEN_D, OPERAND)
+                        u_cols = load_rows(columns_ptr, first_col, columns, d, D, BLOCK_M, EVEN, EVEN_D, OPERAND)
+                        s2 = add_logits(s2, u_slice, u_cols, D, OPERAND)
+                s2 = s2 * logit_scale(to_log2, OPERAND)
 
                 # 3. s2_ij = -inf where row i leaves column j out, or j is no column. Most tiles hold none of these.
                 #    In a rectangle whose columns are summed, nor may what is no row be counted.

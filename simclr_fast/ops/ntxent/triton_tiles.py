@@ -3,7 +3,7 @@
 How the tables were chosen: every entry compiles without spills in all its variants and fits the shared memory
 (docs/tables). Of those, the entries for sm_90 with microseconds beside them were the fastest of about a dozen on an
 H200 (M = 8192, Triton 3.6; `python tools/gpu_check.py --tune`); then comes what the next best took. The sm_80 entries
-for D <= 128 (fp16; tf32x3 backward) are those that ptxlab's roofline model puts first: shared memory is the limit
+of fp16 for D <= 128 are those that ptxlab's roofline model puts first: shared memory is the limit
 there, and a warp that owns 32 rows reads half as many bytes per product as one that owns 16.
 
 Elsewhere, for the larger a tile, the fewer bytes a product reads, tiles are about as large as compile without spills.
@@ -63,32 +63,33 @@ class Tiles:
 
 
 # {(architecture, operand): {largest D: tiles}}. 80 stands for every device with mma.sync only (also 86, 89 and 120,
-# where a program has 99 KiB of shared memory). Forward tiles are square.
+# where a program has 99 KiB of shared memory). Forward tiles are square. "ieee" has both parts of its rows on chip, and
+# beside its sums a tile's own product, which starts from zero (the forward where D > 128).
 _FORWARD = {
     (80, "fp16"): {
         64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 255 registers
         128: Tiles(128, 128, 128, 4, 2, holds_rows=True),  # 255 registers
-        _ANY: Tiles(128, 128, 64, 8, 2),  # 233 registers
+        _ANY: Tiles(128, 128, 64, 8, 2),  # 240 registers
     },
-    (80, "tf32"): {
-        64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 255 registers
-        _ANY: Tiles(128, 128, 32, 8, 2),  # 233 registers
+    (80, "ieee"): {
+        128: Tiles(128, 128, 32, 8, 2),  # 252 registers
+        _ANY: Tiles(64, 64, 32, 8, 2),  # 4 warps spill 16 bytes, as does twice the side
     },
-    (80, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # twice the side spills 7840 bytes
     # With 8 warps a multiprocessor holds one program, with 4 two of them: one computes while the other waits.
     (90, "fp16"): {
         64: Tiles(128, 128, 64, 4, 2, holds_rows=True),  # 31 us; 64 rows 39, 8 warps 57
         128: Tiles(128, 128, 128, 4, 2, holds_rows=True),  # 38 us; 64 rows 46, 8 warps 64
         _ANY: Tiles(128, 128, 64, 4, 2),  # D = 256: 54 us, 512: 86; of 3 stages 52 and 76, but they spill
     },
-    (90, "tf32"): {
-        64: Tiles(128, 128, 64, 8, 2, holds_rows=True),  # 206 registers
-        _ANY: Tiles(128, 128, 32, 4, 2),  # D = 128: 55 us; 64 rows 72
+    (90, "ieee"): {
+        128: Tiles(128, 128, 32, 4, 2),  # slices of 64 columns spill 48 bytes with the online maximum
+        _ANY: Tiles(128, 128, 32, 8, 3),  # 248 registers
     },
-    (90, "tf32x3"): {_ANY: Tiles(128, 128, 32, 8, 3)},  # 163 us; 2 stages 179
     (100, "fp16"): {_ANY: Tiles(64, 64, 64, 4, 2)},  # twice the side spills 168 bytes with the online maximum
-    (100, "tf32"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # likewise
-    (100, "tf32x3"): {_ANY: Tiles(64, 64, 32, 4, 2)},  # 243 registers
+    (100, "ieee"): {
+        128: Tiles(64, 64, 32, 4, 2),  # 173 registers; twice the side is untried
+        _ANY: Tiles(64, 64, 64, 8, 2),  # slices of 32 columns spill 8 bytes where D = 384, 4 warps 16
+    },
 }
 # Instead, where rows have maxima of their own: these need registers, too.
 _FORWARD_ONLINE = {
@@ -105,16 +106,10 @@ _BACKWARD = {
         256: Tiles(64, 32, 128, 4, 2, holds_rows=True),  # 64 columns spill 8 bytes
         _ANY: Tiles(64, 32, 128, 8, 2),  # 64 columns fit, untimed
     },
-    (80, "tf32"): {
-        64: Tiles(64, 64, 64, 4, 2, holds_rows=True),  # 128 columns spill 224 bytes
-        128: Tiles(64, 32, 128, 4, 2, holds_rows=True),  # 64 columns fit, untimed
-        256: Tiles(32, 32, 128, 8, 2, holds_rows=True, special_first=True),  # 64 columns need 129 KiB of 99
-        _ANY: Tiles(32, 32, 128, 8, 2),  # 64 columns fit, untimed
-    },
-    (80, "tf32x3"): {
-        64: Tiles(64, 32, 64, 4, 2),  # 64 columns spill 600 bytes
-        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 64 columns spill 88 bytes
-        _ANY: Tiles(32, 32, 64, 8, 2),  # 64 columns spill 64 bytes
+    (80, "ieee"): {
+        64: Tiles(64, 64, 64, 4, 2, holds_rows=True),  # 255 registers
+        128: Tiles(64, 32, 64, 4, 2, holds_rows=True),  # slices of 128 columns of D spill 8 bytes
+        _ANY: Tiles(64, 32, 64, 8, 2),  # rows on chip spill 8 bytes where D = 256
     },
     (90, "fp16"): {
         64: Tiles(128, 64, 64, 8, 3, holds_rows=True),  # 55 us; 4 warps 63
@@ -122,17 +117,11 @@ _BACKWARD = {
         256: Tiles(128, 64, 128, 8, 3, holds_rows=True),  # 120 us; 2 stages 127
         _ANY: Tiles(64, 64, 128, 8, 2, owned_d=512),  # D = 512: 571 us, 1024: 1744; with 256 columns owned 930 and 3015
     },
-    (90, "tf32"): {
-        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 64 columns fit, untimed
-        128: Tiles(128, 64, 128, 8, 2, holds_rows=True),  # 317 us; 32 columns 352
-        256: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 255 registers
-        _ANY: Tiles(128, 32, 64, 8, 2),  # 255 registers
-    },
-    # 32 rows: mma.sync, which takes operands from registers in any layout.
-    (90, "tf32x3"): {
-        64: Tiles(64, 32, 64, 4, 2, holds_rows=True),  # 64 columns fit, untimed
-        128: Tiles(32, 32, 128, 4, 2, holds_rows=True),  # 852 us; 64 rows 1400
-        _ANY: Tiles(32, 32, 64, 8, 2),  # 255 registers
+    (90, "ieee"): {
+        64: Tiles(128, 64, 64, 8, 3, holds_rows=True),  # 164 registers; 128 columns are untried
+        128: Tiles(128, 64, 128, 8, 3, holds_rows=True),  # 255 registers
+        # Slices of 128 columns of D spill 16 bytes with the online maximum, rows on chip 568, 128 rows 144.
+        _ANY: Tiles(64, 32, 64, 8, 2, special_first=True),
     },
     (100, "fp16"): {
         64: Tiles(128, 64, 64, 8, 2, holds_rows=True, special_first=True),  # 128 columns fit, untimed
@@ -140,46 +129,42 @@ _BACKWARD = {
         256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 64 columns fit, untimed
         _ANY: Tiles(64, 64, 64, 8, 2, special_first=True),  # 128 columns fit, untimed
     },
-    (100, "tf32"): {
-        64: Tiles(128, 32, 64, 8, 2, holds_rows=True),  # 64 columns fit, untimed
-        128: Tiles(128, 32, 128, 8, 2, holds_rows=True),  # 64 columns fit, untimed; 256 rows spill 24 bytes
-        256: Tiles(64, 32, 128, 8, 2, holds_rows=True),  # 64 columns need 257 KiB of 227
-        _ANY: Tiles(64, 32, 128, 8, 2),  # 64 columns fit, untimed
-    },
-    (100, "tf32x3"): {
-        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, special_first=True),  # 64 columns fit, untimed
-        _ANY: Tiles(64, 32, 64, 8, 2),  # 64 columns fit, untimed
+    (100, "ieee"): {
+        64: Tiles(64, 32, 64, 8, 2, holds_rows=True, special_first=True),  # 94 registers; 64 columns are untried
+        128: Tiles(64, 32, 64, 8, 2),  # 116 registers; 64 columns are untried
+        _ANY: Tiles(64, 32, 64, 8, 2, owned_d=128),  # 256 columns owned spill 80 bytes with the online maximum
     },
 }
 # Instead, where rows have maxima of their own.
 _BACKWARD_ONLINE = {(80, "fp16"): {256: Tiles(64, 32, 128, 8, 2, holds_rows=True)}}
 # Instead of the last entry where some of the columns that programs own are none: their masks need registers.
-_BACKWARD_MASKED = {
-    (80, "tf32x3"): Tiles(32, 16, 64, 8, 2),
-    (90, "fp16"): Tiles(64, 64, 128, 8, 2),
-    (90, "tf32x3"): Tiles(32, 16, 64, 8, 2),
-}
+_BACKWARD_MASKED = {(90, "fp16"): Tiles(64, 64, 128, 8, 2)}
 # Up to the D named, where none are and one maximum serves all rows: a second exponential needs registers, too.
 _BACKWARD_PLAIN = {
     (90, "fp16"): (512, Tiles(64, 64, 128, 8, 2, holds_rows=True, owned_d=512, special_first=True))  # D = 512: 427 us
 }
 
 
-def _choose(table: dict[tuple[int, str], dict[int, Tiles]], target: Target, operand: str, dim: int) -> Tiles:
-    by_dim = table[target.arch, operand]
+def _key(target: Target, operand: str) -> tuple[int, str]:
+    """Where the tables have an operand: "tf32" multiplies one part of its split rows, which is what "fp16" does."""
+    return target.arch, "fp16" if operand == "tf32" else operand
+
+
+def _choose(by_dim: dict[int, Tiles], dim: int) -> Tiles:
     return by_dim[min(limit for limit in by_dim if dim <= limit)]
 
 
 def forward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> Tiles:
-    """operand: "fp16", "tf32" or "tf32x3"; online_max: rows have maxima of their own."""
-    return _choose(_FORWARD | _FORWARD_ONLINE if online_max else _FORWARD, target, operand, dim)
+    """operand: "fp16", "tf32" or "ieee" (triton_common.py); online_max: rows have maxima of their own."""
+    table = _FORWARD | _FORWARD_ONLINE if online_max else _FORWARD
+    return _choose(table[_key(target, operand)], dim)
 
 
 def backward_tiles(target: Target, operand: str, dim: int, online_max: bool) -> Tiles:
     """The arguments of forward_tiles."""
-    key = target.arch, operand
+    key = _key(target, operand)
     by_dim = _BACKWARD[key] | (_BACKWARD_ONLINE.get(key, {}) if online_max else {})
-    tiles = _choose({key: by_dim}, target, operand, dim)
+    tiles = _choose(by_dim, dim)
     if tiles != by_dim[_ANY]:
         return tiles
     if not tiles.even(dim):

@@ -189,8 +189,10 @@ def test_what_cannot_be_served_is_named() -> None:
     z = torch.randn(4, 3)
     with pytest.raises(TypeError, match="float64"):
         few(1).normalize(z.double(), z.double(), EPS)
+    with pytest.raises(TypeError, match="float16.*float32"):
+        few(1).fwd(z, 2, 0, 0.1, None, "mean", "ieee")
     with pytest.raises(ValueError, match="precision.*'bf16'"):
-        few(1).fwd(z, 2, 0, 0.1, None, "mean", "bf16")
+        few(1).fwd(z.half(), 2, 0, 0.1, None, "mean", "bf16")
 
 
 def test_the_op_of_both_steps_is_both_steps() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from simclr_fast.ops.ntxent.ops import split_rows
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles
@@ -49,12 +50,12 @@ class Noted:
     ) -> list[Launch]:
         """Of normalize, fwd and bwd."""
         z = torch.zeros(2, 24, 40) if z is None else z
-        n, dim = z.shape[1:]
+        n = z.shape[1]
         temperature = (0.0, t) if isinstance(t, Tensor) else (t, None)
 
         def call() -> None:
             u, inv_norm = self.ntxent.normalize(z[0], z[1], eps)
-            u = u if columns is None else u.new_zeros(columns, dim)
+            u = u if columns is None else u.new_zeros(columns, *u.shape[1:])
             _, lse_neg, s_pos = self.ntxent.fwd(u, n, row_offset, *temperature, reduction, precision)
             statistics = (u, inv_norm, *(x.new_zeros(u.shape[0]) for x in (lse_neg, s_pos)))
             d = z.new_zeros(u.shape[0] if reduction == "none" else (), dtype=dloss)
@@ -152,14 +153,14 @@ def test_similarities_share_plans_likewise() -> None:
         need_dt: bool = False,
     ) -> list[object]:
         n, m = rows.shape[0], columns.shape[0]
+        u = split_rows(rows)
+        v = u if columns is rows else split_rows(columns)
         options = (*((0.0, t) if isinstance(t, Tensor) else (t, None)), precision)
 
         def call() -> None:
-            noted.similarity.fwd(rows, columns, offset, exclude, both, need_max, *options)
+            noted.similarity.fwd(u, v, offset, exclude, both, need_max, *options)
             sides = (numbers[:n], numbers[:m])
-            noted.similarity.bwd(
-                *sides, rows, rows, numbers[:n], columns, *sides, offset, exclude, EPS, *options, need_dt
-            )
+            noted.similarity.bwd(*sides, rows, u, numbers[:n], v, *sides, offset, exclude, EPS, *options, need_dt)
 
         return plans(noted.of(call))
 
@@ -186,7 +187,7 @@ def test_similarities_share_plans_likewise() -> None:
 
 
 def test_rows_that_are_the_columns_are_not_planned_as_a_rectangle_of_that_size() -> None:
-    noted, z = Noted(), torch.zeros(24, 40)
+    noted, z = Noted(), torch.zeros(24, 40).half()
     symmetric = []
     for columns in (z, z.clone(), z):
         launches = noted.of(
@@ -206,20 +207,21 @@ def from_anywhere(x: Tensor) -> Tensor:
 def test_tensors_from_anywhere_reach_kernels_where_they_want_them() -> None:
     """Of what Triton specialises on, all starts at a multiple of 16 bytes, so that nothing is compiled anew."""
     noted = Noted()
-    z0, z1, u = (from_anywhere(torch.zeros(rows, 40)) for rows in (24, 24, 48))
+    z0, z1, z = (from_anywhere(torch.zeros(rows, 40)) for rows in (24, 24, 48))
+    u, v = (from_anywhere(torch.zeros(rows, 2, 40).half()) for rows in (48, 24))
     vector, scalar, column = from_anywhere(torch.zeros(48)), from_anywhere(torch.zeros(1))[0], torch.zeros(48, 3)[:, 1]
     calls = [
         lambda: noted.ntxent.normalize(z0, z1, EPS),
         lambda: noted.ntxent.fwd(u, 24, 0, 0.0, scalar, "mean", "ieee"),
         lambda: noted.ntxent.fwd_bwd(z0, z1, EPS, 0.0, scalar, "mean", "ieee", True),
-        lambda: noted.similarity.fwd(u, z1, 0, "none", True, True, 0.0, scalar, "ieee"),
+        lambda: noted.similarity.fwd(u, v, 0, "none", True, True, 0.0, scalar, "ieee"),
     ]
     for statistics in (vector, column):
         saved = (z0, z1, u, *3 * [statistics])
         calls += [
             lambda saved=saved: noted.ntxent.bwd(scalar, *saved, 0, "mean", EPS, 0.0, scalar, "ieee", True),
             lambda s=statistics: noted.similarity.bwd(
-                s, s[:24], u, u, s.contiguous(), z1, s, s[:24], 0, "self", EPS, 0.0, scalar, "ieee", True
+                s, s[:24], z, u, s.contiguous(), v, s, s[:24], 0, "self", EPS, 0.0, scalar, "ieee", True
             ),
         ]
     for launch in [launch for call in calls for launch in noted.of(call)]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from simclr_fast.ops.ntxent import similarity_ops, triton_tiles
+from simclr_fast.ops.ntxent.ops import split_rows
 from simclr_fast.ops.ntxent.similarity import similarity
 from simclr_fast.ops.ntxent.similarity_ops import Ops
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
@@ -160,7 +161,7 @@ def test_operands_that_start_anywhere() -> None:
     z, y = inputs(case)
     u, inv_norm = TritonNtxent(target=few(1).target).normalize(z, y, EPS)
     apart = [few(1).fwd(*x, 0, "none", True, False, 0.2, None, "ieee") for x in (
-        (u[:9], u[9:]), (non_contiguous(u[:9]), non_contiguous(u[9:])),
+        (u[:9], u[9:]), tuple(non_contiguous(part.flatten(1)).unflatten(1, (2, 5)) for part in (u[:9], u[9:])),
     )]  # fmt: skip
     for first, second in zip(*apart):
         assert torch.equal(first, second)
@@ -177,11 +178,12 @@ def test_no_rows_or_no_columns() -> None:
     z, none = torch.randn(3, 4), torch.empty(0, 4)
     for rows, columns in ((z, none), (none, z)):
         n, m = rows.shape[0], columns.shape[0]
-        lse, row_max, column_lse = few(1).fwd(rows, columns, 0, "none", True, True, 0.5, None, "ieee")
+        u, v = split_rows(rows), split_rows(columns)
+        lse, row_max, column_lse = few(1).fwd(u, v, 0, "none", True, True, 0.5, None, "ieee")
         assert (len(lse), len(row_max), len(column_lse)) == (n, n, m)
         assert all((x == -torch.inf).all() for x in (lse, row_max, column_lse))
         dz, dt = few(1).bwd(
-            lse, column_lse, rows, rows, torch.ones(n), columns, lse, column_lse, 0, "none", EPS, 0.5, None, "ieee",
+            lse, column_lse, rows, u, torch.ones(n), v, lse, column_lse, 0, "none", EPS, 0.5, None, "ieee",
             True,
         )  # fmt: skip
         assert dz.shape == rows.shape
@@ -221,6 +223,22 @@ def test_maxima_and_rows_as_they_are(columns: bool, normalize: bool, interpreted
         results[backend] = (largest, torch.autograd.grad(lse.square().sum(), z)[0])
     for actual, exact in zip(results["triton"], results["reference"]):
         assert relative_error(actual, exact) <= 1e-5
+
+
+@pytest.mark.parametrize("columns", [True, False])
+@pytest.mark.parametrize("length", [1e-6, 3e3])
+def test_rows_as_they_are_of_any_length(length: float, columns: bool, interpreted: None) -> None:
+    results = {}
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        z, y = (length * x.to(dtype) for x in inputs(Case(12, 15, 10, 0.2, normalize=False)))
+        t = torch.tensor(0.2 * length**2, dtype=dtype).requires_grad_()
+        sums = similarity(
+            z.requires_grad_(), y if columns else None, t, exclude="self", both=columns, eps=None, precision="ieee",
+            backend=backend, group=None,
+        )[:2]  # fmt: skip
+        results[backend] = (*sums, *torch.autograd.grad(sum(x.square().sum() for x in sums), (z, t)))
+    for actual, exact in zip(results["triton"], results["reference"]):
+        assert not exact.numel() or relative_error(actual, exact) <= 1e-5
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.01])

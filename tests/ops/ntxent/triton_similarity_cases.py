@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simclr_fast.ops.ntxent.ops import split_rows
 from simclr_fast.ops.ntxent.reference import normalize_rows, similarity_logits
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
@@ -115,6 +116,7 @@ def run(case: Case, backend: TritonSimilarity, need_dt: bool = True) -> Values:
         u, inv_norm = TritonNtxent(backend.run, backend.target).normalize(z, other, EPS)
     else:
         u = z if case.m is None else torch.cat([z, y])
+        u = u if u.dtype == torch.float16 else split_rows(u)
         inv_norm = torch.ones(u.shape[0])
     rows_all = u[: z.shape[0]]
     rows, columns = rows_all[case.rows], rows_all if case.m is None else u[z.shape[0] :]
