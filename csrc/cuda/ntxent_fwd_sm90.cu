@@ -142,7 +142,8 @@ class Forward {
 
   // Copies a slice of some rows or columns: [part][panel][count][64 columns].
   __device__ void copy_slice(unsigned char* to, const RowMatrix& matrix, int first, int count, int slice) {
-    for (int part = 0; part < plan_.parts; ++part) {
+#pragma unroll
+    for (int part = 0; part < (kProducts == 3 ? 2 : 1); ++part) {
       const RowMatrix of_part{matrix.data + part * task_.part_bytes, matrix.pitch, matrix.rows, matrix.part_bytes};
       wgmma::copy_panels<kFwdShareRows * 8 / kThreads>(to, of_part, first, count,
                                                        slice * plan_.slice_panels * kFwdPanelRowBytes, task_.part_bytes,
@@ -202,6 +203,7 @@ class Forward {
       const int row_part = kProducts == 3 && product == 0, column_part = kProducts == 3 && product == 1;
       uint32_t row = rows + row_part * plan_.slice_panels * row_panel + own_row_ * kFwdPanelRowBytes;
       uint32_t column = columns + column_part * plan_.slice_panels * column_panel + own_column_ * kFwdPanelRowBytes;
+#pragma unroll 1
       for (int panel = 0; panel < plan_.slice_panels; ++panel, row += row_panel, column += column_panel) {
         const uint64_t of_row = wgmma::rows_descriptor(row), of_column = wgmma::rows_descriptor(column);
         wgmma::fence();

@@ -144,9 +144,11 @@ __device__ __forceinline__ void copy_panels(unsigned char* panel, const cuda::Ro
   const int64_t step = stride * matrix.pitch;
   const unsigned char* rows = matrix.data + static_cast<int64_t>(row + first) * matrix.pitch;
   unsigned char* to = panel + first * kPanelRowBytes + (chunk ^ (first & 7)) * 16;  // & 7 is the same for all its rows
+#pragma unroll 1  // few rounds, whose number is not known: unrolled, the tests of it would be more than the copies
   for (int p = 0; p < panels; ++p, byte += kPanelRowBytes) {
     const int column = byte + 16 * chunk, rows_inside = column < width ? matrix.rows - row : 0;
     const unsigned char* source = rows + column;
+#pragma unroll 1
     for (int r = first; r < tile_rows; r += kRowsAtOnce * stride) {
 #pragma unroll
       for (int k = 0; k < kRowsAtOnce; ++k, source += step, to += stride * kPanelRowBytes) {
