@@ -8,7 +8,7 @@ import pytest
 
 from proof.generated import mutants_sm90
 from proof.generated.ptx import Program, cuda_home, load_ptxlab
-from proof.generated.sm90 import BFLOAT, HALF, Case, program, similarity_errors, worst
+from proof.generated.sm90 import BFLOAT, FLOAT, HALF, Case, program, similarity_errors, worst
 from proof.simt.similarity_cases import Case as SimilarityCase
 from tests.ntxent_launchers import Device
 
@@ -31,11 +31,17 @@ FORWARD = (
     Case(200, 520, multiprocessors=3, only_fwd=True),
     Case(140, 1024, multiprocessors=1, only_fwd=True),
     Case(90, 40, world=2, rank=1, only_fwd=True),
+    Case(256, 128, FLOAT, multiprocessors=1, only_fwd=True),
+    Case(70, 100, FLOAT, temperature=0.01, only_fwd=True),
+    Case(140, 200, FLOAT, multiprocessors=1, only_fwd=True),
+    Case(100, 300, FLOAT, on_device=True, only_fwd=True),
+    Case(140, 200, FLOAT, "tf32", only_fwd=True),
 )
 SIMILARITY = (
     SimilarityCase(300, 270, 72, HALF, "self", both=True, device=Device(2, 0)),
     SimilarityCase(150, None, 90, BFLOAT, "pair", need_max=True, device=Device(1, 0)),
     SimilarityCase(40, 530, 20, HALF, both=True, on_device=True, device=Device(1, 0)),
+    SimilarityCase(150, 270, 72, FLOAT, both=True, device=Device(2, 0)),
 )
 
 
