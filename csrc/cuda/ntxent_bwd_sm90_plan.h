@@ -48,6 +48,21 @@ inline bool sm90_takes(int64_t d, int products) { return d <= (products == 3 ? 1
 // to land within the time of one. The largest four and a CTA's rows take 192 KiB of 227; a fifth would leave 3 for terms.
 constexpr int kSm90Stages = 4;
 
+// CTAs, or clusters, run in waves of `places`, and the fullest wave counts: of all numbers of splits the one whose
+// waves take least.
+inline void split_sm90(int places, Sm90Cut* cut) {
+  int64_t least = INT64_MAX;
+  for (int splits = 1; splits <= std::min(cut->tiles, kSm90MaxSplits); ++splits) {
+    const int64_t split_tiles = ceil_div(cut->tiles, splits);
+    const int64_t waves = ceil_div(cut->row_blocks * splits, places);
+    if (const int64_t cost = waves * (split_tiles + kSm90BesideTiles); cost < least) {
+      least = cost;
+      cut->split_tiles = static_cast<int>(split_tiles);
+    }
+  }
+  cut->splits = static_cast<int>(ceil_div(cut->tiles, cut->split_tiles));
+}
+
 inline Sm90Cut cut_sm90(const BwdProblem& problem) {
   const Pairing<int>& pairing = problem.product.pairing;
   const int products = problem.product.products(), parts = problem.product.multiplied_parts(),
@@ -61,20 +76,9 @@ inline Sm90Cut cut_sm90(const BwdProblem& problem) {
   cut.shared_bytes =
       cut.block_rows * row_bytes + cut.stages * (cut.tile_columns * (row_bytes + terms_bytes) + barriers_bytes);
 
-  // CTAs run in waves of one per multiprocessor, and the fullest wave counts: of all numbers of splits the one whose
-  // waves take least.
   cut.row_blocks = static_cast<int>(ceil_div(pairing.rows, cut.block_rows));
   cut.tiles = static_cast<int>(ceil_div(pairing.columns, cut.tile_columns));
-  int64_t least = INT64_MAX;
-  for (int splits = 1; splits <= std::min(cut.tiles, kSm90MaxSplits); ++splits) {
-    const int64_t split_tiles = ceil_div(cut.tiles, splits);
-    const int64_t waves = ceil_div(cut.row_blocks * splits, problem.device.multiprocessors);
-    if (const int64_t cost = waves * (split_tiles + kSm90BesideTiles); cost < least) {
-      least = cost;
-      cut.split_tiles = static_cast<int>(split_tiles);
-    }
-  }
-  cut.splits = static_cast<int>(ceil_div(cut.tiles, cut.split_tiles));
+  split_sm90(problem.device.multiprocessors, &cut);
   return cut;
 }
 

@@ -17,29 +17,16 @@
 // exponentials lie beside the second product and the other warpgroup's. Split operands (float32 views) make three
 // products of each, the small ones first; a slice's share of S and a tile's of du are summed from zero. Terms, partials
 // and the second launch are the mma.sync kernel's (ntxent_bwd.cu).
-#include "ntxent_bwd.cuh"
 #include "ntxent_bwd_wide_sm90.cuh"
 #include "ntxent_plan.h"
-#include "wgmma.cuh"
 
 namespace simclr::cuda {
 namespace {
 
-struct WideTask {
-  RowMatrix rows, columns;
-  Pairing<int> pairing;
-  Temperature<float> temperature;
-  float product_unit, operand_unit;
-  Side<float> of_rows, of_columns;
-  int searched_rows;  // those that are none of the columns
-  BwdPartials<float> partials;
-  int tiles, split_tiles, du_columns;
-};
-
 // Brings the tiles of one stage, and the terms of their columns, by one warp: so a tile is announced as soon as it is
 // there, and none waits for the place of the next.
 template <bool kOnline, class Shape>
-__device__ void produce(const WideTask& task, const TermScale& scale, const WideShared<Shape>& shared, int byte,
+__device__ void produce(const Sm90Task& task, const TermScale& scale, const WideShared<Shape>& shared, int byte,
                         int stage, int tile_begin, int tile_end) {
   const int lane = threadIdx.x % 32;
   for (int tile = tile_begin + stage, phase = 0; tile < tile_end; tile += Shape::kStages, phase ^= 1) {
@@ -68,9 +55,9 @@ __device__ __forceinline__ void multiply_rows(WideLogits& s, uint64_t rows, uint
     const int row_part = Shape::kProducts == 3 && product == 0 ? 1 : 0, tile_part = product == 1 ? 1 : 0;
 #pragma unroll
     for (int step = 0; step < Shape::kSlice / 16; ++step) {
-      const int panel = step / (kWidePanelColumns / 16), in_panel = step % (kWidePanelColumns / 16) * kStepBytes;
-      const int a = (row_part * Shape::kPartPanels + panel) * kWideRows * kWidePanelRowBytes + in_panel;
-      const int b = (tile_part * Shape::kPartPanels + panel) * kWideTile * kWidePanelRowBytes + in_panel;
+      const int panel = step / (kSm90Panel / 16), in_panel = step % (kSm90Panel / 16) * kStepBytes;
+      const int a = (row_part * Shape::kPartPanels + panel) * kSm90BlockRows * kSm90PanelRowBytes + in_panel;
+      const int b = (tile_part * Shape::kPartPanels + panel) * kWideTile * kSm90PanelRowBytes + in_panel;
       wgmma::multiply_shared<kWideTile>(s, behind(rows, a), behind(tile, b), product + step > 0);
     }
   }
@@ -85,7 +72,7 @@ __device__ __forceinline__ void multiply_coefficients(typename Shape::Gradient& 
     const int part = Shape::kProducts == 3 && product == 0 ? 1 : 0, tile_part = product == 1 ? 1 : 0;
 #pragma unroll
     for (int step = 0; step < kWideTile / 16; ++step) {
-      const int b = (tile_part * Shape::kPartPanels * kWideTile + 16 * step) * kWidePanelRowBytes;
+      const int b = (tile_part * Shape::kPartPanels * kWideTile + 16 * step) * kSm90PanelRowBytes;
       wgmma::multiply_registers<Shape::kSlice>(du, c[part][step], behind(tile, b),
                                                Shape::kProducts == 1 || product + step > 0);
     }
@@ -127,7 +114,7 @@ struct WarpRows {
 
 // S of a tile, summed over the slices, to coefficients.
 template <bool kOnline, class Shape>
-__device__ __forceinline__ void weigh(WideLogits& s, const WideTask& task, const WideShared<Shape>& shared,
+__device__ __forceinline__ void weigh(WideLogits& s, const Sm90Task& task, const WideShared<Shape>& shared,
                                       const WarpRows& rows, int tile, int stage, float (&own)[2]) {
   const int column = tile * kWideTile;
   if (task.pairing.needs_mask(rows.first, 16, column, kWideTile)) exclude_pairs(s, task.pairing, rows.first, column);
@@ -137,32 +124,32 @@ __device__ __forceinline__ void weigh(WideLogits& s, const WideTask& task, const
 }
 
 template <bool kOnline, class Shape>
-__device__ void consume(const WideTask& task, const TermScale& term_scale, const WideShared<Shape>& shared,
+__device__ void consume(const Sm90Task& task, const TermScale& term_scale, const WideShared<Shape>& shared,
                         const WarpRows& rows, int row_group, int slice, int tile_begin, int tile_end) {
   const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int slice_columns =
       min(task.du_columns - slice * Shape::kSlice, Shape::kSlice);  // those that exist, or less than 1
   const uint32_t first_stage = ptx::shared_address(shared.stages);
   const uint64_t own_rows =
-      wgmma::rows_descriptor(ptx::shared_address(shared.rows) + row_group * kWarpgroupRows * kWidePanelRowBytes);
+      wgmma::rows_descriptor(ptx::shared_address(shared.rows) + row_group * kWarpgroupRows * kSm90PanelRowBytes);
   const uint64_t as_columns = wgmma::rows_descriptor(first_stage);
-  const uint64_t as_rows = wgmma::columns_descriptor(first_stage, kWideTile * kWidePanelRowBytes);
+  const uint64_t as_rows = wgmma::columns_descriptor(first_stage, kWideTile * kSm90PanelRowBytes);
   WideExchange<Shape> exchange(shared, row_group, slice);
   Accumulator<Shape> sum;
   WideLogits s;
   typename Shape::Coefficients c;
   float own[2] = {};
 
-  WideStage<Shape::kStages> here, next;
-  for (int tile = tile_begin; tile < tile_end; ++tile, here = next, next.advance()) {
+  StageOf<Shape::kStages> here, next;
+  for (int tile = tile_begin; tile < tile_end; ++tile, here = next, next.next()) {
     // 2. This slice's share of x_ij = u_i . u_j, and 4. of the tile before, du_i += sum_j c_ij u_j.
-    mbarrier::wait(shared.full + next.at, next.phase);
+    mbarrier::wait(shared.full + next.stage, next.phase);
     wgmma::fence();
-    multiply_rows<Shape>(s, own_rows, behind(as_columns, next.at * kWideStageBytes));
+    multiply_rows<Shape>(s, own_rows, behind(as_columns, next.stage * kWideStageBytes));
     wgmma::commit();
     if (tile > tile_begin) {
       wgmma::fence();
-      sum.start(c, behind(as_rows, here.at * kWideStageBytes));
+      sum.start(c, behind(as_rows, here.stage * kWideStageBytes));
       wgmma::commit();
       wgmma::wait<1>();
     } else {
@@ -174,7 +161,7 @@ __device__ void consume(const WideTask& task, const TermScale& term_scale, const
       if (tile > tile_begin) {
         sum.finish();
         __syncwarp();
-        if (lane == 0) mbarrier::arrive(shared.empty + here.at);
+        if (lane == 0) mbarrier::arrive(shared.empty + here.stage);
       }
     };
     // 3. x_ij, summed over the slices, -> w_i exp(s_ij - lse_i) + w_j exp(s_ij - lse_j), 0 where j is no negative of i.
@@ -188,12 +175,12 @@ __device__ void consume(const WideTask& task, const TermScale& term_scale, const
       exchange.add_received(s, round);
     }
     exchange.parity ^= 1;
-    weigh<kOnline>(s, task, shared, rows, tile, next.at, own);
+    weigh<kOnline>(s, task, shared, rows, tile, next.stage, own);
     if constexpr (Shape::kProducts == 1) finish_before();
     pack_coefficients(c, s);
   }
   wgmma::fence();
-  sum.start(c, behind(as_rows, here.at * kWideStageBytes));
+  sum.start(c, behind(as_rows, here.stage * kWideStageBytes));
   wgmma::commit();
   wgmma::wait<0>();
   sum.finish();
@@ -220,8 +207,8 @@ __device__ void consume(const WideTask& task, const TermScale& term_scale, const
 }
 
 template <bool kOnline, class Shape>
-__global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kWideThreads, 1)
-    ntxent_bwd_wide_sm90_kernel(const WideTask task) {
+__global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kSm90Threads, 1)
+    ntxent_bwd_wide_sm90_kernel(const Sm90Task task) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kCluster = 1 << Shape::kRounds;
   extern __shared__ __align__(wgmma::kPanelAlignment) unsigned char shared_memory[];
@@ -229,7 +216,7 @@ __global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kW
   __shared__ TermScale term_scale;
   const WideShared<Shape> shared(shared_memory, barriers);
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);  // uniform for the compiler, too
-  const int slice = blockIdx.x % kCluster, block_row = blockIdx.x / kCluster * kWideRows;
+  const int slice = blockIdx.x % kCluster, block_row = blockIdx.x / kCluster * kSm90BlockRows;
   const int slice_byte = slice * Shape::kSlice * static_cast<int>(sizeof(__half));
   const int tile_begin = blockIdx.y * task.split_tiles, tile_end = min(tile_begin + task.split_tiles, task.tiles);
 
@@ -238,7 +225,7 @@ __global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kW
     if (blockIdx.x == 0 && blockIdx.y == 0) *task.partials.finished = 0;
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       mbarrier::initialise(shared.full + stage, 32);
-      mbarrier::initialise(shared.empty + stage, kWideConsumers / 32);
+      mbarrier::initialise(shared.empty + stage, kSm90Consumers / 32);
     }
     for (int i = 0; i < WideShared<Shape>::kExchanges; ++i) {
       mbarrier::initialise(shared.received + i, 1);
@@ -246,8 +233,8 @@ __global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kW
     }
     cluster::fence_init();
   }
-  if (threadIdx.x < kWideConsumers) {
-    copy_slice<Shape, kWideRows, kWideConsumers>(shared.rows, task.rows, slice_byte, block_row, threadIdx.x);
+  if (threadIdx.x < kSm90Consumers) {
+    copy_slice<Shape, kSm90BlockRows, kSm90Consumers>(shared.rows, task.rows, slice_byte, block_row, threadIdx.x);
     ptx::cp_async_commit();
   }
   const float constant_max = task.temperature.base_2_scale();
@@ -257,12 +244,12 @@ __global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kW
   wgmma::fence_proxy_async();
   cluster::sync();
 
-  if (warp >= kWideConsumers / 32) {
-    give_registers_back<kWideProducerRegisters>();
-    const int stage = warp - kWideConsumers / 32;
+  if (warp >= kSm90Consumers / 32) {
+    give_registers_back<kSm90ProducerRegisters>();
+    const int stage = warp - kSm90Consumers / 32;
     if (stage < Shape::kStages) produce<kOnline>(task, term_scale, shared, slice_byte, stage, tile_begin, tile_end);
   } else {
-    take_registers<kWideConsumerRegisters>();
+    take_registers<kSm90ConsumerRegisters>();
     WarpRows rows;
     rows.first = block_row + 16 * warp;
     rows.scale = constant_max * task.product_unit;
@@ -280,7 +267,7 @@ __global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kW
 template <class Shape>
 cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
   const Product& product = problem.product;
-  const WideTask task{product.matrix_of_rows(),
+  const Sm90Task task{product.matrix_of_rows(),
                       product.matrix_of_columns(),
                       product.pairing,
                       product.temperature_of<float>(),
@@ -294,9 +281,9 @@ cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t str
                       plan.split_tiles,
                       plan.du_columns};
   const dim3 grid(plan.row_blocks << Shape::kRounds, plan.splits);
-  return product.uses_constant_max() ? SIMCLR_LAUNCH((ntxent_bwd_wide_sm90_kernel<false, Shape>), grid, kWideThreads,
+  return product.uses_constant_max() ? SIMCLR_LAUNCH((ntxent_bwd_wide_sm90_kernel<false, Shape>), grid, kSm90Threads,
                                                      plan.shared_bytes, stream, task)
-                                     : SIMCLR_LAUNCH((ntxent_bwd_wide_sm90_kernel<true, Shape>), grid, kWideThreads,
+                                     : SIMCLR_LAUNCH((ntxent_bwd_wide_sm90_kernel<true, Shape>), grid, kSm90Threads,
                                                      plan.shared_bytes, stream, task);
 }
 

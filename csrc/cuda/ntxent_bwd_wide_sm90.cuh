@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cluster.cuh"
-#include "mbarrier.cuh"
 #include "ntxent_bwd_sm90.cuh"
+#include "ntxent_bwd_sm90_tiles.cuh"
 #include "ntxent_bwd_wide_sm90_plan.h"
 
 #ifdef __CUDACC__
@@ -51,29 +51,20 @@ struct WideShared {
   }
 };
 
-// Where a tile of the walk lies, and which phase of the stage's barriers it is.
-template <int kStages>
-struct WideStage {
-  int at = 0, phase = 0;
-  __device__ void advance() {
-    if (++at == kStages) at = 0, phase ^= 1;
-  }
-};
-
 // Starts copying rows [row, row + kRows) of the CTA's slice, from byte `byte` of a part on, into panels, by threads
 // 0 .. kThreads - 1.
 template <class Shape, int kRows, int kThreads>
 __device__ void copy_slice(unsigned char* panels, const RowMatrix& matrix, int byte, int row, int thread) {
-  constexpr int kChunks = kWidePanels * kWidePanelRowBytes / kChunkBytes, kPartChunks = kChunks / Shape::kParts;
+  constexpr int kChunks = kWidePanels * kSm90PanelRowBytes / kChunkBytes, kPartChunks = kChunks / Shape::kParts;
   constexpr int kRowsAtOnce = kThreads / kChunks;
   const int chunk = thread % kChunks, part = chunk / kPartChunks, first = thread / kChunks;
   const int64_t column = byte + chunk % kPartChunks * kChunkBytes;
   const int rows_inside = column < matrix.part_bytes ? matrix.rows - row : 0;
-  unsigned char* panel = panels + chunk / 8 * kRows * kWidePanelRowBytes;
+  unsigned char* panel = panels + chunk / 8 * kRows * kSm90PanelRowBytes;
   const unsigned char* source = matrix.data + (row + first) * matrix.pitch + part * matrix.part_bytes + column;
 #pragma unroll 8
   for (int r = first; r < kRows; r += kRowsAtOnce, source += kRowsAtOnce * matrix.pitch) {
-    ptx::cp_async<kChunkBytes>(panel + chunk_offset(r, chunk % 8, kWidePanelRowBytes), source,
+    ptx::cp_async<kChunkBytes>(panel + chunk_offset(r, chunk % 8, kSm90PanelRowBytes), source,
                                r < rows_inside ? kChunkBytes : 0);
   }
 }

@@ -42,7 +42,7 @@ MUTANTS = (
         "    mbarrier::arrive",
     ),
     Mutant("a tile is announced before it is there", "    ptx::cp_async_wait_group<0>();\n    wgmma", "    wgmma"),
-    Mutant("a tile is not waited for", "    mbarrier::wait(shared.full + next.at, next.phase);\n", ""),
+    Mutant("a tile is not waited for", "    mbarrier::wait(shared.full + next.stage, next.phase);\n", ""),
     Mutant("a stage is filled while it is multiplied", "    mbarrier::wait(shared.empty + stage, phase ^ 1);\n", ""),
     Mutant("the first phase of a stage is for all", "tile += Shape::kStages, phase ^= 1)", "tile += Shape::kStages)"),
     Mutant("S is not waited for", "      wgmma::wait<1>();\n", "      wgmma::wait<2>();\n"),
@@ -53,10 +53,9 @@ MUTANTS = (
     Mutant("tiles unmasked", "if (task.pairing.needs_mask(", "if (tile < 0 && task.pairing.needs_mask("),
     Mutant(
         "du of the next tile",
-        "      sum.start(c, behind(as_rows, here.at",
-        "      sum.start(c, behind(as_rows, next.at",
+        "      sum.start(c, behind(as_rows, here.stage",
+        "      sum.start(c, behind(as_rows, next.stage",
     ),
-    Mutant("CTAs leave before their logits arrive", "  cluster::sync();  // what", "  // what"),
     Mutant(
         "tiles are not swizzled",
         "chunk_offset(r, chunk % 8, kWidePanelRowBytes)",
