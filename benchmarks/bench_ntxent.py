@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.harness import Absent, compare, installed, require
-from benchmarks.limits import bytes_per_second, multiply_add_gauge, tf32_products
+from benchmarks.limits import bytes_per_second, half_products, multiply_add_gauge
 from benchmarks.memory import peak_bytes
 from benchmarks.ntxent_contestants import CLIP_LOSSES, MODULES, NAMES, check_ntxent, contestant, memory_probe, views
 from simclr_fast.backends import BACKENDS, why_not
@@ -75,7 +75,7 @@ def test_ntxent(benchmark, case: Case, scale: str, device: torch.device, budget:
         case=vars(case),
         multiply_adds={"least": 2 * m * m * case.d, "plain": 3 * m * m * case.d},
         least_bytes=6 * m * case.d * torch.finfo(dtype).bits // 8,
-        tf32_products=tf32_products(dtype, device),
+        half_products=half_products(dtype, device),
         bytes_per_second=bytes_per_second(device),
     )
     for name, figures in found.items():

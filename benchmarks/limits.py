@@ -16,31 +16,27 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
     return lap.seconds()["full"]
 
 
-def tf32_products(dtype: torch.dtype, device: torch.device) -> int:
-    """How many products in TF32 make one of this dtype with all of its accuracy, as CUDA kernels of NT-Xent make it.
+def half_products(dtype: torch.dtype, device: torch.device) -> int:
+    """How many products in float16 make one of this dtype, as the compiled CUDA kernels of NT-Xent make it.
 
-    0 where they need none: on a CPU, for other types, and where torch.set_float32_matmul_precision allows TF32.
+    For float32 on CUDA three, or one where torch.set_float32_matmul_precision allows TF32; 0 where its own type serves.
     """
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return 3 if device.type == "cuda" and dtype == torch.float32 and exact else 0
+    if device.type != "cuda" or dtype != torch.float32:
+        return 0
+    return 3 if torch.get_float32_matmul_precision() == "highest" else 1
 
 
 def multiply_add_gauge(dtype: torch.dtype, device: torch.device, size: int | None = None) -> Callable[[], float]:
     """A function that multiplies two square matrices of this dtype and returns the multiply-adds per second.
 
-    Where `tf32_products` of them make one, it is their rate: torch.mm itself would run on the far slower FMA units.
+    Where `half_products` of them make one, it is their rate: torch.mm itself would run on far slower units.
     """
     size = size or (8192 if device.type == "cuda" else 2048)
-    products = tf32_products(dtype, device)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    products = half_products(dtype, device)
+    a, b = (torch.randn(size, size, device=device).to(torch.float16 if products else dtype) for _ in range(2))
 
     def gauge() -> float:
-        allowed = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = allowed or products > 0
-        try:
-            return size**3 / max(products, 1) / _seconds(lambda: a @ b, device)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
+        return size**3 / max(products, 1) / _seconds(lambda: a @ b, device)
 
     gauge()  # lazy initialisation
     return gauge

@@ -97,8 +97,11 @@ def ntxent_case(info: dict, common: list[str]) -> str:
         return [*times, _ratio(plain, full), *achieved, memory, f"{figures['error']:.1e}"]
 
     header = ["forward ms", "backward ms", "full ms", "against plain", "GFLOP/s", "over limit", "GB/s", "peak MiB"]
-    products = info["tf32_products"]
-    product = f"a large torch.mm in TF32, of which {products} make one in float32," if products else "a large torch.mm"
+    product = {
+        0: "a large torch.mm",
+        1: "a large torch.mm in float16",
+        3: "a large torch.mm in float16, of which three make one in float32,",
+    }[info["half_products"]]
     limit = (
         f"Limit {number(1e3 * least / rate)} ms: 2 M^2 D multiply-adds ({number(2 * least / 1e9)} GFLOP) at the "
         f"{number(2 * rate / 1e9)} GFLOP/s of {product} in the same rounds. GFLOP/s counts these, whatever "

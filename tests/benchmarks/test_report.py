@@ -27,7 +27,7 @@ def ntxent(n: int, cpp: float, plain: float, peak_mib: float) -> dict:
         "case": {"n": n, "d": 128, "dtype": "float32", "temperature": 0.1},
         "multiply_adds": {"least": 8 * n * n * 128},
         "limits": {"multiply_adds_per_second": 1e9},
-        "tf32_products": 0,
+        "half_products": 0,
         "contestants": {
             "cpp": timed(cpp, peak_bytes=int(peak_mib * 2**20)),
             "plain": timed(plain, peak_bytes=900 * 2**20),
