@@ -26,23 +26,46 @@ struct NormOf<double> {
   using type = double;
 };
 
+// Entries [k, k + 4) of z [d], zero from d on.
+template <class W, class T>
+__device__ __forceinline__ void load_four(W (&x)[4], const T* z, int64_t k, int64_t d) {
+  const bool aligned = reinterpret_cast<uintptr_t>(z + k) % alignof(Four<T>) == 0;  // of any row: strides are free
+  Four<T> four = {};
+  if (aligned && k + 4 <= d) {
+    four = *reinterpret_cast<const Four<T>*>(z + k);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (k + i < d) four.x[i] = z[k + i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = static_cast<W>(four.x[i]);
+}
+
 // Writes row `row` of u, zero from d on, and *inv_norm = 1 / max(|z|, eps). U: of u, S: of the norm.
 template <class T, class U, class S>
 __device__ void normalize_row(const T* z, int64_t d, double eps, S clamped_inv_norm, const UnitRows<U>& u, int64_t row,
                               S* inv_norm) {
   using W = typename NormOf<T>::type;
   const int lane = threadIdx.x % 32;
+  W x[4];
   // 1. The largest entry.
   W peak = 0;
-  for (int64_t k = lane; k < d; k += 32) peak = fmax(peak, fabs(static_cast<W>(z[k])));
+  for (int64_t k = 4 * lane; k < d; k += 128) {
+    load_four(x, z, k, d);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) peak = fmax(peak, fabs(x[i]));
+  }
   peak = warp_max(peak);
   const W scale = peak > W(0) ? W(1) / peak : W(1);
   // 2. |z| = peak |z / peak|. 1 / peak overflows for subnormal peaks; such a row is far below eps, and its squares do
   // not matter.
   W sum = 0;
-  for (int64_t k = lane; k < d; k += 32) {
-    const W x = static_cast<W>(z[k]) * scale;
-    sum += x * x;
+  for (int64_t k = 4 * lane; k < d; k += 128) {
+    load_four(x, z, k, d);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sum += x[i] * scale * (x[i] * scale);
   }
   const W root = sqrt(warp_sum(sum));
   // 3. inv_norm = 1 / max(|z|, eps), and u = z inv_norm.
@@ -51,7 +74,12 @@ __device__ void normalize_row(const T* z, int64_t d, double eps, S clamped_inv_n
   // The norm itself may not be representable.
   if (lane == 0) *inv_norm = clamped ? clamped_inv_norm : static_cast<S>(scale / root);
   const W first = clamped ? W(1) : scale, second = W(1) / (clamped ? least : root);
-  for (int64_t k = lane; k < u.columns; k += 32) u.set(row, k, k < d ? static_cast<W>(z[k]) * first * second : W(0));
+  for (int64_t k = 4 * lane; k < u.columns; k += 128) {
+    load_four(x, z, k, d);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = x[i] * first * second;
+    u.set(row, k, x);
+  }
 }
 
 }  // namespace simclr::cuda

@@ -16,6 +16,12 @@ template <class T>
 using OperandOf = std::conditional_t<std::is_same_v<T, float>, SplitHalf,
                                      std::conditional_t<std::is_same_v<T, double>, double, __half>>;
 
+// Four entries side by side, which are loaded and stored at once where they are aligned.
+template <class T>
+struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Four {
+  T x[4];
+};
+
 template <class E>
 struct UnitRows {
   E* data;
@@ -26,8 +32,16 @@ struct UnitRows {
     return static_cast<W>(data[row * columns + k]);
   }
   template <class W>
-  __device__ void set(int64_t row, int64_t k, W u) const {
-    data[row * columns + k] = static_cast<E>(u);
+  __device__ void set(int64_t row, int64_t k, const W (&u)[4]) const {  // from entry k on; k is a multiple of 4
+    E* to = data + row * columns + k;
+    Four<E> four;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.x[i] = static_cast<E>(u[i]);
+    if (k + 4 <= columns) {
+      *reinterpret_cast<Four<E>*>(to) = four;
+    } else {  // double, whose rows have an even number of columns
+      to[0] = four.x[0], to[1] = four.x[1];
+    }
   }
 
   // The entries from k on that lie in 16 bytes of each part, in units of kChunkUnit.
@@ -54,11 +68,16 @@ struct UnitRows<SplitHalf> {
     return (static_cast<W>(part(row, 0)[k]) + static_cast<W>(part(row, 1)[k])) * (1 / kSplitScale);
   }
   template <class W>
-  __device__ void set(int64_t row, int64_t k, W u) const {
-    const W scaled = u * kSplitScale;
-    const __half hi = __float2half_rn(static_cast<float>(scaled));
-    part(row, 0)[k] = hi;
-    part(row, 1)[k] = __float2half_rn(static_cast<float>(scaled - static_cast<W>(hi)));
+  __device__ void set(int64_t row, int64_t k, const W (&u)[4]) const {
+    Four<__half> hi, lo;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const W scaled = u[i] * kSplitScale;
+      hi.x[i] = __float2half_rn(static_cast<float>(scaled));
+      lo.x[i] = __float2half_rn(static_cast<float>(scaled - static_cast<W>(hi.x[i])));
+    }
+    *reinterpret_cast<Four<__half>*>(part(row, 0) + k) = hi;
+    *reinterpret_cast<Four<__half>*>(part(row, 1) + k) = lo;
   }
 
   static constexpr int kPerChunk = 8;

@@ -173,6 +173,7 @@ MUTANTS = (
         "(u - static_cast<W>(hi))",
         _ONCE,
     ),
+    _ntxent("normalize.cuh", "entries behind a row", "aligned && k + 4 <= d", "aligned"),
     _ntxent(
         *("normalize.cuh", "norms in float32"),
         *("struct NormOf<float> {\n  using type = double;", "struct NormOf<float> {\n  using type = float;", _ONCE),

@@ -283,10 +283,12 @@ def test_gradient_is_the_same_without_dt(kernels: Kernels, case: Case) -> None:
     assert torch.equal(with_dt["dz1"], without["dz1"])
 
 
-def test_rows_may_be_strided(kernels: Kernels) -> None:
-    case = Case(15, 20, HALF)
+@pytest.mark.parametrize("dtype", [HALF, FLOAT, DOUBLE], ids=str)
+@pytest.mark.parametrize("first", [20, 3], ids=["aligned", "unaligned"])
+def test_rows_may_be_strided(kernels: Kernels, dtype: torch.dtype, first: int) -> None:
+    case = Case(15, 20, dtype)
     wide = embeddings("random", case.n, 3 * case.d, case.dtype)
-    views, weights = wide[:, :, case.d : 2 * case.d], weights_of(case)
+    views, weights = wide[:, :, first : first + case.d], weights_of(case)
     strided = run(kernels, case, Schedule(), views, weights)
     packed = run(kernels, case, Schedule(), views.contiguous(), weights)
     assert torch.equal(strided["loss"], packed["loss"])
