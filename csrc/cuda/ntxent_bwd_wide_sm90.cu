@@ -17,6 +17,7 @@
 // exponentials lie beside the second product and the other warpgroup's. Split operands (float32 views) make three
 // products of each, the small ones first; a slice's share of S and a tile's of du are summed from zero. Terms, partials
 // and the second launch are the mma.sync kernel's (ntxent_bwd.cu).
+#ifdef SIMCLR_SM90A
 #include "ntxent_bwd_wide_sm90.cuh"
 #include "ntxent_plan.h"
 
@@ -299,3 +300,4 @@ cudaError_t bwd_tiles_wide_sm90(const BwdProblem& problem, const BwdPlan& plan, 
 }
 
 }  // namespace simclr::cuda
+#endif
