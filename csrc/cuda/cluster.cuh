@@ -11,6 +11,14 @@
 
 #ifdef __CUDACC__
 
+// Of a kernel, before its launch bounds: so many CTAs, neighbours along x, are a cluster. The code for other
+// architectures may not even name clusters.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define SIMCLR_CLUSTER(ctas) __cluster_dims__(ctas, 1, 1)
+#else
+#define SIMCLR_CLUSTER(ctas)
+#endif
+
 namespace simclr::cluster {
 
 // The shared memory address `address` of this CTA in the CTA of that rank.

@@ -208,7 +208,7 @@ __device__ void consume(const Sm90Task& task, const TermScale& term_scale, const
 }
 
 template <bool kOnline, class Shape>
-__global__ void __cluster_dims__(1 << Shape::kRounds, 1, 1) __launch_bounds__(kSm90Threads, 1)
+__global__ void SIMCLR_CLUSTER(1 << Shape::kRounds) __launch_bounds__(kSm90Threads, 1)
     ntxent_bwd_wide_sm90_kernel(const Sm90Task task) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kCluster = 1 << Shape::kRounds;
