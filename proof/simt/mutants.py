@@ -169,8 +169,8 @@ MUTANTS = (
     _ntxent(
         "unit_rows.cuh",
         "lo of the row without its scale",
-        "(scaled - static_cast<W>(hi))",
-        "(u - static_cast<W>(hi))",
+        "(scaled - static_cast<W>(hi.x[i]))",
+        "(u[i] - static_cast<W>(hi.x[i]))",
         _ONCE,
     ),
     _ntxent("normalize.cuh", "entries behind a row", "aligned && k + 4 <= d", "aligned"),
