@@ -13,20 +13,6 @@
 #include "wgmma.cuh"
 
 namespace simclr::cuda {
-namespace {
-
-constexpr int kThreads = kFwdSm90Threads;
-
-template <class Partial>
-struct FwdSm90Task {
-  RowMatrix rows, columns;
-  Pairing<int> pairing;
-  Temperature<float> temperature;
-  FwdPartials<Partial> partials;
-  FwdPlan plan;
-  int part_bytes;  // of a row
-  float unit;      // what sums of products are in units of u.u
-};
 
 // Row tiles [row_begin, row_end) of one column tile.
 struct Strip90 {
@@ -65,8 +51,24 @@ class Strips {
   int pair_, end_, column_ = 0;
 };
 
-// Excludes all but the negatives of a share.
-__device__ void exclude_pairs(float (&x)[16][4], const Pairing<int>& pairing, int first_row, int first_column) {
+namespace {
+
+constexpr int kThreads = kFwdSm90Threads;
+
+template <class Partial>
+struct FwdSm90Task {
+  RowMatrix rows, columns;
+  Pairing<int> pairing;
+  Temperature<float> temperature;
+  FwdPartials<Partial> partials;
+  FwdPlan plan;
+  int part_bytes;  // of a row
+  float unit;      // what sums of products are in units of u.u
+};
+
+// Excludes all but the negatives of a share. Unused, as wait_copies is, where the kernels are compiled empty.
+[[maybe_unused]] __device__ void exclude_pairs(float (&x)[16][4], const Pairing<int>& pairing, int first_row,
+                                               int first_column) {
   const int quad = threadIdx.x % 4, row = first_row + threadIdx.x % 32 / 4;
 #pragma unroll
   for (int n = 0; n < 16; ++n) {
@@ -77,7 +79,7 @@ __device__ void exclude_pairs(float (&x)[16][4], const Pairing<int>& pairing, in
   }
 }
 
-__device__ __forceinline__ void wait_copies(int pending) {
+[[maybe_unused]] __device__ __forceinline__ void wait_copies(int pending) {
   if (pending == 0) ptx::cp_async_wait_group<0>();
   if (pending == 1) ptx::cp_async_wait_group<1>();
   if (pending == 2) ptx::cp_async_wait_group<2>();

@@ -25,9 +25,8 @@ def registers() -> dict[str, int]:
     return {row["kernel"]: row["registers"] for row in rows if row["arch"] == aot.HOPPER}
 
 
-def count(program: Program, workload: Workload, mma_sync: float | None = 1) -> list[dict]:
-    """One row per launch of the workload. mma_sync: the share of the tensor cores' peak that the model lets mma.sync
-    reach; None is what has been measured on the GPU."""
+def count(program: Program, workload: Workload) -> list[dict]:
+    """One row per launch of the workload."""
     torch.manual_seed(0)
     result = workload.run(program, threads=2)
     names = aot.readable(report.kernel for report in result.reports)
@@ -35,7 +34,9 @@ def count(program: Program, workload: Workload, mma_sync: float | None = 1) -> l
     rows = []
     for report in result.reports:
         kernel = names[report.kernel]
-        model = report.estimate(GPU, regs_per_thread=of_kernel[kernel], mma_sync=mma_sync)
+        model = report.estimate(GPU, regs_per_thread=of_kernel[kernel])
+        # Of the peak that the bound is at, mma.sync reaches 62 % on Hopper, as others measured; wgmma alone all of it.
+        reached = report.estimate(GPU, regs_per_thread=of_kernel[kernel], mma_sync=None)
         transfers = ("global_load", "global_store", "cp_async")
         sectors = sum(getattr(report, f"{kind}_sectors") for kind in transfers)
         useful_bytes = sum(getattr(report, f"{kind}_useful_bytes") for kind in transfers)
@@ -54,6 +55,7 @@ def count(program: Program, workload: Workload, mma_sync: float | None = 1) -> l
                 "spill_bytes": report.spill_bytes,
                 "model_us": round(model["time"] * 1e6, 2),
                 "model_bound": model["bound"],
+                "reached_us": round(reached["time"] * 1e6, 2),
             }
         )
     return rows
@@ -98,13 +100,17 @@ def launches(table: dict) -> list[str]:
     return lines
 
 
-def modelled_us(table: dict, workload: Workload) -> float:
-    """Over all launches of the workload."""
-    return sum(row["model_us"] for row in table["launches"] if row["workload"] == workload.name)
+def modelled_us(table: dict, workload: Workload, key: str = "model_us") -> float:
+    """Over all launches of the workload; "reached_us": with no more of the peak than mma.sync reaches."""
+    return sum(row[key] for row in table["launches"] if row["workload"] == workload.name)
 
 
 def render(table: dict) -> str:
-    total, bound = modelled_us(table, MODELLED), bound_us(8192, 128)
+    total, reached, bound = (
+        modelled_us(table, MODELLED),
+        modelled_us(table, MODELLED, "reached_us"),
+        bound_us(8192, 128),
+    )
     return "\n".join(
         [
             *heading("ptxlab_cuda", "What the generated code of the CUDA kernels does", table, "80"),
@@ -112,6 +118,7 @@ def render(table: dict) -> str:
             "",
             f"Forward + backward at M = 8192, D = 128, fp16: modelled {total:.1f} us over all launches,",
             f"{total / bound:.2f} times the {bound:.1f} us of 2.5 M^2 D multiply-adds at the tensor cores' peak.",
+            f"With the 62 % of it that mma.sync reaches on Hopper, which has kernels of its own: {reached:.1f} us.",
             "",
         ]
     )

@@ -68,7 +68,9 @@ def test_committed_counts_are_within_bounds(table: dict) -> None:
 
 
 def test_modelled_time_is_within_twice_the_tensor_core_bound(table: dict) -> None:
-    """M = 8192, D = 128, fp16, forward and backward, every launch."""
+    """M = 8192, D = 128, fp16, forward and backward, every launch, at the whole peak: a bound on what is counted. With
+    the 62 % of it that mma.sync reaches on Hopper it is above that (the page says how much); Hopper has kernels of its
+    own, with a bar of their own (test_ptxlab_sm90.py)."""
     rows = [row for row in table["launches"] if row["workload"] == MODELLED.name]
     launches = [row["kernel"].split("<")[0] for row in rows]
     assert launches == [
