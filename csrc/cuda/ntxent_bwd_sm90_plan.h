@@ -13,7 +13,7 @@ namespace simclr::cuda {
 constexpr int kSm90BlockRows = 128;
 constexpr int kSm90Consumers = 256;
 // One more brings the tiles. All start with 168 registers a thread, 504 for one thread of each warpgroup, of which this one
-// keeps 40 and the two others get 232 each. With 32 for the one (240 would be 8 too many for the others) its terms spill.
+// keeps 40 and the two others get 232 each; 240 for them would leave 24, too few for two panels' copies and a term.
 constexpr int kSm90Producers = 128;
 constexpr int kSm90Threads = kSm90Consumers + kSm90Producers;
 constexpr int kSm90ConsumerRegisters = 232;
