@@ -4,39 +4,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from proof.generated.ptx import load_ptxlab
-from proof.generated.sm90 import Case, program, worst
+from proof.generated.sm90 import FLOAT, Case, program, worst
 
 FORWARD = Case(256, 128, multiprocessors=1, only_fwd=True)  # four steps a tile, strips of one tile and of two
 HELD = Case(100, 200, multiprocessors=1, only_fwd=True)  # four slices of the columns
 STREAMED = Case(100, 700, multiprocessors=1, only_fwd=True)  # eleven slices of 64 columns, of rows and of columns
+SPLIT = Case(40, 200, FLOAT, multiprocessors=1, only_fwd=True)  # four slices of three products
 ONLINE = Case(130, 40, temperature=0.01, multiprocessors=1, only_fwd=True)
 
 
-# Of each source, the kernels that its cases do not launch are not compiled.
+# The kernels that a case does not launch are not compiled.
 _FWD = "ntxent_fwd_sm90.cu"
-NARROWED = {_FWD: ((_FWD, "== 3 ? run<3, Statistics>", "== 3 ? run<1, Statistics>"),)}
-CONSTANT_ONLY = ((_FWD, "online_max ? run<OnlineMax>", "online_max ? run<ConstantMax>"),)
-ONLINE_ONLY = ((_FWD, ": run<ConstantMax>", ": run<OnlineMax>"),)
+ONE_PRODUCT = (_FWD, "== 3 ? run<3, Statistics>", "== 3 ? run<1, Statistics>")
+THREE_PRODUCTS = (_FWD, ": run<1, Statistics>", ": run<3, Statistics>")
+CONSTANT_ONLY = (_FWD, "online_max ? run<OnlineMax>", "online_max ? run<ConstantMax>")
+ONLINE_ONLY = (_FWD, ": run<ConstantMax>", ": run<OnlineMax>")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old`, which csrc/cuda/`file` has once, becomes `new` in the kernels of `source`."""
+    """`old`, which csrc/cuda/`file` has once, becomes `new` in the forward's kernels."""
 
     name: str
     file: str
     old: str
     new: str
     case: Case
-    source: str = "ntxent_fwd_sm90.cu"
 
     def __str__(self) -> str:
         return self.name
 
     def noticed(self) -> bool:
         """Whether one of the schedules shows a wrong result or an issue."""
-        narrowed = NARROWED[self.source] + (ONLINE_ONLY if self.case == ONLINE else CONSTANT_ONLY)
-        kernels = program(((self.file, self.old, self.new), *narrowed), (self.source,))
+        products = THREE_PRODUCTS if self.case.dtype == FLOAT else ONE_PRODUCT
+        maximum = ONLINE_ONLY if self.case == ONLINE else CONSTANT_ONLY
+        kernels = program(((self.file, self.old, self.new), products, maximum), (_FWD,))
         return any(fails(self.case.errors, kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
 
 
@@ -85,6 +87,8 @@ MUTANTS = (
     ),
     _fwd("the depth's slices lost but the last", "slice, kProducts == 1)", "slice, false)", STREAMED),
     _fwd("columns streamed to where rows are", "stage + plan_.step_slice_bytes(), task_", "stage, task_", STREAMED),
+    _fwd("two products of three", "kProducts == 3 && product == 1", "kProducts == 3 && product == 4", SPLIT),
+    _fwd("a slice's sum in the place of the others'", "kProducts == 1 || slice == 0 ?", "slice >= 0 ?", SPLIT),
     Mutant(
         "statistics: columns' maxima of half of the rows",
         "ntxent_statistics_sm90.cuh",
@@ -99,5 +103,7 @@ MUTANTS = (
         "chunk * 16",
         FORWARD,
     ),
-    Mutant("wgmma: rows past the matrix are not zero", "wgmma.cuh", "r < rows_inside ? 16 : 0", "16", ONLINE),
+    Mutant(
+        "wgmma: rows past the matrix are not zero", "wgmma.cuh", "r + k * stride < rows_inside ? 16 : 0", "16", ONLINE
+    ),
 )
