@@ -11,7 +11,7 @@ python -m proof.generated.model     writes docs/tables/model.md
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,12 @@ def pass_us(launches: list[dict[str, Any]], wgmma: bool | None = None, constants
     return constants.c0 + sum(launch_us(row, kind, constants) for row, kind in zip(launches, kinds))
 
 
+def best_us(launches: list[dict[str, Any]], wgmma: bool | None = None) -> float:
+    """The same if the resources of every launch overlapped fully, at the weights that were fitted."""
+    full = dict.fromkeys(("forward_sync", "backward_sync", "forward_wgmma", "backward_wgmma"), 64.0)
+    return pass_us(launches, wgmma, replace(FITTED, **full))
+
+
 @dataclass(frozen=True)
 class Measured:
     """A part of a case as the H200 timed it ("forward", "backward", "both"), and its launches' counts."""
@@ -202,7 +208,7 @@ def page() -> str:
     for backend, called in (("cpp", "C++, mma.sync"), ("triton", "Triton, wgmma")):
         cells = (f"{100 * family_error(cases, backend, part):.0f}%" for part in ("forward", "backward", "both"))
         lines.append(f"| {called} | " + " | ".join(cells) + " |")
-    lines += ["", *bars_markdown(pass_us, family_error(cases, "triton", "both")), ""]
+    lines += ["", *bars_markdown(pass_us, best_us, family_error(cases, "triton", "both")), ""]
     lines += ["## Every measured case", "", "| case | code | part | measured, us | modelled, us | off by |"]
     lines += ["|---|---|---|---|---|---|"]
     for case, error in zip(cases, errors):

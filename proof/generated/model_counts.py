@@ -36,6 +36,7 @@ COUNTED = (
     (1024, 512, "fp16"),
     (4096, 512, "fp16"),
     (4096, 128, "tf32"),
+    (4096, 512, "tf32"),
     (4096, 128, "ieee"),
 )
 AT_ONCE = ((256, 128, "fp16"),)  # loss and gradient in one launch

@@ -60,18 +60,21 @@ def test_bars() -> None:
 
 
 def test_auto_takes_what_is_modelled_where_the_model_is_sure() -> None:
-    """Of Hopper's compiled kernels: where they are faster than Triton was measured to be, by more than the model errs.
+    """Of Hopper's compiled kernels: where they are faster than Triton, in every size, by more than the model errs.
 
-    By more than by its largest error of a pass of wgmma's code, in every size that one choice has.
+    That is its largest error of a pass of wgmma's code. Triton's time is what was measured, or what is modelled now
+    where that is less: its kernels may have changed since.
     """
     own = [case for case in measured() if (case.backend, case.part) == ("triton", "both")]
     sure = math.exp(np.abs(residuals(own)).max())
     timed = committed_table("gpu_check")["bench"]["ntxent"]
     found: dict[limits.Choice, list[bool]] = {}
-    for (backend, n, dim, operands, at_once), time in modelled(model.pass_us).items():
+    times = modelled(model.pass_us)
+    for (backend, n, dim, operands, at_once), time in times.items():
         choice = limits.choice_for(9, "half" if operands == "fp16" else operands, (2 * n) ** 2 * dim)
         if backend == "cpp" and not at_once:
             triton = 1e3 * timed[f"N={n} D={dim} {operands}"]["contestants"]["triton"]["both ms"]
+            triton = min(triton, times["triton", n, dim, operands, False])
             found.setdefault(choice, []).append(time * sure < triton)
     for choice, faster in found.items():
         if choice.better_by == "both ms":

@@ -29,15 +29,15 @@ class Choice:
 
 _H200 = "measured: H200, commit 529d4ebe8917, docs/gpu.md"
 # Elsewhere, where no device was timed, the compiled kernels come first. Those for Hopper that multiply by wgmma are
-# modelled (docs/tables/model.md), not measured: while the model gives them less of an advantage over Triton's measured
-# time than it errs by at worst, what was measured stays; to let them have a size, write "cpp" in its line.
+# modelled (docs/tables/model.md), not measured: while the model gives them less of an advantage over Triton than it
+# errs by at worst (a third), what was measured stays; to let them have a size, write "cpp" in its line.
 CHOICES = (
     # Below 2^33 (8192 rows of 128) Triton's kernels save up to 30 us of the device's time (cpp's mma.sync kernels at
     # half of it), but cost up to a millisecond more of Python, which no training step of this size hides.
     Choice(9, "half", 0, "cpp", "host us", _H200),
     Choice(9, "half", 2**33, "triton", "both ms", _H200 + ": 0.38 to 0.59 of the time of cpp's mma.sync kernels"),
     Choice(9, "tf32", 0, "cpp", "host us", _H200),
-    Choice(9, "tf32", 2**33, "triton", "both ms", _H200 + ": 0.66 to 0.77 of the time of cpp's mma.sync kernels"),
+    Choice(9, "tf32", 2**33, "triton", "both ms", _H200 + ", both multiplying in tf32: 0.66 to 0.77 of cpp's time"),
     Choice(9, "ieee", 0, "cpp", "gradient error", _H200 + ": up to 18 times as exact, in 0.36 to 1.6 of the time"),
 )
 NTXENT = Op(
