@@ -55,8 +55,8 @@ class Execution:
 
 
 HALF, BFLOAT = torch.float16, torch.bfloat16
-# D = 128 of one forward program's several tiles, then entries of the tables of tiles, with masked columns and without.
 MOST_OF_TENSOR_CORES = {80: 2.0, 90: 1.6}  # modelled time over that of 2.5 M^2 D multiply-adds at the peak
+# D = 128 of one forward program's several tiles, then entries of the tables of tiles, with masked columns and without.
 EXECUTIONS = {
     "sm_80, half": Execution(80, Case(200, 128, 0.1, dtype=HALF)),
     "sm_80, half, ragged, online max": Execution(80, Case(75, 72, 0.02, dtype=HALF, reduce=False)),
@@ -72,9 +72,11 @@ EXECUTIONS = {
     "sm_90, half, D = 700, online max": Execution(90, Case(70, 700, 0.02, dtype=HALF, reduce=False)),
     "sm_90, half, D = 1024": Execution(90, Case(70, 1024, 0.1, dtype=HALF)),
     "sm_90, tf32": Execution(90, Case(130, 64, 0.1, precision="tf32")),
+    "sm_90, tf32, D = 512, two processes": Execution(90, Case(40, 512, 0.1, precision="tf32", world=2, rank=1)),
     "sm_90, full float32": Execution(90, Case(200, 128, 0.1), 1),
     "sm_90, full float32, ragged, three processes": Execution(90, Case(35, 33, 0.02, world=3, rank=1, reduce=False)),
     "sm_90, full float32, D = 200, online max": Execution(90, Case(70, 200, 0.02)),
+    "sm_90, full float32, D = 1024": Execution(90, Case(40, 1024, 0.1), need_dt=False),
     "sm_90, bfloat16": Execution(90, Case(130, 64, 0.1, dtype=BFLOAT)),
 }
 ORDERS = ((0, "linear"), (1, "random"), (2, "random"))  # seed, and order of the programs

@@ -37,6 +37,7 @@ CASES = {
     "sm_90, half, ragged, both": (90, Case(150, 70, 64, 0.1, dtype=torch.float16, exclude="self"), HALF),
     "sm_90, half, wide, maxima": (90, Case(300, 270, 200, 0.1, dtype=torch.float16, need_max=True), HALF),
     "sm_90, half, two processes, online max": (90, TWO_PROCESSES, WIDER),
+    "sm_90, full float32, ragged, both": (90, Case(150, 70, 33, 0.1, exclude="self"), FLOAT32),
 }
 
 
