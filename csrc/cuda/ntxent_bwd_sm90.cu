@@ -36,7 +36,7 @@ __device__ __forceinline__ void multiply_rows(typename Shape::Logits& s, uint64_
       for (int step = 0; step < kSm90Panel / 16; ++step) {
         const int a = (row_part * Shape::kPanels + panel) * Shape::kRowPanelBytes + step * kStepBytes;
         const int b = (tile_part * Shape::kPanels + panel) * Shape::kTilePanelBytes + step * kStepBytes;
-        wgmma::multiply_shared<Shape::kTile>(s, rows + (a >> 4), tile + (b >> 4), product + panel + step > 0);
+        wgmma::multiply_shared<Shape::kTile>(s, behind(rows, a), behind(tile, b), product + panel + step > 0);
       }
     }
   }
@@ -52,7 +52,7 @@ __device__ __forceinline__ void multiply_coefficients(typename Shape::Gradient& 
 #pragma unroll
     for (int step = 0; step < Shape::kTile / 16; ++step) {
       const int b = tile_part * Shape::kPanels * Shape::kTilePanelBytes + 16 * step * kSm90PanelRowBytes;
-      wgmma::multiply_registers<Shape::kDepth>(du, c[part][step], tile + (b >> 4),
+      wgmma::multiply_registers<Shape::kDepth>(du, c[part][step], behind(tile, b),
                                                Shape::kProducts == 1 || product + step > 0);
     }
   }

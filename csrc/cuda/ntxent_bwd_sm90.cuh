@@ -45,6 +45,12 @@ __device__ __forceinline__ int block_index() {
   return index;
 }
 
+// The descriptor of what lies `bytes`, a multiple of 16, behind what another describes. The address is in its lower
+// half, which does not overflow; sums of 64 bits would be kept in registers from before the walk, and spill.
+__device__ __forceinline__ uint64_t behind(uint64_t descriptor, int bytes) {
+  return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + bytes / 16);
+}
+
 // Excludes the pairs that are no negatives; first_row is that of the warp.
 template <int kFragments>
 __device__ __forceinline__ void exclude_pairs(float (&x)[kFragments][4], const Pairing<int>& pairing, int first_row,

@@ -69,12 +69,6 @@ __device__ void copy_slice(unsigned char* panels, const RowMatrix& matrix, int b
   }
 }
 
-// The descriptor of what lies `bytes`, a multiple of 16, behind what another describes. The address is in its lower
-// half, which does not overflow; sums of 64 bits would be kept in registers from before the walk, and spill.
-__device__ __forceinline__ uint64_t behind(uint64_t descriptor, int bytes) {
-  return descriptor >> 32 << 32 | (static_cast<uint32_t>(descriptor) + bytes / 16);
-}
-
 // The exchange of one warpgroup with the same one of other CTAs: of round k with the CTA whose rank differs in bit k,
 // so that all add up the same numbers in the same pairs, and hold the same sums.
 template <class Shape>
