@@ -66,7 +66,7 @@ struct FwdSm90Task {
   float unit;      // what sums of products are in units of u.u
 };
 
-// Excludes all but the negatives of a share. Unused, as wait_copies is, where the kernels are compiled empty.
+// Excludes all but the negatives of a share. Unused where the kernels are compiled empty.
 [[maybe_unused]] __device__ void exclude_pairs(float (&x)[16][4], const Pairing<int>& pairing, int first_row,
                                                int first_column) {
   const int quad = threadIdx.x % 4, row = first_row + threadIdx.x % 32 / 4;
@@ -79,11 +79,12 @@ struct FwdSm90Task {
   }
 }
 
-[[maybe_unused]] __device__ __forceinline__ void wait_copies(int pending) {
-  if (pending == 0) ptx::cp_async_wait_group<0>();
-  if (pending == 1) ptx::cp_async_wait_group<1>();
-  if (pending == 2) ptx::cp_async_wait_group<2>();
-  if (pending == 3) ptx::cp_async_wait_group<3>();
+// Waits until at most `pending` of the newest groups of copies are on their way: an immediate of the instruction, and no
+// more than kMost, which is that of the most stages with no product under way.
+template <int kMost = kFwdMaxStages - 2>
+__device__ __forceinline__ void wait_copies(int pending) {
+  if (pending == kMost) ptx::cp_async_wait_group<kMost>();
+  if constexpr (kMost > 0) wait_copies<kMost - 1>(pending);
 }
 
 template <int kProducts, class Statistics>

@@ -10,6 +10,7 @@ FORWARD = Case(256, 128, multiprocessors=1, only_fwd=True)  # four steps a tile,
 HELD = Case(100, 200, multiprocessors=1, only_fwd=True)  # four slices of the columns
 STREAMED = Case(100, 700, multiprocessors=1, only_fwd=True)  # eleven slices of 64 columns, of rows and of columns
 SPLIT = Case(40, 200, FLOAT, multiprocessors=1, only_fwd=True)  # four slices of three products
+DEEP = Case(256, 64, FLOAT, multiprocessors=1, only_fwd=True)  # six stages, none of them under way
 ONLINE = Case(130, 40, temperature=0.01, multiprocessors=1, only_fwd=True)
 
 
@@ -58,6 +59,9 @@ def _fwd(name: str, old: str, new: str, case: Case = FORWARD) -> Mutant:
 MUTANTS = (
     _fwd("no fence between the copies and the products", "    wgmma::fence_proxy_async();\n", ""),
     _fwd("a copy is waited for too late", "wait_copies(plan_.copies_ahead() - 1)", "wait_copies(plan_.copies_ahead())"),
+    _fwd(
+        "copies of the most stages are not waited for", "kMost = kFwdMaxStages - 2", "kMost = kFwdMaxStages - 3", DEEP
+    ),
     _fwd("no barrier behind the copies", "    __syncthreads();\n    copy_item();", "    copy_item();"),
     _fwd(
         "products are not waited for", "    wgmma::wait<0>();\n    wgmma::hold(products);", "    wgmma::hold(products);"

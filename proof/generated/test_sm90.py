@@ -31,6 +31,8 @@ FORWARD = (
     Case(200, 520, multiprocessors=3, only_fwd=True),
     Case(140, 1024, multiprocessors=1, only_fwd=True),
     Case(90, 40, world=2, rank=1, only_fwd=True),
+    Case(256, 64, FLOAT, multiprocessors=1, only_fwd=True),
+    Case(200, 32, FLOAT, on_device=True, multiprocessors=1, only_fwd=True),
     Case(256, 128, FLOAT, multiprocessors=1, only_fwd=True),
     Case(70, 100, FLOAT, temperature=0.01, only_fwd=True),
     Case(140, 200, FLOAT, multiprocessors=1, only_fwd=True),
