@@ -1,7 +1,8 @@
 """Builds simclr_fast._C: C++ kernels where there is a C++17 compiler, CUDA kernels where there is a CUDA toolkit.
 
 Environment: USE_CUDA=0 leaves the CUDA kernels out, FORCE_CUDA=1 fails where they cannot be built,
-TORCH_CUDA_ARCH_LIST chooses architectures (default below), CUDA_HOME names the toolkit, CXX the compiler.
+TORCH_CUDA_ARCH_LIST chooses architectures, spelled as for torch's own extensions (default below),
+CUDA_HOME names the toolkit, CXX the compiler.
 Without a compiler the package installs as pure Python; `python -m simclr_fast.info` says what was built.
 Where there is one and it fails, the installation ends with what the compiler lacked.
 """
@@ -24,6 +25,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"
 # torch turns the operators and conversions of half types off in device code; the kernels use them.
 NVCC_UNDEFINES = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
 CUDA_REMEDY = "install the whole CUDA toolkit or name another one by CUDA_HOME; USE_CUDA=0 leaves the CUDA kernels out"
+ARCH_REMEDY = "name architectures as in TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX', or leave it out for " + DEFAULT_CUDA_ARCHS
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 # The start of a header's name, as a regular expression, and what to do where the compiler does not find it.
 HEADER_REMEDIES = {
@@ -159,20 +161,44 @@ def explaining(build_extension: type) -> type:
     return BuildOrExplain
 
 
-def cuda_targets(archs: str) -> list[str]:
-    """nvcc's flags for `archs` ("8.0;9.0+PTX"): binaries, and PTX where it is asked for.
+def cuda_archs(wanted: str) -> list[str]:
+    """The architectures that `wanted` of TORCH_CUDA_ARCH_LIST names: ["8.0", "9.0a+PTX"], "" for the default.
 
-    Hopper's binaries are made for sm_90a, which every device of compute capability 9.0 runs and which alone has wgmma;
-    SIMCLR_SM90A tells the launchers that its kernels are there. PTX for sm_90a would run on no later device; where PTX
-    is asked for, it is compute_90.
+    torch resolves the text: numbers, names ("Hopper") and "native", the GPUs of this machine. Between architectures
+    may stand commas, too. 9.0 becomes 9.0a, since Hopper's binaries are made for sm_90a, which every device of compute
+    capability 9.0 runs and which alone has wgmma.
+    """
+    import torch
+    from torch.utils import cpp_extension
+
+    text = ";".join(re.split(r"[\s,;]+", wanted.strip(" \t\n,;"))) or DEFAULT_CUDA_ARCHS
+    if text == "native" and not torch.cuda.is_available():
+        raise SystemExit("simclr_fast: TORCH_CUDA_ARCH_LIST=native, but torch finds no GPU here; " + ARCH_REMEDY)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = text  # which is where torch reads it
+    try:
+        flags = " ".join(cpp_extension._get_cuda_arch_flags())
+    except ValueError as error:
+        raise SystemExit(f"simclr_fast: TORCH_CUDA_ARCH_LIST={wanted!r}: {error}; {ARCH_REMEDY}") from None
+    archs: dict[tuple[int, int, str], bool] = {}  # whether PTX is asked for
+    for major, minor, letter, kind in re.findall(r"arch=compute_(\d+)(\d)([a-z]?),code=(sm|compute)_", flags):
+        arch = (int(major), int(minor), "a" if major + minor == "90" else letter)
+        archs[arch] = archs.get(arch, False) or kind == "compute"
+    return [f"{major}.{minor}{letter}" + "+PTX" * ptx for (major, minor, letter), ptx in sorted(archs.items())]
+
+
+def cuda_targets(archs: list[str]) -> list[str]:
+    """nvcc's flags for what `cuda_archs` found: binaries, and PTX where it is asked for.
+
+    PTX for sm_90a would run on no later device: of such an architecture it is compute_90. SIMCLR_SM90A tells the
+    launchers that Hopper's kernels are there.
     """
     flags = []
-    for arch in archs.split(";"):
-        number = arch.removesuffix("+PTX").replace(".", "")
-        binary = "90a" if number == "90" else number
+    for arch in archs:
+        binary = arch.removesuffix("+PTX").replace(".", "")
         flags.append(f"-gencode=arch=compute_{binary},code=sm_{binary}")
         if arch.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+            portable = re.match(r"\d+", binary)[0]
+            flags.append(f"-gencode=arch=compute_{portable},code=compute_{portable}")
     if any("sm_90a" in flag for flag in flags):
         note("9.0 is compiled for sm_90a, all of whose instructions every device of compute capability 9.0 has")
         flags.append("-DSIMCLR_SM90A")
@@ -197,9 +223,7 @@ def extension() -> dict:
 
     cuda = usable_cuda(torch.version.cuda)
     if cuda:
-        # torch.utils.cpp_extension reads both at import.
-        os.environ["CUDA_HOME"] = str(cuda[0])
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+        os.environ["CUDA_HOME"] = str(cuda[0])  # torch.utils.cpp_extension reads it at import
     try:
         import pybind11
     except ImportError:
@@ -213,11 +237,12 @@ def extension() -> dict:
     flags = {"cxx": ["-O3", "-std=c++17", "-fno-math-errno", "-Wall", "-Wno-psabi", *defines]}
     if cuda:
         sources += ROOT.glob("csrc/cuda/*.cu")
-        archs = ";".join(os.environ["TORCH_CUDA_ARCH_LIST"].replace(";", " ").split())
-        flags["cxx"] += ["-DUSE_CUDA", f"-DSIMCLR_CUDA_VERSION={cuda[1]}", f"-DSIMCLR_CUDA_ARCHS={archs}"]
+        archs = cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+        built_for = ";".join(archs)
+        flags["cxx"] += ["-DUSE_CUDA", f"-DSIMCLR_CUDA_VERSION={cuda[1]}", f"-DSIMCLR_CUDA_ARCHS={built_for}"]
         flags["nvcc"] = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", *cuda_targets(archs)]
         flags["nvcc"] += [f"-U__CUDA_NO_{name}__" for name in NVCC_UNDEFINES]
-        note(f"building C++ and CUDA kernels with {compiler}, CUDA {cuda[1]} for {archs}")
+        note(f"building C++ and CUDA kernels with {compiler}, CUDA {cuda[1]} for {built_for}")
     else:
         note(f"building C++ kernels with {compiler}")
     kind = CUDAExtension if cuda else CppExtension

@@ -1,5 +1,6 @@
 """The package installs and works without a compiler, and the build says what it leaves out and what it lacks."""
 
+import json
 import os
 import runpy
 import shutil
@@ -169,10 +170,59 @@ def test_what_a_failed_build_says(failure: str, setup_functions: dict) -> None:
 def test_hopper_is_compiled_with_all_of_its_instructions(setup_functions: dict) -> None:
     targets = setup_functions["cuda_targets"]
     ampere, hopper = "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"
-    assert targets("8.0;9.0") == [ampere, hopper, "-DSIMCLR_SM90A"]
-    assert targets("9.0+PTX") == [hopper, "-gencode=arch=compute_90,code=compute_90", "-DSIMCLR_SM90A"]
-    assert targets("9.0a") == [hopper, "-DSIMCLR_SM90A"]
-    assert targets("8.0+PTX") == [ampere, "-gencode=arch=compute_80,code=compute_80"]
+    assert targets(["8.0", "9.0a"]) == [ampere, hopper, "-DSIMCLR_SM90A"]
+    assert targets(["9.0a+PTX"]) == [hopper, "-gencode=arch=compute_90,code=compute_90", "-DSIMCLR_SM90A"]
+    assert targets(["8.0+PTX"]) == [ampere, "-gencode=arch=compute_80,code=compute_80"]
+    assert targets(["10.0"]) == ["-gencode=arch=compute_100,code=sm_100"]
+
+
+# What TORCH_CUDA_ARCH_LIST may say, and what is built.
+ARCH_LISTS = {
+    "": "8.0 8.6 8.9 9.0a 10.0+PTX",
+    " ; ": "8.0 8.6 8.9 9.0a 10.0+PTX",
+    "8.0": "8.0",
+    "9.0": "9.0a",
+    "9.0a": "9.0a",
+    "9.0+PTX": "9.0a+PTX",
+    "9.0a+PTX": "9.0a+PTX",
+    "9.0;9.0a": "9.0a",
+    "8.0 9.0+PTX": "8.0 9.0a+PTX",
+    "8.0; 8.6,9.0 ;": "8.0 8.6 9.0a",
+    "10.0;8.0": "8.0 10.0",
+    "12.0a": "12.0a",
+    "Hopper": "9.0a+PTX",
+    "Ampere": "8.0 8.6+PTX",
+    "Ampere, Hopper": "8.0 8.6+PTX 9.0a+PTX",
+}
+# What it may not say here, and what the build says of it.
+REFUSED_ARCH_LISTS = {
+    "native": "TORCH_CUDA_ARCH_LIST=native, but torch finds no GPU here; name architectures as in",
+    "Hoper": "TORCH_CUDA_ARCH_LIST='Hoper': Unknown CUDA arch (Hoper)",
+    "8.0;sm_90": "TORCH_CUDA_ARCH_LIST='8.0;sm_90': Unknown CUDA arch (sm_90)",
+    "9": "Unknown CUDA arch (9)",
+}
+
+
+def test_architectures_are_named_as_torch_names_them() -> None:
+    """In a process that has imported neither distutils nor torch, as a build."""
+    program = f"""
+import json, runpy
+archs = runpy.run_path("setup.py", run_name="setup")["cuda_archs"]
+def answer(text):
+    try:
+        return " ".join(archs(text))
+    except SystemExit as error:
+        return str(error)
+print(json.dumps([answer(text) for text in {[*ARCH_LISTS, *REFUSED_ARCH_LISTS]!r}]))
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    answers = json.loads(run.stdout)
+    assert dict(zip(ARCH_LISTS, answers)) == ARCH_LISTS
+    for (text, message), said in zip(REFUSED_ARCH_LISTS.items(), answers[len(ARCH_LISTS) :], strict=True):
+        assert message in said, text
+        assert "leave it out for 8.0;" in said, "the remedy"
 
 
 @pytest.mark.parametrize(
