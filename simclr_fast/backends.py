@@ -53,15 +53,16 @@ def has_triton() -> bool:
 
 
 def _compiled_for(capability: tuple[int, int], archs: str) -> bool:
-    """Whether kernels built for `archs` ("8.0;9.0+PTX") run on a device of this compute capability.
+    """Whether kernels built for `archs` ("8.0;9.0a;10.0+PTX") run on a device of this compute capability.
 
-    A binary runs on later minor versions of its own major version; PTX runs on anything later.
+    A binary runs on later minor versions of its own major version, with a letter ("9.0a") on its own version alone;
+    PTX runs on anything later, since setup.py makes it without the letter.
     """
     for arch in archs.split(";"):
-        major, minor = (int(part) for part in re.match(r"(\d+)\.(\d+)", arch).groups())
-        if major == capability[0] and minor <= capability[1]:
-            return True
-        if arch.endswith("+PTX") and (major, minor) <= capability:
+        major, minor, letter, ptx = re.fullmatch(r"(\d+)\.(\d)([a-z]?)(\+PTX)?", arch).groups()
+        version = (int(major), int(minor))
+        same = version == capability if letter else version[0] == capability[0] and version <= capability
+        if same or (ptx and version <= capability):
             return True
     return False
 

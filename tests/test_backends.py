@@ -72,6 +72,14 @@ def test_an_explicit_backend_never_falls_back(no_extension: None) -> None:
         ((10, 0), "8.0;9.0", False),
         ((10, 3), "8.0;9.0+PTX", True),
         ((7, 5), "8.0+PTX", False),
+        ((9, 0), "8.0;9.0a", True),
+        ((10, 0), "8.0;9.0a", False),
+        ((9, 1), "9.0a", False),  # an architecture with a letter is that of one version
+        ((10, 0), "9.0a+PTX", True),
+        ((8, 9), "9.0a+PTX", False),
+        ((10, 3), "10.0a", False),
+        ((10, 3), "9.0a;10.0+PTX", True),
+        ((12, 1), "12.0", True),
     ],
 )
 def test_compiled_architectures(capability: tuple[int, int], archs: str, runs: bool) -> None:
