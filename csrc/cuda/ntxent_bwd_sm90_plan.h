@@ -1,10 +1,10 @@
 // How the backward is cut into CTAs and shared memory for Hopper's wgmma (ntxent_bwd_sm90.cu).
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "ntxent_problem.h"
+#include "ntxent_splits.h"
 
 namespace simclr::cuda {
 
@@ -24,7 +24,9 @@ constexpr int kSm90PanelRowBytes = 2 * kSm90Panel;
 // What a CTA spends besides its tiles, in tiles: its rows, the unit of coefficients, its partial du and that part of the
 // second launch. Between 4 and 8 the plans of M = 1024 to 65536 stay the same but for a split.
 constexpr int kSm90BesideTiles = 6;
-constexpr int kSm90MaxSplits = 8;
+// The part of the shortest time that fewer partial du may take longer, a 16th: only for memory, since what adds them up is
+// in those tiles. With an eighth M = 2048 would run on three quarters of an H100's multiprocessors.
+constexpr int kSm90SplitMargin = 16;
 
 // Columns of S at a time. They are also the depth of the second product, in steps of 16. Accumulators and coefficients
 // take, of 232 registers a thread,
@@ -38,7 +40,8 @@ constexpr int sm90_panels(int64_t d) { return d <= 64 ? 1 : d <= 128 ? 2 : 4; }
 
 struct Sm90Cut {
   int block_rows, row_blocks, tile_columns, stages, shared_bytes;
-  int tiles, split_tiles, splits;
+  int tiles;
+  Splits splits;
 };
 
 // Whether the kernel takes a problem: du, a tile's part of it and S of 256 columns of split operands do not fit.
@@ -48,19 +51,9 @@ inline bool sm90_takes(int64_t d, int products) { return d <= (products == 3 ? 1
 // to land within the time of one. The largest four and a CTA's rows take 192 KiB of 227; a fifth would leave 3 for terms.
 constexpr int kSm90Stages = 4;
 
-// CTAs, or clusters, run in waves of `places`, and the fullest wave counts: of all numbers of splits the one whose
-// waves take least.
-inline void split_sm90(int places, Sm90Cut* cut) {
-  int64_t least = INT64_MAX;
-  for (int splits = 1; splits <= std::min(cut->tiles, kSm90MaxSplits); ++splits) {
-    const int64_t split_tiles = ceil_div(cut->tiles, splits);
-    const int64_t waves = ceil_div(cut->row_blocks * splits, places);
-    if (const int64_t cost = waves * (split_tiles + kSm90BesideTiles); cost < least) {
-      least = cost;
-      cut->split_tiles = static_cast<int>(split_tiles);
-    }
-  }
-  cut->splits = static_cast<int>(ceil_div(cut->tiles, cut->split_tiles));
+// `places`: CTAs, or clusters, that the device has room for at once.
+inline Splits split_sm90(int row_blocks, int tiles, int places) {
+  return backward_splits(row_blocks, tiles, places, kSm90BesideTiles, kSm90SplitMargin);
 }
 
 inline Sm90Cut cut_sm90(const BwdProblem& problem) {
@@ -78,7 +71,7 @@ inline Sm90Cut cut_sm90(const BwdProblem& problem) {
 
   cut.row_blocks = static_cast<int>(ceil_div(pairing.rows, cut.block_rows));
   cut.tiles = static_cast<int>(ceil_div(pairing.columns, cut.tile_columns));
-  split_sm90(problem.device.multiprocessors, &cut);
+  cut.splits = split_sm90(cut.row_blocks, cut.tiles, problem.device.multiprocessors);
   return cut;
 }
 

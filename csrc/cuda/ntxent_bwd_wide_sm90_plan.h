@@ -40,6 +40,14 @@ constexpr int wide_shared_bytes(int rounds) {
          rounds * kWideRowGroups * kWideExchangeBytes;
 }
 
+// Clusters that the device has room for at once. The CTAs of one share a GPC, of whose 16 or 18 multiprocessors pairs
+// fill all, but clusters of four or eight only 16. Of an H100's 132, clusters of four would be counted as 33 otherwise,
+// and the 33rd would wait for the other 32.
+inline int wide_places(int multiprocessors, int rounds) {
+  const int clusters = rounds == 1 ? multiprocessors / 2 : multiprocessors / 16 * (16 >> rounds);
+  return std::max(clusters, 1);
+}
+
 inline bool wide_takes(const BwdProblem& problem) {
   return problem.d > wide_slice(problem.product.products()) && problem.d <= kWideMaxColumns;
 }
@@ -54,7 +62,7 @@ inline Sm90Cut cut_wide(const BwdProblem& problem) {
   cut.stages = wide_stages(rounds);
   cut.shared_bytes = wide_shared_bytes(rounds);
   cut.tiles = static_cast<int>(ceil_div(pairing.columns, kWideTile));
-  split_sm90(std::max(problem.device.multiprocessors >> rounds, 1), &cut);
+  cut.splits = split_sm90(cut.row_blocks, cut.tiles, wide_places(problem.device.multiprocessors, rounds));
   return cut;
 }
 

@@ -11,6 +11,7 @@
 #include "ntxent_bwd_wide_sm90_plan.h"
 #include "ntxent_fwd_sm90_plan.h"
 #include "ntxent_problem.h"
+#include "ntxent_splits.h"
 
 namespace simclr::cuda {
 
@@ -106,8 +107,11 @@ constexpr int kBwdMaxSlices = kBwdMaxThreads / 32;
 // Columns of S at a time: their accumulators are one A operand of the product with u. 8 would be half an operand, 32
 // would take twice the registers for logits, of which none are left.
 constexpr int kBwdPanel = 16;
-// Partial sums of du per row: each is written, and read again by the second launch, in full fp32.
-constexpr int kBwdMaxSplits = 8;
+// What a CTA of the backward spends besides its tiles, in tiles, and the part of the shortest time, a sixth, that fewer
+// partial du may take longer (ntxent_splits.h): what one costs in the launch that adds them up, which is not in the two
+// tiles, and in memory. With an eighth M = 17408 of D = 128 would take five on an H100 instead of three.
+constexpr int kBwdBesideTiles = 2;
+constexpr int kBwdSplitMargin = 6;
 // Rows of a block of the backward's second launch, one a warp: of M = 1024 they make 256 blocks, some for every SM.
 constexpr int kBwdFinishWarps = 4;
 
@@ -124,22 +128,6 @@ struct BwdPlan {
   int finish_blocks;
   int64_t du_at, own_logits_at, block_sums_at, finished_at, bytes;
 };
-
-// Parts into which the walk over `tiles` of columns is cut, where the device has room for `places` CTAs at once: the
-// fewest that keep the busiest place within a sixth of the shortest time, in tiles. A CTA counts two more, for its
-// start and its result; the sixth is what a further partial du costs in memory, and in the launch that adds them up.
-// With an eighth M = 17408 of D = 128 would take five on an H100 instead of three.
-inline int backward_splits(int row_blocks, int tiles, int places) {
-  const auto busiest = [&](int splits) {
-    return ceil_div(int64_t{row_blocks} * splits, places) * (ceil_div(tiles, splits) + 2);
-  };
-  const int most = std::min(tiles, kBwdMaxSplits);
-  int64_t shortest = busiest(1);
-  for (int splits = 2; splits <= most; ++splits) shortest = std::min(shortest, busiest(splits));
-  int splits = 1;
-  while (6 * busiest(splits) > 7 * shortest) ++splits;
-  return splits;
-}
 
 inline void cut_tiles(const BwdProblem& problem, BwdPlan* plan) {
   const Pairing<int>& pairing = problem.product.pairing;
@@ -168,9 +156,9 @@ inline void cut_tiles(const BwdProblem& problem, BwdPlan* plan) {
   // Eight warps fill an SM's registers; aim at two CTAs of four warps, or at one of eight, per SM.
   const int places = problem.device.multiprocessors * 8 / plan->warps;
   plan->tiles = static_cast<int>(ceil_div(pairing.columns, plan->tile_columns));
-  const int splits = backward_splits(plan->row_blocks, plan->tiles, places);
-  plan->split_tiles = static_cast<int>(ceil_div(plan->tiles, splits));
-  plan->splits = static_cast<int>(ceil_div(plan->tiles, plan->split_tiles));
+  const Splits splits = backward_splits(plan->row_blocks, plan->tiles, places, kBwdBesideTiles, kBwdSplitMargin);
+  plan->split_tiles = splits.tiles;
+  plan->splits = splits.count;
 }
 
 inline void cut_tiles_sm90(const Sm90Cut& cut, BwdPlan* plan) {
@@ -180,8 +168,8 @@ inline void cut_tiles_sm90(const Sm90Cut& cut, BwdPlan* plan) {
   plan->stages = cut.stages;
   plan->shared_bytes = cut.shared_bytes;
   plan->tiles = cut.tiles;
-  plan->split_tiles = cut.split_tiles;
-  plan->splits = cut.splits;
+  plan->split_tiles = cut.splits.tiles;
+  plan->splits = cut.splits.count;
 }
 
 inline BwdPlan plan_bwd(const BwdProblem& problem) {

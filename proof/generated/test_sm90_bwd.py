@@ -4,6 +4,8 @@ Every problem runs with three seeds and three timings: asynchronous work that ta
 random. A device of few multiprocessors gives each the tiles of many.
 """
 
+import ctypes
+
 import pytest
 
 from proof.generated.ptx import Program, cuda_home, load_ptxlab
@@ -16,11 +18,13 @@ from proof.generated.sm90_bwd import (
     Case,
     Errors,
     Mutant,
+    hopper,
     program,
     run,
     similarity_errors,
 )
 from proof.simt.similarity_cases import Case as SimilarityCase
+from tests.ntxent_launchers import BwdArgs
 
 pytestmark = [
     pytest.mark.proof,
@@ -76,6 +80,27 @@ def test_loss(kernels: Program, case: Case) -> None:
 @pytest.mark.parametrize("case", SIMILARITY, ids=str)
 def test_primitive(kernels: Program, case: SimilarityCase) -> None:
     check(similarity_errors(case), kernels)
+
+
+@pytest.mark.parametrize(
+    ("rows", "d", "splits"),
+    [
+        (2048, 128, 8),
+        (8192, 128, 2),
+        (17408, 128, 3),
+        (131072, 128, 1),  # five would be faster by 0.13 %
+        (1 << 20, 256, 1),  # eight by 1.1 %, with a workspace of 8.6 GB
+        (4224, 1024, 2),  # of 33 clusters of four one would wait for the other 32
+        (131072, 512, 1),
+    ],
+)
+def test_the_columns_are_split_where_multiprocessors_would_wait(
+    kernels: Program, rows: int, d: int, splits: int
+) -> None:
+    args = BwdArgs(n=rows // 2, d=d, columns=rows, u_columns=d, temperature=0.1, device=hopper(132))
+    du, statistics = rows * d * 4, rows * 4
+    bytes_needed = kernels.value("simclr_ntxent_bwd_workspace_bytes", ctypes.byref(args))
+    assert splits * (du + statistics) <= bytes_needed <= splits * (du + statistics) + statistics + 64
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
