@@ -221,7 +221,8 @@ def similarity(
     if eps is None and not isinstance(temperature, Tensor):
         # The kernels bound logits by 1 / temperature where they know it, which rows that are no unit rows may exceed.
         temperature = rows.new_full((), temperature, dtype=compute_dtype(rows.dtype))
-    if eps is None and rows.dtype == torch.float32 and (rows.is_cuda or backend == "triton"):
+    scaled = eps is None and rows.dtype == torch.float32 and (rows.is_cuda or backend == "triton")
+    if scaled:
         rows, columns, temperature = _of_entries_below_one(rows, columns, temperature, group)
     value, tensor = (0.0, temperature) if isinstance(temperature, Tensor) else (float(temperature), None)
     options = Options(value, exclude, both, need_max, fixed_columns, eps, precision, backend, group, called)
@@ -230,25 +231,28 @@ def similarity(
     alone = wants_rows_alone(rows, columns, both) and not torch._C._are_functorch_transforms_active()
     if alone and backend == "cpp" and rows.device.type == "cpu":
         return rows_logsumexp(rows, columns, tensor, options)
-    if fixed_columns and eps is None:
-        columns = columns.clone()  # unit rows are new, but rows as they are would be saved themselves
+    if fixed_columns and eps is None and not scaled:
+        columns = columns.clone()  # unit rows and scaled ones are new, but rows as they are would be saved themselves
     return function.apply(_Similarity, called, rows, columns, tensor, options)[:3]
 
 
 def _of_entries_below_one(rows: Tensor, columns: Tensor | None, temperature: Tensor, group) -> tuple:
-    """Rows, columns and temperature of the same logits, the rows and columns times a power of two.
+    """Rows, columns and temperature of the same logits: rows and columns times a power of two each.
 
-    The kernels split float32 operands into two numbers of half a float's range. The scale is exact, and one for all
-    ranks of the group; of entries above 2^30 it is the least there is, and what overflows is not finite in the result.
+    The kernels split float32 operands into two numbers of half a float's range. The scales are exact, and those of all
+    ranks of the group. They end at 2^60, where the product of both, times a temperature near 1, and its inverse are
+    normal numbers still: largest entries from 1e-18 to 1e18 are served, and those of 2^68 overflow. The temperature's
+    gradient is the square of a logit in size on the way, and loses digits where all logits are below 1e-17.
     """
+    parts = [x for x in (rows, columns) if x is not None]
     with torch.no_grad():
-        parts = [x.abs().amax() for x in (rows, columns) if x is not None and x.numel() > 0]
-        peak = torch.stack(parts).amax(0, keepdim=True)
+        peaks = torch.stack([torch.linalg.vector_norm(x, torch.inf) for x in parts])
         if distributed.rank_and_size(group)[1] > 1:
-            peak = distributed.all_gather_shards(peak, group).amax(0, keepdim=True)
-        exponent = torch.frexp(peak[0]).exponent.clamp(-30, 30)
-        scale = torch.ldexp(torch.ones_like(peak[0]), -exponent)
-    return rows * scale, None if columns is None else columns * scale, temperature * (scale * scale)
+            peaks = distributed.all_gather_shards(peaks[None], group).amax(0)
+        exponents = torch.frexp(peaks).exponent.clamp(-60, 60)
+        scales = torch.ldexp(torch.ones_like(peaks), -exponents)
+    x, y = rows * scales[0], None if columns is None else columns * scales[1]
+    return x, y, temperature * (scales[0] * scales[-1])
 
 
 def _reference(rows, columns, temperature, exclude, both, need_max, eps, group) -> tuple[Tensor, Tensor, Tensor]:

@@ -225,18 +225,36 @@ def test_maxima_and_rows_as_they_are(columns: bool, normalize: bool, interpreted
         assert relative_error(actual, exact) <= 1e-5
 
 
-@pytest.mark.parametrize("columns", [True, False])
-@pytest.mark.parametrize("length", [1e-6, 3e3])
-def test_rows_as_they_are_of_any_length(length: float, columns: bool, interpreted: None) -> None:
+@pytest.mark.parametrize(
+    ("of_rows", "of_columns", "temperature"),
+    [
+        (1e-6, None, 2e-13),
+        (3e3, None, 2e6),
+        (1e15, None, 2e29),
+        (1e3, 1e-3, 0.2),
+        (1e5, 1e-5, 1.0),
+        (10.0, 1e-3, 0.01),
+        (1e-5, 1e18, 1e13),
+        (1e18, 1e18, 1e36),
+        (1e-18, 1e-18, 1e-36),
+        (1e-7, 1e-7, 0.5),
+    ],
+)
+def test_rows_as_they_are_of_any_length(
+    of_rows: float, of_columns: float | None, temperature: float, interpreted: None
+) -> None:
     results = {}
+    alone = of_columns is None
     for backend, dtype in (("triton", torch.float32), ("reference", torch.float64)):
-        z, y = (length * x.to(dtype) for x in inputs(Case(12, 15, 10, 0.2, normalize=False)))
-        t = torch.tensor(0.2 * length**2, dtype=dtype).requires_grad_()
+        z, y = inputs(Case(12, 15, 10, 0.2, normalize=False))
+        z, y = ((x * length).to(dtype).requires_grad_() for x, length in ((z, of_rows), (y, of_columns or 1.0)))
+        t = torch.tensor(temperature).to(dtype).requires_grad_()
         sums = similarity(
-            z.requires_grad_(), y if columns else None, t, exclude="self", both=columns, eps=None, precision="ieee",
+            z, None if alone else y, t, exclude="self", both=not alone, eps=None, precision="ieee",
             backend=backend, group=None,
         )[:2]  # fmt: skip
-        results[backend] = (*sums, *torch.autograd.grad(sum(x.square().sum() for x in sums), (z, t)))
+        wanted = (z, t) if alone else (z, y, t)
+        results[backend] = (*sums, *torch.autograd.grad(sum(x.square().sum() for x in sums), wanted))
     for actual, exact in zip(results["triton"], results["reference"]):
         assert not exact.numel() or relative_error(actual, exact) <= 1e-5
 
