@@ -30,7 +30,8 @@ class Choice:
 _H200 = "measured: H200, commit 529d4ebe8917, docs/gpu.md"
 # Elsewhere, where no device was timed, the compiled kernels come first. Those for Hopper that multiply by wgmma are
 # modelled (docs/tables/model.md), not measured: while the model gives them less of an advantage over Triton than it
-# errs by at worst (a third), what was measured stays; to let them have a size, write "cpp" in its line.
+# errs by at worst where its fit did not look (1.7 times), what was measured stays; to let them have a size, write
+# "cpp" in its line.
 CHOICES = (
     # Below 2^33 (8192 rows of 128) Triton's kernels save up to 30 us of the device's time (cpp's mma.sync kernels at
     # half of it), but cost up to a millisecond more of Python, which no training step of this size hides.
