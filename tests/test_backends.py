@@ -1,7 +1,9 @@
 """Which backend is chosen, and what is said where none can serve."""
 
+import functools
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,7 +138,7 @@ def device_of(monkeypatch: pytest.MonkeyPatch):
 
     def forget() -> None:
         backends.forget_choices()
-        limits._least_of_triton.cache_clear()
+        limits._asked_major.cache_clear()
 
     yield set_capability
     forget()
@@ -201,6 +203,36 @@ def test_choices_of_one_device_and_operand_are_apart() -> None:
     assert limits.choice_for(9, "half", 2**33 - 1).backend == "cpp"
     assert limits.choice_for(9, "half", 2**33).backend == "triton"
     assert limits.choice_for(8, "half", 2**40) is None
+
+
+def test_a_choice_holds_up_to_the_next_one(device_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = limits.Choice(9, "half", 2**36, "cpp", "both ms", "modelled: a table that this test made")
+    monkeypatch.setattr(limits, "CHOICES", (last, *limits.CHOICES))
+    device_of(9, 0)
+    with FakeTensorMode():
+        sizes = {n: torch.empty(n, 128, dtype=torch.float16, device="cuda") for n in (4095, 4096, 11585, 11586)}
+    assert [limits.is_large(z, "ieee", None) for z in sizes.values()] == [False, True, True, False]
+
+
+def test_a_graph_has_the_choice_as_a_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph for each side of a choice's size, whatever the sizes, and no word from torch.compile."""
+    monkeypatch.setattr(limits, "_asked_major", functools.cache(lambda device: 9))
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    def asked_first(x: torch.Tensor) -> torch.Tensor:
+        choice = limits.choice_for(limits._major_of(CUDA), "half", (2 * x.shape[0]) ** 2 * x.shape[1])
+        return x + {"cpp": 1, "triton": 2}[choice.backend]
+
+    compiled = torch.compile(asked_first, backend=count, fullgraph=True, dynamic=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [compiled(torch.zeros(n, 128))[0, 0].item() for n in (3, 4, 4095, 4096, 5000)]
+    assert found == [1, 1, 1, 2, 2]
+    assert len(graphs) == 2
 
 
 def test_devices_too_old_for_the_triton_loss_get_the_reference(

@@ -33,13 +33,15 @@ _H200 = "measured: H200, commit 529d4ebe8917, docs/gpu.md"
 # errs by at worst where its fit did not look (1.7 times), what was measured stays; to let them have a size, write
 # "cpp" in its line.
 CHOICES = (
-    # Below 2^33 (8192 rows of 128) Triton's kernels save up to 30 us of the device's time (cpp's mma.sync kernels at
-    # half of it), but cost up to a millisecond more of Python, which no training step of this size hides.
+    # Below 2^33 (8192 rows of 128) Triton's kernels save up to 57 us of the device's time (2048 rows of 512 in tf32; 55
+    # in fp16), but cost 0.2 to 1 ms more of Python, which no training step of this size hides.
     Choice(9, "half", 0, "cpp", "host us", _H200),
     Choice(9, "half", 2**33, "triton", "both ms", _H200 + ": 0.38 to 0.59 of the time of cpp's mma.sync kernels"),
     Choice(9, "tf32", 0, "cpp", "host us", _H200),
     Choice(9, "tf32", 2**33, "triton", "both ms", _H200 + ", both multiplying in tf32: 0.66 to 0.77 of cpp's time"),
-    Choice(9, "ieee", 0, "cpp", "gradient error", _H200 + ": up to 18 times as exact, in 0.36 to 1.6 of the time"),
+    # The kernels that were measured are neither backend's: both multiply fp16 parts of float32 views instead, and how
+    # exact and how fast they are beside each other no device has said.
+    Choice(9, "ieee", 0, "cpp", "gradient error", _H200 + ": 1.1 to 18 times as exact, in 0.36 to 1.6 of the time"),
 )
 NTXENT = Op(
     called="ntxent_loss",
@@ -54,8 +56,19 @@ SIMILARITY = replace(NTXENT, called="similarity_logsumexp", triton_is_faster_on=
 
 def choice_for(major: int, operands: str, multiply_adds: int) -> Choice | None:
     """The choice that says what "auto" asks first; None where nothing does, and it asks the compiled kernels."""
-    fitting = [c for c in CHOICES if (c.major, c.operands) == (major, operands) and c.least <= multiply_adds]
-    return max(fitting, key=lambda choice: choice.least, default=None)
+    fitting = None
+    for choice in _choices_of(major, operands):  # a loop, which torch.compile traces with sizes that are symbols
+        if choice.least <= multiply_adds:
+            fitting = choice
+    return fitting
+
+
+# What a graph is specialised on makes a constant of the graph, as in backends.resolve_backend.
+@torch.compiler.assume_constant_result
+def _choices_of(major: int, operands: str) -> tuple[Choice, ...]:
+    """The choices for these operands, by size: each holds up to the next one."""
+    fitting = [choice for choice in CHOICES if (choice.major, choice.operands) == (major, operands)]
+    return tuple(sorted(fitting, key=lambda choice: choice.least))
 
 
 def operands_of(dtype: torch.dtype, precision: str) -> str:
@@ -75,22 +88,18 @@ def is_large(
     """
     if not z.is_cuda or torch.compiler.is_exporting():
         return False  # nothing to choose, and no condition on the sizes in a graph that is to serve all of them
-    least = _least_of_triton(z.device, operands_of(z.dtype, precision))
-    if least is None:
-        return False
     rows, columns = (2 * z.shape[0],) * 2 if sizes is None else sizes
     world = distributed.rank_and_size(group)[1]
-    # torch.compile makes a constant of a condition on sizes, but not of bool() of one.
-    return True if rows * columns * world * z.shape[1] >= least else False  # noqa: SIM210
+    choice = choice_for(_major_of(z.device), operands_of(z.dtype, precision), rows * columns * world * z.shape[1])
+    return choice is not None and choice.backend == "triton"
 
 
-# Resolved while tracing, as the backend is.
 @torch.compiler.assume_constant_result
-@cache
-def _least_of_triton(device: torch.device, operands: str) -> int | None:
-    """The multiply-adds from which Triton is asked first on this device; None: never."""
-    if not torch.cuda.is_available():
-        return None  # tensors that are fake, of a device that no machine has
-    major = torch.cuda.get_device_capability(device)[0]
-    of_triton = [c.least for c in CHOICES if (c.major, c.operands, c.backend) == (major, operands, "triton")]
-    return min(of_triton, default=None)
+def _major_of(device: torch.device) -> int:
+    """The major compute capability of a CUDA device; 0 of a fake one, which no machine has."""
+    return _asked_major(device)
+
+
+@cache  # within a plain function: torch.compile would trace into a cached one, and warn at every call
+def _asked_major(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if torch.cuda.is_available() else 0
