@@ -21,7 +21,7 @@ template <class F>
 HOST_DEVICE F higher(F a, F b) {
   return a > b ? a : b;
 }
-// x / y for 1e-30 <= y < 1e38.
+// x / y for 1e-30 <= y < 8e37: from 2^126 on, 8.5e37, __fdividef is 0.
 template <class F>
 HOST_DEVICE F quotient(F x, F y) {
   return x / y;
