@@ -22,16 +22,14 @@ __device__ __forceinline__ void arrive(uint64_t* barrier) {
 }
 
 // Returns when the latest phase of this parity has ended; a barrier counts as if a phase of parity 1 came before the
-// first.
+// first. Each lane tries for itself, and they may see the end at different tries: the branch is not uniform.
 __device__ __forceinline__ void wait(uint64_t* barrier, int parity) {
   asm volatile(
       "{\n"
       ".reg .pred ended;\n"
       "AGAIN:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-      "@ended bra.uni DONE;\n"
-      "bra.uni AGAIN;\n"
-      "DONE:\n"
+      "@!ended bra AGAIN;\n"
       "}\n" ::"r"(ptx::shared_address(barrier)),
       "r"(parity)
       : "memory");
