@@ -8,48 +8,11 @@
 // step by step, column sums are kept in registers over a band. Every order of adding is fixed.
 #ifdef SIMCLR_SM90A
 #include "../ntxent_launch.h"
-#include "ntxent_fwd.cuh"
+#include "ntxent_fwd_sm90.cuh"
 #include "ntxent_statistics_sm90.cuh"
 #include "wgmma.cuh"
 
 namespace simclr::cuda {
-
-// Row tiles [row_begin, row_end) of one column tile.
-struct Strip90 {
-  int column_tile, row_begin, row_end;
-};
-
-// The strips of a CTA's pairs of bands. Where a band has one tile, pairs beside each other are one strip.
-class Strips {
- public:
-  __device__ Strips(const FwdPlan& plan) {
-    pair_ = static_cast<int64_t>(plan.pairs) * blockIdx.x / plan.blocks;
-    end_ = static_cast<int64_t>(plan.pairs) * (blockIdx.x + 1) / plan.blocks;
-  }
-  __device__ bool next(const FwdPlan& plan, Strip90* strip) {
-    if (pair_ >= end_) return false;
-    int row_band, column_band;
-    plan.bands_of(pair_, &row_band, &column_band);
-    const int first = column_band * plan.column_band_tiles;
-    const int end = min(first + plan.column_band_tiles, plan.column_tiles);
-    int pairs = 1;
-    if (plan.column_band_tiles == 1) {
-      pairs = min(end_ - pair_, (plan.symmetric ? column_band + 1 : plan.row_bands) - row_band);
-    }
-    strip->column_tile = first + column_;
-    strip->row_begin = row_band * plan.row_band_tiles;
-    strip->row_end = min((row_band + pairs) * plan.row_band_tiles, plan.row_tiles);
-    if (plan.symmetric) strip->row_end = min(strip->row_end, strip->column_tile + 1);
-    if (first + ++column_ == end) {
-      column_ = 0;
-      pair_ += pairs;
-    }
-    return true;
-  }
-
- private:
-  int pair_, end_, column_ = 0;
-};
 
 namespace {
 
@@ -113,17 +76,16 @@ class Forward {
       const int steps = steps_of(strip);
       Share logits;
       for (int step = 0; step < steps; ++step) {
-        // 1. Sum the exponentials of one step while the first slice of the next one is multiplied.
+        // 1. Sum the exponentials of one step while the first slice of the next one, or its first sum, is multiplied.
         Share products;
         start_slice(products, 0, false);
         if (step > 0) sum_share(logits, step - 1, strip);
-        // 2. Multiply its other slices. Of one product they are one sum; of three, each is summed from zero and then
-        // added by additions that round, where tensor cores truncate.
+        // 2. Multiply the rest. Of one product all slices are one sum; of three there are several in each.
         for (int slice = 1; slice < plan_.slices; ++slice) {
-          if constexpr (kProducts == 3) take_products(logits, products, slice - 1);
+          if constexpr (kProducts == 3) finish_slice(logits, products, slice - 1);
           start_slice(products, slice, kProducts == 1);
         }
-        take_products(logits, products, kProducts == 1 ? 0 : plan_.slices - 1);
+        finish_slice(logits, products, plan_.slices - 1);
         sums_.take(logits, scale_, constant_max_);
       }
       // 3. The strip's last step, while the operands of the next strip are copied.
@@ -176,7 +138,8 @@ class Forward {
 
   // No product of the strip before may be under way.
   __device__ void start_strip() {
-    copied_step_ = copied_slice_ = copied_stage_ = stage_ = 0;
+    copied_step_ = copied_slice_ = copied_stage_ = 0;
+    stage_ = -1;
     if (plan_.holds_columns) {
       for (int slice = 0; slice < plan_.slices; ++slice) {
         copy_slice(held_ + slice * plan_.tile_slice_bytes(), task_.columns, strip_.column_tile * plan_.tile, plan_.tile,
@@ -188,7 +151,7 @@ class Forward {
 
   // ---- Products.
 
-  // Starts x (+)= rows columns^T over the slice that is next in the stages.
+  // Starts x (+)= rows columns^T over the slice that is next in the stages; of three products, over its first sum.
   __device__ void start_slice(Share& x, int slice, bool add) {
     // 1. Its copies have landed and all can see them; the stage before the one of the products under way is free.
     wgmma::wait<kProducts == 1 ? 1 : 0>();
@@ -196,39 +159,71 @@ class Forward {
     wgmma::fence_proxy_async();
     __syncthreads();
     copy_item();
-    // 2. 16 columns of the depth at a time, whole panels of them; of three products the small ones come first.
-    const uint32_t rows = ptx::shared_address(stages_ + stage_ * plan_.stage_bytes);
-    const uint32_t columns = plan_.holds_columns ? ptx::shared_address(held_ + slice * plan_.tile_slice_bytes())
-                                                 : rows + plan_.step_slice_bytes();
-    const int row_panel = plan_.step_rows * kFwdPanelRowBytes, column_panel = plan_.tile * kFwdPanelRowBytes;
-#pragma unroll
-    for (int product = 0; product < kProducts; ++product) {
-      const int row_part = kProducts == 3 && product == 0, column_part = kProducts == 3 && product == 1;
-      uint32_t row = rows + row_part * plan_.slice_panels * row_panel + own_row_ * kFwdPanelRowBytes;
-      uint32_t column = columns + column_part * plan_.slice_panels * column_panel + own_column_ * kFwdPanelRowBytes;
-#pragma unroll 1
-      for (int panel = 0; panel < plan_.slice_panels; ++panel, row += row_panel, column += column_panel) {
-        const uint64_t of_row = wgmma::rows_descriptor(row), of_column = wgmma::rows_descriptor(column);
-        wgmma::fence();
-#pragma unroll
-        for (int byte = 0; byte < kFwdPanelRowBytes; byte += wgmma::kStepBytes, add = true) {
-          wgmma::multiply_shared<kFwdShareColumns>(x, wgmma::advanced(of_row, byte), wgmma::advanced(of_column, byte),
-                                                   add);
-        }
-      }
-    }
-    wgmma::commit();
     stage_ = stage_ + 1 == plan_.stages ? 0 : stage_ + 1;
+    // 2. Panel by panel, or the first sum.
+    if constexpr (kProducts == 3) {
+      start_sum(x, slice, 0);
+    } else {
+#pragma unroll 1
+      for (int panel = 0; panel < plan_.slice_panels; ++panel, add = true) {
+        wgmma::fence();
+        multiply<kFwdPanelRowBytes>(x, rows_at(0, panel), columns_at(slice, 0, panel), add);
+      }
+      wgmma::commit();
+    }
   }
 
-  // Waits for the products and puts them into x, or adds them to it if they are not the first.
-  __device__ static void take_products(Share& x, Share& products, int slice) {
-    wgmma::wait<0>();
-    wgmma::hold(products);
+  // Starts x = rows columns^T over the three products of kFwdSumColumns columns of a slice, the small ones first.
+  __device__ void start_sum(Share& x, int slice, int sum) {
+    constexpr int kBytes = kFwdPanelRowBytes / kFwdPanelSums;
+    const int panel = sum / kFwdPanelSums, byte = sum % kFwdPanelSums * kBytes;
+    wgmma::fence();
 #pragma unroll
-    for (int k = 0; k < 64; ++k) {
-      const float product = products[k / 4][k % 4];
-      x[k / 4][k % 4] = kProducts == 1 || slice == 0 ? product : x[k / 4][k % 4] + product;
+    for (int product = 0; product < 3; ++product) {
+      const int row_part = product == 0, column_part = product == 1;
+      multiply<kBytes>(x, rows_at(row_part, panel) + byte, columns_at(slice, column_part, panel) + byte, product > 0);
+    }
+    wgmma::commit();
+  }
+
+  // Where this warpgroup's rows and columns of a panel lie.
+  __device__ uint32_t rows_at(int part, int panel) const {
+    return ptx::shared_address(stages_ + stage_ * plan_.stage_bytes) +
+           ((part * plan_.slice_panels + panel) * plan_.step_rows + own_row_) * kFwdPanelRowBytes;
+  }
+  __device__ uint32_t columns_at(int slice, int part, int panel) const {
+    const unsigned char* columns = plan_.holds_columns
+                                       ? held_ + slice * plan_.tile_slice_bytes()
+                                       : stages_ + stage_ * plan_.stage_bytes + plan_.step_slice_bytes();
+    return ptx::shared_address(columns) +
+           ((part * plan_.slice_panels + panel) * plan_.tile + own_column_) * kFwdPanelRowBytes;
+  }
+
+  // Hands the products over kBytes of a panel's rows to the tensor cores, 16 columns of the depth at a time.
+  template <int kBytes>
+  __device__ static void multiply(Share& x, uint32_t rows, uint32_t columns, bool add) {
+    const uint64_t of_row = wgmma::rows_descriptor(rows), of_column = wgmma::rows_descriptor(columns);
+#pragma unroll
+    for (int byte = 0; byte < kBytes; byte += wgmma::kStepBytes, add = true) {
+      wgmma::multiply_shared<kFwdShareColumns>(x, wgmma::advanced(of_row, byte), wgmma::advanced(of_column, byte), add);
+    }
+  }
+
+  // Waits for the products and puts them into x. Three are summed from zero, kFwdSumColumns columns at a time, and then
+  // added by additions that round, where tensor cores truncate.
+  __device__ void finish_slice(Share& x, Share& products, int slice) {
+    const int sums = kProducts == 1 ? 1 : plan_.slice_panels * kFwdPanelSums;
+#pragma unroll 1
+    for (int sum = 0; sum < sums; ++sum) {
+      if (kProducts == 3 && sum > 0) start_sum(products, slice, sum);
+      wgmma::wait<0>();
+      wgmma::hold(products);
+      const bool first = slice + sum == 0;
+#pragma unroll
+      for (int k = 0; k < 64; ++k) {
+        const float product = products[k / 4][k % 4];
+        x[k / 4][k % 4] = kProducts == 1 || first ? product : x[k / 4][k % 4] + product;
+      }
     }
   }
 
@@ -324,7 +319,8 @@ class Forward {
   unsigned char *held_, *stages_;
   Partial *row_partials_, *column_partials_;  // [2][warpgroup][64], [2][warp][128]
   int own_row_, own_column_;                  // of this warpgroup's share in a step
-  int stage_, copied_step_, copied_slice_, copied_stage_;
+  int stage_;                                 // of the slice that is multiplied
+  int copied_step_, copied_slice_, copied_stage_;
   float scale_, constant_max_;
   Strip<Statistics> sums_;
   int parity_ = 0;

@@ -63,9 +63,7 @@ MUTANTS = (
         "copies of the most stages are not waited for", "kMost = kFwdMaxStages - 2", "kMost = kFwdMaxStages - 3", DEEP
     ),
     _fwd("no barrier behind the copies", "    __syncthreads();\n    copy_item();", "    copy_item();"),
-    _fwd(
-        "products are not waited for", "    wgmma::wait<0>();\n    wgmma::hold(products);", "    wgmma::hold(products);"
-    ),
+    _fwd("products are not waited for", "      wgmma::wait<0>();\n", ""),
     Mutant(
         "plan: a stage is refilled while it is multiplied",
         "ntxent_fwd_sm90_plan.h",
@@ -85,14 +83,14 @@ MUTANTS = (
     ),
     _fwd(
         "the first slice's columns for all",
-        "ptx::shared_address(held_ + slice *",
-        "ptx::shared_address(held_ + 0 *",
+        "? held_ + slice *",
+        "? held_ + 0 *",
         HELD,
     ),
     _fwd("the depth's slices lost but the last", "slice, kProducts == 1)", "slice, false)", STREAMED),
     _fwd("columns streamed to where rows are", "stage + plan_.step_slice_bytes(), task_", "stage, task_", STREAMED),
-    _fwd("two products of three", "kProducts == 3 && product == 1", "kProducts == 3 && product == 4", SPLIT),
-    _fwd("a slice's sum in the place of the others'", "kProducts == 1 || slice == 0 ?", "slice >= 0 ?", SPLIT),
+    _fwd("two products of three", "column_part = product == 1", "column_part = product == 4", SPLIT),
+    _fwd("a slice's sum in the place of the others'", "kProducts == 1 || first ?", "slice >= 0 ?", SPLIT),
     Mutant(
         "statistics: columns' maxima of half of the rows",
         "ntxent_statistics_sm90.cuh",

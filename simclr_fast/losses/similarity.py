@@ -48,10 +48,11 @@ def similarity_logsumexp(
         exclude: the columns that row i leaves out: "none"; "self", column i; "pair", for columns=None, columns i and
             (i + n / 2) mod n: itself and its partner, in the order of the views of `ntxent_loss`.
         both: also return the log-sum-exp of each column over the rows, from the same products.
-        normalize: False takes rows and columns as they are, unit rows or not. On CUDA entries of half dtypes overflow
-            from 65520 on and give NaN. Those of float32 are exact to 22 bits if they are above 2^-11 of the largest one
-            of the rows, or of the columns, where that is from 1e-18 to 1e18; from 2e20 on they overflow and give NaN,
-            below 1e-18 they lose digits, as the temperature's gradient does where all logits are below 1e-17.
+        normalize: False takes rows and columns as they are, unit rows or not. On CUDA entries of bfloat16 overflow from
+            65520 on. Those of float32 are exact to 22 bits if they are above 2^-11 of the largest one of the rows, or
+            of the columns, where that is from 1e-18 to 1e18; from 2e20 on they overflow, below 1e-18 they lose digits,
+            as the temperature's gradient does where all logits are below 1e-17. What overflows gives NaN; with
+            half dtypes and "tf32" also +inf where a logit is +inf, and a column whose logit is -inf counts as left out.
         group: processes whose columns are columns of every row, in rank order, and whose rows, for `both`, are rows of
             every column; all must call with equal n, m, D and options. "self" then is the row's own index in its own
             process. The gradient is that of the sum over the ranks of what each makes of its result.

@@ -36,6 +36,19 @@ def test_matches_float64(n: int, d: int, dtype: torch.dtype, temperature: float)
         assert wanted.abs().max() < 1e-12 or within("gradient", relative_error(actual, wanted), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize(("n", "d"), [(1100, 128), (1100, 40), (150, 200)])
+def test_each_loss_in_full_float32(n: int, d: int) -> None:
+    """At t = 0.01, of sizes that are too large for one launch, and on Hopper take its own kernels."""
+    views, weights = embeddings("random", n, d, FLOAT), torch.randn(2 * n)
+    leaves = [z.cuda().requires_grad_() for z in views]
+    losses = ntxent_loss(*leaves, 0.01, reduction="none", backend="cpp", precision="ieee")
+    gradients = torch.autograd.grad(losses, leaves, weights.cuda())
+    want = truth([tuple(views)], 0, 0.01, weights)
+    assert within("loss", relative_error(losses, want.losses), 5e-6)
+    for actual, wanted in zip(gradients, (want.dz0, want.dz1)):
+        assert within("gradient", relative_error(actual, wanted), 3e-5)
+
+
 def test_tf32_is_used_where_it_is_allowed() -> None:
     views = embeddings("random", 256, 128, FLOAT)
     exact, rounded = (step(views, 0.1, precision=precision)[1] for precision in ("ieee", "tf32"))
