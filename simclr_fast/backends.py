@@ -56,10 +56,15 @@ def _compiled_for(capability: tuple[int, int], archs: str) -> bool:
     """Whether kernels built for `archs` ("8.0;9.0a;10.0+PTX") run on a device of this compute capability.
 
     A binary runs on later minor versions of its own major version, with a letter ("9.0a") on its own version alone;
-    PTX runs on anything later, since setup.py makes it without the letter.
+    PTX runs on anything later, since setup.py makes it without the letter. RuntimeError where `archs` is none of this.
     """
     for arch in archs.split(";"):
-        major, minor, letter, ptx = re.fullmatch(r"(\d+)\.(\d)([a-z]?)(\+PTX)?", arch).groups()
+        known = re.fullmatch(r"(\d+)\.(\d)([a-z]?)(\+PTX)?", arch)
+        if known is None:
+            raise RuntimeError(
+                f"the compiled extension says it was built for {archs!r}, which is unreadable; rebuild it"
+            )
+        major, minor, letter, ptx = known.groups()
         version = (int(major), int(minor))
         same = version == capability if letter else version[0] == capability[0] and version <= capability
         if same or (ptx and version <= capability):

@@ -88,6 +88,12 @@ def test_compiled_architectures(capability: tuple[int, int], archs: str, runs: b
     assert backends._compiled_for(capability, archs) is runs
 
 
+@pytest.mark.parametrize("archs", ["Hopper", "8.0 9.0", ""])
+def test_unreadable_architectures_are_named(archs: str) -> None:
+    with pytest.raises(RuntimeError, match=f"built for '{archs}', which is unreadable; rebuild it"):
+        backends._compiled_for((9, 0), archs)
+
+
 def test_triton_serves_what_it_has_kernels_for() -> None:
     assert backends.why_not("triton", "augment", CUDA, torch.float64) is None
     for op in ("ntxent_fwd", "augment", "augment_sample"):
