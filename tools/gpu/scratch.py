@@ -87,7 +87,8 @@ def build(scratch: Scratch, arch: str | None, also_from: Path | None) -> int:
     arch: compute capability ("9.0"), or None for CPU kernels only. also_from: a folder whose extension will do if
     it can be loaded, whatever it was built of.
     """
-    key = f"{digest(scratch.source, BUILT_OF)} {scratch.ask(ASK)} {arch or 'cpu'}"
+    built_for = (arch or "cpu").replace("9.0a", "9.0")  # setup.py builds the same for both
+    key = f"{digest(scratch.source, BUILT_OF)} {scratch.ask(ASK)} {built_for}"
     kept = scratch.folder / "extension" / hashlib.sha256(key.encode()).hexdigest()[:16]
     package = scratch.source / "simclr_fast"
     for origin in (kept, *([also_from] if also_from else [])):
