@@ -69,7 +69,7 @@ MUTANTS = (
         "ntxent_fwd_sm90_plan.h",
         "return stages - 1 - under_way()",
         "return stages - under_way()",
-        FORWARD,
+        HELD,
     ),
     _fwd("no barrier before the next strip's copies", "      __syncthreads();\n      more", "      more"),
     _fwd("tiles unmasked", "if (task_.pairing.needs_mask(", "if (row < 0 && task_.pairing.needs_mask("),
