@@ -7,13 +7,11 @@ from proof.generated.sm90 import Case, program
 
 KERNEL, SHARED = "ntxent_bwd_wide_sm90.cu", "ntxent_bwd_wide_sm90.cuh"
 CASE = Case(130, 300, multiprocessors=2)  # five tiles a cluster, in three stages
-# One kernel of the ten, so that a mutant is compiled in seconds.
+# One kernel of the ten, so that a mutant is compiled in seconds: those after it are not to be seen.
+_ONE_LAUNCH = "  return run<WideShape<1, 1>>(problem, plan, stream);\n}\n#if 0\n{\n"
 ONLY = (
-    (
-        KERNEL,
-        "  const int products = problem.product.products(), rounds",
-        "  return run<WideShape<1, 1>>(problem, plan, stream);\n  const int products = 1, rounds",
-    ),
+    (KERNEL, "  const int products = problem.product", _ONE_LAUNCH + "  const int products = problem.product"),
+    (KERNEL, "}  // namespace simclr::cuda\n", "#endif\n}\n"),
 )
 
 

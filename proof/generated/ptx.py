@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -79,7 +79,10 @@ def _cxx(*arguments: object) -> None:
 
 
 def _object(source: Path, arch: str) -> Path:
-    """The file compiled, by nvcc for compute_`arch` if it is CUDA; from build/ptx where nothing has changed."""
+    """The file compiled, by nvcc for compute_`arch` if it is CUDA; from build/ptx where nothing has changed.
+
+    What the compiler does for the host's part is left at little: launchers take a moment, and mutants are many.
+    """
     # "90a" is Hopper's own: the launchers know its kernels where this macro is given, as setup.py gives it.
     defines = ["-DSIMCLR_SM90A"] if arch == "90a" else []
 
@@ -87,10 +90,17 @@ def _object(source: Path, arch: str) -> Path:
         if source.suffix == ".cpp":
             _cxx("-c", source, "-o", made)
         else:
-            target = ["-gencode", f"arch=compute_{arch},code=compute_{arch}", "-Xcompiler", "-fPIC", *defines]
+            target = ["-gencode", f"arch=compute_{arch},code=compute_{arch}", "-Xcompiler", "-fPIC,-O0", *defines]
             run([cuda_home() / "bin/nvcc", *NVCC_FLAGS, *target, "-c", source, "-o", made])
 
     return kept(ROOT / "build/ptx" / f"{source.stem}-{made_of(source, arch, defines)}.o", make)
+
+
+@lru_cache(maxsize=64)  # programs share most of their files, mutants all but one
+def _module(made: Path):
+    """The kernels of a compiled .cu file as a ptxlab module, None where it has none."""
+    text = run([binary_tool("cuobjdump"), "-ptx", made])
+    return load_ptxlab().Module(text[text.index(".version") :]) if ".version" in text else None
 
 
 class Program:
@@ -102,17 +112,15 @@ class Program:
     """
 
     def __init__(self, sources: Iterable[Path], arch: str = "80"):
-        ptxlab = load_ptxlab()
         sources = list(sources)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda source: _object(source, arch), sources))
-        of_cuda = (made for source, made in zip(sources, objects) if source.suffix == ".cu")
-        texts = [run([binary_tool("cuobjdump"), "-ptx", made]) for made in of_cuda]
-        self.modules = [ptxlab.Module(text[text.index(".version") :]) for text in texts if ".version" in text]
-        runtime = ROOT / "proof/generated/recording_cudart.cpp"
+        of_cuda = (_module(made) for source, made in zip(sources, objects) if source.suffix == ".cu")
+        self.modules = [module for module in of_cuda if module]
+        runtime = _object(ROOT / "proof/generated/recording_cudart.cpp", arch)
         # -Bsymbolic: the launchers call this runtime, not the libcudart that torch has loaded.
         shared = kept(
-            ROOT / "build/ptx" / f"launchers-{digest(objects, runtime.read_text())}.so",
+            ROOT / "build/ptx" / f"launchers-{digest(objects, runtime)}.so",
             lambda made: _cxx("-shared", "-Wl,-Bsymbolic", "-o", made, *objects, runtime),
         )
         self.library = ctypes.CDLL(str(shared))
