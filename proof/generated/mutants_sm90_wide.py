@@ -46,14 +46,6 @@ MUTANTS = (
     Mutant(
         "du is not waited for", "      wgmma::wait<0>();\n      if (tile >", "      wgmma::wait<1>();\n      if (tile >"
     ),
-    Mutant("no fence before the products", "    wgmma::fence();\n    multiply_rows", "    multiply_rows"),
-    Mutant("tiles unmasked", "if (task.pairing.needs_mask(", "if (tile < 0 && task.pairing.needs_mask("),
-    Mutant(
-        "tiles are not swizzled",
-        "chunk_offset(r, chunk % 8, kSm90PanelRowBytes)",
-        "r * kSm90PanelRowBytes + chunk % 8 * kChunkBytes",
-        SHARED,
-    ),
     Mutant(
         "half of the bytes are expected",
         "expect(arrived, kWideExchangeBytes)",
