@@ -80,6 +80,7 @@ class Forward {
         Share products;
         start_slice(products, 0, false);
         if (step > 0) sum_share(logits, step - 1, strip);
+        if constexpr (kProducts == 3) clear(logits);
         // 2. Multiply the rest. Of one product all slices are one sum; of three there are several in each.
         for (int slice = 1; slice < plan_.slices; ++slice) {
           if constexpr (kProducts == 3) finish_slice(logits, products, slice - 1);
@@ -209,6 +210,11 @@ class Forward {
     }
   }
 
+  __device__ static void clear(Share& x) {
+#pragma unroll
+    for (int k = 0; k < 64; ++k) x[k / 4][k % 4] = 0;
+  }
+
   // Waits for the products and puts them into x. Three are summed from zero, kFwdSumColumns columns at a time, and then
   // added by additions that round, where tensor cores truncate.
   __device__ void finish_slice(Share& x, Share& products, int slice) {
@@ -218,11 +224,10 @@ class Forward {
       if (kProducts == 3 && sum > 0) start_sum(products, slice, sum);
       wgmma::wait<0>();
       wgmma::hold(products);
-      const bool first = slice + sum == 0;
 #pragma unroll
       for (int k = 0; k < 64; ++k) {
         const float product = products[k / 4][k % 4];
-        x[k / 4][k % 4] = kProducts == 1 || first ? product : x[k / 4][k % 4] + product;
+        x[k / 4][k % 4] = kProducts == 1 ? product : x[k / 4][k % 4] + product;
       }
     }
   }
