@@ -14,6 +14,7 @@ from proof.simt.build import ROOT
 from proof.simt.library import Kernels, Schedule
 from proof.simt.ntxent_accuracy import SOURCES
 from simclr_fast.ops.augment import ImageBatch
+from simclr_fast.ops.ntxent.ops import split_rows
 from tests import ntxent_launchers
 from tests.helpers import relative_error, sparse
 from tests.ntxent_launchers import Device, NtxentLaunchers
@@ -23,8 +24,11 @@ from tests.ops.augment.triton_cases import last_of_very_many
 LAST = Schedule(last_block_only=True)
 
 
-PLAN = "csrc/cuda/ntxent_plan.h"
-FORWARD, BACKWARD = "constexpr int kFwdMaxSlots = 64;", "constexpr int kBwdMaxSplits = 8;"
+# Of a file: how finely its launch cuts the columns at most, and how finely here.
+FINER = {
+    "csrc/cuda/ntxent_plan.h": ("constexpr int kFwdMaxSlots = 64;", "constexpr int kFwdMaxSlots = 1 << 20;"),
+    "csrc/cuda/ntxent_splits.h": ("constexpr int kBwdMaxSplits = 8;", "constexpr int kBwdMaxSplits = 1 << 14;"),
+}
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def ntxent(monkeypatch: pytest.MonkeyPatch) -> NtxentLaunchers:
     """The loss's launchers, whose outputs and workspaces take memory where they are written.
 
     The launches are cut finer than a GPU's: a strip of columns, of which a block of 64 strips would walk over millions
-    in minutes, is one tile of 128 in the forward, and at most 17 of 64 in the backward.
+    in minutes, is one tile of 128 in the forward, and at most 95 of 64 in the backward.
     """
 
     class SparseWorkspace:
@@ -42,12 +46,11 @@ def ntxent(monkeypatch: pytest.MonkeyPatch) -> NtxentLaunchers:
         def check(self, what: str) -> None:
             """Sanitizers and the ordinary workspace see to what is written behind it."""
 
-    text = (ROOT / PLAN).read_text()
-    assert text.count(FORWARD) == text.count(BACKWARD) == 1
-    finer = text.replace(FORWARD, FORWARD.replace("64", "1 << 20")).replace(BACKWARD, BACKWARD.replace("8", "1 << 14"))
+    texts = {path: (ROOT / path).read_text() for path in FINER}
+    assert all(texts[path].count(cut) == 1 for path, (cut, _) in FINER.items())
     monkeypatch.setattr(ntxent_launchers, "filled", lambda *shape, dtype: sparse(*shape, dtype=dtype))
     monkeypatch.setattr(ntxent_launchers, "Guarded", SparseWorkspace)
-    library = Kernels(SOURCES, replaced={PLAN: finer})
+    library = Kernels(SOURCES, replaced={path: texts[path].replace(*finer) for path, finer in FINER.items()})
     return NtxentLaunchers(library, device=Device(2**18, 232448), options={"schedule": LAST})
 
 
@@ -86,7 +89,7 @@ def test_the_last_tile_of_very_many_logits(ntxent: NtxentLaunchers, n: int, colu
 # 2^10 pairs at the end of the columns, or columns that are the rows. strip: the columns of the last strip.
 @pytest.mark.parametrize(
     ("dtype", "n", "multiprocessors", "strip"),
-    [(torch.float16, 2**10, 2**18, 320), (torch.float32, 2**10, 2**18, 608), (torch.float16, 2**23 + 32, 2**27, 1088)],
+    [(torch.float16, 2**10, 2**18, 320), (torch.float32, 2**10, 2**18, 128), (torch.float16, 2**23 + 32, 2**27, 6080)],
 )
 def test_the_last_strip_of_very_many_columns_in_the_backward(
     ntxent: NtxentLaunchers, dtype: torch.dtype, n: int, multiprocessors: int, strip: int
@@ -96,13 +99,15 @@ def test_the_last_strip_of_very_many_columns_in_the_backward(
     rows = 4  # of the second step's last block
     positives = slice(-rows - n, -n)
     z, unit, inv_norm = sparse(2, n, d, dtype=dtype), sparse(2 * n, d, dtype=torch.float64), sparse(2 * n)
-    u, lse_neg, s_pos = sparse(columns, d, dtype=dtype), sparse(columns), sparse(columns)
+    halves = dtype == torch.float16
+    u = sparse(columns, *([d] if halves else [2, d]), dtype=torch.float16)
+    lse_neg, s_pos = sparse(columns), sparse(columns)
     for some in (slice(-strip, None), positives):
         of_some = torch.randn_like(z.flatten(0, 1)[some])
         z.flatten(0, 1)[some] = of_some
         norms = of_some.double().norm(dim=1)
         unit[some], inv_norm[some] = of_some.double() / norms[:, None], (1 / norms).float()
-        u[some] = unit[some].to(dtype)
+        u[some] = unit[some].half() if halves else split_rows(unit[some].float())
         lse_neg[some], s_pos[some] = torch.rand(len(norms)) + 8, torch.rand(len(norms)) + 1
     _, dz1, _ = ntxent.bwd(
         torch.tensor(weight), *z, u, inv_norm, lse_neg, s_pos, row_offset=columns - 2 * n, eps=eps, temperature=t,
@@ -118,7 +123,7 @@ def test_the_last_strip_of_very_many_columns_in_the_backward(
     pull = weight * (own_pull + positive_pull).double()
     du = (coefficients @ unit[-strip:] - pull[:, None] * unit[positives]) / t
     dz = inv_norm[-rows:, None] * (du - (du * unit[-rows:]).sum(1, keepdim=True) * unit[-rows:])
-    assert relative_error(dz1[-rows:].double(), dz) <= (2e-3 if dtype == torch.float16 else 1e-5)
+    assert relative_error(dz1[-rows:].double(), dz) <= (2e-3 if halves else 1e-5)
     assert dz1[-2 * rows : -rows].count_nonzero() == 0
 
 
