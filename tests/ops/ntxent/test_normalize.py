@@ -42,12 +42,17 @@ def check(backend: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu",
     else:
         u, inv_norm = BACKENDS[backend](*views, EPS)
         assert inv_norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    if u.ndim == 3:  # float32 rows on CUDA, in two parts
+    split = u.ndim == 3  # float32 rows on CUDA, in two parts
+    if split:
         u = (u.double().sum(1) / SPLIT_SCALE).float()
     assert not u[:, d:].any(), "columns that pad a row are zero"
     tolerance = TOLERANCE[u.dtype]
     for row in range(2 * n):  # row by row: rows of length 0 and 1e30 lie 38 orders of magnitude apart
-        assert within("u", relative_error(u[row, :d], u_true[row]), tolerance), f"row {row}"
+        allowed = tolerance
+        if split:  # lo of a row much shorter than 1, whose norm is clamped, is a subnormal number: it has a least error
+            length = u_true[row].norm().nan_to_num().clamp_min(1e-30).item()
+            allowed += d**0.5 * 2.0**-25 / SPLIT_SCALE / length
+        assert within("u", relative_error(u[row, :d], u_true[row]), allowed), f"row {row}"
         if inv_norm is not None:
             error = relative_error(inv_norm[row], inv_norm_true[row])
             assert within("inv_norm", error, min(tolerance, 1e-6)), f"row {row}"
