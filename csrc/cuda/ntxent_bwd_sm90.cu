@@ -241,25 +241,12 @@ __global__ void __launch_bounds__(kSm90Threads, 1) ntxent_bwd_sm90_kernel(const 
 
 template <class Shape>
 cudaError_t run(const BwdProblem& problem, const BwdPlan& plan, cudaStream_t stream) {
-  const Product& product = problem.product;
-  const Sm90Task task{product.matrix_of_rows(),
-                      product.matrix_of_columns(),
-                      product.pairing,
-                      product.temperature_of<float>(),
-                      product.product_unit(),
-                      product.operand_unit(),
-                      problem.rows.of<float>(),
-                      problem.columns.of<float>(),
-                      problem.rows_are_columns ? 0 : product.pairing.rows,
-                      partials_of<float>(problem, plan),
-                      plan.tiles,
-                      plan.split_tiles,
-                      plan.du_columns};
+  const Sm90Task task = Sm90Task::of(problem, plan);
   const dim3 grid(plan.row_blocks, plan.splits);
-  return product.uses_constant_max() ? SIMCLR_LAUNCH((ntxent_bwd_sm90_kernel<Shape, false>), grid, kSm90Threads,
-                                                     plan.shared_bytes, stream, task)
-                                     : SIMCLR_LAUNCH((ntxent_bwd_sm90_kernel<Shape, true>), grid, kSm90Threads,
-                                                     plan.shared_bytes, stream, task);
+  return problem.product.uses_constant_max() ? SIMCLR_LAUNCH((ntxent_bwd_sm90_kernel<Shape, false>), grid, kSm90Threads,
+                                                             plan.shared_bytes, stream, task)
+                                             : SIMCLR_LAUNCH((ntxent_bwd_sm90_kernel<Shape, true>), grid, kSm90Threads,
+                                                             plan.shared_bytes, stream, task);
 }
 
 }  // namespace

@@ -19,6 +19,23 @@ struct Sm90Task {
   int searched_rows;  // those that are none of the columns
   BwdPartials<float> partials;
   int tiles, split_tiles, du_columns;
+
+  static Sm90Task of(const BwdProblem& problem, const BwdPlan& plan) {
+    const Product& product = problem.product;
+    return {product.matrix_of_rows(),
+            product.matrix_of_columns(),
+            product.pairing,
+            product.temperature_of<float>(),
+            product.product_unit(),
+            product.operand_unit(),
+            problem.rows.of<float>(),
+            problem.columns.of<float>(),
+            problem.rows_are_columns ? 0 : product.pairing.rows,
+            partials_of<float>(problem, plan),
+            plan.tiles,
+            plan.split_tiles,
+            plan.du_columns};
+  }
 };
 
 template <int kPanels_, int kProducts_>
