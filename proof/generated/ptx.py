@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 
+import pytest
 import torch
 
 from proof.kept import digest, kept
@@ -51,6 +52,14 @@ def load_ptxlab():
     import ptxlab
 
     return ptxlab
+
+
+# Marks of a test that compiles kernels with nvcc and executes them. Its file says pytest.mark.proof itself: without
+# these words `pytest -m proof` does not look into it (tests/conftest.py).
+NEEDS_SIMULATOR = [
+    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
+    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
+]
 
 
 def run(command: Iterable[object], errors: bool = False) -> str:

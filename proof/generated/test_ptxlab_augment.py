@@ -15,17 +15,13 @@ from proof.generated.augment_counts import (
     by_call,
     check_bounds,
 )
-from proof.generated.ptx import Program, cuda_home, load_ptxlab, toolkit
+from proof.generated.ptx import NEEDS_SIMULATOR, Program, toolkit
 from proof.generated.ptxlab_augment import SOURCES, TABLE
 from proof.simt import augment as simt
 from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.ops.augment.params import PACKED_WORDS
 
-needs_simulator = [
-    pytest.mark.proof,
-    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
-    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
-]
+needs_simulator = [pytest.mark.proof, *NEEDS_SIMULATOR]
 # Over the floor: bytes of device memory; bytes asked of L1 and L2, where tiles read their halos and seams again.
 MAX_UNIQUE, MAX_SECTORS = 1.5, 1.5
 SMALL = (

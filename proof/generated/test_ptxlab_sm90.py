@@ -5,15 +5,11 @@ import json
 import pytest
 
 from proof.generated import ptxlab_cuda, ptxlab_sm90
-from proof.generated.ptx import Program, cuda_home, load_ptxlab, toolkit
+from proof.generated.ptx import NEEDS_SIMULATOR, Program, toolkit
 from proof.generated.sm90 import program
 from proof.generated.workloads import Workload
 
-needs_simulator = [
-    pytest.mark.proof,
-    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
-    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
-]
+needs_simulator = [pytest.mark.proof, *NEEDS_SIMULATOR]
 MIN_COALESCING = 0.9
 MODELLED_OVER_LIMIT = 1.7
 

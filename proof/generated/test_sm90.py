@@ -7,16 +7,12 @@ random. A device of few multiprocessors gives each the tiles of many.
 import pytest
 
 from proof.generated import mutants_sm90
-from proof.generated.ptx import Program, cuda_home, load_ptxlab
+from proof.generated.ptx import NEEDS_SIMULATOR, Program
 from proof.generated.sm90 import BFLOAT, FLOAT, HALF, Case, program, similarity_errors, worst
 from proof.simt.similarity_cases import Case as SimilarityCase
 from tests.ntxent_launchers import Device
 
-pytestmark = [
-    pytest.mark.proof,
-    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
-    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
-]
+pytestmark = [pytest.mark.proof, *NEEDS_SIMULATOR]
 SCHEDULES = ((0, "lazy"), (1, "eager"), (2, "random"))
 # Bands of several tiles, which begin at M = 16384, come with fewer slots at sizes that can be executed here.
 FEW_SLOTS = (("ntxent_plan.h", "kFwdMaxSlots = 64", "kFwdMaxSlots = 2"),)

@@ -6,12 +6,12 @@ As test_sm90.py; here M is several times what the stages of a CTA hold, and D on
 import pytest
 
 from proof.generated import mutants_sm90_wide, test_sm90
-from proof.generated.ptx import Program
+from proof.generated.ptx import NEEDS_SIMULATOR, Program
 from proof.generated.sm90 import BFLOAT, FLOAT, HALF, Case, program, similarity_errors
 from proof.simt.similarity_cases import Case as SimilarityCase
 from tests.ntxent_launchers import Device
 
-pytestmark = test_sm90.pytestmark
+pytestmark = [pytest.mark.proof, *NEEDS_SIMULATOR]
 KERNEL = "ntxent_bwd_wide_sm90_kernel"
 CASES = (
     Case(1, 257),

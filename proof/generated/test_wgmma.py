@@ -3,13 +3,9 @@
 import pytest
 import torch
 
-from proof.generated.ptx import ROOT, Program, cuda_home, load_ptxlab
+from proof.generated.ptx import NEEDS_SIMULATOR, ROOT, Program
 
-pytestmark = [
-    pytest.mark.proof,
-    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
-    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
-]
+pytestmark = [pytest.mark.proof, *NEEDS_SIMULATOR]
 FORMS = {"shared": 0, "transposed": 1, "registers": 2}
 
 
