@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from proof.generated.ptx import ROOT, Program
 from proof.kept import digest, kept
@@ -58,8 +57,8 @@ def program(changes: tuple[Change, ...] = (), compiled: tuple[str, ...] = ()) ->
 
 
 @dataclass(frozen=True)
-class Case:
-    """One step of the loss: n pairs a process of `world`, as process `rank`. `only_fwd` leaves the backward out."""
+class Step:
+    """A step of the loss with n pairs a process of `world`, in process `rank`."""
 
     n: int
     d: int
@@ -71,13 +70,19 @@ class Case:
     world: int = 1
     rank: int = 0
     kind: str = "random"
-    only_fwd: bool = False
 
     def __str__(self) -> str:
-        marks = [name for name in ("on_device", "only_fwd") if getattr(self, name)]
+        marks = [name for name, value in vars(self).items() if value is True]
         marks += [f"rank{self.rank}of{self.world}"] * (self.world > 1) + [self.kind] * (self.kind != "random")
         dtype = str(self.dtype).removeprefix("torch.") + "-tf32" * (self.precision == "tf32")
         return "-".join([f"{2 * self.n}x{self.d}", dtype, f"t{self.temperature}", f"sm{self.multiprocessors}", *marks])
+
+
+@dataclass(frozen=True)
+class Case(Step):
+    """Forward and backward of a step; `only_fwd` leaves the backward out."""
+
+    only_fwd: bool = False
 
     def errors(self, program: Program, reports: list, **options: object) -> dict[str, float]:
         """Each result's error over its tolerance: at most 1 is right. `reports` gets those of the launches."""
@@ -134,7 +139,9 @@ def similarity_errors(case: SimilarityCase, program: Program, reports: list, **o
 Errors = Callable[..., dict[str, float]]
 
 
-def worst(errors: Errors, program: Program, seed: int, timing: str, approx: str = "accurate") -> tuple[Tensor, list]:
+def worst(
+    errors: Errors, program: Program, seed: int, timing: str, approx: str = "accurate"
+) -> tuple[dict[str, float], list]:
     """The errors of one run, and the reports of its launches; the seed also makes the problem's data."""
     torch.manual_seed(seed)
     reports: list = []

@@ -3,26 +3,18 @@
 A problem of the loss gives the launcher what float64 makes of the statistics: only normalise and backward are executed.
 """
 
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from proof.generated.ptx import ROOT, Program, load_ptxlab
-from proof.kept import digest, kept
-from proof.simt.similarity_cases import Case as SimilarityCase
-from proof.simt.similarity_cases import Problem
+from proof.generated import sm90
+from proof.generated.ptx import Program, load_ptxlab
+from proof.generated.sm90 import BFLOAT, EPS, FLOAT, Change, Errors, Step, hopper, worst
 from tests.helpers import relative_error
-from tests.ntxent_launchers import Device, NtxentLaunchers
-from tests.ntxent_truth import EPS, embeddings, shards_of, truth
-from tests.similarity_launchers import SimilarityLaunchers
+from tests.ntxent_launchers import NtxentLaunchers
+from tests.ntxent_truth import embeddings, shards_of, truth
 
 KERNEL = "ntxent_bwd_sm90_kernel"
-HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
-Change = tuple[str, str, str]
-Errors = Callable[..., dict[str, float]]
 _WALK, _TILES = "ntxent_bwd_sm90.cu", "ntxent_bwd_sm90_tiles.cuh"
 # The kernels of one shape alone, D in (64, 128] of one product: they compile in seconds.
 _ONE_LAUNCH = "  return run<Sm90Shape<2, 1>>(problem, plan, stream);\n}\n#if 0\n{\n"
@@ -32,63 +24,16 @@ ONE_SHAPE: tuple[Change, ...] = (
 )
 
 
-def hopper(multiprocessors: int) -> Device:
-    """A device with so many multiprocessors of Hopper; few of them give each more of a small problem's tiles."""
-    return Device(multiprocessors, 227 * 1024, 90)
-
-
 def program(changes: tuple[Change, ...] = ()) -> Program:
-    """The launchers, their kernels for compute_90a; with text replaced in ntxent_bwd_sm90.cu and what it includes.
-
-    changes: (file in csrc/cuda, old, new), each `old` found exactly once.
-    """
-    kernel = ROOT / "csrc/cuda/ntxent_bwd_sm90.cu"
-    others = [ROOT / "csrc/cuda/similarity.cu", *sorted(ROOT.glob("csrc/cuda/ntxent_*.cu"))]
-    others.remove(kernel)
-    if changes:
-        kernel = _changed(changes) / "csrc/cuda/ntxent_bwd_sm90.cu"
-    return Program([kernel, *others], "90a")
-
-
-def _changed(changes: tuple[Change, ...]) -> Path:
-    """A copy of csrc with the changes, kept under build/sm90."""
-    texts = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("csrc/**/*.*"))}
-    name = digest(changes, texts)
-    for file, old, new in changes:
-        path = f"csrc/cuda/{file}"
-        if texts[path].count(old) != 1:
-            raise ValueError(f"{file} has {old!r} {texts[path].count(old)} times, not once")
-        texts[path] = texts[path].replace(old, new)
-
-    def make(made: Path) -> None:
-        shutil.copytree(ROOT / "csrc", made / "csrc")
-        for file, _, _ in changes:
-            (made / "csrc/cuda" / file).write_text(texts[f"csrc/cuda/{file}"])
-
-    return kept(ROOT / "build/sm90" / name, make)
+    """sm90.program, with text replaced in ntxent_bwd_sm90.cu and what it includes."""
+    return sm90.program(changes, ("ntxent_bwd_sm90.cu",))
 
 
 @dataclass(frozen=True)
-class Case:
-    """The backward of a step with n pairs a process of `world`, in process `rank`; `reduce`: a scalar loss, no dt."""
+class Case(Step):
+    """The backward of a step; `reduce`: a scalar loss, no dt."""
 
-    n: int
-    d: int
-    dtype: torch.dtype = HALF
-    precision: str = "ieee"
-    temperature: float = 0.1
-    on_device: bool = False
-    multiprocessors: int = 2
-    world: int = 1
-    rank: int = 0
-    kind: str = "random"
     reduce: bool = False
-
-    def __str__(self) -> str:
-        marks = [name for name in ("on_device", "reduce") if getattr(self, name)]
-        marks += [f"rank{self.rank}of{self.world}"] * (self.world > 1) + [self.kind] * (self.kind != "random")
-        dtype = str(self.dtype).removeprefix("torch.") + "-tf32" * (self.precision == "tf32")
-        return "-".join([f"{2 * self.n}x{self.d}", dtype, f"t{self.temperature}", f"sm{self.multiprocessors}", *marks])
 
     def errors(self, kernels: Program, reports: list, **options: object) -> dict[str, float]:
         """Each result's error over its tolerance: at most 1 is right. `reports` gets those of the launches."""
@@ -118,25 +63,9 @@ class Case:
         return errors
 
 
-def similarity_errors(case: SimilarityCase) -> Errors:
-    """As Case.errors, both directions of the primitive on one multiprocessor of Hopper."""
-
-    def errors(kernels: Program, reports: list, **options: object) -> dict[str, float]:
-        problem, ops = Problem.of(case), SimilarityLaunchers(kernels, hopper(1))
-        with kernels.simulated(lambda: ops.tensors, **options) as made:
-            got = problem.run(ops)
-        reports += made
-        return problem.errors(got)
-
-    return errors
-
-
 def run(errors: Errors, kernels: Program, seed: int, timing: str) -> tuple[dict[str, float], list]:
     """The errors of one run, and the reports of its launches; the seed also makes the problem's data."""
-    torch.manual_seed(seed)
-    reports: list = []
-    approx = "perturb" if seed == 2 else "accurate"
-    return errors(kernels, reports, seed=seed, cp_async=timing, approx=approx, threads=2), reports
+    return worst(errors, kernels, seed, timing, "perturb" if seed == 2 else "accurate")
 
 
 @dataclass(frozen=True)

@@ -8,29 +8,13 @@ import ctypes
 
 import pytest
 
-from proof.generated.ptx import Program, cuda_home, load_ptxlab
-from proof.generated.sm90_bwd import (
-    BFLOAT,
-    FLOAT,
-    HALF,
-    KERNEL,
-    MUTANTS,
-    Case,
-    Errors,
-    Mutant,
-    hopper,
-    program,
-    run,
-    similarity_errors,
-)
+from proof.generated.ptx import NEEDS_SIMULATOR, Program
+from proof.generated.sm90 import BFLOAT, FLOAT, HALF, Errors, hopper, similarity_errors
+from proof.generated.sm90_bwd import KERNEL, MUTANTS, Case, Mutant, program, run
 from proof.simt.similarity_cases import Case as SimilarityCase
-from tests.ntxent_launchers import BwdArgs
+from tests.ntxent_launchers import BwdArgs, Device
 
-pytestmark = [
-    pytest.mark.proof,
-    pytest.mark.skipif(load_ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)"),
-    pytest.mark.skipif(cuda_home() is None, reason="needs a CUDA toolkit (CUDA_HOME)"),
-]
+pytestmark = [pytest.mark.proof, *NEEDS_SIMULATOR]
 # One, two and four panels of D; both maxima; one tile a CTA, and more than stages; an empty second warpgroup.
 CASES = (
     Case(1, 1),
@@ -49,10 +33,10 @@ CASES = (
     Case(60, 180, FLOAT, "tf32"),
 )
 SIMILARITY = (
-    SimilarityCase(150, 270, 72, HALF, "self", both=True),
-    SimilarityCase(140, None, 90, BFLOAT, "pair"),
-    SimilarityCase(20, 530, 200, HALF, both=True, on_device=True),
-    SimilarityCase(140, 90, 40, FLOAT, "self", both=True),
+    SimilarityCase(150, 270, 72, HALF, "self", both=True, device=Device(1, 0)),
+    SimilarityCase(140, None, 90, BFLOAT, "pair", device=Device(1, 0)),
+    SimilarityCase(20, 530, 200, HALF, both=True, on_device=True, device=Device(1, 0)),
+    SimilarityCase(140, 90, 40, FLOAT, "self", both=True, device=Device(1, 0)),
 )
 
 
@@ -79,7 +63,7 @@ def test_loss(kernels: Program, case: Case) -> None:
 
 @pytest.mark.parametrize("case", SIMILARITY, ids=str)
 def test_primitive(kernels: Program, case: SimilarityCase) -> None:
-    check(similarity_errors(case), kernels)
+    check(lambda *args, **options: similarity_errors(case, *args, **options), kernels)
 
 
 @pytest.mark.parametrize(
