@@ -15,7 +15,7 @@ from simclr_fast import load_backbone
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.evaluation import export
 from simclr_fast.evaluation.__main__ import main
-from simclr_fast.evaluation.export import loading_code, write_model_card
+from simclr_fast.evaluation.model_card import describe, loading_code, write_model_card
 from simclr_fast.evaluation.run import Run
 from tests.evaluation.conftest import demo_config, plain_config, write_run
 
@@ -85,7 +85,7 @@ def test_command_writes_and_compares_every_format(export_folder: Path) -> None:
 
 def test_card_and_export_say_how_images_are_normalised(tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,))))
-    described = export.describe(run)
+    described = describe(run)
     assert (described["mean"], described["std"], described["image_size"]) == ([0.3], [0.6], 28)
     assert "mean [0.3] and standard deviation [0.6]" in write_model_card(run, tmp_path).read_text()
 

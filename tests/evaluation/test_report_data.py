@@ -14,8 +14,8 @@ from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures, report, session
 from simclr_fast.evaluation.__main__ import main, parse
-from simclr_fast.evaluation.export import write_model_card
 from simclr_fast.evaluation.features import ENCODERS, preprocess_of
+from simclr_fast.evaluation.model_card import write_model_card
 from simclr_fast.evaluation.probes import standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
