@@ -7,7 +7,6 @@ alone, however often the command was stopped, and by however many threads.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -17,14 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.datasets import load_dataset, mnist5k
-from simclr_fast.data.pack_images import JpegForm, RawForm, name_of
+from simclr_fast.data.pack_images import JpegForm, RawForm
 from simclr_fast.data.pack_writers import JpegWriter, RawWriter
 from simclr_fast.data.packed import (
     JOURNAL,
@@ -38,6 +36,7 @@ from simclr_fast.data.packed import (
     write_checked,
 )
 from simclr_fast.data.packed_shape import DATASET_DICT, check_shape
+from simclr_fast.data.parts import Part, digest_of, name_of, parts_of, pieces_of
 from simclr_fast.data.sources import Dataset, Source
 from simclr_fast.data.threads import Place
 from simclr_fast.data.unreadable import BadImageError
@@ -47,7 +46,6 @@ from simclr_fast.lock import LOCK_FILE, claim
 
 SHARD = 4096  # images, or more, so that a split has at most MOST_SHARDS, all of which are open while it is read
 MOST_SHARDS = 256
-SILENT_SECONDS = 5.0  # that looking at the source may take before it shows
 PIECE_BYTES = 4 << 20  # of raw images that a thread has finished at a time; each thread is up to two pieces ahead
 
 log = logging.getLogger(__name__)
@@ -70,9 +68,6 @@ class PackOptions:
     data: SourceOptions = dataclasses.field(default_factory=SourceOptions)
 
 
-Part = tuple[Source, Tensor]  # images with their classes, int64 [N], -1 where they have none
-
-
 def pack(options: PackOptions) -> dict[str, Any]:
     """Write the packed set, or the rest of it, and return its manifest.
 
@@ -90,7 +85,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
             return manifest
         # mnist5k comes from no folder: a packed set in the default one is not meant, and may be the output.
         dataset = mnist5k() if options.data.dataset == "mnist5k" else load_dataset(options.data)
-        parts = _parts(dataset)
+        parts = parts_of(dataset)
         _prepare(journal, options, dataset, parts)
         for entry in journal["splits"].values():
             if _is_whole(entry):
@@ -174,27 +169,11 @@ def _identity(options: PackOptions) -> dict[str, Any]:
     }
 
 
-def _parts(dataset: Dataset) -> dict[str, Part]:
-    """The splits: train, test unless it is empty, and where labels are those of other images than train's, labelled."""
-    codes = dataset.codes if dataset.codes is not None else dataset.train.labels
-    if len(dataset.train) == 0:
-        raise DataError("the split train has no image")
-    parts = {"train": (dataset.train, codes)}
-    if codes is None and dataset.labelled is not None:
-        parts["labelled"] = (dataset.labelled, dataset.labelled.labels)
-    if dataset.test is not None and len(dataset.test) > 0:
-        parts["test"] = (dataset.test, dataset.test.labels)
-    return {
-        name: (source, torch.full((len(source),), -1) if codes is None else codes.long())
-        for name, (source, codes) in parts.items()
-    }
-
-
 def _prepare(journal: dict[str, Any], options: PackOptions, dataset: Dataset, parts: dict[str, Part]) -> None:
     """Note what is to be packed in a new journal; in an old one, see that it is the same. Raises ConfigError."""
     classes = None if dataset.classes is None else list(dataset.classes)
     threads = options.data.workers
-    sources = {name: {"images": len(part[0]), "digest": _digest(*part, threads)} for name, part in parts.items()}
+    sources = {name: {"images": len(part[0]), "digest": digest_of(*part, threads)} for name, part in parts.items()}
     about = {"classes": classes, "sources": sources}
     if journal["splits"]:
         if {key: journal[key] for key in about} != about:
@@ -250,7 +229,7 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
 
     done = len(shards) * size
     allowed = options.data.max_bad_images * len(source)
-    pieces = _pieces(done, len(source), size, piece)
+    pieces = pieces_of(done, len(source), size, piece)
     converting = work_ahead(convert, pieces, options.data.workers, lambda i: name_of(source, i))
     progress = tqdm(total=len(source), initial=min(done, len(source)), desc=f"pack {name}", unit=" images")
     with writer, contextlib.closing(converting) as converted, progress:
@@ -280,27 +259,3 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
             raise DataError(f"{name}: none of its {len(source)} images can be read; the last: {last_bad}")
         writer.end()
     write_checked(options.output / JOURNAL, journal)
-
-
-def _pieces(first: int, end: int, shard: int, piece: int) -> Iterator[list[int]]:
-    """Numbers of images, piece by piece; none reaches over the end of a shard."""
-    for begin in range(first, end, shard):
-        last = min(begin + shard, end)
-        yield from (list(range(at, min(at + piece, last))) for at in range(begin, last, piece))
-
-
-def _digest(source: Source, codes: Tensor, threads: int) -> str:
-    """Tells a source from one with other images, another order or other labels, without reading image files."""
-    identify = source.identity or source.name
-
-    def identities(indices: range, place: Place) -> bytes:
-        lines = [f"{identify(place.enter(index))}, class {int(codes[index])}\n" for index in indices]
-        place.leave()
-        return "".join(lines).encode(errors="surrogateescape")
-
-    digest = hashlib.sha256()
-    pieces = (range(first, min(first + CHUNK, len(source))) for first in range(0, len(source), CHUNK))
-    with contextlib.closing(work_ahead(identities, pieces, threads, lambda i: name_of(source, i))) as identified:
-        for lines in tqdm(identified, desc="look at the source", unit=" chunks", delay=SILENT_SECONDS):
-            digest.update(lines)
-    return digest.hexdigest()

@@ -12,9 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from simclr_fast.data.chunks import CHUNK, work_ahead
+from simclr_fast.data.parts import name_of
 from simclr_fast.data.pixels import is_jpeg
 from simclr_fast.data.sources import EncodedImages, Source
-from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.threads import Place
 from simclr_fast.data.unreadable import BadImageError, load_or_replace
 from simclr_fast.errors import DataError
@@ -142,11 +142,6 @@ def pixels(source: Source, index: int) -> np.ndarray:
     else:
         image = source.take(torch.tensor([index]))[0]
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-
-
-def name_of(source: Source, index: int) -> str:
-    """What messages call an image."""
-    return source.name(index) if isinstance(source, EncodedImages | StoredImages) else f"image {index}"
 
 
 def shrunk(image: np.ndarray, size: int) -> np.ndarray:

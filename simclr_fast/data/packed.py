@@ -116,7 +116,7 @@ def checksum_of(path: Path, first: int = 0) -> int:
     return checksum
 
 
-def read_checked(path: Path) -> dict[str, Any]:
+def read_checked(path: Path, what: str = "packed set", version: int = VERSION, remedy: str = REMEDY) -> dict[str, Any]:
     """What `write_checked` wrote. Raises DataError for damage, ConfigError for what another version wrote."""
     try:
         content = json.loads(path.read_text())
@@ -125,13 +125,13 @@ def read_checked(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({error}); {REMEDY}") from error
+        raise DataError(f"{path}: damaged ({error}); {remedy}") from error
     if not is_whole:
-        raise DataError(f"{path}: damaged, its checksum is another; {REMEDY}")
-    if content.get("version") != VERSION:
+        raise DataError(f"{path}: damaged, its checksum is another; {remedy}")
+    if content.get("version") != version:
         raise ConfigError(
-            f"{path}: a packed set of version {content.get('version')}, and this program reads version {VERSION}; pack "
-            "the data set again, into an empty folder"
+            f"{path}: a {what} of version {content.get('version')}, and this program reads version {version}; make it "
+            "again, in an empty folder"
         )
     return content
 

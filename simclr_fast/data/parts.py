@@ -1,0 +1,190 @@
+"""A data set as one row of images after the other: its parts, what each image is called, and what tells it from others.
+
+For what goes through all images of a data set once, as packing and embedding do.
+"""
+
+import bisect
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from simclr_fast.data.chunks import CHUNK, work_ahead
+from simclr_fast.data.packed import MANIFEST, read_manifest
+from simclr_fast.data.packed_shape import shard_name
+from simclr_fast.data.sources import Dataset, EncodedImages, Source
+from simclr_fast.data.stored import StoredImages
+from simclr_fast.data.threads import Place
+from simclr_fast.errors import DataError, in_utf8
+
+SILENT_SECONDS = 5.0  # that looking at the source may take before it shows
+
+
+class Part(NamedTuple):
+    """Images with their classes: codes int64 [N], -1 where an image has none."""
+
+    source: Source
+    codes: Tensor
+
+
+def parts_of(dataset: Dataset) -> dict[str, Part]:
+    """The splits: train, test unless it is empty, and where labels are those of other images than train's, labelled.
+
+    Raises DataError without training images.
+    """
+    codes = dataset.codes if dataset.codes is not None else dataset.train.labels
+    if len(dataset.train) == 0:
+        raise DataError("the split train has no image")
+    parts = {"train": (dataset.train, codes)}
+    if codes is None and dataset.labelled is not None:
+        parts["labelled"] = (dataset.labelled, dataset.labelled.labels)
+    if dataset.test is not None and len(dataset.test) > 0:
+        parts["test"] = (dataset.test, dataset.test.labels)
+    return {
+        name: Part(source, torch.full((len(source),), -1) if codes is None else codes.long())
+        for name, (source, codes) in parts.items()
+    }
+
+
+def name_of(source: Source, index: int) -> str:
+    """What messages call an image."""
+    return source.name(index) if isinstance(source, EncodedImages | StoredImages) else f"image {index}"
+
+
+def digest_of(source: Source, codes: Tensor, threads: int) -> str:
+    """Tells a source from one with other images, another order or other labels, without reading image files."""
+    identify = source.identity or source.name
+
+    def identities(indices: range, place: Place) -> bytes:
+        lines = [f"{identify(place.enter(index))}, class {int(codes[index])}\n" for index in indices]
+        place.leave()
+        return "".join(lines).encode(errors="surrogateescape")
+
+    digest = hashlib.sha256()
+    pieces = (range(first, min(first + CHUNK, len(source))) for first in range(0, len(source), CHUNK))
+    with contextlib.closing(work_ahead(identities, pieces, threads, lambda i: name_of(source, i))) as identified:
+        for lines in tqdm(identified, desc="look at the source", unit=" chunks", delay=SILENT_SECONDS):
+            digest.update(lines)
+    return digest.hexdigest()
+
+
+def pieces_of(first: int, end: int, shard: int, piece: int) -> Iterator[list[int]]:
+    """Numbers of images, piece by piece; none reaches over the end of a shard."""
+    for begin in range(first, end, shard):
+        last = min(begin + shard, end)
+        yield from (list(range(at, min(at + piece, last))) for at in range(begin, last, piece))
+
+
+class AllImages:
+    """The images of all parts, numbered through. root: the folder (or the table in it) that the parts were found in.
+
+    Threads may read side by side.
+    """
+
+    def __init__(self, parts: dict[str, Part], root: Path):
+        self.parts = parts
+        self.ends = torch.tensor([len(part.source) for part in parts.values()]).cumsum(0).tolist()
+        folder = root if root.is_dir() else root.parent
+        self.prefix = f"{folder}{os.sep}"
+        self.packed_names: dict[str, Callable[[int], str]] = {}
+        if (folder / MANIFEST).exists():
+            manifest = read_manifest(folder)
+            for name, part in parts.items():
+                entry = manifest["splits"][name]
+                is_whole = len(part.source) == entry["images"]  # else the numbers in the files are others
+                has_names = is_whole and manifest["format"] == "jpeg"
+                self.packed_names[name] = (
+                    PackedNames(folder / name, entry) if has_names else lambda i, n=name: f"{n}/{i}"
+                )
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def place(self, number: int) -> tuple[str, int]:
+        """The part of an image, and its index there."""
+        which = bisect.bisect_right(self.ends, number)
+        return list(self.parts)[which], number - (self.ends[which - 1] if which else 0)
+
+    def code(self, number: int) -> int:
+        """The class of an image, -1 for none."""
+        part, index = self.place(number)
+        return int(self.parts[part].codes[index])
+
+    def path(self, number: int) -> Path | None:
+        """The file of an image that has one to itself."""
+        part, index = self.place(number)
+        source = self.parts[part].source
+        if self.packed_names or not isinstance(source, EncodedImages):
+            return None
+        name = source.name(index)
+        return Path(name) if name.startswith(self.prefix) or os.path.isabs(name) else None
+
+    def name(self, number: int) -> str:
+        """The path of an image below the root, as the one of an image that was packed then; else PART/INDEX.
+
+        Text in one line that any file takes: bytes that are not UTF-8 and control characters are spelled out.
+        """
+        part, index = self.place(number)
+        if part in self.packed_names:
+            name = self.packed_names[part](index)
+        else:
+            path = self.path(number)
+            name = f"{part}/{index}" if path is None else self.parts[part].source.name(index)
+        return in_one_line(name.removeprefix(self.prefix))
+
+    def message_name(self, number: int) -> str:
+        """What messages call an image."""
+        part, index = self.place(number)
+        return name_of(self.parts[part].source, index)
+
+    def load(self, number: int) -> Tensor:
+        """An image as it is, uint8 [C, H, W]. Raises BadImageError for an unreadable one: no other takes its place."""
+        part, index = self.place(number)
+        source = self.parts[part].source
+        return source.decode(index) if isinstance(source, EncodedImages) else source.take(torch.tensor([index]))[0]
+
+    def read(self, number: int) -> bytes:
+        """The bytes of an image as they are stored."""
+        part, index = self.place(number)
+        return bytes(self.parts[part].source.read(index))
+
+
+class PackedNames:
+    """The paths that images had when they were packed, from the Arrow files of a split. entry: its manifest's."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any]):
+        counts = [shard["images"] for shard in entry["shards"]]
+        self.paths = [folder / shard_name(number, len(counts)) for number in range(len(counts))]
+        self.ends = torch.tensor(counts).cumsum(0).tolist()
+        self.held: tuple[int, Any] = (-1, None)  # the shard that was asked last, and its names
+
+    def __call__(self, index: int) -> str:
+        shard = bisect.bisect_right(self.ends, index)
+        number, names = self.held
+        if number != shard:
+            names = self._names(self.paths[shard])
+            self.held = (shard, names)
+        return names[index - (self.ends[shard - 1] if shard else 0)].as_py()
+
+    @staticmethod
+    def _names(path: Path) -> Any:
+        import pyarrow
+
+        with pyarrow.memory_map(str(path)) as file:
+            batches = list(pyarrow.ipc.open_stream(file))
+            # A copy, so that the file need not stay open for the names alone.
+            return pyarrow.concat_arrays(
+                [pyarrow.array(batch.column(0).field("path").to_pylist()) for batch in batches]
+            )
+
+
+def in_one_line(name: str) -> str:
+    """A name as text without line ends and other control characters, which are written as \\n and the like."""
+    text = in_utf8(name)
+    return "".join(c if c.isprintable() or c == "\u200d" else c.encode("unicode_escape").decode() for c in text)
