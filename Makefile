@@ -29,7 +29,7 @@ $(VENV)/package.stamp: $(VENV)/dependencies.stamp setup.py pyproject.toml $(KERN
 	touch $@
 
 demo: $(VENV)/package.stamp  ## train SimCLR on the embedded digits and show what was learned (about 4 minutes)
-	$(BIN)/python train.py demo
+	$(BIN)/python -m simclr_fast pretrain demo
 
 demo-check: $(VENV)/package.stamp  ## train the demo by its variants, fine-tune and detect with it, and judge the results (half an hour)
 	$(PYTEST) -m demo

@@ -3,7 +3,7 @@
 Environment: USE_CUDA=0 leaves the CUDA kernels out, FORCE_CUDA=1 fails where they cannot be built,
 TORCH_CUDA_ARCH_LIST chooses architectures, spelled as for torch's own extensions (default below),
 CUDA_HOME names the toolkit, CXX the compiler.
-Without a compiler the package installs as pure Python; `python -m simclr_fast.info` says what was built.
+Without a compiler the package installs as pure Python; `simclr-fast info` says what was built.
 Where there is one and it fails, the installation ends with what the compiler lacked.
 """
 

@@ -20,7 +20,7 @@ from simclr_fast.data.pack import PackOptions, pack
 
 NAMES = ("simclr_fast", "packed jpeg", "packed raw", "DataLoader")
 NOTES = {
-    "packed jpeg": "what `python -m simclr_fast.data pack` makes of the same files: shorter side 256, quality 90",
+    "packed jpeg": "what `simclr-fast pack` makes of the same files: shorter side 256, quality 90",
     "packed raw": "with --format raw: pixels, 256 x 256, from the page cache; checksums are looked at once",
     "DataLoader": "torchvision.datasets.ImageFolder in a DataLoader of as many processes that stay, same decoder",
 }
@@ -49,7 +49,7 @@ CASES = {
 
 
 def _ours(folder: Path, case: Case) -> Iterator[int]:
-    options = DataOptions(data_dir=folder, workers=case.workers)
+    options = DataOptions(data=folder, workers=case.workers)
     loader = build_loader(load_dataset(options).train, case.batch, 0, torch.device("cpu"), options)
     epoch = 0
     while True:
@@ -100,7 +100,7 @@ def contestant(name: str, folder: Path, case: Case) -> Contestant:
     read = folder / "files"
     if name.startswith("packed"):
         read = folder / name.removeprefix("packed ")
-        source = SourceOptions(data_dir=folder / "files", workers=case.workers)
+        source = SourceOptions(data=folder / "files", workers=case.workers)
         pack(PackOptions(read, read.name, SHORTER_SIDE, data=source))
     epochs = (_data_loader if name == "DataLoader" else _ours)(read, case)
     wanted = case.files // case.batch * case.batch * pixels_of(name, case)

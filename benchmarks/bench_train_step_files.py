@@ -110,7 +110,7 @@ Epochs = Iterator[Iterator[Callable[[], Tensor]]]  # of batches, each a call tha
 
 
 def _ours(folder: Path, case: Case) -> Epochs:
-    options = DataOptions(dataset="imagefolder", data_dir=folder, workers=case.workers)
+    options = DataOptions(dataset="imagefolder", data=folder, workers=case.workers)
     loader = build_loader(load_dataset(options).train, case.batch, 0, CPU, options)
     augment = SimCLRAugment(case.side)
     epoch = 0

@@ -48,7 +48,7 @@ def require_entries(content: dict[str, Any], kinds: dict[str, Any], source: str)
     """Raise CheckpointError, with the first name, where an entry is missing or of another kind; kinds: by name."""
     for name, kind in kinds.items():
         if not isinstance(content.get(name), kind):
-            raise CheckpointError(f"{source}: not a checkpoint of train.py (no {name!r} in it)")
+            raise CheckpointError(f"{source}: not a checkpoint of simclr_fast (no {name!r} in it)")
 
 
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

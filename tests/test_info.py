@@ -1,4 +1,4 @@
-"""`python -m simclr_fast.info` says what was built and why a backend is missing."""
+"""`simclr-fast info` says what was built and why a backend is missing."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import torch
 
 
 def test_info_prints_versions_build_and_backends() -> None:
-    run = subprocess.run([sys.executable, "-m", "simclr_fast.info"], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-m", "simclr_fast", "info"], capture_output=True, text=True, check=True)
     assert f"torch        {torch.__version__}" in run.stdout
     assert "extension    built with gcc" in run.stdout or "extension    built with clang" in run.stdout
     assert "CPU instruction set in use: " in run.stdout

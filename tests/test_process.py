@@ -68,8 +68,8 @@ def test_an_error_that_its_user_can_mend_is_one_line_and_a_status(kind: type[Exc
     def work() -> int:
         raise kind("what went wrong")
 
-    assert exit_status("train.py", work) == errors.EXIT_STATUS[kind]
-    assert capsys.readouterr().err == "train.py: error: what went wrong\n"
+    assert exit_status("simclr-fast pretrain", work) == errors.EXIT_STATUS[kind]
+    assert capsys.readouterr().err == "simclr-fast pretrain: error: what went wrong\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
@@ -77,8 +77,8 @@ def test_a_disk_that_fails_is_one_clear_line_and_status_1(number: int, capsys) -
     def work() -> int:
         raise OSError(number, os.strerror(number), "runs/x/checkpoint-000000001.pt")
 
-    assert exit_status("train.py", work) == 1
-    said = f"train.py: error: runs/x/checkpoint-000000001.pt: {os.strerror(number)}; make room, then go on"
+    assert exit_status("simclr-fast pretrain", work) == 1
+    said = f"simclr-fast pretrain: error: runs/x/checkpoint-000000001.pt: {os.strerror(number)}; make room, then go on"
     printed = capsys.readouterr().err
     assert printed.startswith(said)
     assert printed.count("\n") == 1
@@ -89,4 +89,4 @@ def test_an_error_of_the_program_is_no_error_of_the_disk() -> None:
         raise FileNotFoundError(errno.ENOENT, "missing", "x")
 
     with pytest.raises(FileNotFoundError):
-        exit_status("train.py", work)
+        exit_status("simclr-fast pretrain", work)

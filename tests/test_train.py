@@ -1,4 +1,4 @@
-"""train.py as a user meets it: help, errors, a whole small run, a run whose loss breaks, a profile."""
+"""`simclr-fast pretrain` as a user meets it: help, errors, a whole small run, a run whose loss breaks, a profile."""
 
 import dataclasses
 import json
@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-import train
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import load
+from simclr_fast.cli import main, parse
 from simclr_fast.config import RECIPES, RULES, Config, check
 from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
@@ -28,7 +28,9 @@ SMALL = ["demo", "--batch-size", "500", "--size", "8", "--epochs", "1", "--head-
 
 
 def help_text(capsys, *arguments: str) -> str:
-    assert train.main([*arguments, "--help"]) in (None, 0)  # torchrun's `record` takes up the SystemExit of status 0
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", *arguments, "--help"])
+    assert end.value.code == 0
     return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
 
 
@@ -49,7 +51,7 @@ def test_help_explains_every_option_with_the_recipes_default(recipe: str | None,
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["imagenet", "--data-dir", "no/such/folder"], "--data-dir no/such/folder: there is no such folder"),
+        (["imagenet", "--data", "no/such/folder"], "--data no/such/folder: there is no such folder"),
         (["demo", "--model", "resnet51"], "--model resnet51: unknown backbone; choose one of"),
         (["demo", "--batch-size", "4001"], "--batch-size 4001: the data set has only 4000 training images"),
         (["demo", "--batch-size", "1"], "--batch-size 1: pass 2 or more; one image has no others to differ from"),
@@ -67,9 +69,9 @@ def test_bad_option_is_one_clear_line_and_status_2(
     arguments: list[str], said: str, tmp_path, capsys, monkeypatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed, wherever this runs
-    assert train.main([*arguments, "--output", str(tmp_path / "run")]) == 2
+    assert main(["pretrain", *arguments, "--output", str(tmp_path / "run")]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith(f"train.py: error: {said}")
+    assert printed.err.startswith(f"simclr-fast pretrain: error: {said}")
     assert printed.err.count("\n") == 1
     assert "Traceback" not in printed.out + printed.err
 
@@ -77,7 +79,7 @@ def test_bad_option_is_one_clear_line_and_status_2(
 @pytest.mark.parametrize("arguments", [["demo", "--temperature", "warm"], ["demo", "--tempreature", "1"], ["deno"]])
 def test_what_cannot_be_parsed_is_status_2_too(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as end:
-        train.main(arguments)
+        main(["pretrain", *arguments])
     assert end.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
 
@@ -106,10 +108,10 @@ def test_recipes_hold_the_published_constants() -> None:
 
 def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    assert train.main([*SMALL, "--output", str(folder), "--knn-epochs", "1", "--seed", "1", "--model-ema"]) == 0
+    assert main(["pretrain", *SMALL, "--output", str(folder), "--knn-epochs", "1", "--seed", "1", "--model-ema"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"ln\(2N - 1\) = 6\.907", re.sub(r"\s+", " ", printed))
-    assert f"Next: python -m simclr_fast.evaluation report {folder}" in re.sub(r"\s+", " ", printed)
+    assert f"Next: simclr-fast report {folder}" in re.sub(r"\s+", " ", printed)
     assert re.search(r"linear, 10 labels/class +│ +\d\d\.\d │ +\d\d\.\d │ +\d\d\.\d", printed)
 
     results = json.loads((folder / "results.json").read_text())
@@ -119,7 +121,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
 
     metrics = read_metrics(folder / "metrics.jsonl")
     (step_line,) = (line for line in metrics if "loss" in line)  # the values of every step: tests/training/test_loop.py
-    page = (Path(train.__file__).parent / "docs" / "scale.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "scale.md").read_text()
     assert [name for name in step_line if f"`{name}`" not in page] == [], "every value is explained"
     assert step_line["step"] == 8
     assert step_line["epoch"] == 1.0
@@ -131,7 +133,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
     assert (content["step"], content["data"]["images"], content["data"]["channels"]) == (8, 4000, 1)
     assert content["seconds"] == pytest.approx(results["train_seconds"], abs=0.06)
 
-    config = train.parse(SMALL)
+    config = parse(["pretrain", *SMALL])[1]
     dataset = load_dataset(config.data)
     torch.manual_seed(1)
     random_init, trained = build_model(config.model, channels=1), build_model(config.model, channels=1)
@@ -153,7 +155,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
             assert min(picture.size) > 400
 
     again = [*SMALL, "--output", str(folder), "--knn-epochs", "1", "--seed", "1", "--model-ema", "--resume", "auto"]
-    assert train.main(again) == 0
+    assert main(["pretrain", *again]) == 0
     repeated = json.loads((folder / "results.json").read_text())
     assert repeated == results, "resuming a finished run trains nothing and measures the same"
 
@@ -161,7 +163,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
 def test_non_finite_loss_stops_with_what_is_needed_to_look_into_it(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
     arguments = [*SMALL, "--opt", "sgd", "--lr", "1e30", "--norm", "frozen", "--output", str(folder)]
-    assert train.main(arguments) == 1
+    assert main(["pretrain", *arguments]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     found = re.search(r"error: the loss is (nan|inf) at step (\d+) \(epoch 0\); look into (.*)$", said)
     assert found, said
@@ -169,7 +171,7 @@ def test_non_finite_loss_stops_with_what_is_needed_to_look_into_it(tmp_path: Pat
     assert bundle["step"] == int(found[2]) > 0
     assert all(tensor.isfinite().all() for tensor in bundle["model"].values()) == (int(found[2]) == 1)
 
-    config = train.parse(arguments)
+    config = parse(["pretrain", *arguments])[1]
     model = build_model(config.model, channels=1)
     model.load_state_dict(bundle["model"])
     draw = Draw(bundle["seed"], bundle["indices"], bundle["warp"])
@@ -185,7 +187,7 @@ def test_tf32_is_set(tf32: bool, tmp_path: Path) -> None:
     before = [flag.allow_tf32 for flag in flags]
     stops_early = ["demo", "--batch-size", "4001", "--output", str(tmp_path / "run")]
     try:
-        assert train.main([*stops_early, "--tf32" if tf32 else "--no-tf32"]) == 2
+        assert main(["pretrain", *stops_early, "--tf32" if tf32 else "--no-tf32"]) == 2
         assert [flag.allow_tf32 for flag in flags] == [tf32, tf32]
     finally:
         for flag, value in zip(flags, before):
@@ -193,10 +195,10 @@ def test_tf32_is_set(tf32: bool, tmp_path: Path) -> None:
 
 
 def test_initial_checkpoint_gives_the_weights(tmp_path: Path) -> None:
-    assert train.main([*SMALL, "--no-eval", "--output", str(tmp_path / "a")]) == 0
+    assert main(["pretrain", *SMALL, "--no-eval", "--output", str(tmp_path / "a")]) == 0
     (first,) = (tmp_path / "a").glob("checkpoint-*.pt")
     more = ["--initial-checkpoint", str(first), "--lr", "1e-12", "--norm", "frozen"]
-    assert train.main([*SMALL, *more, "--no-eval", "--output", str(tmp_path / "b")]) == 0
+    assert main(["pretrain", *SMALL, *more, "--no-eval", "--output", str(tmp_path / "b")]) == 0
     (second,) = (tmp_path / "b").glob("checkpoint-*.pt")
     before, after = (torch.load(path, weights_only=True)["model"] for path in (first, second))
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-7)

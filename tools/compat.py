@@ -126,7 +126,7 @@ def check(pair: Pair) -> None:
         run_here(os.environ.get("CXX", "c++"), *flags, f"-isystem{headers}", binding)
 
     run_here(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
-    run_here(python, "-m", "simclr_fast.info")
+    run_here(python, "-m", "simclr_fast", "info")
     run_here(python, "-m", "pytest", *PYTEST_OPTIONS, *FAST_TESTS)
     run_here(python, "-m", "pytest", *PYTEST_OPTIONS, "-m", "interpret", *FAST_TRITON_TESTS)
 

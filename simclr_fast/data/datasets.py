@@ -1,4 +1,4 @@
-"""The data sets that train.py knows by name."""
+"""The data sets that `pretrain` knows by name."""
 
 import gzip
 import importlib.util
@@ -18,7 +18,7 @@ from simclr_fast.data.pixels import torchcodec_decoders
 from simclr_fast.data.sources import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
 
-# torchvision's readers, and the folder below --data-dir where each keeps its files.
+# torchvision's readers, and the folder below --data where each keeps its files.
 KINDS = {
     "mnist": (torchvision.datasets.MNIST, "MNIST/raw"),
     "fashion-mnist": (torchvision.datasets.FashionMNIST, "FashionMNIST/raw"),
@@ -39,9 +39,9 @@ def load_dataset(options: SourceOptions) -> Dataset:
     if options.dataset == "mnist5k":
         return mnist5k()
     if options.download and options.dataset not in ("imagefolder", "huggingface"):
-        options.data_dir.mkdir(parents=True, exist_ok=True)
-    if not options.data_dir.is_dir():
-        raise ConfigError(f"--data-dir {options.data_dir}: there is no such folder (for --dataset {options.dataset})")
+        options.data.mkdir(parents=True, exist_ok=True)
+    if not options.data.is_dir():
+        raise ConfigError(f"--data {options.data}: there is no such folder (for --dataset {options.dataset})")
     if options.dataset in ("imagefolder", "huggingface"):
         torchcodec_decoders()  # where it is missing, that is said at the start
     if options.dataset == "imagefolder":
@@ -72,7 +72,7 @@ def mnist5k() -> Dataset:
 
 def _torchvision(options: SourceOptions) -> Dataset:
     kind, _ = KINDS[options.dataset]
-    root, download = str(options.data_dir), options.download
+    root, download = str(options.data), options.download
     try:
         if options.dataset == "stl10":
             train, labelled, test = (
@@ -93,7 +93,7 @@ def _torchvision(options: SourceOptions) -> Dataset:
 
 def _missing(options: SourceOptions, reason: str) -> str:
     """What to do about a data set that torchvision did not find."""
-    folder = options.data_dir / KINDS[options.dataset][1]
+    folder = options.data / KINDS[options.dataset][1]
     remedy = "add --download to fetch it"
     if options.download:
         remedy = "the download failed; once the network is there, the same command tries again"
@@ -103,7 +103,7 @@ def _missing(options: SourceOptions, reason: str) -> str:
             f", unpacked: with Debian's package dataset-fashion-mnist, mkdir -p {folder} && cp {DEBIAN_FASHION}/*.gz "
             f"{folder} && gunzip {folder}/*.gz"
         )
-    return f"--data-dir {options.data_dir}: no whole {options.dataset} there ({reason}); {remedy}"
+    return f"--data {options.data}: no whole {options.dataset} there ({reason}); {remedy}"
 
 
 def _arrays(images: np.ndarray | Tensor, labels: object) -> ImageArrays:

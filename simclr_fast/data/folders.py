@@ -19,11 +19,11 @@ HELD_OUT = ("val", "validation", "valid", "test", "testing")  # the first with l
 
 
 def image_folder(options: SourceOptions) -> Dataset:
-    """The data set in --data-dir. Raises ConfigError where there is no image, or a folder cannot be read."""
+    """The data set in --data. Raises ConfigError where there is no image, or a folder cannot be read."""
     try:
-        return _in_parts(options.data_dir, options)
+        return _in_parts(options.data, options)
     except OSError as error:
-        raise ConfigError(f"--data-dir {options.data_dir}: {error}") from error
+        raise ConfigError(f"--data {options.data}: {error}") from error
 
 
 def _in_parts(root: Path, options: SourceOptions) -> Dataset:
@@ -48,7 +48,7 @@ def _split(root: Path, options: SourceOptions) -> Split:
     if left_out:
         say(f"{root}: left out {', '.join(f'{count} {kind}' for kind, count in left_out.most_common(8))}")
     if not names:
-        raise ConfigError(f"--data-dir {root}: no image ({', '.join(SUFFIXES)}) in it or below")
+        raise ConfigError(f"--data {root}: no image ({', '.join(SUFFIXES)}) in it or below")
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     number = {name: k for k, name in enumerate(classes)}
     codes = torch.tensor([number.get(name.split(os.sep, 1)[0], -1) if os.sep in name else -1 for name in names])

@@ -20,10 +20,10 @@ def hugging_face(options: SourceOptions) -> Dataset:
     """A folder written by `save_to_disk`, or a downloaded repository. Raises ConfigError where it is neither."""
     splits = _loaded(options)
     if "train" not in splits:
-        raise ConfigError(f"--data-dir {options.data_dir}: no split 'train', only {', '.join(splits)}")
+        raise ConfigError(f"--data {options.data}: no split 'train', only {', '.join(splits)}")
     parts = [part for part in HELD_OUT if part in splits]
     if not parts:
-        say(f"{options.data_dir}: none of the splits {', '.join(HELD_OUT)}, so that no test images are evaluated on")
+        say(f"{options.data}: none of the splits {', '.join(HELD_OUT)}, so that no test images are evaluated on")
     return assemble(_split("train", splits["train"], options), (_split(part, splits[part], options) for part in parts))
 
 
@@ -32,13 +32,13 @@ def _loaded(options: SourceOptions) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise ConfigError("--dataset huggingface: the package 'datasets' is missing; pip install datasets") from error
-    root = options.data_dir
+    root = options.data
     is_saved = (root / "dataset_dict.json").exists() or (root / "state.json").exists()
     try:
         loaded = datasets.load_from_disk(str(root)) if is_saved else datasets.load_dataset(str(root))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # pyarrow's errors are ValueErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--data-dir {root}: not a Hugging Face data set ({reason})") from error
+        raise ConfigError(f"--data {root}: not a Hugging Face data set ({reason})") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 

@@ -164,7 +164,7 @@ def _identity(options: PackOptions) -> dict[str, Any]:
         "size": options.size,
         **quality,
         "dataset": data.dataset,
-        **({} if data.dataset == "mnist5k" else {"data_dir": str(data.data_dir.resolve())}),
+        **({} if data.dataset == "mnist5k" else {"data": str(data.data.resolve())}),
         **(columns if data.dataset == "huggingface" else {}),
     }
 
@@ -178,7 +178,7 @@ def _prepare(journal: dict[str, Any], options: PackOptions, dataset: Dataset, pa
     if journal["splits"]:
         if {key: journal[key] for key in about} != about:
             raise ConfigError(
-                f"--data-dir {options.data.data_dir}: its images or classes are not those that were there when the "
+                f"--data {options.data.data}: its images or classes are not those that were there when the "
                 f"packing began; remove {options.output}, and begin again"
             )
         return
@@ -214,7 +214,7 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
     else:
         form = JpegForm(options.size, options.quality)
         writer = JpegWriter(folder, entry, journal["classes"] or [], count)
-    prefix = f"{options.data.data_dir}{os.sep}"
+    prefix = f"{options.data.data}{os.sep}"
 
     def convert(indices: list[int], place: Place) -> tuple[list[int], list, list[str]]:
         kept, images, bad = [], [], []

@@ -24,21 +24,21 @@ REMEDY = "copy that file again, or pack the data set again into an empty folder"
 
 
 def is_packed(options: SourceOptions) -> bool:
-    """Whether --data-dir holds a packed set, whole or half made; its manifest counts, whatever --dataset says."""
-    return any((options.data_dir / name).exists() for name in (MANIFEST, JOURNAL))
+    """Whether --data holds a packed set, whole or half made; its manifest counts, whatever --dataset says."""
+    return any((options.data / name).exists() for name in (MANIFEST, JOURNAL))
 
 
 def named(options: Options) -> Options:
     """The options of a --dataset that the user named, where a packed set cannot be meant.
 
-    Raises ConfigError where --data-dir holds one all the same. mnist5k needs no folder, so the default one serves where
+    Raises ConfigError where --data holds one all the same. mnist5k needs no folder, so the default one serves where
     that holds none.
     """
     if options.dataset == "mnist5k" and is_packed(options):
-        options = dataclasses.replace(options, data_dir=DataOptions().data_dir)
+        options = dataclasses.replace(options, data=DataOptions().data)
     if is_packed(options):
         raise ConfigError(
-            f"--dataset {options.dataset}: --data-dir {options.data_dir} holds a packed set; pass another --data-dir, "
+            f"--dataset {options.dataset}: --data {options.data} holds a packed set; pass another --data, "
             "or leave --dataset out"
         )
     return options
@@ -52,7 +52,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     if not path.exists() and (root / JOURNAL).exists():
         raise ConfigError(
-            f"--data-dir {root}: its packing has not ended; run the same `python -m simclr_fast.data pack` again, "
+            f"--data {root}: its packing has not ended; run the same `simclr-fast pack` again, "
             "which goes on where it stopped"
         )
     content = read_checked(path)

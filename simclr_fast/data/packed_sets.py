@@ -19,12 +19,12 @@ from simclr_fast.errors import DataError
 
 
 def packed_set(options: SourceOptions) -> Dataset:
-    """The packed set in --data-dir.
+    """The packed set in --data.
 
     Raises ConfigError for one that is half made or of another version, DataError, with the place, for damage that sizes
     and the checksums of all but the images show; those of the images are looked at when they are first read.
     """
-    return dataset_of(options.data_dir, read_manifest(options.data_dir), options.max_bad_images)
+    return dataset_of(options.data, read_manifest(options.data), options.max_bad_images)
 
 
 def dataset_of(root: Path, manifest: dict[str, Any], max_bad_images: float = 0.0) -> Dataset:

@@ -1,6 +1,7 @@
 """The command `detect`: a detector trained on the backbone, from the checkpoint and from random initialisation."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,10 +47,10 @@ class Task:
     held_out: Dataset | None = None
 
 
-def main(session: Session) -> None:
+def main(session: Session) -> dict[str, Any]:
     """mAP, AP50 and AP75 by initialisation at equal budget: the same images, steps and learning rate; over seeds."""
     options, device = session.options, session.device
-    task = scenes_task(session) if options.data == "scenes" else folder_task(session)
+    task = scenes_task(session) if options.dataset == "scenes" else folder_task(session)
     inits = [name for name in INITS if options.init in ("both", name)]
     held_out = held_out_scores(session, task)
     rate = max(held_out, key=held_out.get)
@@ -84,7 +85,7 @@ def main(session: Session) -> None:
         "held_out_map": held_out,
         **results,
     }
-    session.finish(content, table, files=(picture,))
+    return session.finish(content, table, files=(picture,))
 
 
 def _over_seeds(scores: list[dict[str, float]]) -> dict[str, dict]:
@@ -140,8 +141,8 @@ def scenes_task(session: Session) -> Task:
     options, data = session.options, session.run.config.data
     if data.dataset not in ("mnist5k", "mnist"):
         raise ConfigError(
-            f"--data scenes: they are composed of digits, but the run was trained on {data.dataset}; "
-            "pass --data coco or voc with --data-dir"
+            f"--dataset scenes: they are composed of digits, but the run was trained on {data.dataset}; "
+            "pass --dataset coco or voc with --data"
         )
     digits = load_dataset(data)
     kept, held_out = hold_out(digits.labelled.labels, HELD_OUT_DIGITS, seed=0)
@@ -170,7 +171,7 @@ def folder_task(session: Session) -> Task:
         _annotations(options, "train"), _annotations(options, "test"), channels=session.run.channels
     )
     batch_size = options.batch_size or 16
-    steps = options.steps or (90_000 if options.data == "coco" else 24_000)
+    steps = options.steps or (90_000 if options.dataset == "coco" else 24_000)
     reference = 0.02 if options.architecture == "faster-rcnn" else 0.01
     return Task(
         train=train,
@@ -193,15 +194,15 @@ def image_size(options: DetectOptions, own: int) -> tuple[int, int]:
 
     As published, but not enlarged beyond their own size, which costs time and shows nothing more.
     """
-    shorter, longer = PUBLISHED_SIZES[options.data]
+    shorter, longer = PUBLISHED_SIZES[options.dataset]
     wanted = options.min_size or min(shorter, own)
     return wanted, round(wanted * longer / shorter)
 
 
 def _annotations(options: DetectOptions, part: str) -> Annotations:
     name = options.train_set if part == "train" else options.test_set
-    if options.data == "coco":
+    if options.dataset == "coco":
         name = name or f"{'train' if part == 'train' else 'val'}2017"
-        return read_coco(options.data_dir / name, options.data_dir / "annotations" / f"instances_{name}.json")
+        return read_coco(options.data / name, options.data / "annotations" / f"instances_{name}.json")
     year, _, image_set = (name or f"2012-{'train' if part == 'train' else 'val'}").partition("-")
-    return read_voc(options.data_dir, year, image_set)
+    return read_voc(options.data, year, image_set)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -24,7 +25,7 @@ from simclr_fast.evaluation.tables import ResultTable
 TOLERANCE = 1e-5  # of the largest feature, between what was written and the model; ONNX runs other kernels
 
 
-def main(session: Session) -> None:
+def main(session: Session) -> dict[str, Any]:
     """Write every format, read each again, and compare its features with the model's."""
     run, folder = session.run, session.folder
     export_weights(run, folder)
@@ -41,7 +42,7 @@ def main(session: Session) -> None:
         for name, difference in differences.items()
     ]
     table = ResultTable("Exported backbone", ["file", "size (MiB)", "difference of features"], rows)
-    session.finish({"files": differences, "card": CARD_FILE}, table, files=(card,))
+    return session.finish({"files": differences, "card": CARD_FILE}, table, files=(card,))
 
 
 @torch.no_grad()

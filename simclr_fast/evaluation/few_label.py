@@ -13,7 +13,7 @@ PROBES = {"linear": "linear", "linear_top5": "linear, top-5", "1nn": "1-NN"}
 DRAWN = {probe: PROBES[probe] for probe in ("linear", "1nn")}  # the picture's
 
 
-def main(session: Session) -> None:
+def main(session: Session) -> dict[str, Any]:
     """Mean and standard deviation over draws of the labelled images, by probe, labels per class and encoder."""
     options = session.options
     data = session.labelled_data()
@@ -41,4 +41,4 @@ def main(session: Session) -> None:
     }
     title = f"Test accuracy (%), mean and standard deviation of {options.draws} draws"
     picture = pictures.accuracy_over_labels(session.folder / "few-label.png", results, DRAWN, ENCODERS)
-    session.finish(results, ResultTable.of(title, "labels per class", ENCODERS, rows), files=(picture,))
+    return session.finish(results, ResultTable.of(title, "labels per class", ENCODERS, rows), files=(picture,))

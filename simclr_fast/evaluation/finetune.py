@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ OTHER_EPOCHS = 30
 DEMO_MIN_STEPS = 300  # with half of them, training from scratch is not done yet and would be beaten unfairly
 
 
-def main(session: Session) -> None:
+def main(session: Session) -> dict[str, Any]:
     """Test accuracy by share of the labels and initialisation, mean over draws of the labelled images."""
     options, run, device = session.options, session.run, session.device
     data = session.labelled_data()
@@ -84,7 +85,7 @@ def main(session: Session) -> None:
         if classes > TOP:
             rows[f"{row}, top-5"] = {name: result[name]["top5_mean"] for name in columns}
     title = "Fine-tuning: test accuracy (%), mean and standard deviation over draws"
-    session.finish(results, ResultTable.of(title, "labels", columns, rows))
+    return session.finish(results, ResultTable.of(title, "labels", columns, rows))
 
 
 class Classifier(nn.Module):

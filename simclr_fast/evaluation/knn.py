@@ -19,7 +19,7 @@ SPLITS = ("test", "train")
 CHOSEN = "chosen"  # the row of the number of neighbours that the training images choose
 
 
-def main(session: Session) -> None:
+def main(session: Session) -> dict[str, Any]:
     """Accuracy of every encoder for every k, on the test images and, leaving one out, on the training images."""
     options = session.options
     data = session.labelled_data()
@@ -49,7 +49,7 @@ def main(session: Session) -> None:
         results["per_class"],
         ENCODERS,
     )
-    session.finish(results, table, by_class)
+    return session.finish(results, table, by_class)
 
 
 def _rows(results: dict[str, Any]) -> dict[str, dict[str, Cell]]:

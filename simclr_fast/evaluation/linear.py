@@ -34,7 +34,7 @@ SCORES = {"accuracy": "", "top5_accuracy": ", top-5"}
 MOMENTUM = 0.9
 
 
-def main(session: Session) -> None:
+def main(session: Session) -> dict[str, Any]:
     """Test accuracy by method and encoder; hyper-parameters are chosen on a held-out part of the training images."""
     options = session.options
     data = session.labelled_data()
@@ -61,7 +61,7 @@ def main(session: Session) -> None:
     for method, scores in results.items():
         by_class = {encoder: one["per_class"] for encoder, one in scores.items()}
         tables.append(class_table(f"Accuracy by class (%), {METHODS[method]}", names, truth, by_class, ENCODERS))
-    session.finish(results, *tables)
+    return session.finish(results, *tables)
 
 
 def _by_sgd(

@@ -93,7 +93,7 @@ def _options_table(run: Run) -> str:
     options = as_dict(run.config)
     rows = [("steps done", run.step)]
     for group in ("data", "augment", "model", "optimization"):
-        rows += [(name, value) for name, value in options[group].items() if name != "data_dir" and value is not None]
+        rows += [(name, value) for name, value in options[group].items() if name != "data" and value is not None]
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
     return "\n".join([f"Recipe `{run.config.recipe}`.\n", "| option | value |", "|---|---|", *lines])
 

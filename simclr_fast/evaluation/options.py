@@ -12,8 +12,9 @@ from simclr_fast.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
-    """Which model, and where results go."""
+    """Which model, and where results go. command: the name of the command whose options a class holds."""
 
+    command: ClassVar[str]
     checkpoint: Path
     """Folder of a run (its newest checkpoint is taken), or a checkpoint file."""
     output: Path | None = None
@@ -35,8 +36,8 @@ class DataChoice(ComputeOptions):
     """Which images."""
 
     dataset: str | None = None
-    """Another data set than the run's, by the names that train.py knows; None keeps it."""
-    data_dir: Path | None = None
+    """Another data set than the run's, by the names that `pretrain` knows; None keeps it."""
+    data: Path | None = None
     """Folder of the data set; None is the run's."""
     seed: int = 0
     """Seed of every random choice here (integer >= 0)."""
@@ -46,6 +47,7 @@ class DataChoice(ComputeOptions):
 class KnnOptions(DataChoice):
     """Weighted nearest-neighbour classification of test and, leaving one out, training images."""
 
+    command: ClassVar[str] = "knn"
     knn_k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
     """Neighbours that vote (counts); the training images choose one, leaving one out."""
     knn_t: float = 0.1
@@ -56,6 +58,7 @@ class KnnOptions(DataChoice):
 class LinearOptions(DataChoice):
     """Linear classifier on frozen features: the published SGD protocol, and L-BFGS on cached features."""
 
+    command: ClassVar[str] = "linear"
     method: Literal["both", "sgd", "lbfgs"] = "both"
     """SGD on augmented images, L-BFGS on the features of centre crops, or both."""
     epochs: int | None = None
@@ -74,6 +77,7 @@ class LinearOptions(DataChoice):
 class FewLabelOptions(DataChoice):
     """Linear classifier and nearest neighbour from a few labels per class, over several draws."""
 
+    command: ClassVar[str] = "few-label"
     per_class: tuple[int, ...] = (1, 5, 10, 20, 50)
     """Labelled images per class (counts); of a class with fewer all are taken."""
     draws: int = 5
@@ -84,6 +88,7 @@ class FewLabelOptions(DataChoice):
 class FinetuneOptions(DataChoice):
     """Train backbone and classifier on a part of the labels, from the checkpoint and from scratch."""
 
+    command: ClassVar[str] = "finetune"
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
     """Shares of the training labels, the same in every class (fractions)."""
     draws: int = 3
@@ -110,11 +115,12 @@ class FinetuneOptions(DataChoice):
 class DetectOptions(ComputeOptions):
     """Train a detector on the backbone, from the checkpoint and from random initialisation, at equal budget."""
 
+    command: ClassVar[str] = "detect"
     architecture: Literal["faster-rcnn", "retinanet"] = "faster-rcnn"
     """Detector, with a feature pyramid."""
-    data: Literal["scenes", "coco", "voc"] = "scenes"
+    dataset: Literal["scenes", "coco", "voc"] = "scenes"
     """Scenes composed of the demo's digits, or a folder in COCO's or VOC's format."""
-    data_dir: Path = Path("data")
+    data: Path = Path("data")
     """Folder that holds COCO's train2017, val2017 and annotations, or VOC's VOCdevkit."""
     train_set: str = ""
     """COCO: image folder and instances_<it>.json (train2017); VOC: <year>-<image set> (2012-train)."""
@@ -148,6 +154,7 @@ class DetectOptions(ComputeOptions):
 class ExportOptions(CheckpointOptions):
     """Write the backbone for other programs, with a model card."""
 
+    command: ClassVar[str] = "export"
     device: ClassVar[str] = "cpu"  # nothing heavy is computed
     threads: ClassVar[int] = 0
     onnx: bool = False
@@ -158,6 +165,7 @@ class ExportOptions(CheckpointOptions):
 class ReportOptions(DataChoice):
     """Gather everything of a run into one HTML page."""
 
+    command: ClassVar[str] = "report"
     checkpoint: Positional[Path]
     """Folder of a run (its newest checkpoint is taken), or a checkpoint file."""
 
@@ -206,7 +214,7 @@ def check(options: Any) -> None:
             raise ConfigError(f"{flag(field.name)} {' '.join(map(str, value))}: pass every value once")
     for name in ("train_set", "test_set"):
         value = getattr(options, name, "")
-        if value and options.data == "voc" and not all(value.partition("-")):
+        if value and options.dataset == "voc" and not all(value.partition("-")):
             raise ConfigError(f"{flag(name)} {value}: pass the year and the image set of VOC, as in 2012-train")
     fractions, epochs = getattr(options, "fractions", None), getattr(options, "epochs", None)
     if fractions is not None and epochs is not None and len(epochs) != len(fractions):

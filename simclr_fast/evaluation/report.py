@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ SAMPLE_NEIGHBOURS = 8
 FeaturesOf = Callable[[Source, Tensor], Tensor]  # (images, indices int64 [N]) -> features [N, D]
 
 
-def main(session: Session) -> None:
+def main(session: Session) -> dict[str, Any]:
     """Draw what is missing, gather what the other commands left, write report.html."""
     run = session.run
     parts = [page.facts(_facts(run))]
@@ -40,7 +41,7 @@ def main(session: Session) -> None:
     title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {run.config.data.dataset}"
     path = session.folder / PAGE_FILE
     path.write_text(page.render(title, parts), encoding="utf-8")
-    session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(path,))
+    return session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(path,))
 
 
 def _facts(run: Run) -> dict[str, str]:

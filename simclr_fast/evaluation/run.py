@@ -63,7 +63,7 @@ class Run:
         weights = {str(key).removeprefix(prefix): value for key, value in named if str(key).startswith(prefix)}
         first = weights.get("conv1.weight")
         if not isinstance(first, Tensor) or first.ndim != 4 or first.shape[1] not in (1, 3):
-            raise CheckpointError(f"{path}: not a checkpoint of train.py (no {BACKBONE}conv1.weight in its model)")
+            raise CheckpointError(f"{path}: not a checkpoint of simclr_fast (no {BACKBONE}conv1.weight in its model)")
         run = Run(path.parent, path, content["step"], config, first.shape[1], weights)
         try:
             with torch.device("meta"):  # nothing is allocated by what a file says before its weights agree with it

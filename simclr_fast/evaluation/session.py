@@ -1,6 +1,7 @@
 """What every command does around its own work: open the run and the data, choose the device, write the results."""
 
 import dataclasses
+import importlib
 import platform
 import tempfile
 import time
@@ -14,10 +15,10 @@ from simclr_fast.config import DataOptions, as_dict
 from simclr_fast.data import Dataset, load_dataset
 from simclr_fast.data.packed import is_packed, named
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation.options import DataChoice
+from simclr_fast.evaluation.options import CheckpointOptions, DataChoice, check
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.tables import ResultTable
-from simclr_fast.process import Process
+from simclr_fast.process import Process, start_process
 from simclr_fast.run_files import write_results
 
 RESULTS_FOLDER = "evaluation"
@@ -59,7 +60,7 @@ class Session:
     def data_options(self) -> DataOptions:
         """The run's, with the data set that the options name. Raises ConfigError where it contradicts its folder."""
         wanted: DataChoice = self.options
-        changes = {"dataset": wanted.dataset, "data_dir": wanted.data_dir}
+        changes = {"dataset": wanted.dataset, "data": wanted.data}
         changes = {name: value for name, value in changes.items() if value is not None}
         data = dataclasses.replace(self.run.config.data, **changes)
         return data if wanted.dataset is None else named(data)
@@ -108,9 +109,23 @@ class Session:
         return content
 
 
+def run_command(options: CheckpointOptions) -> dict[str, Any]:
+    """Run the command whose options these are, and return what its `<command>.json` holds.
+
+    Raises the errors of `errors.EXIT_STATUS`.
+    """
+    check(options)
+    run = Run.open(options.checkpoint)  # before the rest: nothing is started for a checkpoint that cannot be used
+    process = start_process(options.device, options.threads)
+    if process.world_size > 1 and options.command != "finetune":
+        raise ConfigError(f"it runs in one process, not in {process.world_size}: start it without torchrun")
+    command = importlib.import_module(f"simclr_fast.evaluation.{options.command.replace('-', '_')}")
+    return command.main(Session.start(options.command, options, run, process))
+
+
 def choice(options: DataOptions) -> str:
     """The option that decides which images these are, as it is written on the command line."""
-    return f"--data-dir {options.data_dir}" if is_packed(options) else f"--dataset {options.dataset}"
+    return f"--data {options.data}" if is_packed(options) else f"--dataset {options.dataset}"
 
 
 def measurable(data: Dataset) -> bool:

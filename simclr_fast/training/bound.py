@@ -17,7 +17,7 @@ HAS_CORE = 0.5  # of the busy time: decoding is arithmetic, so a thread that has
 IDLE = 0.20  # of the step, the device
 AGREE = (0.75, 1.35)  # of a step's time, what its phases and the waiting may sum to: phases are of other steps
 
-PACK = "pack the data set (python -m simclr_fast.data pack; with --format raw nothing is left to decode)"
+PACK = "pack the data set (simclr-fast pack; with --format raw nothing is left to decode)"
 PACK_RAW = "pack the data set with --format raw, which leaves nothing to decode"
 HOLD = "let the images lie on the devices (--resident on)"
 
@@ -158,7 +158,7 @@ def _delivery_remedy(_: Profile, circumstances: Circumstances) -> str:
         by_threads = "decode by threads (--decode-device cpu)"
         return "The GPU decodes and trains in turn. " + _sentence(by_threads, _other_form(circumstances))
     less = {
-        "files": "pack the data set at 256 pixels (python -m simclr_fast.data pack), so that less is moved",
+        "files": "pack the data set at 256 pixels (simclr-fast pack), so that less is moved",
         "jpeg": "pack the data set with --format raw, whose images can lie on the devices",
         "raw": HOLD,
     }
@@ -176,11 +176,11 @@ def _sharing_remedy(_: Profile, circumstances: Circumstances) -> str:
 def _augment_remedy(_: Profile, circumstances: Circumstances) -> str:
     options = circumstances.config.augment
     if "augment" in circumstances.slow_ops:
-        return "The reference does it: python -m simclr_fast.info says why no kernel serves."
+        return "The reference does it: simclr-fast info says why no kernel serves."
     if options.rotate > 0 or options.shear > 0:
         return "Rotation and shear are done after the fused kernel, at its cost again: --rotate 0 --shear 0."
     first = "The blur costs most: lower --blur-p or --size" if options.blur_p > 0 else "Lower --size"
-    packed = "; large images cost less packed at 256 pixels (python -m simclr_fast.data pack)"
+    packed = "; large images cost less packed at 256 pixels (simclr-fast pack)"
     return f"{first} if the recipe allows it{packed if circumstances.form == 'files' else ''}."
 
 
@@ -205,7 +205,7 @@ def _model_remedy(_: Profile, circumstances: Circumstances) -> str:
 def _loss_remedy(_: Profile, circumstances: Circumstances) -> str:
     config = circumstances.config
     if "ntxent_fwd" in circumstances.slow_ops:
-        return "The reference does it: python -m simclr_fast.info says why no kernel serves."
+        return "The reference does it: simclr-fast info says why no kernel serves."
     if circumstances.on_cuda and config.speed.amp_dtype == "float32":
         return "Tensor cores want --amp-dtype bfloat16."
     return "It grows with the square of the batch and with the embedding: lower --batch-size or --head-dim."

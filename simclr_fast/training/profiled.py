@@ -14,7 +14,7 @@ Form: TypeAlias = Literal["files", "jpeg", "raw"]
 
 def form_of(options: SourceOptions) -> Form:
     """How the images of a data set that can be read are stored."""
-    return read_checked(options.data_dir / MANIFEST)["format"] if is_packed(options) else "files"
+    return read_checked(options.data / MANIFEST)["format"] if is_packed(options) else "files"
 
 
 @dataclasses.dataclass(frozen=True)

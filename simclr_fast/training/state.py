@@ -202,10 +202,10 @@ def start_from(state: TrainState, config: Config) -> Path | None:
 
 
 def load_initial_weights(model: SimCLR, path: Path) -> None:
-    """Load a checkpoint of train.py, or a state dict of the backbone, whose head then starts at random.
+    """Load a checkpoint of simclr_fast, or a state dict of the backbone, whose head then starts at random.
 
     State dicts are those of torchvision's models, with or without their classifier `fc`, of `backbone.pth` that
-    `python -m simclr_fast.evaluation export` wrote, and of torchvision-like programs that keep them under
+    `simclr-fast export` wrote, and of torchvision-like programs that keep them under
     "state_dict" and prefix names by "module.". Raises CheckpointError with what differs.
     """
     content = read(path)
@@ -214,7 +214,7 @@ def load_initial_weights(model: SimCLR, path: Path) -> None:
         return
     weights = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise CheckpointError(f"{path}: neither a checkpoint of train.py nor a state dict of a backbone")
+        raise CheckpointError(f"{path}: neither a checkpoint of simclr_fast nor a state dict of a backbone")
     weights = {key.removeprefix("module."): value for key, value in weights.items()}
     if any(key.startswith("backbone.") for key in weights):
         load_weights(model, weights, str(path))

@@ -13,11 +13,11 @@ from simclr_fast.data.pack import PackOptions
 def packing(source: Path, output: Path, **changes) -> PackOptions:
     """Options for a folder of images, two threads."""
     data = {name: changes.pop(name) for name in ("dataset", "max_bad_images") if name in changes}
-    return PackOptions(output, data=SourceOptions(data_dir=source, workers=2, **data), **changes)
+    return PackOptions(output, data=SourceOptions(data=source, workers=2, **data), **changes)
 
 
 def loaded(root: Path, **changes) -> Dataset:
-    return load_dataset(DataOptions(data_dir=root, **changes))
+    return load_dataset(DataOptions(data=root, **changes))
 
 
 def contents(root: Path) -> dict[str, bytes]:

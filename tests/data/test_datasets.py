@@ -16,7 +16,7 @@ from tests.data.conftest import pixels, write_image
 
 
 def options(name: str, root: Path, **changes) -> DataOptions:
-    return dataclasses.replace(DataOptions(dataset=name, data_dir=root), **changes)
+    return dataclasses.replace(DataOptions(dataset=name, data=root), **changes)
 
 
 def test_mnist5k_is_embedded_balanced_and_split() -> None:
@@ -69,16 +69,16 @@ def test_a_packed_set_in_the_default_folder_is_read(folder_root: Path, tmp_path:
     demo = DataOptions(dataset="mnist5k")
     monkeypatch.chdir(tmp_path)
     assert len(load_dataset(named(demo)).train) == 4000
-    pack.pack(pack.PackOptions(Path("data"), data=SourceOptions(data_dir=folder_root, workers=1), size=16))
+    pack.pack(pack.PackOptions(Path("data"), data=SourceOptions(data=folder_root, workers=1), size=16))
     assert len(load_dataset(demo).train) == 16
-    with pytest.raises(ConfigError, match="--dataset mnist5k: --data-dir data holds a packed set; pass another"):
+    with pytest.raises(ConfigError, match="--dataset mnist5k: --data data holds a packed set; pass another"):
         named(demo)
-    elsewhere = dataclasses.replace(demo, data_dir=folder_root)
+    elsewhere = dataclasses.replace(demo, data=folder_root)
     assert len(load_dataset(named(elsewhere)).train) == 4000
 
 
 def test_packing_mnist5k_reads_no_folder(tmp_path: Path, monkeypatch) -> None:
-    """Its output may be the default --data-dir, half packed by a run before."""
+    """Its output may be the default --data, half packed by a run before."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pack, "verify", interrupted)
     digits = pack.PackOptions(Path("data"), format="raw", data=SourceOptions(dataset="mnist5k", workers=1))
@@ -152,6 +152,6 @@ def test_a_failed_download_is_not_to_be_tried_by_the_same_option(
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "stl10", "imagefolder", "huggingface"])
 def test_missing_data_is_told_in_one_line(name: str, tmp_path: Path) -> None:
     for root in (tmp_path / "absent", tmp_path):
-        with pytest.raises(ConfigError, match="--data-dir") as raised:
+        with pytest.raises(ConfigError, match="--data") as raised:
             load_dataset(options(name, root))
         assert "\n" not in str(raised.value)

@@ -24,7 +24,7 @@ def tree(root: Path, *names: str) -> Path:
 
 
 def load(root: Path) -> Dataset:
-    return load_dataset(DataOptions(dataset="imagefolder", data_dir=root))
+    return load_dataset(DataOptions(dataset="imagefolder", data=root))
 
 
 def by_name(source) -> dict[str, int]:
@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return scan(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ConfigError, match=rf"^--data-dir {tmp_path}: .*Permission denied: '{tmp_path}/train/b'$"):
+    with pytest.raises(ConfigError, match=rf"^--data {tmp_path}: .*Permission denied: '{tmp_path}/train/b'$"):
         load(tmp_path)
 
 

@@ -20,7 +20,7 @@ from tests.data.conftest import write_image
 
 
 def options(name: str, root: Path, **changes) -> DataOptions:
-    return dataclasses.replace(DataOptions(dataset=name, data_dir=root), **changes)
+    return dataclasses.replace(DataOptions(dataset=name, data=root), **changes)
 
 
 def png(level: int) -> bytes:
@@ -209,6 +209,6 @@ def test_damaged_data_is_told_in_one_line(kind: str, tmp_path: Path, monkeypatch
         root.mkdir()
         for part, column in enumerate(("label", "other")):
             datasets.Dataset.from_dict({column: [1]}).to_parquet(root / f"train-0000{part}-of-00002.parquet")
-    with pytest.raises(ConfigError, match=f"^--data-dir {root}: not a Hugging Face data set") as raised:
+    with pytest.raises(ConfigError, match=f"^--data {root}: not a Hugging Face data set") as raised:
         load(root)
     assert "\n" not in str(raised.value)

@@ -46,7 +46,7 @@ def test_batch_larger_than_the_data_is_refused() -> None:
 
 
 def folder_loader(root: Path, batch_size: int, **changes):
-    options = dataclasses.replace(DataOptions(dataset="imagefolder", data_dir=root, workers=0), **changes)
+    options = dataclasses.replace(DataOptions(dataset="imagefolder", data=root, workers=0), **changes)
     source = load_dataset(options).train
     return source, build_loader(source, batch_size, seed=0, device=CPU, options=options)
 
@@ -160,7 +160,7 @@ def test_decoder_that_breaks_in_mid_run_ends_it(folder_root: Path, monkeypatch: 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_counts_what_the_gpu_did_not_decode(folder_root: Path, workers: int) -> None:
     """The CPU stands in for the GPU: two of the 16 images are PNG."""
-    options = DataOptions(dataset="imagefolder", data_dir=folder_root, workers=workers, decode_device="cuda")
+    options = DataOptions(dataset="imagefolder", data=folder_root, workers=workers, decode_device="cuda")
     source = load_dataset(options).train
     loader = EncodedLoader(source, EpochSampler(16, 8, seed=0), CPU, options)
     for batch in loader.epoch(0):

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from simclr_fast.cli import main, parse
 from simclr_fast.config import SourceOptions
 from simclr_fast.data import EncodedImages, pack
-from simclr_fast.data.__main__ import main, parse
 from simclr_fast.data.pack import PackOptions
 from simclr_fast.data.stored import StoredImages
 from simclr_fast.errors import ConfigError, DataError
@@ -179,23 +179,23 @@ def test_outputs_that_cannot_serve(folder_root: Path, tmp_path: Path, monkeypatc
 
 def test_the_command_packs_and_checks(folder_root: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    arguments = ["pack", "--data-dir", str(folder_root), "--output", str(out), "--workers", "0"]
+    arguments = ["pack", "--data", str(folder_root), "--output", str(out), "--workers", "0"]
     assert main([*arguments, "--quality", "99"]) == 2
     assert "--quality 99: pass 1 to 95" in capsys.readouterr().err
     assert main(arguments) == 0
     assert f"{out}, train: 16 images" in capsys.readouterr().out
-    assert main(["check", "--data-dir", str(out)]) == 0
+    assert main(["check", "--data", str(out)]) == 0
     path = next((out / "test").glob("*.arrow"))
     content = bytearray(path.read_bytes())
     begin = int(loaded(out).test.name(2).rsplit("bytes ", 1)[1].split()[0])
     content[begin + 5] ^= 1
     path.write_bytes(content)
-    assert main(["check", "--data-dir", str(out)]) == 1
+    assert main(["check", "--data", str(out)]) == 1
     assert f"{path}, image 2, bytes {begin} to" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_says_how_to_go_on(folder_root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    arguments = ["pack", "--data-dir", str(folder_root), "--output", str(tmp_path / "out"), "--workers", "0"]
+    arguments = ["pack", "--data", str(folder_root), "--output", str(tmp_path / "out"), "--workers", "0"]
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt  # as Python's handler does; a job in the background ignores the signal itself
@@ -208,9 +208,9 @@ def test_an_interrupted_command_says_how_to_go_on(folder_root: Path, tmp_path: P
 
 
 def test_options_of_the_command() -> None:
-    chosen = parse(["pack", "--data-dir", "in", "--output", "out", "--format", "raw", "--dataset", "stl10"])
-    assert chosen == PackOptions(Path("out"), "raw", data=SourceOptions(dataset="stl10", data_dir=Path("in")))
-    assert dataclasses.asdict(chosen.data) == dataclasses.asdict(SourceOptions(dataset="stl10", data_dir=Path("in")))
+    _, chosen = parse(["pack", "--data", "in", "--output", "out", "--format", "raw", "--dataset", "stl10"])
+    assert chosen == PackOptions(Path("out"), "raw", data=SourceOptions(dataset="stl10", data=Path("in")))
+    assert dataclasses.asdict(chosen.data) == dataclasses.asdict(SourceOptions(dataset="stl10", data=Path("in")))
 
 
 def test_packed_jpegs_can_be_packed_again(folder_root: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from simclr_fast.cli import main
 from simclr_fast.data import pack
-from simclr_fast.data.__main__ import main
 from simclr_fast.data.packed import MANIFEST, read_checked, read_manifest, write_checked
 from simclr_fast.data.verify import verify
 from simclr_fast.errors import ConfigError, DataError
@@ -22,7 +22,7 @@ def test_what_is_missing_in_a_set_is_no_concern_of_its_check(tmp_path: Path, cap
     write_image(tmp_path / "in" / "0.png", 20, 20, seed=0)
     pack.pack(packing(tmp_path / "in", tmp_path / "out"))
     caplog.clear()
-    assert main(["check", "--data-dir", str(tmp_path / "out")]) == 0
+    assert main(["check", "--data", str(tmp_path / "out")]) == 0
     assert caplog.text == ""
 
 
@@ -42,7 +42,7 @@ def test_check_finds_a_changed_byte_of_every_file(packed: Path, capsys) -> None:
             with pytest.raises((DataError, ConfigError), match=str(path)):
                 verify(packed, read_manifest(packed), threads=0)
         path.write_bytes(content)
-    assert main(["check", "--data-dir", str(packed)]) == 0
+    assert main(["check", "--data", str(packed)]) == 0
     assert "Every checksum was right" in capsys.readouterr().out
 
 
@@ -121,5 +121,5 @@ def test_manifests_that_cannot_be_true_are_refused_by_entry(packed: Path) -> Non
 
 def test_deep_json_is_refused(packed: Path, capsys) -> None:
     (packed / MANIFEST).write_text("[" * 100_000)
-    assert main(["check", "--data-dir", str(packed)]) == 1
+    assert main(["check", "--data", str(packed)]) == 1
     assert f"{packed / MANIFEST}: damaged" in capsys.readouterr().err

@@ -54,7 +54,7 @@ from simclr_fast.data import pack
 pack.SHARD = 6
 form = pack.RawForm.__call__
 pack.RawForm.__call__ = lambda *arguments: (time.sleep(0.1), form(*arguments))[1]
-source = SourceOptions(data_dir=Path(sys.argv[1]), workers=2)
+source = SourceOptions(data=Path(sys.argv[1]), workers=2)
 pack.pack(pack.PackOptions(Path(sys.argv[2]), "raw", size=16, data=source))
 """
 
@@ -121,7 +121,7 @@ def packed(request, folder_root: Path, tmp_path: Path) -> Path:
 
 
 def read_all(root: Path) -> None:
-    options = DataOptions(data_dir=root, workers=2, max_bad_images=0.5)
+    options = DataOptions(data=root, workers=2, max_bad_images=0.5)
     for _ in build_loader(load_dataset(options).train, 4, 0, CPU, options).epoch(0):
         pass
 

@@ -240,9 +240,9 @@ def test_a_missing_torchcodec_is_told_at_the_start(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     torchcodec_decoders.cache_clear()
     with pytest.raises(ConfigError, match="^image files need the package 'torchcodec'; pip install"):
-        load_dataset(DataOptions(dataset="imagefolder", data_dir=tmp_path))
+        load_dataset(DataOptions(dataset="imagefolder", data=tmp_path))
     monkeypatch.undo()
-    assert len(load_dataset(DataOptions(dataset="imagefolder", data_dir=tmp_path)).train) == 1
+    assert len(load_dataset(DataOptions(dataset="imagefolder", data=tmp_path)).train) == 1
 
 
 def test_the_loss_and_the_data_sets_in_memory_do_without_it() -> None:

@@ -70,7 +70,7 @@ def test_as_many_as_are_allowed_pass_and_one_more_does_not(caplog) -> None:
 def broken_folder(root: Path, *names: str, share: float) -> EncodedImages:
     for name in names:
         (root / "train" / name).write_bytes(b"broken")
-    return load_dataset(DataOptions(dataset="imagefolder", data_dir=root, max_bad_images=share)).train
+    return load_dataset(DataOptions(dataset="imagefolder", data=root, max_bad_images=share)).train
 
 
 def test_evaluation_sees_another_image_of_the_class_and_counts(folder_root: Path, caplog) -> None:

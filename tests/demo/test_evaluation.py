@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-import train
-from simclr_fast.evaluation.__main__ import main
+from simclr_fast.cli import main
 
 pytestmark = pytest.mark.demo
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of `train.py demo`."""
+    """The run of `simclr-fast pretrain demo`."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    assert train.main(["demo", "--no-eval", "--output", str(folder)]) == 0
+    assert main(["pretrain", "demo", "--no-eval", "--output", str(folder)]) == 0
     return folder
 
 

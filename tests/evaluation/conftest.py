@@ -1,4 +1,4 @@
-"""A small run on disk, as train.py leaves it, for the evaluation commands to work on."""
+"""A small run on disk, as training leaves it, for the evaluation commands to work on."""
 
 import dataclasses
 from pathlib import Path
@@ -8,9 +8,12 @@ import torch
 
 from simclr_fast import checkpoint
 from simclr_fast.config import RECIPES, Config, as_dict
+from simclr_fast.evaluation import options
 from simclr_fast.evaluation.probes import PENALTY_C, fit_linear
 from simclr_fast.evaluation.tables import accuracy
 from simclr_fast.models import build_model
+
+COMMANDS = {kind.command: kind for kind in vars(options).values() if hasattr(kind, "command")}  # options by name
 
 
 def demo_config(**model_options: object) -> Config:

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
+from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.evaluation import comparison, few_label, finetune, probes, session
 from simclr_fast.evaluation import features as features_module
 from simclr_fast.evaluation import knn as knn_command
 from simclr_fast.evaluation import linear as linear_command
-from simclr_fast.evaluation.__main__ import parse
 from simclr_fast.evaluation.features import Pixels, all_features, preprocess_of
 from simclr_fast.evaluation.finetune import Classifier
 from simclr_fast.evaluation.linear import Standardize

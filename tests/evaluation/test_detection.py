@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from simclr_fast.cli import main
 from simclr_fast.config import DataOptions
 from simclr_fast.data import ImageArrays, load_dataset
-from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.scenes import INK_THRESHOLD, DigitScenes, InMemory
 from simclr_fast.evaluation.detection.train import Schedule, detect, evaluate_detector, train_detector

@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.evaluation import detect
-from simclr_fast.evaluation.__main__ import parse
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.train import Schedule, train_detector
 from simclr_fast.evaluation.run import Run

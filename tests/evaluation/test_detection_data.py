@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from simclr_fast.cli import main, parse
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation import pictures
-from simclr_fast.evaluation.__main__ import main, parse
 from simclr_fast.evaluation.detect import image_size
 from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, open_parts, read_coco, read_voc
 from tests.data.conftest import save_image
@@ -215,7 +215,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_images_are_not_enlarged_unless_asked_for(data: str, own: int, arguments: list, expected: tuple) -> None:
-    _, options = parse(["detect", "--checkpoint", "x", "--data", data, *arguments])
+    _, options = parse(["detect", "--checkpoint", "x", "--dataset", data, *arguments])
     assert image_size(options, own) == expected
 
 
@@ -242,7 +242,7 @@ def test_names_are_no_formulas_in_pictures(tmp_path: Path) -> None:
 def test_command_on_own_classes_at_the_images_own_size(run_folder: Path, tmp_path: Path) -> None:
     write_voc(tmp_path, "train", "helmet", "$x^$")
     write_voc(tmp_path, "val", "helmet")
-    arguments = ["--data", "voc", "--data-dir", str(tmp_path), "--steps", "1", "--batch-size", "1", "--seeds", "1"]
+    arguments = ["--dataset", "voc", "--data", str(tmp_path), "--steps", "1", "--batch-size", "1", "--seeds", "1"]
     arguments += ["--init", "random", "--workers", "0", "--threads", "1", "--output", str(tmp_path)]
     assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 0
     results = json.loads((tmp_path / "detect.json").read_text())["results"]

@@ -12,9 +12,9 @@ import torch
 import torchvision
 
 from simclr_fast import load_backbone
+from simclr_fast.cli import main
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.evaluation import export
-from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.model_card import describe, loading_code, write_model_card
 from simclr_fast.evaluation.run import Run
 from tests.evaluation.conftest import demo_config, plain_config, write_run

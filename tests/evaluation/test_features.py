@@ -79,7 +79,7 @@ def test_embed_takes_the_asked_images_of_either_kind(tmp_path: Path) -> None:
     arrays = ImageArrays(torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8))
     for i, image in enumerate(arrays.images):
         save_image(tmp_path / f"{i}.png", image)
-    files = load_dataset(DataOptions(dataset="imagefolder", data_dir=tmp_path)).train
+    files = load_dataset(DataOptions(dataset="imagefolder", data=tmp_path)).train
     indices = torch.tensor([4, 0, 5])
     preprocess = Preprocess(16, (0.5,), (0.5,))
     a, b = (embed(nn.Flatten(), source, preprocess, CPU, indices, batch_size=2) for source in (arrays, files))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from simclr_fast.cli import main
 from simclr_fast.data import ImageArrays
 from simclr_fast.errors import ConfigError, NonFiniteLossError
-from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.features import LabelledBatches, embed, preprocess_of
 from simclr_fast.evaluation.finetune import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.run import Run
@@ -112,15 +112,15 @@ def test_command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_missing_data(run_folder: Path, tmp_path: Path, capsys) -> None:
-    wrong = ["--dataset", "imagefolder", "--data-dir", "nowhere"]
+    wrong = ["--dataset", "imagefolder", "--data", "nowhere"]
     assert main(["finetune", "--checkpoint", str(run_folder), "--output", str(tmp_path), *wrong]) == 2
-    assert "--data-dir nowhere" in capsys.readouterr().err
+    assert "--data nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.proof
 def test_two_processes_train_as_one(run_folder: Path, tmp_path: Path) -> None:
     """Same images, same views, batch statistics and gradients over both processes: the same accuracies."""
-    common = ["-m", "simclr_fast.evaluation", "finetune", "--checkpoint", str(run_folder), *SMALL, "--batch-size", "40"]
+    common = ["-m", "simclr_fast", "finetune", "--checkpoint", str(run_folder), *SMALL, "--batch-size", "40"]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     for name, launcher in (("one", []), ("two", torchrun)):
         arguments = [sys.executable, *launcher, *common, "--output", str(tmp_path / name)]

@@ -6,9 +6,10 @@ import typing
 
 import pytest
 
+from simclr_fast.cli import main, parse
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation.__main__ import COMMANDS, main, parse
 from simclr_fast.evaluation.options import RULES, check
+from tests.evaluation.conftest import COMMANDS
 
 ZERO_MEANS_SOMETHING = {"threads", "seed", "workers", "min_steps"}
 
@@ -59,8 +60,8 @@ def test_impossible_numbers_are_refused(command: str, name: str, kind: type, cap
         (["knn", "--knn-k", "5", "5"], "--knn-k 5 5: pass every value once"),
         (["linear", "--held-out", "1"], "--held-out 1.0: pass a fraction in (0, 1)"),
         (["finetune", "--fractions", "0.1", "1.01"], "--fractions 1.01: pass a fraction in (0, 1]"),
-        (["detect", "--data", "voc", "--train-set", "train"], "--train-set train: pass the year and the image set"),
-        (["detect", "--data", "voc", "--test-set", "2012-"], "--test-set 2012-: pass the year and the image set"),
+        (["detect", "--dataset", "voc", "--train-set", "train"], "--train-set train: pass the year and the image set"),
+        (["detect", "--dataset", "voc", "--test-set", "2012-"], "--test-set 2012-: pass the year and the image set"),
         (["finetune", "--epochs", "1", "1"], "--epochs 1 1: pass one number for each of the 3 --fractions"),
     ],
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from simclr_fast.cli import main
 from simclr_fast.evaluation import page
-from simclr_fast.evaluation.__main__ import main
 from simclr_fast.evaluation.tables import ResultTable, percent, spread
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -187,7 +187,7 @@ def open_in_chromium(page_file: Path, folder: Path) -> tuple[list[str], list[str
     log = folder / "net.json"
     quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
     quiet += ["--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]  # the browser's own calls go nowhere
-    where = [f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", f"--screenshot={folder / 'page.png'}"]
+    where = [f"--user--data={folder / 'profile'}", f"--log-net-log={log}", f"--screenshot={folder / 'page.png'}"]
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *quiet, *where]
     run = subprocess.run([*command, page_file.as_uri()], capture_output=True, text=True, timeout=120)
     assert (folder / "page.png").exists(), run.stderr

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from sklearn.manifold import TSNE
 
+from simclr_fast.cli import main, parse
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures, report, session
-from simclr_fast.evaluation.__main__ import main, parse
 from simclr_fast.evaluation.features import ENCODERS, preprocess_of
 from simclr_fast.evaluation.model_card import write_model_card
 from simclr_fast.evaluation.probes import standardize
@@ -100,10 +100,10 @@ def test_other_commands_say_that_labels_are_missing(command, labelled: int, fold
 
 def test_what_is_wrong_with_a_packed_set_names_its_folder(folder: Path, tmp_path: Path, start) -> None:
     (tmp_path / "packed.json").touch()
-    arguments = ("knn", "--checkpoint", str(folder), "--data-dir", str(tmp_path))
+    arguments = ("knn", "--checkpoint", str(folder), "--data", str(tmp_path))
     colour = Dataset(ImageArrays(torch.zeros(4, 3, 28, 28, dtype=torch.uint8)))
     for data, said in ((Dataset(images(None, 30)), "no labelled training"), (colour, r"have 3 channel\(s\)")):
-        with pytest.raises(ConfigError, match=f"--data-dir {tmp_path}: .*{said}"):
+        with pytest.raises(ConfigError, match=f"--data {tmp_path}: .*{said}"):
             knn.main(start(data, *arguments))
         (tmp_path / "packed.json").rename(tmp_path / "hidden")
         with pytest.raises(ConfigError, match=f"--dataset mnist5k: .*{said}"):

@@ -12,11 +12,11 @@ import torch
 
 from simclr_fast import load_backbone
 from simclr_fast.checkpoint import load
+from simclr_fast.cli import main
 from simclr_fast.errors import CheckpointError
-from simclr_fast.evaluation.__main__ import COMMANDS, main
 from simclr_fast.evaluation.run import Run
 from simclr_fast.models import build_model
-from tests.evaluation.conftest import demo_config, write_run
+from tests.evaluation.conftest import COMMANDS, demo_config, write_run
 
 
 def test_encoder_has_the_weights_of_the_checkpoint(run_folder: Path) -> None:
@@ -175,7 +175,7 @@ def test_every_command_exits_with_2_and_one_line(
     assert main([command, *flag, str(path)]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(f"python -m simclr_fast.evaluation {command}: error: {path}")
+    assert shown.err.startswith(f"simclr-fast {command}: error: {path}")
     assert shown.err.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""A run of train.py that takes no time: 4 steps an epoch, of 8 images each."""
+"""A training run that takes no time: 4 steps an epoch, of 8 images each."""
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ FEW += ("--no-eval", "--knn-epochs", "0")
 
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let train.py train on so many images as make 4 steps of 8."""
-    import train
+    """Train on so many images as make 4 steps of 8."""
+    from simclr_fast.training import loop
 
     images = torch.randint(0, 256, (8 * STEPS_PER_EPOCH, 1, 9, 9), generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(train, "load_dataset", lambda options: Dataset(train=ImageArrays(images.to(torch.uint8))))
+    monkeypatch.setattr(loop, "load_dataset", lambda options: Dataset(train=ImageArrays(images.to(torch.uint8))))

@@ -38,7 +38,8 @@ def weights_after(
 
     dtype: half types are autocast to, float64 is what the whole model is in.
     """
-    import train  # here, since the images and options above serve also where a package that train.py needs is missing
+    # Here, since the images and options above serve also where a package that the loop needs is missing.
+    from simclr_fast.training.loop import build_step
 
     torch.set_num_threads(1)
     process = start_process("cpu")
@@ -47,7 +48,7 @@ def weights_after(
     if dtype == torch.float64:
         state.model.double()
     views = Views(options.augment, seed=7, dtype=dtype, channels_last=options.speed.channels_last)
-    step = train.build_step(state, views, options, process, autocast)
+    step = build_step(state, views, options, process, autocast)
     share = BATCH // world_size
     indices = torch.arange(BATCH)[rank * share : (rank + 1) * share]
     for k in range(steps):

@@ -34,7 +34,7 @@ class Run:
 
 
 def step_of(state: TrainState, views: Views, options: Config, dtype: torch.dtype | None) -> TrainStep:
-    """As train.py makes it, without the packages that train.py needs."""
+    """As the loop makes it, without the packages that the loop needs."""
     compiler = options.speed.torchcompile
     return TrainStep(
         state.model,

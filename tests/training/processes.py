@@ -1,4 +1,4 @@
-"""Runs train.py in processes of their own, which can be killed; they are forked from one that has it imported."""
+"""Trains in processes of their own, which can be killed; they are forked from one that has the package imported."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from simclr_fast.checkpoint import load_newest
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train"])
+CONTEXT.set_forkserver_preload(["simclr_fast.training.pretrain"])
 PATIENCE = 600  # seconds
 
 # A demo that takes about a second: 8-pixel views, 8 steps per epoch.
@@ -29,13 +29,13 @@ def free_port() -> int:
 
 
 def _run(arguments: Sequence[str], environment: dict[str, str], output: str) -> None:
-    import train
+    from simclr_fast.cli import main
 
     os.environ.update(environment)
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    raise SystemExit(train.main(list(arguments)))
+    raise SystemExit(main(["pretrain", *arguments]))
 
 
 def start(

@@ -30,7 +30,7 @@ STEPS_PER_EPOCH = 8
 
 @pytest.fixture(autouse=True)
 def _float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No TensorFloat-32, which train.py switches on for the whole process and whose errors hide what is compared."""
+    """No TensorFloat-32, which training switches on for the whole process and whose errors hide what is compared."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
 
@@ -38,10 +38,10 @@ def _float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def train_main() -> Callable[[list[str]], int]:
     for package in ("tyro", "rich", "tqdm", "tensorboard", "mlxtend"):
-        pytest.importorskip(package, reason=f"train.py demo needs the package {package}")
-    import train
+        pytest.importorskip(package, reason=f"pretrain demo needs the package {package}")
+    from simclr_fast.cli import main
 
-    return train.main
+    return lambda arguments: main(["pretrain", *arguments])
 
 
 # The demo's learning rate is that of AdamW: LARS, whose steps are a thousandth of the weights, would stand still by it.
@@ -69,7 +69,7 @@ def test_profile_counts_the_work_on_the_device(train_main: Callable[[list[str]],
 
 def ragged_loader(folder: Path, decode_device: str):
     """The source of a folder of images, and a loader of batches of 10 from it."""
-    options = DataOptions(dataset="imagefolder", data_dir=folder, workers=2, decode_device=decode_device)
+    options = DataOptions(dataset="imagefolder", data=folder, workers=2, decode_device=decode_device)
     source = load_dataset(options).train
     return source, build_loader(source, 10, seed=0, device=torch.device("cuda", 0), options=options)
 

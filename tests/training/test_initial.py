@@ -91,9 +91,9 @@ def test_another_backbone_is_told_by_its_differences(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([1, 2], "neither a checkpoint of train.py nor a state dict"),
-        ({1: torch.zeros(1)}, "neither a checkpoint of train.py nor a state dict"),
-        ({"state_dict": 5}, "neither a checkpoint of train.py nor a state dict"),
+        ([1, 2], "neither a checkpoint of simclr_fast nor a state dict"),
+        ({1: torch.zeros(1)}, "neither a checkpoint of simclr_fast nor a state dict"),
+        ({"state_dict": 5}, "neither a checkpoint of simclr_fast nor a state dict"),
         ({"version": 1, "step": 3}, "no weights in it"),
         ({"weight": 5}, r"missing in the checkpoint: conv1.weight \[16, 1, 3, 3\]"),
     ],

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import train
 from simclr_fast.checkpoint import checkpoints, load
+from simclr_fast.cli import parse
 from simclr_fast.config import Config
 from simclr_fast.data import load_dataset
 from simclr_fast.data.sampler import epoch_order
@@ -98,7 +98,7 @@ def independent_run(config: Config) -> Expected:
 def expected() -> Iterator[Expected]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield independent_run(train.parse(OPTIONS))
+    yield independent_run(parse(["pretrain", *OPTIONS])[1])
     torch.set_num_threads(threads)
 
 

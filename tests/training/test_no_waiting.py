@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
+from simclr_fast.cli import main
+from simclr_fast.training import step as step_module
 from simclr_fast.training.metrics import StepClock
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.watch import StepWatch
@@ -47,7 +48,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, few_images: None) -> list[int]:
     ids=lambda extra: " ".join(extra),
 )
 def test_no_step_reads_a_value_on_the_host(extra: list[str], watched: list[int], tmp_path: Path) -> None:
-    assert train.main([*OPTIONS, *extra, "--output", str(tmp_path / "run")]) == 0
+    assert main(["pretrain", *OPTIONS, *extra, "--output", str(tmp_path / "run")]) == 0
     assert watched == [1, 2] * 2
 
 
@@ -71,16 +72,13 @@ def reading_a_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     [
         (StepWatch, "judge", reading_the_loss),
         (TrainStep, "_update", selecting_gradients),
-        (train.TrainStep.__init__.__globals__, "set_learning_rate", reading_a_rate),
+        (step_module, "set_learning_rate", reading_a_rate),
     ],
     ids=["reads the loss", "selects by a mask", "reads the rate"],
 )
 def test_a_step_that_reads_is_found(
     owner: object, name: str, wrong: Callable, watched: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if isinstance(owner, dict):
-        monkeypatch.setitem(owner, name, wrong)
-    else:
-        monkeypatch.setattr(owner, name, wrong)
+    monkeypatch.setattr(owner, name, wrong)
     with pytest.raises(HostReadError, match="waits for the device"):
-        train.main([*OPTIONS, "--output", str(tmp_path / "run")])
+        main(["pretrain", *OPTIONS, "--output", str(tmp_path / "run")])

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import checkpoints
+from simclr_fast.cli import main
 from simclr_fast.config import RECIPES, AugmentOptions, Config, SourceOptions, flag
 from simclr_fast.data import sources
 from simclr_fast.data.pack import PackOptions, pack
@@ -73,14 +73,14 @@ CASES = {
         cuda(workers=2),
         "decoding",
         "2 threads were busy 98% of the time, and the step waited 41% of its time for them. Raise --workers to 16 "
-        "(cores: 16), pack the data set (python -m simclr_fast.data pack; with --format raw nothing is left to "
+        "(cores: 16), pack the data set (simclr-fast pack; with --format raw nothing is left to "
         "decode), or let the GPU decode (--decode-device cuda).",
     ),
     "threads are busy on all cores": (
         profile(41, loading=DECODING),
         cpu(workers=2),
         "decoding",
-        "for them. Pack the data set (python -m simclr_fast.data pack; with --format raw nothing is left to decode).",
+        "for them. Pack the data set (simclr-fast pack; with --format raw nothing is left to decode).",
     ),
     "one thread": (
         profile(41, loading=dataclasses.replace(DECODING, threads=1)),
@@ -215,7 +215,7 @@ CASES = {
         profile(augment=50.0),
         cpu(slow="augment"),
         "augmentation",
-        "The reference does it: python -m simclr_fast.info",
+        "The reference does it: simclr-fast info",
     ),
     "model, NCHW": (
         profile(),
@@ -317,7 +317,7 @@ def test_the_table_shows_a_device_only_where_there_is_one() -> None:
 
 def run(tmp_path: Path, capsys, *options: str) -> tuple[dict[str, float], str]:
     """Milliseconds by row of the table, and the last line, of a run that is profiled."""
-    assert train.main([*options, "--output", str(tmp_path / "run")]) == 0
+    assert main(["pretrain", *options, "--output", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     rows = re.findall(r"^(\w+) +([\d.]+) +[\d.]+%", said, flags=re.MULTILINE)
     return {name: float(ms) for name, ms in rows}, said.strip().splitlines()[-1]
@@ -364,7 +364,7 @@ def test_a_run_that_waits_for_slow_files(workers: int, what: str, tmp_path: Path
         write_image(tmp_path / f"{i}.jpg", 10, 10, seed=i)
     decode = sources.decode_rgb
     monkeypatch.setattr(sources, "decode_rgb", lambda encoded: (time.sleep(0.03), decode(encoded))[1])
-    data = ["--dataset", "imagefolder", "--data-dir", str(tmp_path), "--workers", str(workers), "--mean", "0"]
+    data = ["--dataset", "imagefolder", "--data", str(tmp_path), "--workers", str(workers), "--mean", "0"]
     small = ["demo", "--batch-size", "4", "--size", "8", "--head-hidden", "8", "--threads", "1", "--warmup-epochs", "0"]
     _, said = run(tmp_path, capsys, *small, *data, "--profile", "2", "--epochs", "1")
     assert said.startswith(f"The run is bound by {what}: ")
@@ -372,7 +372,7 @@ def test_a_run_that_waits_for_slow_files(workers: int, what: str, tmp_path: Path
 
 def test_a_run_too_short_for_its_profile_is_refused(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "run"
-    assert train.main([*SMALL, "--profile", "39", "--output", str(folder)]) == 2
+    assert main(["pretrain", *SMALL, "--profile", "39", "--output", str(folder)]) == 2
     assert not folder.exists()
     said = capsys.readouterr().err
     assert "--profile 39: it takes 81 steps, and the run has 80; pass fewer, or more --epochs" in said
@@ -396,12 +396,12 @@ def test_a_profile_of_a_raw_set_read_within_the_step(tmp_path: Path, monkeypatch
     for i in range(20):
         write_image(tmp_path / "in" / f"{i}.jpg", 10, 10, seed=i)
     raw = tmp_path / "raw"
-    pack(PackOptions(raw, "raw", 8, data=SourceOptions(data_dir=tmp_path / "in", workers=1)))
-    assert form_of(SourceOptions(data_dir=raw)) == "raw"
+    pack(PackOptions(raw, "raw", 8, data=SourceOptions(data=tmp_path / "in", workers=1)))
+    assert form_of(SourceOptions(data=raw)) == "raw"
     small = ["demo", "--batch-size", "2", "--size", "8", "--head-hidden", "8", "--threads", "1", "--warmup-epochs", "0"]
-    data = ["--data-dir", str(raw), "--workers", "0", "--mean", "0", "--profile", "1", "--epochs", "1"]
+    data = ["--data", str(raw), "--workers", "0", "--mean", "0", "--profile", "1", "--epochs", "1"]
     monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
-    arguments = [sys.executable, "train.py", *small, *data, "--output", str(tmp_path / "run"), "--knn-epochs", "0"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=True)
+    arguments = ["-m", "simclr_fast", "pretrain", *small, *data, "--output", str(tmp_path / "run"), "--knn-epochs", "0"]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600, check=True)
     assert re.search(r"^reading: [\d.]+ ms per image, the step itself busy", done.stdout, flags=re.MULTILINE)
     assert not re.findall("^(?:ERROR|USDT|WARNING|INFO):.*", done.stdout + done.stderr, flags=re.MULTILINE)

@@ -80,7 +80,7 @@ def test_a_run_that_reads_files_stops_and_resumes_bit_exactly(tmp_path: Path) ->
     for i in range(40):
         write_image(tmp_path / "data" / f"{i}.jpg", 8 + i % 9, 16, seed=i)
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
-    files = ("imagenet", "--data-dir", str(tmp_path / "data"), "--workers", "2", "--model", "resnet_mini")
+    files = ("imagenet", "--data", str(tmp_path / "data"), "--workers", "2", "--model", "resnet_mini")
     small = (
         "--size",
         "8",

@@ -98,7 +98,7 @@ def test_a_restored_state_is_the_stored_one() -> None:
 @pytest.mark.parametrize("value", [None, "text", [1]])
 def test_a_checkpoint_without_a_part_of_the_state_is_refused(key: str, value: object) -> None:
     content = made().checkpoint(config("batch"))
-    with pytest.raises(CheckpointError, match=rf"x: not a checkpoint of train.py \(no '{key}' in it\)"):
+    with pytest.raises(CheckpointError, match=rf"x: not a checkpoint of simclr_fast \(no '{key}' in it\)"):
         made().restore(content | {key: value}, config("batch"), "x")
 
 

@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import train
+from simclr_fast.cli import main
 from simclr_fast.config import RECIPES
 from simclr_fast.data import ImageArrays, ResidentBatch
 from simclr_fast.data.resident import ArrayLoader
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.errors import ConfigError
 from simclr_fast.process import Process
+from simclr_fast.training import loop
 from simclr_fast.training import step as step_module
+from simclr_fast.training.loop import build_step
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import StepResult, TrainStep
 from simclr_fast.training.step_graph import EAGER_STEPS, GraphedStep, obstacle
@@ -156,7 +158,7 @@ def graphed_of(capture: Recorder) -> tuple[GraphedStep, Views]:
     options = run_config("sgd", "group", model_ema=False, clip_grad=None)
     state = TrainState.create(options, 1, CPU, autocast=None)
     views = Views(options.augment, seed=7)
-    return GraphedStep(train.build_step(state, views, options, Process(0, 1, CPU), None), capture), views
+    return GraphedStep(build_step(state, views, options, Process(0, 1, CPU), None), capture), views
 
 
 class Unable(Recorder):
@@ -212,9 +214,9 @@ def test_images_that_move_and_batches_of_another_size() -> None:
 def test_a_whole_run_stops_and_goes_on_as_without_a_graph(
     few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through train.py: checkpoints at every step, resumed in the middle of an epoch, where the graph is made anew."""
+    """In a run: checkpoints at every step, resumed in the middle of an epoch, where the graph is made anew."""
     arguments = [*FEW, "--epochs", "4", "--model-ema", "--opt", "lars", "--lr", "2", "--log-interval", "3", "--output"]
-    assert train.main([*arguments, str(tmp_path / "eager")]) == 0
+    assert main(["pretrain", *arguments, str(tmp_path / "eager")]) == 0
     expected = final_state(tmp_path / "eager")
     recorders: list[Recorder] = []
 
@@ -222,17 +224,17 @@ def test_a_whole_run_stops_and_goes_on_as_without_a_graph(
         recorders.append(Recorder())
         return GraphedStep(step, recorders[-1])
 
-    monkeypatch.setattr(train, "graphed", graphed)
+    monkeypatch.setattr(loop, "graphed", graphed)
     folder = tmp_path / "graph"
     often = ["--checkpoint-minutes", "1e-9", "--checkpoint-hist", "99"]
-    assert train.main([*arguments, str(folder), *often]) == 0
+    assert main(["pretrain", *arguments, str(folder), *often]) == 0
     for resumed in (False, True):
         if resumed:
             middle = folder / "checkpoint-000000006.pt"
             for path in folder.glob("checkpoint-*.pt"):
                 if path.name > middle.name:
                     path.unlink()
-            assert train.main([*arguments, str(folder), "--resume", "auto"]) == 0
+            assert main(["pretrain", *arguments, str(folder), "--resume", "auto"]) == 0
         found = final_state(folder)
         assert [name for name, value in expected.items() if not torch.equal(found[name], value)] == []
     assert [recorder.replays > 0 for recorder in recorders] == [True, True]
@@ -245,8 +247,8 @@ def test_a_failed_step_of_a_graph_leaves_what_one_without_leaves(
     bundles = []
     for name in ("eager", "graph"):
         if name == "graph":
-            monkeypatch.setattr(train, "graphed", lambda step, *_: GraphedStep(step, Recorder()))
-        assert train.main([*arguments, "--output", str(tmp_path / name)]) == 1
+            monkeypatch.setattr(loop, "graphed", lambda step, *_: GraphedStep(step, Recorder()))
+        assert main(["pretrain", *arguments, "--output", str(tmp_path / name)]) == 1
         (path,) = (tmp_path / name).glob("nonfinite-step*-rank0.pt")
         bundles.append((path.name, torch.load(path, weights_only=True)))
     (name, eager), (same, graph) = bundles
@@ -288,5 +290,5 @@ def test_why_a_run_makes_no_graph() -> None:
     ],
 )
 def test_contradictions_are_named(arguments: list[str], said: str, few_images: None, tmp_path: Path, capsys) -> None:
-    assert train.main([*FEW, "--device", "cpu", *arguments, "--output", str(tmp_path / "run")]) == 2
-    assert f"train.py: error: {said}" in capsys.readouterr().err
+    assert main(["pretrain", *FEW, "--device", "cpu", *arguments, "--output", str(tmp_path / "run")]) == 2
+    assert f"simclr-fast pretrain: error: {said}" in capsys.readouterr().err

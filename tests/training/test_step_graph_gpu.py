@@ -1,4 +1,4 @@
-"""The step as a CUDA graph against the step by itself, bit by bit, and train.py with a graph."""
+"""The step as a CUDA graph against the step by itself, bit by bit, and a run with a graph."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -45,10 +45,10 @@ def test_twenty_replays_are_the_steps_by_themselves(opt: str, dtype: torch.dtype
 @pytest.fixture
 def train_main() -> Callable[[list[str]], int]:
     for package in ("tyro", "rich", "tqdm", "tensorboard", "mlxtend"):
-        pytest.importorskip(package, reason=f"train.py demo needs the package {package}")
-    import train
+        pytest.importorskip(package, reason=f"pretrain demo needs the package {package}")
+    from simclr_fast.cli import main
 
-    return train.main
+    return lambda arguments: main(["pretrain", *arguments])
 
 
 def test_a_run_with_a_graph_writes_what_one_without_writes(

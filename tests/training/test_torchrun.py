@@ -21,10 +21,10 @@ PATIENCE = 300  # seconds
 
 @contextlib.contextmanager
 def torchrun(*arguments: str) -> Iterator[subprocess.Popen]:
-    """train.py on two gloo processes of this host, which do not outlive the test."""
+    """Training on two gloo processes of this host, which do not outlive the test."""
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
     job = subprocess.Popen(
-        [sys.executable, *launcher, "train.py", *arguments],
+        [sys.executable, *launcher, "-m", "simclr_fast", "pretrain", *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -65,12 +65,12 @@ def test_a_process_that_fails_ends_the_job_with_its_error(tmp_path: Path) -> Non
     for i in range(16):
         write_image(tmp_path / "data" / f"{i:02d}.jpg", 20, 20, seed=i)
     (tmp_path / "data" / "03.jpg").write_bytes(b"broken")
-    data = ("imagenet", "--data-dir", str(tmp_path / "data"), "--workers", "0", "--max-bad-images", "0")
+    data = ("imagenet", "--data", str(tmp_path / "data"), "--workers", "0", "--max-bad-images", "0")
     small = ("--model", "resnet18", "--size", "16", "--batch-size", "16", "--warmup-epochs", "0", "--no-eval")
     with torchrun(*data, *small, "--output", str(tmp_path / "run")) as job:
         said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1
-    assert "train.py: error: 1 unreadable images, more than --max-bad-images allows" in said
+    assert "simclr-fast pretrain: error: 1 unreadable images, more than --max-bad-images allows" in said
     assert re.search(r"Root Cause.*rank +: [01] .*exitcode +: 1 ", said, flags=re.DOTALL), said
 
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import train
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import checkpoints, load
+from simclr_fast.cli import main
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.process import Process
 from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.training import loop
+from simclr_fast.training.loop import build_step
 from simclr_fast.training.profile import WARMUP_STEPS
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.step import TrainStep
@@ -78,7 +80,7 @@ def run_of(
     options = dataclasses.replace(options, optimization=dataclasses.replace(options.optimization, model_ema=True))
     state = TrainState.create(options, 1, CPU, autocast=autocast)
     views = Views(options.augment, seed=7, dtype=autocast)
-    step = train.build_step(state, views, options, Process(0, 1, CPU), autocast)
+    step = build_step(state, views, options, Process(0, 1, CPU), autocast)
     step.criterion = criterion
     return Run(state, step, views)
 
@@ -157,9 +159,9 @@ def test_the_bundle_is_the_state_before_the_failed_step(
 ) -> None:
     clean, broken = tmp_path / "clean", tmp_path / "broken"
     arguments = [*SMALL, "--epochs", "2", "--log-interval", str(log_interval), "--checkpoint-hist", "9", "--output"]
-    assert train.main([*arguments, str(clean)]) == 0
-    monkeypatch.setattr(train, "NTXentLoss", lambda temperature, **options: Breaking(at, what, temperature, **options))
-    assert train.main([*arguments, str(broken)]) == 1
+    assert main(["pretrain", *arguments, str(clean)]) == 0
+    monkeypatch.setattr(loop, "NTXentLoss", lambda temperature, **options: Breaking(at, what, temperature, **options))
+    assert main(["pretrain", *arguments, str(broken)]) == 1
     path = broken / f"nonfinite-step{at}-rank0.pt"
     assert f"at step {at} (epoch {at // STEPS_PER_EPOCH}); look into {path}" in capsys.readouterr().err
     bundle = torch.load(path, weights_only=True)
@@ -179,10 +181,8 @@ def test_a_profile_tells_that_its_last_step_failed(
     few_images: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     last = WARMUP_STEPS + 1  # one step as it is, and one by phase
-    monkeypatch.setattr(
-        train, "NTXentLoss", lambda *arguments, **options: Breaking(last, "loss", *arguments, **options)
-    )
-    assert train.main([*FEW, "--epochs", "2", "--profile", "1", "--output", str(tmp_path / "run")]) == 1
+    monkeypatch.setattr(loop, "NTXentLoss", lambda *arguments, **options: Breaking(last, "loss", *arguments, **options))
+    assert main(["pretrain", *FEW, "--epochs", "2", "--profile", "1", "--output", str(tmp_path / "run")]) == 1
     assert f"the loss is nan at step {last}" in capsys.readouterr().err
 
 
@@ -195,4 +195,4 @@ def test_two_processes_fail_at_the_same_step_and_end(tmp_path: Path) -> None:
     bundles = sorted(path.name for path in folder.glob("nonfinite-*"))
     assert [name.split("-")[2] for name in bundles] == ["rank0.pt", "rank1.pt"]
     assert len({name.split("-")[1] for name in bundles}) == 1
-    assert log.read_text().count("train.py: error: the loss is") == 2
+    assert log.read_text().count("simclr-fast pretrain: error: the loss is") == 2

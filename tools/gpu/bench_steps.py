@@ -1,4 +1,4 @@
-"""Training steps as train.py takes them (compiled, bfloat16, channels-last), and what views and loss take of them."""
+"""Training steps as a run takes them (compiled, bfloat16, channels-last), and what views and loss take of them."""
 
 import statistics
 import time
@@ -24,7 +24,7 @@ from tools.gpu.not_finite import where_not_finite
 
 @dataclass(frozen=True)
 class Setting:
-    """A recipe of train.py with its images' side and the batch that is trained on."""
+    """A recipe with its images' side and the batch that is trained on."""
 
     recipe: str
     model: str

@@ -1,0 +1,151 @@
+"""The command `simclr-fast`: finds a command by its name, reads its options, and runs it.
+
+What a command needs is imported when it is named: the list of commands shows without torch.
+"""
+
+import dataclasses
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simclr_fast.config import Config
+
+PROGRAM = "simclr-fast"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command. Its options' class, and the function that works with them, are `module:name` and imported by need.
+
+    The function returns an exit status, or anything else for success; log_level: from which on its log is shown.
+    """
+
+    summary: str
+    options: str
+    work: str
+    log_level: int = logging.WARNING
+
+
+def _on_checkpoint(summary: str, options: str) -> Command:
+    return Command(summary, f"simclr_fast.evaluation.options:{options}", "simclr_fast.evaluation.session:run_command")
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "train an encoder with SimCLR, on images without labels",
+        "simclr_fast.config:Config",
+        "simclr_fast.training.pretrain:pretrain",
+        log_level=logging.INFO,
+    ),
+    "knn": _on_checkpoint("classify by nearest neighbours", "KnnOptions"),
+    "linear": _on_checkpoint("linear classifier on frozen features, all labels", "LinearOptions"),
+    "few-label": _on_checkpoint("linear classifier from a few labels per class", "FewLabelOptions"),
+    "finetune": _on_checkpoint("train the whole network on 1%, 10% and 100% of the labels", "FinetuneOptions"),
+    "detect": _on_checkpoint("train an object detector on the backbone", "DetectOptions"),
+    "export": _on_checkpoint("write the backbone: torchvision keys, safetensors, torch.export, ONNX", "ExportOptions"),
+    "report": _on_checkpoint("gather everything of a run on one HTML page", "ReportOptions"),
+    "pack": Command(
+        "write a data set once more, so that training reads it faster",
+        "simclr_fast.data.pack:PackOptions",
+        "simclr_fast.data.commands:pack_command",
+    ),
+    "check": Command(
+        "read a packed set from end to end, and look at every checksum",
+        "simclr_fast.data.commands:CheckOptions",
+        "simclr_fast.data.commands:check_command",
+    ),
+    "info": Command(
+        "say what was built, and which backend serves which device",
+        "simclr_fast.info:InfoOptions",
+        "simclr_fast.info:info",
+    ),
+}
+
+
+def usage() -> str:
+    """What `simclr-fast --help` prints."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"""\
+usage: {PROGRAM} COMMAND [OPTIONS]
+
+Fast, exact SimCLR: pretrain an image encoder, and find out what it learned.
+
+commands:
+{commands}
+
+  {PROGRAM} pretrain demo                        # 5,000 digits, minutes on a laptop
+  {PROGRAM} linear --checkpoint runs/demo        # a run's folder, whose newest checkpoint is taken, or a checkpoint
+  {PROGRAM} report runs/demo
+
+`{PROGRAM} COMMAND --help` explains every option of a command. `python -m simclr_fast` is the same program; on several
+processes: torchrun --nproc-per-node 8 -m simclr_fast pretrain imagenet ...
+"""
+
+
+def imported(name: str) -> Any:
+    """The object that `module:name` means."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, Any]:
+    """The command's name and its options.
+
+    Raises ConfigError for a command that does not exist; ends the program where the options cannot be read.
+    """
+    from simclr_fast.errors import ConfigError
+
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise ConfigError(f"{name}: there is no such command; `{PROGRAM} --help` lists them")
+    return name, _pretrain_options(rest) if name == "pretrain" else _read(name, rest)
+
+
+def _read(name: str, arguments: Sequence[str], **more: Any) -> Any:
+    import tyro
+
+    kind = imported(COMMANDS[name].options)
+    return tyro.cli(kind, args=arguments, prog=f"{PROGRAM} {name}", config=(tyro.conf.OmitArgPrefixes,), **more)
+
+
+def _pretrain_options(arguments: Sequence[str]) -> "Config":
+    """The options of `pretrain`, over the defaults of the recipe that comes first."""
+    from simclr_fast.config import RECIPES
+    from simclr_fast.errors import ConfigError
+
+    recipe = arguments[0] if arguments and arguments[0] in RECIPES else "demo"
+    config = _read("pretrain", arguments, default=RECIPES[recipe])
+    if config.recipe != recipe:
+        raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
+    if any(argument.partition("=")[0] == "--dataset" for argument in arguments):  # the recipe's default names none
+        from simclr_fast.data.packed import named
+
+        config = dataclasses.replace(config, data=named(config.data))
+    return config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status (see `errors.EXIT_STATUS`); 128 + the signal's number after a stop by one."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage())
+        return 0 if arguments else 2
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from simclr_fast.process import exit_status
+
+    name = arguments[0]
+    program = f"{PROGRAM} {name}" if name in COMMANDS else PROGRAM
+
+    def work() -> int:
+        _, options = parse(arguments)
+        logging.basicConfig(level=COMMANDS[name].log_level, format=f"{program}: %(message)s")
+        # `record` lets torchrun show the error of the process that failed first.
+        result = record(imported(COMMANDS[name].work))(options)
+        return result if isinstance(result, int) else 0
+
+    return exit_status(program, work)

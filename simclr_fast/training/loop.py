@@ -1,0 +1,135 @@
+"""The training loop: one epoch after another, one step after another, and what happens between them."""
+
+import signal
+
+import torch
+from rich.console import Console
+from torch.nn.parallel import DistributedDataParallel
+
+from simclr_fast import NTXentLoss
+from simclr_fast.config import Config
+from simclr_fast.data import build_loader, load_dataset
+from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
+from simclr_fast.optim import lr_at, peak_lr
+from simclr_fast.process import Process, StopSignals, autocast_dtype
+from simclr_fast.run_files import chance_level
+from simclr_fast.training.bound import Circumstances, verdict
+from simclr_fast.training.failure import FailureBundle
+from simclr_fast.training.folder import RunFolder
+from simclr_fast.training.metrics import MetricsLog, StepClock, print_summary, step_metrics
+from simclr_fast.training.profile import StepProfiler
+from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, start_from
+from simclr_fast.training.step import TrainStep
+from simclr_fast.training.step_graph import graphed
+from simclr_fast.training.views import Views, check_channels
+
+
+def train(config: Config, process: Process, console: Console, folder: RunFolder) -> int:
+    """Run the training that the options describe; returns the exit status."""
+    device, options, run = process.device, config.optimization, config.run
+    dataset = load_dataset(config.data)
+    check_channels(config.augment, dataset.train.channels)
+    loader = build_loader(
+        dataset.train, options.batch_size, run.seed, device, config.data, process.rank, process.world_size
+    )
+    steps_per_epoch = loader.sampler.steps_per_epoch
+    total_steps = options.epochs * steps_per_epoch
+    warmup_steps = round(options.warmup_epochs * steps_per_epoch)
+
+    autocast = autocast_dtype(config.speed.amp_dtype, device)
+    several = process.world_size > 1
+    state = TrainState.create(config, dataset.train.channels, device, autocast=autocast, several=several)
+    state.data = data_identity(dataset.train)
+    resumed, profiler = start_from(state, config), None
+    if run.profile:
+        profiler = StepProfiler(config, device, options.batch_size // process.world_size, total_steps - state.step)
+    folder.prepare(resumed, state.step)
+    views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
+    step = graphed(build_step(state, views, config, process, autocast), config, process, loader)
+    knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
+    say = console.print if process.is_main else lambda *_, **__: None
+    say(
+        f"{config.model.model}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters. "
+        f"{len(dataset.train)} images, {total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
+        f"Chance level of the loss: ln(2N - 1) = {chance_level(options.batch_size):.3f}"
+    )
+    records = process.is_main and profiler is None  # a profile leaves the run in the folder as it is
+    log = MetricsLog(config, enabled=records, step=state.step, total_steps=total_steps)
+    saver = CheckpointSaver(config, state, enabled=records, settle=step.settle)
+    clock = StepClock()
+    failure = FailureBundle(config, state, process.rank)
+
+    with StopSignals() as signals, log, failure:
+        for epoch in range(state.step // steps_per_epoch, options.epochs):
+            for batch in clock.waiting_for(loader.epoch(epoch, start=state.step % steps_per_epoch)):
+                first = process.rank * len(batch.indices)
+                draw = views.draw(batch.indices, state.step, first=first, batch_size=options.batch_size)
+                lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
+                at_log_step = (state.step + 1) % run.log_interval == 0 or state.step + 1 == total_steps
+                at_log_step &= profiler is None  # nothing is written, and such steps are no usual ones
+                result = step.take(batch, draw, lr, measure=at_log_step)
+                failure.note(epoch, batch, draw)
+                state.step += 1
+                if at_log_step:
+                    step.settle()
+                    epochs_done = state.step / steps_per_epoch
+                    log.write(state.step, step_metrics(result, options, epochs_done, lr, clock, loader, device))
+                log.advance()
+                if profiler is not None and (profile := profiler.step(clock.waited)) is not None:
+                    step.settle()
+                    found = f"{profile.table()}\n{verdict(profile, Circumstances.here(config, device))}"
+                    if process.is_main:
+                        profiler.write(run.output, found)
+                    say(found, soft_wrap=True)
+                    return 0
+                # Several processes must agree on the step, and they meet on the host at log steps only: one that found
+                # a failure elsewhere would leave the others in the middle of a sum over all.
+                if at_log_step or not several:
+                    if process.any(signals.received is not None):
+                        saver.save()
+                        how = " with a checkpoint; go on with --resume auto" * records
+                        say(f"stopped after step {state.step}{how}")
+                        return 128 + (signals.received or signal.SIGTERM)
+                    saver.save_if_due()
+            saver.save()
+            if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
+                log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
+    if process.is_main and run.eval:
+        print_summary(config, state.step, state.seconds, console)
+        evaluate(config, dataset, state.evaluated, device, console, steps=state.step, seconds=state.seconds)
+        first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
+        pictures = draw_pictures(config, dataset, state.evaluated, first_views, device)
+        say(f"Written to {run.output}: {', '.join(p.name for p in pictures)}, results.json, metrics.jsonl, checkpoints")
+        say(f"Next: simclr-fast report {run.output}    (one page with everything measured so far)")
+    process.barrier()
+    return 0
+
+
+def build_step(
+    state: TrainState, views: Views, config: Config, process: Process, autocast: torch.dtype | None
+) -> TrainStep:
+    """The training step of this process, with gradients summed over all of them."""
+    model, several = state.model, process.world_size > 1
+    if several:
+        device_ids = [process.device] if process.device.type == "cuda" else None
+        model = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    compile_backend = config.speed.torchcompile
+    if compile_backend == "auto":
+        compile_backend = "inductor" if process.device.type == "cuda" else "off"
+    mode = config.speed.torchcompile_mode
+    if mode != "default" and compile_backend == "off":
+        raise ConfigError(f"--torchcompile-mode {mode}: nothing is compiled on the CPU; pass --torchcompile inductor")
+    return TrainStep(
+        model,
+        views,
+        NTXentLoss(config.optimization.temperature, gather_distributed=several),
+        state.optimizer,
+        scaler=state.scaler,
+        ema=state.ema,
+        autocast=autocast,
+        micro_batch_size=config.optimization.micro_batch_size,
+        clip_grad=config.optimization.clip_grad,
+        compile_backend=None if compile_backend == "off" else compile_backend,
+        compile_mode=mode,
+    )
