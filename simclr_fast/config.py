@@ -198,7 +198,9 @@ class RunOptions:
     """Measure this many steps as they are and as many phase by phase, write a Chrome trace and a table to --output, say
     what bounds the run and what would help, and stop (steps)."""
     log_wandb: bool = False
-    """Also log to Weights & Biases (needs the wandb package)."""
+    """Also log to Weights & Biases (needs the extra `wandb`)."""
+    log_mlflow: bool = False
+    """Also log to MLflow, at MLFLOW_TRACKING_URI or else in mlflow.db of --output (needs the extra `mlflow`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +296,9 @@ RULES: dict[str, Rule] = {
     "checkpoint_minutes": (lambda value: value > 0, "minutes > 0"),
 }
 
+# What an option that logs to a service needs installed; MLflow's own database is of the last two.
+LOGGERS = {"log_wandb": ("wandb",), "log_mlflow": ("mlflow", "sqlalchemy", "alembic")}
+
 
 def check(config: Config, world_size: int = 1) -> None:
     """Raise ConfigError for a value that cannot work; what only the data or the device can tell is checked there."""
@@ -314,8 +319,10 @@ def check(config: Config, world_size: int = 1) -> None:
     require(compiles, "torchcompile_mode", mode, f"only inductor has modes, and --torchcompile is {backend}")
     conflict = graph_conflict(config) if config.speed.cuda_graph == "on" else None
     require(conflict is None, "cuda_graph", "on", f"{conflict}; pass auto or off")
-    wandb_serves = not r.log_wandb or importlib.util.find_spec("wandb") is not None
-    require(wandb_serves, "log_wandb", r.log_wandb, "the package 'wandb' is missing; pip install wandb")
+    for name, packages in LOGGERS.items():
+        missing = [package for package in packages if getattr(r, name) and importlib.util.find_spec(package) is None]
+        extra = name.removeprefix("log_")
+        require(not missing, name, True, f"{' and '.join(missing)} not installed; pip install 'simclr_fast[{extra}]'")
 
 
 def graph_conflict(config: Config) -> str | None:

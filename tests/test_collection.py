@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What a machine with a GPU may lack: no test that needs the device is about these alone.
 ABSENT = (
     *("tyro", "mlxtend", "datasets", "torchmetrics", "pycocotools", "rich", "tqdm", "tensorboard", "safetensors"),
-    *("matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "markdown", "wandb"),
+    *("matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "markdown", "wandb", "mlflow"),
 )
 
 

@@ -61,7 +61,7 @@ def test_help_explains_every_option_with_the_recipes_default(recipe: str | None,
         (["demo", "--micro-batch-size", "100"], "--micro-batch-size 100: it must divide the 128 images"),
         (["demo", "--resume", "no.pt"], "no.pt: there is no such checkpoint"),
         (["demo", "--mean", "0.1", "0.2", "0.3"], "--mean 0.1 0.2 0.3: the images have 1 channel(s)"),
-        (["demo", "--log-wandb"], "--log-wandb True: the package 'wandb' is missing; pip install wandb"),
+        (["demo", "--log-wandb"], "--log-wandb True: wandb not installed; pip install 'simclr_fast[wandb]'"),
         (["--epochs", "3", "cifar10"], "cifar10: the recipe comes first"),
     ],
 )

@@ -1,22 +1,21 @@
-"""What a run shows and records: progress bar, JSON lines, TensorBoard, optionally Weights & Biases."""
+"""What a run shows and records: the progress bar, the metrics of a step, and the summary at the end."""
 
-import json
+import contextlib
 import resource
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from simclr_fast.config import Config, OptimizationOptions, as_dict
+from simclr_fast.config import Config, OptimizationOptions
 from simclr_fast.data.loading import ReadingLoader
 from simclr_fast.data.resident import ArrayLoader
 from simclr_fast.run_files import METRICS_FILE, chance_level, read_metrics
 from simclr_fast.training.profile import phase
+from simclr_fast.training.sinks import open_sinks
 from simclr_fast.training.step import StepResult
 
 Item = TypeVar("Item")
@@ -30,46 +29,35 @@ SHOWN = {
 
 
 class MetricsLog:
-    """Context that writes the metrics of the main process; elsewhere (enabled=False) it does nothing.
-
-    A resumed run does the steps after `step` again, so their lines in an earlier metrics file are dropped.
-    """
+    """Context that shows and records the metrics of the main process; elsewhere (enabled=False) it does nothing."""
 
     def __init__(self, config: Config, *, enabled: bool, step: int, total_steps: int):
         self.enabled = enabled
         self.last: dict[str, float] = {}
         if not enabled:
             return
-        folder = config.run.output
-        path = folder / METRICS_FILE
-        _drop_lines_after(path, step)
-        self.file = path.open("a")
-        self.tensorboard = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self.sinks = open_sinks(config, step)
         self.bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
-        self.wandb = _start_wandb(config) if config.run.log_wandb else None
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.enabled:
-            self.bar.close()
-            self.file.close()
-            self.tensorboard.close()
-            if self.wandb is not None:
-                self.wandb.finish()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.enabled:
+            return
+        ending = "failed" if kind is not None else "stopped" if self.bar.n < self.bar.total else "finished"
+        self.bar.close()
+        with contextlib.ExitStack() as stack:  # each is closed, whatever another one says
+            for sink in self.sinks:
+                stack.callback(sink.close, ending)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record values (by name) at a step, and show the ones that the progress bar has room for."""
         self.last |= values
         if not self.enabled:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
-        if self.wandb is not None:
-            self.wandb.log(values, step=step)
+        for sink in self.sinks:
+            sink.write(step, values)
         shown = {short: form.format(self.last[name]) for name, (short, form) in SHOWN.items() if name in self.last}
         self.bar.set_postfix(shown, refresh=False)
 
@@ -77,12 +65,6 @@ class MetricsLog:
         """Move the progress bar by a step."""
         if self.enabled:
             self.bar.update()
-
-
-def _start_wandb(config: Config):
-    import wandb  # an optional package; `check` has seen that it is there
-
-    return wandb.init(project="simclr_fast", dir=config.run.output, config=as_dict(config), resume="allow")
 
 
 class StepClock:
@@ -168,11 +150,3 @@ def print_summary(config: Config, step: int, seconds: float, console: Console) -
         f"{trained} Loss {last['loss']:.3f} (chance {last['chance']:.3f}), contrastive accuracy "
         f"{last['contrastive_accuracy']:.1%}, peak memory {last['peak_memory_mib']:.0f} MiB"
     )
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keep the whole lines up to a step, in one move: a crash in between loses none."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)

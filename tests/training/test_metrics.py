@@ -4,9 +4,7 @@ import dataclasses
 import io
 import json
 import os
-import sys
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 from rich.console import Console
@@ -50,17 +48,6 @@ def test_metrics_reach_the_files(tmp_path: Path) -> None:
     ]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.5), (2, 0.75)]
-
-
-def test_metrics_reach_weights_and_biases(tmp_path: Path, monkeypatch) -> None:
-    service = MagicMock()
-    monkeypatch.setitem(sys.modules, "wandb", service)
-    config = Config(run=RunOptions(output=tmp_path, log_wandb=True))
-    with MetricsLog(config, enabled=True, step=0, total_steps=2) as log:
-        log.write(1, {"loss": 1.5})
-    assert service.init.call_args.kwargs["config"]["optimization"]["temperature"] == 0.1
-    service.init.return_value.log.assert_called_once_with({"loss": 1.5}, step=1)
-    service.init.return_value.finish.assert_called_once_with()
 
 
 def test_resumed_run_drops_the_lines_it_does_again(tmp_path: Path) -> None:
