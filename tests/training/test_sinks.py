@@ -157,6 +157,8 @@ def log_records(content: bytes) -> Iterator[bytes]:
             place += 2**15 - place % 2**15
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
+        if place + 7 + length > len(content):
+            return  # of a file that is still being written
         record += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -164,26 +166,35 @@ def log_records(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def wandb_holds(folder: Path) -> Iterator[tuple[str, int, float]]:
-    """Name, step and value of every offline file of Weights & Biases below a folder."""
+def wandb_holds(folder: Path) -> list[tuple[str, int, float]]:
+    """Name, step and value of every offline file of Weights & Biases below a folder.
+
+    Its process closes a file a moment after the run has finished: only then is the last record there.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for data in log_records(path.read_bytes()):
-            record = Record.FromString(data)
+    found = []
+    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+        records, deadline = [], time.monotonic() + 60
+        while not records or not records[-1].HasField("exit"):
+            assert time.monotonic() < deadline, f"{path} was not finished"
+            time.sleep(0.05)
+            records = [Record.FromString(data) for data in log_records(path.read_bytes())]
+        for record in records:
             values = {
-                (item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item
+                ".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
             }
-            yield from ((name, values["_step"], value) for name, value in values.items() if not name.startswith("_"))
+            found += [(name, values["_step"], value) for name, value in values.items() if not name.startswith("_")]
+    return sorted(found)
 
 
 def test_weights_and_biases_holds_the_same_and_goes_on_under_one_name(tmp_path: Path) -> None:
     config = Config(run=RunOptions(output=tmp_path, log_wandb=True))
     recorded(config, 0, 3)
-    assert sorted(wandb_holds(tmp_path)) == lines(tmp_path)
+    assert wandb_holds(tmp_path) == lines(tmp_path)
     time.sleep(1.1)  # W&B names its folders by the second
     recorded(config, 3, 4)
-    assert sorted(wandb_holds(tmp_path)) == lines(tmp_path)
+    assert wandb_holds(tmp_path) == lines(tmp_path)
     names = {path.name.rpartition("-")[2] for path in tmp_path.glob("wandb/offline-run-*")}
     assert names == {(tmp_path / "wandb-run.txt").read_text().strip()}
 
