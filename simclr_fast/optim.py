@@ -9,14 +9,30 @@ from torch import Tensor, nn
 from simclr_fast.config import OptimizationOptions
 from simclr_fast.lars import LARS
 
+# Parts of the names of learned positions, tokens and biases that have several dimensions: class_token, pos_embedding,
+# relative_position_bias_table and timm's cls_token, pos_embed, rel_pos_h and the like.
+_NOT_WEIGHTS = ("bias", "token", "pos_emb", "position", "rel_pos")
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weights; and biases and normalisation, all one-dimensional, which are neither decayed nor adapted."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    """Two groups: weights; and biases, normalisation, scales, tokens and positions, neither decayed nor adapted."""
+    params = [(is_weight(name, p), p) for name, p in model.named_parameters() if p.requires_grad]
     return [
-        {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+        {"params": [p for chosen, p in params if chosen], "weight_decay": weight_decay},
+        {"params": [p for chosen, p in params if not chosen], "weight_decay": 0.0, "adapt": False},
     ]
+
+
+def is_weight(name: str, p: Tensor) -> bool:
+    """Whether a layer multiplies its input by the parameter of this name, as a matrix or a convolution.
+
+    What has one dimension is a bias or normalises; so is what a layer without a `weight` spreads over several, such as
+    ConvNeXt's layer_scale [C, 1, 1] and Swin's logit_scale [heads, 1, 1].
+    """
+    own = name.rpartition(".")[2]
+    if p.ndim <= 1 or any(part in own for part in _NOT_WEIGHTS):
+        return False
+    return own.endswith("weight") or p.numel() > max(p.shape)
 
 
 def build_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.optim.Optimizer:

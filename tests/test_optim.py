@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from simclr_fast.backbones.family import Spec
+from simclr_fast.backbones.registry import build_without_memory
 from simclr_fast.config import OptimizationOptions
 from simclr_fast.lars import LARS
 from simclr_fast.optim import (
@@ -31,6 +33,38 @@ def test_biases_and_norms_are_neither_decayed_nor_adapted() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"], plain["adapt"]) == (0.1, 0.0, False)
     optimizer = build_optimizer(model, OptimizationOptions(opt="lars"))
     assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+
+
+# Of each family's backbones: what has several dimensions and is no weight all the same.
+SCALES_TOKENS_POSITIONS = {
+    "resnet18": set(),
+    "convnext_tiny": {"layer_scale"},
+    "swin_t": {"relative_position_bias_table"},
+    "swin_v2_t": {"logit_scale"},
+    "vit_b_16": {"class_token", "pos_embedding"},
+    "timm/vit_tiny_patch16_224": {"cls_token", "pos_embed"},
+    "timm/swin_tiny_patch4_window7_224": {"relative_position_bias_table"},
+    "timm/beit_base_patch16_224": {"cls_token", "relative_position_bias_table"},
+}
+
+
+@pytest.mark.parametrize("name", SCALES_TOKENS_POSITIONS)
+def test_scales_tokens_and_positions_are_neither_decayed_nor_adapted(name: str) -> None:
+    module = build_without_memory(Spec(name, size=224))
+    decayed, plain = ({id(p) for p in group["params"]} for group in parameter_groups(module, 0.1))
+    named = dict(module.named_parameters())
+    assert len(decayed) + len(plain) == len(named)
+    layers = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
+    weights = {
+        id(p)
+        for m in module.modules()
+        if isinstance(m, layers)
+        for name, p in m.named_parameters(recurse=False)
+        if name.endswith("weight")
+    }
+    assert decayed == weights, "what a layer multiplies by, and nothing else"
+    shaped = {key.rpartition(".")[2] for key, p in named.items() if p.ndim > 1 and id(p) in plain}
+    assert shaped == SCALES_TOKENS_POSITIONS[name]
 
 
 @pytest.mark.parametrize(("opt", "kind"), [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
