@@ -55,7 +55,8 @@ CASES = {
 def build_encoder(name: str, side: int, device: torch.device) -> nn.Module:
     """The backbone with the first layers that views of this side want, and the head; always the same weights."""
     torch.manual_seed(0)
-    backbone, features = build_backbone(name, "cifar" if side < 96 else "imagenet", 3)
+    stem = "cifar" if side < 96 and name != "resnet_mini" else "imagenet"
+    backbone, features = build_backbone(name, stem, 3)
     return SimCLR(backbone, features, head_hidden=512).to(device, memory_format=torch.channels_last).train()
 
 

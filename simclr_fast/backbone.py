@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def load_backbone(path: str | Path) -> "nn.Module":
+def load_backbone(path: str | Path, model: str | None = None) -> "nn.Module":
     """The backbone that SimCLR trained, mapping normalised images [B, C, H, W] to features [B, D].
 
     path: a run's folder (its newest checkpoint), a checkpoint file, an exported folder, or a backbone.safetensors.
-    In eval mode, float32, on the CPU; for torchvision's ResNets the classifier `fc` is the identity. Nothing in the
-    files is executed. Raises CheckpointError for what is missing, damaged or foreign.
+    model: the name of its backbone; needed for one that a function of yours makes (`package.module:function`), because
+    nothing that a file names is imported, and nothing in it executed. In eval mode, float32, on the CPU, without a
+    classifier, for images of the size that it was trained on where the backbone is built for one (ViT). Raises
+    CheckpointError for what is missing, damaged or foreign.
 
     Example:
         >>> backbone = load_backbone("runs/demo")
@@ -23,7 +25,7 @@ def load_backbone(path: str | Path) -> "nn.Module":
 
     path = Path(path)
     if path.suffix == ".safetensors":
-        return read_exported(path)
+        return read_exported(path, model)
     if (path / WEIGHTS_FILE).is_file():
-        return read_exported(path / WEIGHTS_FILE)
-    return Run.open(path).encoder()
+        return read_exported(path / WEIGHTS_FILE, model)
+    return Run.open(path, model).encoder()

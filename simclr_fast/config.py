@@ -94,20 +94,26 @@ class ModelOptions:
     """The encoder and the projection head."""
 
     model: str = "resnet50"
-    """Backbone: any torchvision ResNet by name, or resnet_mini (16 to 128 channels, for 28-pixel digits)."""
+    """Backbone: torchvision's by name (resnet50, convnext_tiny, efficientnet_v2_s, regnet_y_400mf, vit_b_16, swin_t),
+    timm/NAME, package.module:function, or resnet_mini (for 28-pixel digits); docs/backbones.md says what each can."""
+    model_kwargs: tuple[str, ...] = ()
+    """Arguments of the backbone, key=value each (numbers, true, false, words), as in drop_path_rate=0.1."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """First layers of a torchvision ResNet: 7x7 stride 2 + max-pool, or 3x3 stride 1 without pooling."""
+    """First layers of a torchvision ResNet: 7x7 stride 2 + max-pool, or 3x3 stride 1 without pooling; others have
+    their own."""
     head_hidden: int = 2048
     """Width of the projection head's hidden layer (units)."""
     head_dim: int = 128
     """Dimension of the embedding that the loss sees (units)."""
     norm: Literal["batch", "group", "frozen"] = "batch"
-    """Normalisation: batch, group (32 groups, the same however a batch is split), frozen (fixed batch statistics)."""
+    """Normalisation: batch, group (32 groups, the same however a batch is split), frozen (fixed batch statistics).
+    Backbones without batch norm, such as ViT and ConvNeXt, keep their own."""
     sync_bn: bool = True
     """Batch statistics over all processes (only matters under torchrun)."""
-    initial_checkpoint: Path | None = None
-    """Weights to start from: a checkpoint, or a state dict of the backbone (torchvision's, an exported backbone.pth).
-    With --resume auto, only where there is nothing to go on from."""
+    pretrained: str | None = None
+    """Weights to start from: published ones by name (torchvision's DEFAULT, IMAGENET1K_V2, ...; timm's default or a
+    tag), or a file: a checkpoint, or a state dict of the backbone. With --resume auto, only where there is nothing to
+    go on from."""
 
 
 @dataclasses.dataclass(frozen=True)

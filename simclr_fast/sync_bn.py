@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from simclr_fast.models import FrozenBatchNorm1d, FrozenBatchNorm2d, replace_batch_norm
+from simclr_fast.norms import FrozenBatchNorm1d, FrozenBatchNorm2d, replace_batch_norm
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -54,7 +54,7 @@ def test_python_layers(path: Path) -> None:
             assert all(name.startswith(op) for name in inner)
         if path.name.startswith("triton_"):
             assert not {name.split(".")[0] for name in inner} & {"losses", "augmentation", "_extension"}
-    if relative.parts[0] in ("models", "models.py", "data", "data.py", "optim", "optim.py", "lars.py"):
+    if relative.parts[0] in ("models", "models.py", "backbones", "data", "data.py", "optim", "optim.py", "lars.py"):
         assert not {name for name in inner if name.split(".")[0] == "ops"}
     if relative.parts[0] == "evaluation":
         assert "torch.ops" not in path.read_text(), "evaluation goes through the public functions"

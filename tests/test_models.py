@@ -12,7 +12,7 @@ from simclr_fast.models import SimCLR, build_backbone, build_model
 
 @pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("resnet50", 2048), ("resnet_mini", 128)])
 def test_backbone_gives_its_number_of_features(name: str, features: int) -> None:
-    backbone, width = build_backbone(name, "cifar", channels=3)
+    backbone, width = build_backbone(name, channels=3)
     assert width == features
     assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, features)
 

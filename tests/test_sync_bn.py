@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 from simclr_fast.config import ModelOptions
-from simclr_fast.models import FrozenBatchNorm2d, build_model
+from simclr_fast.models import build_model
+from simclr_fast.norms import FrozenBatchNorm2d
 from simclr_fast.sync_bn import HostSyncBatchNorm, synchronize_batch_norm
 
 

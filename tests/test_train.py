@@ -52,7 +52,7 @@ def test_help_explains_every_option_with_the_recipes_default(recipe: str | None,
     ("arguments", "said"),
     [
         (["imagenet", "--data", "no/such/folder"], "--data no/such/folder: there is no such folder"),
-        (["demo", "--model", "resnet51"], "--model resnet51: unknown backbone; choose one of"),
+        (["demo", "--model", "resnet51"], "--model resnet51: unknown backbone; pass one of"),
         (["demo", "--batch-size", "4001"], "--batch-size 4001: the data set has only 4000 training images"),
         (["demo", "--batch-size", "1"], "--batch-size 1: pass 2 or more; one image has no others to differ from"),
         (["demo", "--temperature", "0"], "--temperature 0.0: pass a number > 0"),
@@ -194,10 +194,10 @@ def test_tf32_is_set(tf32: bool, tmp_path: Path) -> None:
             flag.allow_tf32 = value
 
 
-def test_initial_checkpoint_gives_the_weights(tmp_path: Path) -> None:
+def test_pretrained_gives_the_weights(tmp_path: Path) -> None:
     assert main(["pretrain", *SMALL, "--no-eval", "--output", str(tmp_path / "a")]) == 0
     (first,) = (tmp_path / "a").glob("checkpoint-*.pt")
-    more = ["--initial-checkpoint", str(first), "--lr", "1e-12", "--norm", "frozen"]
+    more = ["--pretrained", str(first), "--lr", "1e-12", "--norm", "frozen"]
     assert main(["pretrain", *SMALL, *more, "--no-eval", "--output", str(tmp_path / "b")]) == 0
     (second,) = (tmp_path / "b").glob("checkpoint-*.pt")
     before, after = (torch.load(path, weights_only=True)["model"] for path in (first, second))

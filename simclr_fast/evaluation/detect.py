@@ -50,6 +50,7 @@ class Task:
 def main(session: Session) -> dict[str, Any]:
     """mAP, AP50 and AP75 by initialisation at equal budget: the same images, steps and learning rate; over seeds."""
     options, device = session.options, session.device
+    session.run.stages(session.run.random_init())  # a backbone that has none is refused before anything is read
     task = scenes_task(session) if options.dataset == "scenes" else folder_task(session)
     inits = [name for name in INITS if options.init in ("both", name)]
     held_out = held_out_scores(session, task)
@@ -117,6 +118,7 @@ def trained_detector(session: Session, task: Task, init: str, rate: float, seed:
     detector = build_detector(
         options.architecture,
         backbone,
+        run.stages(backbone),
         channels=run.channels,
         classes=len(task.classes),
         mean=run.config.augment.mean,

@@ -90,7 +90,7 @@ def evaluate(
     results: dict = {"seed": config.run.seed, "train_seconds": round(seconds, 1), "steps": steps}
     if measurable(dataset):
         torch.manual_seed(config.run.seed)
-        random_init = build_model(config.model, dataset.train.channels).backbone.to(device)
+        random_init = build_model(config.model, dataset.train.channels, config.augment.size).backbone.to(device)
         preprocess = Preprocess.of(config.augment)
         scores = compare(
             random_init, encoder, dataset.labelled, dataset.test, preprocess, device, names=class_names(dataset)

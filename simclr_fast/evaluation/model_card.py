@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from simclr_fast.backbones.registry import family_of, spec_of
 from simclr_fast.config import as_dict
 from simclr_fast.evaluation.comparison import comparison_table
 from simclr_fast.evaluation.run import WEIGHTS_FILE, Run
@@ -53,6 +54,7 @@ def describe(run: Run) -> dict[str, Any]:
     model, augment = run.config.model, run.config.augment
     return {
         "model": model.model,
+        "model_kwargs": list(model.model_kwargs),
         "stem": model.stem,
         "norm": model.norm,
         "channels": run.channels,
@@ -64,28 +66,23 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def loading_code(run: Run) -> str:
-    """Python that loads the exported weights without this package, where torchvision has the architecture."""
-    model, channels = run.config.model, run.channels
-    if model.model == "resnet_mini":
+    """Python that loads the exported weights without this package, as far as others have the architecture."""
+    model = run.config.model
+    spec = spec_of(model, run.channels, run.config.augment.size)
+    lines = family_of(model.model).loading_code(spec)
+    norms = [m for m in run.encoder().modules() if isinstance(m, torch.nn.GroupNorm)] if model.norm == "group" else []
+    if lines is None or any(hasattr(norm, "act") for norm in norms):
         return f"import torch\n\nbackbone = torch.export.load({PROGRAM_FILE!r}).module()\n"
-    arguments = "norm_layer=group_norm" if model.norm == "group" else ""
-    lines = ["import torch", "import torchvision", ""]
-    if model.norm == "group":
-        groups = {m.num_channels: m.num_groups for m in run.encoder().modules() if isinstance(m, torch.nn.GroupNorm)}
-        lines += [f"groups = {groups}", "group_norm = lambda channels: torch.nn.GroupNorm(groups[channels], channels)"]
-    lines.append(f"backbone = torchvision.models.{model.model}({arguments})")
-    if model.stem == "cifar":
-        lines.append(f"backbone.conv1 = torch.nn.Conv2d({channels}, 64, 3, 1, 1, bias=False)")
-        lines.append("backbone.maxpool = torch.nn.Identity()")
-    elif channels != 3:
-        lines.append(f"backbone.conv1 = torch.nn.Conv2d({channels}, 64, 7, 2, 3, bias=False)")
-    lines += [
-        f"weights = torch.load({STATE_DICT_FILE!r}, weights_only=True)",
-        "missing, unexpected = backbone.load_state_dict(weights, strict=False)",
-        'assert set(missing) == {"fc.weight", "fc.bias"} and not unexpected',
-        "backbone.fc = torch.nn.Identity()  # or a classifier of your own",
-        "backbone.eval()",
-    ]
+    lines = ["import torch", *lines]
+    if norms:
+        lines += [
+            f"groups = { ({norm.num_channels: norm.num_groups for norm in norms}) }",
+            "for name, norm in list(backbone.named_modules()):",
+            "    if isinstance(norm, torch.nn.BatchNorm2d):",
+            "        group_norm = torch.nn.GroupNorm(groups[norm.num_features], norm.num_features)",
+            "        backbone.set_submodule(name, group_norm)",
+        ]
+    lines += [f"backbone.load_state_dict(torch.load({STATE_DICT_FILE!r}, weights_only=True))", "backbone.eval()"]
     return "\n".join(lines) + "\n"
 
 

@@ -17,6 +17,9 @@ class CheckpointOptions:
     command: ClassVar[str]
     checkpoint: Path
     """Folder of a run (its newest checkpoint is taken), or a checkpoint file."""
+    model: str | None = None
+    """Name of the run's backbone, needed where a function of yours makes it (package.module:function): it is imported
+    only because it is named here."""
     output: Path | None = None
     """Folder for what is written; None is one in the run's folder: `export` for exports, `evaluation` for results."""
 

@@ -9,10 +9,13 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from simclr_fast.backbones.factories import is_factory
+from simclr_fast.backbones.family import Stage
+from simclr_fast.backbones.registry import detection_stages, spec_of
 from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_entries, require_finite
 from simclr_fast.config import RULES, Config, ModelOptions
 from simclr_fast.errors import CheckpointError, ConfigError
-from simclr_fast.models import build_encoder
+from simclr_fast.models import build_encoder, describe_encoder
 
 WEIGHTS_FILE = "backbone.safetensors"  # of an export
 EXPORT_KEY = "simclr_fast"  # entry of its header that describes the backbone
@@ -35,11 +38,13 @@ class Run:
     weights: dict[str, Tensor]
 
     @staticmethod
-    def open(path: Path) -> "Run":
+    def open(path: Path, model: str | None = None) -> "Run":
         """The newest checkpoint of a run's folder, or one checkpoint file.
 
-        Raises CheckpointError, with one line saying why, for what is missing, damaged or no checkpoint of this program.
-        A damaged newest checkpoint is refused rather than replaced by an older one, which would be another model.
+        model: the name of its backbone; needed where that is a function of somebody's own, which is imported only
+        because it is named here. Raises CheckpointError, with one line saying why, for what is missing, damaged or no
+        checkpoint of this program. A damaged newest checkpoint is refused rather than replaced by an older one, which
+        would be another model.
         """
         path = Path(path)
         if path.is_dir():
@@ -47,12 +52,13 @@ class Run:
             if not found:
                 raise CheckpointError(f"{path}: there is no checkpoint-*.pt in this folder")
             path = found[-1]
-        return Run._of(path, load(path))
+        return Run._of(path, load(path), model)
 
     @staticmethod
-    def _of(path: Path, content: dict[str, Any]) -> "Run":
-        require_entries(content, {"model": dict, "config": dict, "step": int}, str(path))
+    def _of(path: Path, content: dict[str, Any], model: str | None) -> "Run":
+        require_entries(content, {"model": dict, "config": dict, "step": int, "channels": int}, str(path))
         config = config_of(content["config"], path)
+        require_named(config.model.model, model, path)
         for name, value in vars(config.augment).items():  # of which evaluation makes its views
             fulfils, wanted = RULES.get(name, (None, ""))
             if fulfils is not None and not fulfils(value):
@@ -61,22 +67,9 @@ class Run:
         source, prefix = (average, f"module.{BACKBONE}") if average else (content["model"], BACKBONE)
         named = source.items() if isinstance(source, dict) else ()
         weights = {str(key).removeprefix(prefix): value for key, value in named if str(key).startswith(prefix)}
-        first = weights.get("conv1.weight")
-        if not isinstance(first, Tensor) or first.ndim != 4 or first.shape[1] not in (1, 3):
-            raise CheckpointError(f"{path}: not a checkpoint of simclr_fast (no {BACKBONE}conv1.weight in its model)")
-        run = Run(path.parent, path, content["step"], config, first.shape[1], weights)
-        try:
-            with torch.device("meta"):  # nothing is allocated by what a file says before its weights agree with it
-                wanted = build_encoder(config.model, run.channels).state_dict()
-        except ConfigError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-        different = describe_differences(wanted, weights)
-        if different:
-            raise CheckpointError(
-                f"{path}: its weights are not those of --model {config.model.model}; first difference:{different[0]}"
-            )
-        require_finite(weights, str(path))
-        return run
+        channels = require_channels(content["channels"], path)
+        require_fit(config.model, channels, config.augment.size, weights, path)
+        return Run(path.parent, path, content["step"], config, channels, weights)
 
     def encoder(self) -> nn.Module:
         """The trained backbone, images [B, C, S, S] -> features [B, D]; in eval mode, float32, on the CPU."""
@@ -88,28 +81,78 @@ class Run:
         """The backbone as it was before training (or as another seed makes it), in eval mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.run.seed if seed is None else seed)
-            return build_encoder(self.config.model, self.channels).eval()
+            return build_encoder(self.config.model, self.channels, self.config.augment.size).eval()
+
+    def stages(self, backbone: nn.Module) -> tuple[Stage, ...]:
+        """Where detection taps the backbone that `encoder` or `random_init` gave. Raises ConfigError for nowhere."""
+        spec = spec_of(self.config.model, self.channels, self.config.augment.size)
+        return detection_stages(spec, backbone)
 
 
-def read_exported(path: Path) -> nn.Module:
-    """The backbone of a safetensors file that the command `export` wrote, in eval mode. Raises CheckpointError."""
+def read_exported(path: Path, model: str | None = None) -> nn.Module:
+    """The backbone of a safetensors file that the command `export` wrote, in eval mode. Raises CheckpointError.
+
+    model: as in `Run.open`.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {}).get(EXPORT_KEY, "null"))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
-        options = ModelOptions(model=described["model"], stem=described["stem"], norm=described["norm"])
-        backbone = build_encoder(options, {1: 1, 3: 3}[described["channels"]]).eval()
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, ConfigError) as error:
+        names = ("model", "stem", "norm", "model_kwargs")
+        options = ModelOptions(**_typed(ModelOptions(), {name: described[name] for name in names}))
+        channels, size = described["channels"], int(described["image_size"])
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({reason})") from error
-    different = describe_differences(backbone.state_dict(), weights)
-    if different:
-        raise CheckpointError(f"{path}: its weights do not fit {described['model']}; first difference:{different[0]}")
-    require_finite(weights, str(path))
+    require_named(options.model, model, path)
+    fulfils, wanted = RULES["size"]
+    if not fulfils(size):
+        raise CheckpointError(f"{path}: its image size is {size}, not {wanted}: no export has that")
+    require_fit(options, require_channels(channels, path), size, weights, path)
+    backbone = build_encoder(options, channels, size).eval()
     backbone.load_state_dict(weights)
     return backbone
+
+
+def require_named(stored: str, model: str | None, path: Path) -> None:
+    """Raise CheckpointError where a file's backbone is another than the user named, or a function that nobody named.
+
+    Importing a function runs code: what a file says must not be enough for that.
+    """
+    shown = stored[:80]
+    if model is not None and model != stored:
+        raise CheckpointError(f"{path}: its backbone is {shown}, not --model {model}; leave --model out or name that")
+    if model is None and is_factory(stored):
+        raise CheckpointError(
+            f"{path}: its backbone is made by {shown}, code that is run only where you name it; if you trust it, pass "
+            f"--model {shown} (in Python: model={shown!r})"
+        )
+
+
+def require_channels(channels: object, path: Path) -> int:
+    """Raise CheckpointError for a number of channels that no images have."""
+    if type(channels) is not int or channels not in (1, 3):
+        raise CheckpointError(f"{path}: its images have {str(channels)[:50]} channels, not 1 or 3: no run has that")
+    return channels
+
+
+def require_fit(options: ModelOptions, channels: int, size: int, weights: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError where weights are not those of the backbone of these options, or not finite.
+
+    Nothing is allocated by what a file says before its weights agree with it.
+    """
+    try:
+        wanted = describe_encoder(options, channels, size).state_dict()
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    different = describe_differences(wanted, weights)
+    if different:
+        raise CheckpointError(
+            f"{path}: its weights are not those of --model {options.model}; first difference:{different[0]}"
+        )
+    require_finite(weights, str(path))
 
 
 def config_of(options: dict[str, Any], source: Path) -> Config:
@@ -140,6 +183,7 @@ def _is_like(default: Any, value: Any) -> bool:
     if default is None:
         return value is None or isinstance(value, int | float | str)
     if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and all(isinstance(entry, int | float) for entry in value)
+        kind = int | float if default else str  # numbers, but for the options that hold words and are empty by default
+        return isinstance(value, list | tuple) and all(isinstance(entry, kind) for entry in value)
     kinds = {bool: bool, int: int, float: int | float}
     return isinstance(value, kinds.get(type(default), str))

@@ -115,7 +115,8 @@ def run_command(options: CheckpointOptions) -> dict[str, Any]:
     Raises the errors of `errors.EXIT_STATUS`.
     """
     check(options)
-    run = Run.open(options.checkpoint)  # before the rest: nothing is started for a checkpoint that cannot be used
+    # Before the rest: nothing is started for a checkpoint that cannot be used.
+    run = Run.open(options.checkpoint, options.model)
     process = start_process(options.device, options.threads)
     if process.world_size > 1 and options.command != "finetune":
         raise ConfigError(f"it runs in one process, not in {process.world_size}: start it without torchrun")

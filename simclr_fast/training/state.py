@@ -1,7 +1,7 @@
 """Everything that a run needs to go on exactly: what a checkpoint holds, when one is written, how a run starts from it.
 
 A checkpoint holds weights, optimizer, scaler, average, generators, step, time, options and what the images were. A run
-goes on from one (--resume), or begins with weights alone (--initial-checkpoint), in the formats that people have.
+goes on from one (--resume), or begins with weights alone (--pretrained).
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from simclr_fast.backbones.registry import spec_of
 from simclr_fast.checkpoint import load, load_newest, load_weights, require_entries, save
 from simclr_fast.config import Config, as_dict, flag
 from simclr_fast.data import Source
@@ -22,17 +23,18 @@ from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.optim import build_optimizer, load_optimizer_state, optimizer_state
 from simclr_fast.sync_bn import synchronize_batch_norm
-from simclr_fast.tensor_file import read
 from simclr_fast.training.average import WeightAverage
+from simclr_fast.training.pretrained import load_pretrained
 from simclr_fast.training.step import random_state, set_random_state
 
 # Options that decide what is computed: a resumed run must agree on them to go on exactly. More epochs may follow, and
 # what a run began with is behind it.
 EXACT_OPTIONS = ("augment", "model", "optimization")
-FREE_OPTIONS = ("epochs", "initial_checkpoint")
+FREE_OPTIONS = ("epochs", "pretrained")
 CONTENT = {
     "step": int,
     "seconds": (int, float),
+    "channels": int,
     **dict.fromkeys(("model", "optimizer", "scaler", "random", "config"), dict),
 }
 IDENTITY_SAMPLE = 32  # images that are compared, evenly spread, so that a data set of millions takes no time
@@ -42,8 +44,8 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class TrainState:
-    """The mutable state of a run. step: steps done; seconds: training time so far, over all resumptions; data: what
-    tells its training images from others (`data_identity`), None where nothing compares them.
+    """The mutable state of a run. channels: of the images; step: steps done; seconds: training time so far, over all
+    resumptions; data: what tells its training images from others (`data_identity`), None where nothing compares them.
 
     The order of the images, their views and the learning rate are functions of (seed, step), so they need no state.
     """
@@ -52,6 +54,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: WeightAverage | None
+    channels: int
     step: int = 0
     seconds: float = 0.0
     data: dict[str, int | str] | None = None
@@ -62,7 +65,7 @@ class TrainState:
     ) -> "TrainState":
         """A fresh state on the device; the weights depend on the seed alone. several: there are several processes."""
         torch.manual_seed(config.run.seed)
-        model = build_model(config.model, channels).to(device)
+        model = build_model(config.model, channels, config.augment.size).to(device)
         if several and config.model.sync_bn:
             model = synchronize_batch_norm(model, device)
         if config.speed.channels_last:
@@ -72,6 +75,7 @@ class TrainState:
             optimizer=build_optimizer(model, config.optimization),
             scaler=torch.amp.GradScaler(device.type, enabled=autocast == torch.float16),
             ema=WeightAverage(model, config.optimization.model_ema_decay) if config.optimization.model_ema else None,
+            channels=channels,
         )
 
     @property
@@ -85,6 +89,7 @@ class TrainState:
         return {
             "step": self.step,
             "seconds": self.seconds,
+            "channels": self.channels,
             "model": self.model.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
             "scaler": self.scaler.state_dict(),
@@ -108,7 +113,7 @@ class TrainState:
         if changed:
             raise CheckpointError(
                 f"{source}: other options or data than this run's, so it cannot go on exactly (start afresh with "
-                "--initial-checkpoint to reuse the weights):\n" + "\n".join(changed)
+                "--pretrained to reuse the weights):\n" + "\n".join(changed)
             )
         if now > then:
             log.warning("%d epochs instead of %d: from here on, the learning rate is that of the longer run", now, then)
@@ -176,14 +181,14 @@ class CheckpointSaver:
 
 
 def start_from(state: TrainState, config: Config) -> Path | None:
-    """Put the state where --resume or --initial-checkpoint says; returns the checkpoint that the run goes on from.
+    """Put the state where --resume or --pretrained says; returns the checkpoint that the run goes on from.
 
     Both together are the command line of a job that may be started again: --resume auto goes on from a checkpoint in
     the folder if there is one, and begins with the initial weights if there is none.
     """
-    resume, initial = config.run.resume, config.model.initial_checkpoint
+    resume, initial = config.run.resume, config.model.pretrained
     if resume not in (None, "auto") and initial is not None:
-        raise ConfigError("--initial-checkpoint and --resume: pass one of them")
+        raise ConfigError("--pretrained and --resume: pass one of them")
     found = None
     if resume == "auto":
         found = load_newest(config.run.output)
@@ -195,39 +200,10 @@ def start_from(state: TrainState, config: Config) -> Path | None:
         log.info("going on from %s", path)
         return path
     if initial is not None:
-        load_initial_weights(state.model, initial)
+        load_pretrained(state.model, initial, spec_of(config.model, state.channels, config.augment.size))
         if state.ema is not None:
             state.ema.module.load_state_dict(state.model.state_dict())
     return None
-
-
-def load_initial_weights(model: SimCLR, path: Path) -> None:
-    """Load a checkpoint of simclr_fast, or a state dict of the backbone, whose head then starts at random.
-
-    State dicts are those of torchvision's models, with or without their classifier `fc`, of `backbone.pth` that
-    `simclr-fast export` wrote, and of torchvision-like programs that keep them under
-    "state_dict" and prefix names by "module.". Raises CheckpointError with what differs.
-    """
-    content = read(path)
-    if isinstance(content, dict) and isinstance(content.get("version"), int):
-        load_weights(model, content.get("model"), str(path))
-        return
-    weights = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
-        raise CheckpointError(f"{path}: neither a checkpoint of simclr_fast nor a state dict of a backbone")
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    if any(key.startswith("backbone.") for key in weights):
-        load_weights(model, weights, str(path))
-        return
-    classifier = [key for key in weights if key.startswith("fc.")]
-    weights = {key: value for key, value in weights.items() if key not in classifier}
-    # Files older than torch 0.4.1 lack these counters, which nothing here reads.
-    for key, value in model.backbone.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            weights.setdefault(key, torch.zeros_like(value))
-    load_weights(model.backbone, weights, str(path))
-    left = " without its classifier fc" if classifier else ""
-    log.info("the backbone starts from %s%s, the projection head at random", path, left)
 
 
 def data_identity(source: Source) -> dict[str, int | str]:

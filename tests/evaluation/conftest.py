@@ -46,10 +46,10 @@ def write_run(folder: Path, config: Config, channels: int = 1, seed: int = 5) ->
     """A run whose weights and statistics are random but not those of its initialisation; returns the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = build_model(config.model, channels)
+    model = build_model(config.model, channels, config.augment.size)
     with torch.no_grad():
         model.train()(torch.rand(8, channels, config.augment.size, config.augment.size))  # moves batch norm
-    content = {"step": 3, "model": model.state_dict(), "ema": None, "config": as_dict(config)}
+    content = {"step": 3, "channels": channels, "model": model.state_dict(), "ema": None, "config": as_dict(config)}
     return checkpoint.save(folder, 3, content, keep=1)
 
 

@@ -5,18 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from simclr_fast.backbones.family import Spec
+from simclr_fast.backbones.registry import build, detection_stages
 from simclr_fast.cli import main
 from simclr_fast.config import DataOptions
 from simclr_fast.data import ImageArrays, load_dataset
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.scenes import INK_THRESHOLD, DigitScenes, InMemory
 from simclr_fast.evaluation.detection.train import Schedule, detect, evaluate_detector, train_detector
-from simclr_fast.models import build_backbone
 
 CPU = torch.device("cpu")
 SMALL = Scale(image_size=(96, 96), width=16, anchors=32, boxes=16, proposals=(30, 30))
+
+
+def detector_on(spec: Spec, architecture: str, classes: int = 2) -> tuple[nn.Module, nn.Module]:
+    """A small detector, and the backbone in it."""
+    backbone = build(spec)
+    stages = detection_stages(spec, backbone)
+    shared = {"channels": spec.channels, "classes": classes, "mean": (0.0,), "std": (1.0,), "scale": SMALL}
+    return build_detector(architecture, backbone, stages, **shared), backbone
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +73,7 @@ def test_scene_labels_are_those_of_the_digits(digits: ImageArrays) -> None:
     [("resnet_mini", 1, [4, 8]), ("resnet18", 3, None)],
 )
 def test_detectors_on_any_backbone(architecture: str, model: str, channels: int, strides: list | None) -> None:
-    backbone, _ = build_backbone(model, channels=channels)
-    detector = build_detector(
-        architecture, backbone, channels=channels, classes=4, mean=(0.5,), std=(0.2,), scale=SMALL
-    )
+    detector, backbone = detector_on(Spec(model, channels), architecture, classes=4)
     expected = strides or {"faster-rcnn": [4, 8, 16, 32], "retinanet": [8, 16, 32]}[architecture]
     assert detector.backbone.strides == expected
     target = {"boxes": torch.tensor([[10.0, 10, 50, 60]]), "labels": torch.tensor([2])}
@@ -80,8 +86,8 @@ def test_detectors_on_any_backbone(architecture: str, model: str, channels: int,
 
 
 def test_pyramid_sees_the_pretrained_features() -> None:
-    backbone, _ = build_backbone("resnet18")
-    detector = build_detector("retinanet", backbone, channels=3, classes=2, mean=(0.0,), std=(1.0,), scale=SMALL).eval()
+    detector, backbone = detector_on(Spec("resnet18"), "retinanet")
+    detector.eval()
     images = torch.rand(2, 3, 64, 64)
     x = backbone.eval().maxpool(backbone.relu(backbone.bn1(backbone.conv1(images))))
     stages = []
@@ -93,9 +99,7 @@ def test_pyramid_sees_the_pretrained_features() -> None:
 
 def test_unknown_architecture() -> None:
     with pytest.raises(ValueError, match="architecture='yolo'"):
-        build_detector(
-            "yolo", build_backbone("resnet_mini")[0], channels=3, classes=2, mean=(0.0,), std=(1.0,), scale=SMALL
-        )
+        detector_on(Spec("resnet_mini"), "yolo")
 
 
 def test_training_learns_and_follows_the_seed(digits: ImageArrays) -> None:
@@ -103,8 +107,7 @@ def test_training_learns_and_follows_the_seed(digits: ImageArrays) -> None:
     runs = []
     for _ in range(2):
         torch.manual_seed(0)
-        backbone, _ = build_backbone("resnet_mini", channels=1)
-        detector = build_detector("faster-rcnn", backbone, channels=1, classes=11, mean=(0.0,), std=(1.0,), scale=SMALL)
+        detector, _ = detector_on(Spec("resnet_mini", 1), "faster-rcnn", classes=11)
         schedule = Schedule(steps=12, batch_size=4, warmup_steps=2, optimizer="adamw", hflip=0.5)
         runs.append(train_detector(detector, scenes, schedule, lr=2e-3, seed=0, device=CPU))
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from simclr_fast.backbones.family import Stage
 from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.evaluation import detect
@@ -52,7 +53,7 @@ def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: p
     def run(held_out: dict[float, float], *arguments: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         built: list[dict[str, Any]] = []
 
-        def build(architecture, backbone, **options):
+        def build(architecture, backbone, stages, **options):
             detector = nn.Linear(1, 1)
             weights = {name: value.clone() for name, value in backbone.state_dict().items()}
             built.append({"detector": detector, "weights": weights, **options})
@@ -132,9 +133,9 @@ def test_images_are_normalised_as_the_recipe_says(run_detect, run_folder: Path) 
     assert augment.mean != augment.std
     assert (built[0]["mean"], built[0]["std"]) == (augment.mean, augment.std)
     scale = Scale(image_size=(32, 32), width=8)
-    detector = build_detector(
-        "retinanet", build_backbone("resnet_mini")[0], channels=3, classes=2, mean=(0.3,), std=(0.6,), scale=scale
-    )
+    shared = {"channels": 3, "classes": 2, "mean": (0.3,), "std": (0.6,), "scale": scale}
+    backbone, _ = build_backbone("resnet_mini")
+    detector = build_detector("retinanet", backbone, (Stage("blocks.2"), Stage("blocks.3")), **shared)
     assert detector.transform.image_mean == [0.3] * 3
     assert detector.transform.image_std == [0.6] * 3
     assert (detector.transform.min_size, detector.transform.max_size) == ((32,), 32)

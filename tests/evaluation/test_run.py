@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -90,7 +89,8 @@ def _bad_checkpoint(kind: str, whole: Path, folder: Path) -> Path:
         content["config"]["model"]["model"] = "resnet18"
         torch.save(content, path)
     elif kind == "no model":
-        torch.save({"version": 1, "step": 3, "config": content["config"]}, path)
+        del content["model"]
+        torch.save(content, path)
     elif kind == "weights that are not finite":
         content["model"]["backbone.bn1.weight"][0] = torch.nan
         torch.save(content, path)
@@ -102,15 +102,26 @@ def _bad_checkpoint(kind: str, whole: Path, folder: Path) -> Path:
     return folder if kind == "empty folder" else path
 
 
-def _channels(content: dict[str, Any]) -> None:
-    content["model"]["backbone.conv1.weight"] = torch.zeros(1).expand(16, 10**10, 3, 3)
-
-
 CRAFTED = {
     "a head that no memory holds": lambda content: content["config"]["model"].update(
         head_hidden=10**13, model="resnet18"
     ),
-    "channels that no memory holds": _channels,
+    "channels that no memory holds": lambda content: content.update(channels=10**10),
+    "channels that are true": lambda content: content.update(channels=True),
+    "channels of other weights": lambda content: content.update(channels=3),
+    "arguments that name weights": lambda content: content["config"]["model"].update(
+        model="resnet18", model_kwargs=["weights=DEFAULT"]
+    ),
+    "arguments that are numbers": lambda content: content["config"]["model"].update(model_kwargs=[3]),
+    "more layers than anyone builds": lambda content: content["config"]["model"].update(
+        model="vit_b_16", model_kwargs=["num_layers=1000000000"]
+    ),
+    "a backbone that no memory holds": lambda content: (
+        content["config"]["model"].update(model="vit_b_16", model_kwargs=["hidden_dim=16384", "num_heads=16"]),
+        content["config"]["augment"].update(size=32),
+    ),
+    "a function that nobody named": lambda content: content["config"]["model"].update(model="shutil:rmtree"),
+    "a hub of models": lambda content: content["config"]["model"].update(model="timm/hf-hub:someone/model"),
     "a backbone of no name": lambda content: content["config"]["model"].update(model="resnet"),
     "a name that is a number": lambda content: content["config"]["model"].update(model=3),
     "a size that is text": lambda content: content["config"]["augment"].update(size="28"),

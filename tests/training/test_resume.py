@@ -144,11 +144,11 @@ def test_more_epochs_follow_the_schedule_of_the_longer_run(tmp_path: Path) -> No
     assert "--epochs: now 1, in the checkpoint 2; pass as many or more" in log.read_text()
 
 
-def test_initial_checkpoint_inside_the_folder_that_is_renamed(tmp_path: Path) -> None:
+def test_pretrained_inside_the_folder_that_is_renamed(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     run((*SMALL, "--epochs", "1", "--output", str(folder)), log)
     expected = final_state(folder)
-    again = ("--initial-checkpoint", str(checkpoints(folder)[-1]), "--lr", "1e-12", "--norm", "frozen")
+    again = ("--pretrained", str(checkpoints(folder)[-1]), "--lr", "1e-12", "--norm", "frozen")
     run((*SMALL, "--epochs", "1", "--output", str(folder), *again), log)
     assert_same(final_state(tmp_path / "run.old-1"), expected)
     weight = "model.backbone.conv1.weight"

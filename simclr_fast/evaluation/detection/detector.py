@@ -1,13 +1,13 @@
 """torchvision's Faster R-CNN and RetinaNet on a feature pyramid over any of the project's backbones."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
@@ -16,37 +16,68 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-# The stages of the backbone that the pyramid is built on. For torchvision's ResNets as published (C2 to C5 for Faster
-# R-CNN, C3 to C5 for RetinaNet); for the small one its two coarsest, of strides 4 and 8.
-RESNET_STAGES = {
-    "faster-rcnn": ("layer1", "layer2", "layer3", "layer4"),
-    "retinanet": ("layer2", "layer3", "layer4"),
-}
-MINI_STAGES = ("blocks.2", "blocks.3")
+from simclr_fast.backbones.family import Stage
+from simclr_fast.errors import ConfigError
+
+# How many of the backbone's stages the pyramid is built on, from the coarsest, as published: C2 to C5, and C3 to C5.
+STAGES = {"faster-rcnn": 4, "retinanet": 3}
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 ANCHOR_STRIDES = 4  # side of an anchor in strides of its level, in both publications
+
+
+class StageMaps(nn.Module):
+    """A backbone's maps at some stages: images [B, C, H, W] -> {"0": [B, C0, H0, W0], ...}, finest first."""
+
+    def __init__(self, backbone: nn.Module, stages: tuple[Stage, ...]):
+        super().__init__()
+        self.backbone = backbone
+        self.kept: dict[str, Tensor] = {}
+        for level, stage in enumerate(stages):
+            backbone.get_submodule(stage.module).register_forward_hook(self._keep(str(level), stage))
+
+    def _keep(self, level: str, stage: Stage) -> Callable:
+        def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            self.kept[level] = output if stage.layout == "NCHW" else output.permute(0, 3, 1, 2)
+
+        return keep
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        self.kept = {}
+        self.backbone(images)  # what it makes of the coarsest stage, a mean, costs nothing beside the stages
+        kept, self.kept = self.kept, {}
+        return dict(sorted(kept.items()))
 
 
 class PyramidBackbone(nn.Module):
     """Stages of a backbone merged top-down (Lin et al. 2017, arXiv:1612.03144), and coarser levels on top.
 
     images [B, C, H, W] -> {"0": [B, out_channels, H/s0, W/s0], "1": ..., ...}, finest first; `strides` are s0, s1, ...
-    of the merged levels.
+    of the merged levels. Raises ConfigError for a backbone that cannot take images of any size, or gives no maps.
     """
 
     def __init__(
-        self, backbone: nn.Module, stages: tuple[str, ...], channels_in: int, out_channels: int, coarser: ExtraFPNBlock
+        self,
+        backbone: nn.Module,
+        stages: tuple[Stage, ...],
+        channels_in: int,
+        out_channels: int,
+        coarser: ExtraFPNBlock,
     ):
         super().__init__()
-        nodes = get_graph_node_names(backbone)[1]
-        # The last operation of a stage computes what its last block returns.
-        last = [[node for node in nodes if node.startswith(f"{stage}.")][-1] for stage in stages]
-        self.body = create_feature_extractor(backbone, {node: str(level) for level, node in enumerate(last)})
+        self.body = StageMaps(backbone, stages)
         side = 128
-        with torch.no_grad():
-            probe = self.body.eval()(torch.zeros(1, channels_in, side, side))
-        self.strides = [side // level.shape[-1] for level in probe.values()]
-        self.pyramid = FeaturePyramidNetwork([level.shape[1] for level in probe.values()], out_channels, coarser)
+        try:
+            with torch.no_grad():
+                probe = self.body.eval()(torch.zeros(1, channels_in, side, side))
+            self.strides = [side // level.shape[-1] for level in probe.values()]
+            channels = [level.shape[1] for level in probe.values()]
+        except Exception as error:  # whatever a network does with images that it was not built for
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"detect: this backbone gives no maps of images of any size ({reason[:100]}); evaluate it otherwise, "
+                "or train another --model"
+            ) from error
+        self.pyramid = FeaturePyramidNetwork(channels, out_channels, coarser)
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -72,6 +103,7 @@ class Scale:
 def build_detector(
     architecture: str,
     backbone: nn.Module,
+    stages: tuple[Stage, ...],
     *,
     channels: int,
     classes: int,
@@ -81,12 +113,13 @@ def build_detector(
 ) -> nn.Module:
     """A detector that trains `backbone` and everything above it.
 
-    channels: of the images, which are floats [C, H, W] in [0, 1], normalised by mean and std inside.
-    classes: with the background as class 0. Raises ValueError for an unknown architecture.
+    stages: of the backbone, finest first, of which the coarsest are taken; channels: of the images, which are floats
+    [C, H, W] in [0, 1], normalised by mean and std inside; classes: with the background as class 0. Raises
+    ValueError for an unknown architecture.
     """
-    if architecture not in RESNET_STAGES:
-        raise ValueError(f"architecture={architecture!r}: choose one of {', '.join(RESNET_STAGES)}")
-    stages = RESNET_STAGES[architecture] if hasattr(backbone, "layer4") else MINI_STAGES
+    if architecture not in STAGES:
+        raise ValueError(f"architecture={architecture!r}: choose one of {', '.join(STAGES)}")
+    stages = stages[-STAGES[architecture] :]
     shared = {
         "min_size": scale.image_size[0],
         "max_size": scale.image_size[1],

@@ -1,4 +1,4 @@
-"""--initial-checkpoint in the formats that people have: ours, torchvision's, exported ones; what is none of them."""
+"""--pretrained: files in the formats that people have, published weights by name, and what is neither."""
 
 import dataclasses
 from pathlib import Path
@@ -8,18 +8,24 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from simclr_fast.backbones.family import Spec
 from simclr_fast.checkpoint import save
 from simclr_fast.config import ModelOptions
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.evaluation.export import STATE_DICT_FILE, export_weights
 from simclr_fast.evaluation.run import Run
 from simclr_fast.models import SimCLR, build_model
-from simclr_fast.training.state import TrainState, load_initial_weights, start_from
+from simclr_fast.training.pretrained import load_pretrained
+from simclr_fast.training.state import TrainState, start_from
 from tests.evaluation.conftest import demo_config, write_run
 from tests.training.exactness import config
 
 RESNET = ModelOptions(model="resnet18", head_hidden=8, head_dim=4)
 MINI = ModelOptions(model="resnet_mini", head_hidden=256)
+
+
+def load(model: SimCLR, path: Path, name: str = "resnet_mini") -> None:
+    load_pretrained(model, str(path), Spec(name))
 
 
 def other_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +61,7 @@ def test_torchvision_state_dicts(form: str, tmp_path: Path) -> None:
     torch.save(stored, path, _use_new_zipfile_serialization=form != "legacy")
     model = build_model(RESNET, channels=3)
     head = model.head[0].weight.detach().clone()
-    load_initial_weights(model, path)
+    load(model, path, "resnet18")
     assert_backbone_is(model, weights, head)
 
 
@@ -64,7 +70,7 @@ def test_an_exported_backbone(tmp_path: Path) -> None:
     export_weights(run, tmp_path)
     model = build_model(MINI, channels=1)
     head = model.head[0].weight.detach().clone()
-    load_initial_weights(model, tmp_path / STATE_DICT_FILE)
+    load(model, tmp_path / STATE_DICT_FILE)
     assert_backbone_is(model, run.weights, head)
 
 
@@ -77,14 +83,14 @@ def test_a_whole_model(form: str, tmp_path: Path) -> None:
         path = save(tmp_path, 3, {"step": 3, "model": weights}, keep=1)
     else:
         torch.save(weights, path)
-    load_initial_weights(model, path)
+    load(model, path)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
 
 
 def test_another_backbone_is_told_by_its_differences(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "a.pth")
     with pytest.raises(CheckpointError) as refusal:
-        load_initial_weights(build_model(dataclasses.replace(RESNET, stem="cifar"), channels=3), tmp_path / "a.pth")
+        load(build_model(dataclasses.replace(RESNET, stem="cifar"), channels=3), tmp_path / "a.pth")
     assert "another shape: conv1.weight is [64, 3, 3, 3], in the checkpoint [64, 3, 7, 7]" in str(refusal.value)
 
 
@@ -101,7 +107,7 @@ def test_another_backbone_is_told_by_its_differences(tmp_path: Path) -> None:
 def test_other_content_is_told(content: object, said: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=said):
-        load_initial_weights(build_model(MINI, channels=1), tmp_path / "a.pth")
+        load(build_model(MINI, channels=1), tmp_path / "a.pth")
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
@@ -110,7 +116,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     weights["backbone.conv1.weight"][0, 0, 0, 0] = torch.nan
     torch.save(weights, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"not finite: backbone\.conv1\.weight"):
-        load_initial_weights(model, tmp_path / "a.pth")
+        load(model, tmp_path / "a.pth")
 
 
 def test_a_job_that_is_started_again_goes_on_instead_of_beginning(tmp_path: Path) -> None:
@@ -118,7 +124,7 @@ def test_a_job_that_is_started_again_goes_on_instead_of_beginning(tmp_path: Path
     first = save(tmp_path, 3, {"step": 3, "model": other_weights(build_model(options.model, 1))}, keep=1)
     options = dataclasses.replace(
         options,
-        model=dataclasses.replace(options.model, initial_checkpoint=first),
+        model=dataclasses.replace(options.model, pretrained=str(first)),
         optimization=dataclasses.replace(options.optimization, model_ema=True),
         run=dataclasses.replace(options.run, output=tmp_path / "run", resume="auto"),
     )
@@ -139,5 +145,5 @@ def test_a_job_that_is_started_again_goes_on_instead_of_beginning(tmp_path: Path
     assert torch.equal(again.model.backbone.conv1.weight, start + 1)
 
     explicit = dataclasses.replace(options, run=dataclasses.replace(options.run, resume=str(made)))
-    with pytest.raises(ConfigError, match="--initial-checkpoint and --resume: pass one of them"):
+    with pytest.raises(ConfigError, match="--pretrained and --resume: pass one of them"):
         start_from(again, explicit)

@@ -1,0 +1,133 @@
+"""Builds a backbone by its name: which family it is of, how many features it gives, and where detection taps it."""
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from simclr_fast.backbones import model_kwargs, resnet_mini, timm_models
+from simclr_fast.backbones.factories import FactoryFamily, is_factory
+from simclr_fast.backbones.family import Family, Spec, Stage
+from simclr_fast.backbones.torchvision_families import FAMILIES, RESNETS
+from simclr_fast.backbones.without_memory import WithoutMemory
+from simclr_fast.config import ModelOptions
+from simclr_fast.errors import ConfigError
+
+PROBE_SIZE = 64  # pixels; of a backbone whose images may have any size
+
+
+def backbone_names() -> list[str]:
+    """The names of torchvision's that are known, and this project's own; timm's and functions' come beside them."""
+    return [resnet_mini.NAME, *(name for family in FAMILIES for name in family.names())]
+
+
+def family_of(name: str) -> Family:
+    """The family of a name as --model has it. Raises ConfigError for a name of none."""
+    if name.startswith(timm_models.PREFIX):
+        return timm_models.TimmFamily()
+    if is_factory(name):
+        return FactoryFamily()
+    if name == resnet_mini.NAME:
+        return resnet_mini.MiniFamily()
+    if name in torchvision.models.list_models(module=torchvision.models):
+        for family in FAMILIES:
+            if name.startswith(family.prefixes):
+                return family
+    raise ConfigError(
+        f"--model {model_kwargs.shown(name)}: unknown backbone; pass one of torchvision's ResNet, ResNeXt, ConvNeXt, "
+        "EfficientNet, RegNet, ViT or Swin by its name (resnet50, convnext_tiny, vit_b_16), timm/NAME, "
+        "package.module:function, or resnet_mini"
+    )
+
+
+def spec_of(options: ModelOptions, channels: int, size: int | None) -> Spec:
+    """What the options say of the backbone, for images of 1 or 3 channels and `size` pixels a side."""
+    return Spec(options.model, channels, size, options.stem, model_kwargs.parse(options.model_kwargs))
+
+
+def build(spec: Spec) -> nn.Module:
+    """The backbone, images [B, C, S, S] -> features [B, F], with randomly initialised weights, on the CPU.
+
+    Raises ConfigError for a name, size, stem or argument that cannot work.
+    """
+    family = family_of(spec.name)
+    if spec.stem != "imagenet" and family is not RESNETS:
+        raise ConfigError(
+            f"--stem {spec.stem}: {spec.name} has no such stem, only torchvision's ResNets; pass --stem imagenet"
+        )
+    return family.build(spec)
+
+
+def build_without_memory(spec: Spec) -> nn.Module:
+    """As `build`, with weights on the meta device: names and shapes alone, before anything is allocated.
+
+    A function of the user's own is called as it is: what it allocates is its affair.
+    """
+    if not family_of(spec.name).allocates_as_told:
+        return build(spec).to("meta")
+    with torch.random.fork_rng(devices=[]), WithoutMemory():
+        return build(spec).to("meta")
+
+
+def feature_count(spec: Spec, module: nn.Module) -> int:
+    """How many features a module that `build` made gives. Raises ConfigError where it gives no [B, F].
+
+    It is asked with images of the spec's size, so that images too small for it are told before a training begins.
+    """
+    found = None
+    if family_of(spec.name).allocates_as_told:
+        try:
+            found = _answer(build_without_memory(spec), spec)
+        except Exception:  # too small an image, or an operation that needs values: the module itself tells which
+            found = None
+    try:
+        found = _answer(module, spec) if found is None else found
+    except Exception as error:  # whatever a network does with images that it cannot take
+        size, reason = _probe_size(spec), model_kwargs.shown((str(error).splitlines() or [type(error).__name__])[0])
+        raise ConfigError(
+            f"--model {spec.name}: it cannot take images [B, {spec.channels}, {size}, {size}] ({reason}); pass another "
+            "--size or --model"
+        ) from error
+    if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[0] != 2 or not found.is_floating_point():
+        shape = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigError(f"--model {spec.name}: it gives {shape} for 2 images; it must give features [2, F]")
+    return found.shape[1]
+
+
+def _probe_size(spec: Spec) -> int:
+    return spec.size if spec.size is not None else PROBE_SIZE
+
+
+@torch.no_grad()
+def _answer(module: nn.Module, spec: Spec) -> object:
+    """What the module makes of two black images, in eval mode."""
+    mode, weight = module.training, next(module.parameters(), torch.empty(0))
+    size = _probe_size(spec)
+    try:
+        return module.eval()(torch.zeros(2, spec.channels, size, size, device=weight.device))
+    finally:
+        module.train(mode)
+
+
+def build_backbone(
+    name: str, stem: str = "imagenet", channels: int = 3, *, size: int | None = None
+) -> tuple[nn.Module, int]:
+    """The backbone of a name with randomly initialised weights, and the number of its features.
+
+    channels: of the input images, 1 or 3; size: their side (pixels), where the backbone is built for one. Raises
+    ConfigError for an unknown name.
+    """
+    spec = Spec(name, channels, size, stem)
+    module = build(spec)
+    return module, feature_count(spec, module)
+
+
+def detection_stages(spec: Spec, module: nn.Module) -> tuple[Stage, ...]:
+    """The stages of a backbone that a feature pyramid is built on, finest first. Raises ConfigError without any."""
+    stages = family_of(spec.name).stages(spec, module)
+    if not stages:
+        reason = "its module has no attribute detection_stages" if is_factory(spec.name) else "it has one scale"
+        raise ConfigError(
+            f"--model {spec.name}: detect needs maps of several scales for its feature pyramid ({reason}); "
+            "torchvision's ResNets, ConvNeXts, EfficientNets, RegNets and Swins have them"
+        )
+    return stages
