@@ -11,7 +11,7 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test compat compat-oldest proof bench bench-full gpu-check lint format clean
+.PHONY: help demo demo-check test compat compat-oldest proof bench bench-full gpu-check lint format docs clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ format: $(VENV)/dependencies.stamp  ## format Python, C++ and CUDA
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+docs: $(VENV)/dependencies.stamp  ## build the documentation's site (look at it: python3 -m http.server --directory site)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:  ## remove what was built
 	rm -rf build *.egg-info simclr_fast/_C*.so $(VENV)/package.stamp
