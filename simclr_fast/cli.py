@@ -121,10 +121,6 @@ def _pretrain_options(arguments: Sequence[str]) -> "Config":
     config = _read("pretrain", arguments, default=RECIPES[recipe])
     if config.recipe != recipe:
         raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
-    if any(argument.partition("=")[0] == "--dataset" for argument in arguments):  # the recipe's default names none
-        from simclr_fast.data.packed import named
-
-        config = dataclasses.replace(config, data=named(config.data))
     return config
 
 

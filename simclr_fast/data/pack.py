@@ -20,8 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simclr_fast.config import SourceOptions
+from simclr_fast.data.auto import about, found_in
 from simclr_fast.data.chunks import CHUNK, work_ahead
-from simclr_fast.data.datasets import load_dataset, mnist5k
+from simclr_fast.data.datasets import load_dataset
+from simclr_fast.data.messages import say
 from simclr_fast.data.pack_images import JpegForm, RawForm
 from simclr_fast.data.pack_writers import JpegWriter, RawWriter
 from simclr_fast.data.packed import (
@@ -76,6 +78,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     """
     root, threads = options.output, options.data.workers
     with _locked(root):
+        data, why = found_in(options.data)
+        options = dataclasses.replace(options, data=data)  # so that what is noted is what was found
         journal = _begun(options)
         if journal is None:
             log.warning("%s: packed already, with these options; it is only verified", root)
@@ -83,8 +87,9 @@ def pack(options: PackOptions) -> dict[str, Any]:
             verify(root, manifest, threads)
             (root / JOURNAL).unlink(missing_ok=True)
             return manifest
-        # mnist5k comes from no folder: a packed set in the default one is not meant, and may be the output.
-        dataset = mnist5k() if options.data.dataset == "mnist5k" else load_dataset(options.data)
+        dataset = load_dataset(options.data)
+        if why is not None:
+            say(about(options.data, dataset, why))
         parts = parts_of(dataset)
         _prepare(journal, options, dataset, parts)
         for entry in journal["splits"].values():
@@ -165,7 +170,7 @@ def _identity(options: PackOptions) -> dict[str, Any]:
         **quality,
         "dataset": data.dataset,
         **({} if data.dataset == "mnist5k" else {"data": str(data.data.resolve())}),
-        **(columns if data.dataset == "huggingface" else {}),
+        **(columns if data.dataset in ("huggingface", "table") else {}),
     }
 
 

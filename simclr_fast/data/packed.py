@@ -1,15 +1,13 @@
 """The manifest of a packed data set: what its folder holds, whether that is whole, and how it is recognised."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from simclr_fast.config import DataOptions, SourceOptions
 from simclr_fast.data.packed_shape import IMAGES, check_shape
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.tensor_file import sync_folder
@@ -18,30 +16,13 @@ MANIFEST = "packed.json"  # written last, when all else is there and verified
 JOURNAL = "packing.json"  # lies there while the set is made, and says how far it is
 VERSION = 2
 PIECE = 1 << 20  # bytes of a file in memory while its checksum is taken
-Options = TypeVar("Options", bound=SourceOptions)
 FileEntries = dict[str, dict[str, int]]  # by name: size and checksum
 REMEDY = "copy that file again, or pack the data set again into an empty folder"
 
 
-def is_packed(options: SourceOptions) -> bool:
-    """Whether --data holds a packed set, whole or half made; its manifest counts, whatever --dataset says."""
-    return any((options.data / name).exists() for name in (MANIFEST, JOURNAL))
-
-
-def named(options: Options) -> Options:
-    """The options of a --dataset that the user named, where a packed set cannot be meant.
-
-    Raises ConfigError where --data holds one all the same. mnist5k needs no folder, so the default one serves where
-    that holds none.
-    """
-    if options.dataset == "mnist5k" and is_packed(options):
-        options = dataclasses.replace(options, data=DataOptions().data)
-    if is_packed(options):
-        raise ConfigError(
-            f"--dataset {options.dataset}: --data {options.data} holds a packed set; pass another --data, "
-            "or leave --dataset out"
-        )
-    return options
+def is_packed(root: Path) -> bool:
+    """Whether a folder holds a packed set, whole or half made."""
+    return any((root / name).exists() for name in (MANIFEST, JOURNAL))
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -55,6 +36,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"--data {root}: its packing has not ended; run the same `simclr-fast pack` again, "
             "which goes on where it stopped"
         )
+    if not path.exists():
+        raise ConfigError(f"--data {root}: no packed set (no {MANIFEST} in it); `simclr-fast pack` writes one")
     content = read_checked(path)
     check_shape(path, content)
     for files in files_of(content):

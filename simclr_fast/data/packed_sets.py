@@ -35,11 +35,12 @@ def dataset_of(root: Path, manifest: dict[str, Any], max_bad_images: float = 0.0
         codes = codes_of(root, name, manifest)
         source = source_of(root, name, manifest, max_bad_images)
         splits[name] = Split(f"{root}, {name}", source, codes, classes, "it was packed without")
+    held_out = [(split.name, lambda split=split: split) for name, split in splits.items() if name == "test"]
     labelled = splits.get("labelled")
     if labelled is None:
-        return assemble(splits["train"], [splits[name] for name in ("test",) if name in splits])
+        return assemble(splits["train"], held_out)
     # Labels are those of other images, as in STL-10.
-    judged = assemble(labelled, [splits[name] for name in ("test",) if name in splits])
+    judged = assemble(labelled, held_out)
     return Dataset(splits["train"].source, judged.labelled, judged.test, judged.classes)
 
 

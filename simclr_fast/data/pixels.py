@@ -21,6 +21,8 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 # By name, because Pillow would otherwise offer the bytes to all its plugins, which even start other programs.
 PILLOW_FORMATS = ("GIF", "WEBP", "AVIF", "BMP", "TIFF", "PPM")
 HEAD = 64  # bytes that tell the format
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx")  # what phones write begins with one of them, after "ftyp"
+HEIC_REMEDY = "needs the package 'pillow-heif' (pip install pillow-heif), or to be converted to JPEG"
 # What Pillow refuses, too: a file of 30 kB can hold as many, and every thread might meet one.
 MOST_PIXELS = 2 * 178_956_970
 
@@ -39,6 +41,17 @@ def torchcodec_decoders() -> ModuleType:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"image files need torchcodec, which does not load beside this torch ({reason})") from error
     return decoders
+
+
+@functools.cache
+def reads_heic() -> bool:
+    """Whether Pillow reads HEIC here, which it does by the package pillow-heif."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def is_jpeg(encoded: Tensor) -> bool:
@@ -65,15 +78,19 @@ def decode_rgb(encoded: Tensor) -> Tensor:
         return torchcodec_decoders().decode_webp(encoded, mode="RGB")
     if head[4:12] == b"ftypavif" and b"avis" not in head:  # the brand of sequences
         return torchcodec_decoders().decode_avif(encoded, mode="RGB")
+    if head[4:8] == b"ftyp" and any(brand in head for brand in HEIC_BRANDS):
+        if not reads_heic():
+            raise ValueError(f"HEIC, which {HEIC_REMEDY}")
+        return _by_pillow(encoded, ("HEIF",))
     return _by_pillow(encoded)
 
 
-def _by_pillow(encoded: Tensor) -> Tensor:
+def _by_pillow(encoded: Tensor, formats: tuple[str, ...] = PILLOW_FORMATS) -> Tensor:
     try:
-        image = Image.open(io.BytesIO(encoded.numpy().tobytes()), formats=PILLOW_FORMATS)
+        image = Image.open(io.BytesIO(encoded.numpy().tobytes()), formats=formats)
         image.load()
     except UnidentifiedImageError as error:
-        raise ValueError(f"Unsupported image file: no JPEG, PNG, {', '.join(PILLOW_FORMATS)} begins so") from error
+        raise ValueError(f"Unsupported image file: no JPEG, PNG, {', '.join(formats)} begins so") from error
     except Exception as error:  # its parsers raise whatever damaged bytes lead them into, struct.error and the like
         raise ValueError(f"{type(error).__name__}: {error}") from error
     # Damaged Exif turns nothing, as with torchcodec: its parser, too, raises whatever the bytes lead it into.

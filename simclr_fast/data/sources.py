@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simclr_fast.data.ignored import IgnoredFile
+from simclr_fast.data.messages import Ignored
 from simclr_fast.data.pixels import decode_rgb
 from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
@@ -138,6 +140,7 @@ class Dataset:
 
     classes: names by class number, the same for labelled and test; None where nothing is labelled. codes: int64
     [len(train)], the class of each training image, -1 where it has none; None where they are train.labels, if any.
+    ignored: (name, reason) of all that lies in the data set and is neither trained nor evaluated on.
     """
 
     train: Source
@@ -145,6 +148,15 @@ class Dataset:
     test: Source | None = None
     classes: tuple[str, ...] | None = None
     codes: Tensor | None = None
+    ignored: tuple[Ignored, ...] = ()
+
+    def list_ignored(self, folder: Path) -> None:
+        """List in a run's folder what is ignored, and from now on what turns out to be unreadable. Raises OSError."""
+        file = IgnoredFile(folder)
+        file.add(self.ignored)
+        for source in (self.train, self.labelled, self.test):
+            if isinstance(source, EncodedImages):
+                source.bad.list_in(file)
 
 
 class Files:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from simclr_fast.data.ignored import IgnoredFile
 from simclr_fast.errors import DataError, in_utf8
 
 REPLACEMENT_TRIES = 10
@@ -28,11 +29,13 @@ class BadImageError(RuntimeError):
 class BadImages:
     """The unreadable images of a data set that this process knows of, each once.
 
-    allowed: how many there may be (--max-bad-images times the images of the data set); messages: by the image's name.
+    allowed: how many there may be (--max-bad-images times the images of the data set); messages: by the image's name;
+    listed_in: the run's list of what was ignored, which takes them too where there is one.
     """
 
     allowed: float = 0.0
     messages: dict[str, str] = dataclasses.field(default_factory=dict)
+    listed_in: IgnoredFile | None = None
 
     def __len__(self) -> int:
         return len(self.messages)
@@ -43,10 +46,12 @@ class BadImages:
             if name not in self.messages:
                 self.messages[name] = message
                 log.warning("unreadable image, replaced by another: %s", message)
+        if found:
+            self._list()
         if len(self) > self.allowed:
             raise DataError(
-                f"{len(self)} unreadable images, more than --max-bad-images allows ({self.allowed:g} of the data set); "
-                f"the last: {next(reversed(self.messages.values()))}"
+                f"{len(self)} unreadable images, more than --max-bad-images allows ({self.allowed:g} of the data set; "
+                f"pass a larger share, or mend them); the last: {next(reversed(self.messages.values()))}"
             )
 
     def share_with_others(self) -> None:
@@ -57,7 +62,18 @@ class BadImages:
         torch.distributed.all_gather_object(known, self.messages)
         for messages in known:
             self.messages |= messages  # whoever met one has logged it
+        self._list()
         self.note({})
+
+    def list_in(self, file: IgnoredFile) -> None:
+        """From now on, add what is unreadable to the run's list of what was ignored."""
+        self.listed_in = file
+        self._list()
+
+    def _list(self) -> None:
+        if self.listed_in is not None:
+            reasons = ((name, message.removeprefix(f"{in_utf8(name)}: ")) for name, message in self.messages.items())
+            self.listed_in.add((name, f"unreadable: {reason}") for name, reason in reasons)
 
 
 def walk(index: int, size: int, labels: Tensor | None) -> Iterator[int]:

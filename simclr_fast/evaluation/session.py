@@ -13,7 +13,6 @@ from rich.console import Console
 
 from simclr_fast.config import DataOptions, as_dict
 from simclr_fast.data import Dataset, load_dataset
-from simclr_fast.data.packed import is_packed, named
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import CheckpointOptions, DataChoice, check
 from simclr_fast.evaluation.run import Run
@@ -58,12 +57,12 @@ class Session:
 
     @property
     def data_options(self) -> DataOptions:
-        """The run's, with the data set that the options name. Raises ConfigError where it contradicts its folder."""
+        """The run's, with the data set that the options name; of another folder, whatever kind it holds."""
         wanted: DataChoice = self.options
-        changes = {"dataset": wanted.dataset, "data": wanted.data}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        data = dataclasses.replace(self.run.config.data, **changes)
-        return data if wanted.dataset is None else named(data)
+        data = self.run.config.data
+        if wanted.data is not None:
+            data = dataclasses.replace(data, dataset="auto", data=wanted.data, image_column=None, label_column=None)
+        return data if wanted.dataset is None else dataclasses.replace(data, dataset=wanted.dataset)
 
     def data(self) -> Dataset:
         """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it."""
@@ -126,7 +125,7 @@ def run_command(options: CheckpointOptions) -> dict[str, Any]:
 
 def choice(options: DataOptions) -> str:
     """The option that decides which images these are, as it is written on the command line."""
-    return f"--data {options.data}" if is_packed(options) else f"--dataset {options.dataset}"
+    return f"--data {options.data}" if options.dataset in ("auto", "packed") else f"--dataset {options.dataset}"
 
 
 def measurable(data: Dataset) -> bool:

@@ -45,6 +45,8 @@ def train(config: Config, process: Process, console: Console, folder: RunFolder)
     if run.profile:
         profiler = StepProfiler(config, device, options.batch_size // process.world_size, total_steps - state.step)
     folder.prepare(resumed, state.step)
+    if process.is_main and run.profile == 0:
+        dataset.list_ignored(run.output)
     views = Views(config.augment, run.seed, dtype=autocast, channels_last=config.speed.channels_last)
     step = graphed(build_step(state, views, config, process, autocast), config, process, loader)
     knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None

@@ -14,7 +14,9 @@ Form: TypeAlias = Literal["files", "jpeg", "raw"]
 
 def form_of(options: SourceOptions) -> Form:
     """How the images of a data set that can be read are stored."""
-    return read_checked(options.data / MANIFEST)["format"] if is_packed(options) else "files"
+    if options.dataset in ("auto", "packed") and is_packed(options.data):
+        return read_checked(options.data / MANIFEST)["format"]
+    return "files"
 
 
 @dataclasses.dataclass(frozen=True)

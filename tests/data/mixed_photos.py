@@ -1,5 +1,6 @@
 """A flat folder of photos as people have them: every format and oddity, small, with what is to become of each file."""
 
+import base64
 import dataclasses
 import io
 import os
@@ -11,6 +12,16 @@ import numpy as np
 from PIL import Image
 
 from tests.data.conftest import pixels
+
+# 48 x 64 pixels, red rising to the right, the upper half green too; written by pillow-heif.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAA"
+    "AERAAAEAAQAAAAABoQABAAAAAAAAADsAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/WlwcnAAAADd"
+    "aXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAA"
+    "AwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xh"
+    "cAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAAENtZGF0AAAA"
+    "NygBrwtg+tL8nHxZHZvCn4x4JYnYq/tLE/phK7Le6mQWkXyTA83JUHPryB5Ka/mcOH4MOyAaL7Q="
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +54,13 @@ def mixed_photos(root: Path, count: int = 300) -> MixedPhotos:
         images[f"IMG_{number:04d}.{ending}"] = _saved(_photo(24 + number % 9, 32 - number % 7, number), kind)
     for name, content in (images | {name: content for name, (content, _) in unreadable.items()}).items():
         (root / name).write_bytes(content)
-    for name in ("notes.txt", "clip.mp4", "phone.HEIC", "README", ".DS_Store", ".hidden.jpg"):
+    for name in ("notes.txt", "clip.mp4", "README", ".DS_Store", ".hidden.jpg"):
         (root / name).write_bytes(b"not looked at")
     (root / "gone.jpg").symlink_to(root / "nowhere.jpg")
     (root / "loop").symlink_to(root)
     ignored = {
         "notes.txt": "no image (.txt)",
         "clip.mp4": "no image (.mp4)",
-        "phone.HEIC": "HEIC",
         "README": "no image (no suffix)",
         ".DS_Store": "hidden",
         ".hidden.jpg": "hidden",
@@ -99,6 +109,7 @@ def _images() -> dict[str, bytes]:
         "animated.gif": _saved(photo, "GIF", **several),
         "color.ppm": _saved(photo, "PPM"),
         "new.avif": _saved(photo, "AVIF"),
+        "phone.HEIC": HEIC,
         "one pixel.png": _saved(_photo(1, 1, 4), "PNG"),
         "one pixel.jpg": _saved(_photo(1, 1, 5), "JPEG"),
         "30000 x 10.png": _saved(_photo(10, 30_000, 6), "PNG"),

@@ -12,7 +12,7 @@ from simclr_fast.data.pack import PackOptions
 
 def packing(source: Path, output: Path, **changes) -> PackOptions:
     """Options for a folder of images, two threads."""
-    data = {name: changes.pop(name) for name in ("dataset", "max_bad_images") if name in changes}
+    data = {name: changes.pop(name) for name in ("dataset", "image_column", "max_bad_images") if name in changes}
     return PackOptions(output, data=SourceOptions(data=source, workers=2, **data), **changes)
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from simclr_fast.config import DataOptions, SourceOptions
-from simclr_fast.data import datasets, load_dataset, pack
-from simclr_fast.data.packed import named
+from simclr_fast.data import array_sets, load_dataset, pack
 from simclr_fast.errors import ConfigError
 from tests.data.conftest import pixels, write_image
 
@@ -64,17 +63,22 @@ def test_image_folder(folder_root: Path) -> None:
     assert dataset.train.decoded(0).shape == (3, 20, 40), "PNG"
 
 
-def test_a_packed_set_in_the_default_folder_is_read(folder_root: Path, tmp_path: Path, monkeypatch) -> None:
-    """Also where a recipe names mnist5k, which needs no folder; but not where the user did."""
-    demo = DataOptions(dataset="mnist5k")
+def test_a_named_data_set_is_read_and_no_other(folder_root: Path, tmp_path: Path, monkeypatch) -> None:
+    """Neither a packed set in the default folder takes the place of mnist5k, nor does mnist5k that of a folder."""
     monkeypatch.chdir(tmp_path)
-    assert len(load_dataset(named(demo)).train) == 4000
     pack.pack(pack.PackOptions(Path("data"), data=SourceOptions(data=folder_root, workers=1), size=16))
-    assert len(load_dataset(demo).train) == 16
-    with pytest.raises(ConfigError, match="--dataset mnist5k: --data data holds a packed set; pass another"):
-        named(demo)
-    elsewhere = dataclasses.replace(demo, data=folder_root)
-    assert len(load_dataset(named(elsewhere)).train) == 4000
+    assert len(load_dataset(DataOptions(dataset="mnist5k")).train) == 4000
+    assert len(load_dataset(DataOptions()).train) == 16
+    with pytest.raises(
+        ConfigError, match="--dataset cifar10: --data data holds a packed set; pass --dataset auto to read"
+    ):
+        load_dataset(DataOptions(dataset="cifar10"))
+    with pytest.raises(
+        ConfigError, match="mnist5k lies in a package, and reads no folder; pass --dataset auto to look at"
+    ):
+        load_dataset(options("mnist5k", folder_root))
+    with pytest.raises(ConfigError, match="--dataset cifar: there is none of that name; pass auto, imagefolder, table"):
+        load_dataset(options("cifar", folder_root))
 
 
 def test_packing_mnist5k_reads_no_folder(tmp_path: Path, monkeypatch) -> None:
@@ -95,7 +99,7 @@ def interrupted(*_: object) -> None:
 
 @pytest.mark.parametrize("name", ["mnist5k", "imagefolder"])
 def test_both_kinds_of_images_are_taken_alike(name: str, folder_root: Path) -> None:
-    source = load_dataset(options(name, folder_root)).train
+    source = load_dataset(DataOptions(dataset=name) if name == "mnist5k" else options(name, folder_root)).train
     indices = torch.tensor([9, 0, 9])
     taken = source.take(indices)
     part = source.subset(indices)
@@ -142,14 +146,14 @@ def test_a_failed_download_is_not_to_be_tried_by_the_same_option(
     def fail(self) -> None:
         raise error
 
-    monkeypatch.setattr(datasets.KINDS[name][0], "download", fail)
+    monkeypatch.setattr(array_sets.KINDS[name][0], "download", fail)
     with pytest.raises(ConfigError, match="the download failed; once the network is there, the same command") as raised:
         load_dataset(options(name, tmp_path, download=True))
     assert "add --download" not in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "stl10", "imagefolder", "huggingface"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "stl10", "imagefolder", "huggingface", "table", "packed", "auto"])
 def test_missing_data_is_told_in_one_line(name: str, tmp_path: Path) -> None:
     for root in (tmp_path / "absent", tmp_path):
         with pytest.raises(ConfigError, match="--data") as raised:

@@ -91,7 +91,8 @@ def test_links_in_a_circle_and_to_nothing_are_counted(tmp_path: Path, caplog) ->
     (tmp_path / "train" / "a" / "loop").symlink_to(tmp_path / "train")
     (tmp_path / "train" / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert len(load(tmp_path).train) == 3
-    assert "left out 1 links to nothing, 1 links to a folder around them" in caplog.text
+    said = "train: ignored 2 (1 link to nothing: a/gone.png; 1 link to a folder around it: a/loop)"
+    assert said in caplog.text
 
 
 def test_hidden_files_and_folders_are_no_class_and_no_image(tmp_path: Path, caplog) -> None:
@@ -100,16 +101,19 @@ def test_hidden_files_and_folders_are_no_class_and_no_image(tmp_path: Path, capl
     data = load(tmp_path)
     assert data.classes == ("a", "b", "c")
     assert len(data.train) == 3
-    assert "left out 3 hidden files and folders" in caplog.text
+    assert "train: ignored 3 (3 hidden: .DS_Store, .ipynb_checkpoints, a/._1.png)" in caplog.text
     assert "no image of" not in caplog.text
 
 
-def test_what_is_no_image_is_counted_by_kind(tmp_path: Path, caplog) -> None:
+def test_what_is_no_image_is_counted_by_kind_and_named(tmp_path: Path, caplog) -> None:
     tree(tmp_path, *TRAIN)
-    for name in ("a/1.heic", "a/2.heic", "b/notes.txt", "b/README"):
+    for name in ("a/1.mp4", "a/2.mp4", "a/3.mp4", "a/4.mp4", "b/notes.txt", "b/two\nlines.txt", "b/README"):
         (tmp_path / "train" / name).write_bytes(b"x")
-    load(tmp_path)
-    assert f"{tmp_path / 'train'}: left out 2 .heic, 1 files without suffix, 1 .txt" in caplog.text
+    data = load(tmp_path)
+    assert f"{tmp_path / 'train'}: ignored 7 (4 no image (.mp4): a/1.mp4, a/2.mp4, a/3.mp4, ...; " in caplog.text
+    assert "2 no image (.txt): b/notes.txt, b/two\\nlines.txt; 1 no image (no suffix): b/README)" in caplog.text
+    assert (str(tmp_path / "train" / "a" / "4.mp4"), "no image (.mp4)") in data.ignored
+    assert len(data.ignored) == 7
 
 
 def test_every_format_is_found_by_its_suffix_and_read(tmp_path: Path, caplog) -> None:
@@ -122,7 +126,7 @@ def test_every_format_is_found_by_its_suffix_and_read(tmp_path: Path, caplog) ->
     data = load(tmp_path)
     assert len(data.train) == 13
     assert len(data.classes) == 12
-    assert "left out" not in caplog.text
+    assert "ignored" not in caplog.text
     for index in range(13):
         decoded = data.train.decode(index).permute(1, 2, 0).numpy()
         if Path(data.train.name(index)).suffix in (".png", ".PNG", ".bmp", ".tif", ".TIFF", ".ppm"):
@@ -156,9 +160,20 @@ def test_the_part_with_labels_is_preferred(tmp_path: Path, caplog) -> None:
     assert "val: no labels (the images lie in no class folders), so that it is not evaluated on" in caplog.text
 
 
+def test_held_out_parts_that_are_not_needed_are_named(tmp_path: Path, caplog) -> None:
+    data = load(tree(tmp_path, *TRAIN, "val/a/1.png", "val/z/1.png", "val/stray.png", "test/a/1.png"))
+    val, test = tmp_path / "val", tmp_path / "test"
+    assert f"{test}: held out, and not needed beside {val}" in caplog.text
+    assert data.ignored == (
+        (str(test), f"held out, and not needed beside {val}"),
+        (str(val / "stray.png"), "held out without a label"),
+        (str(val / "z" / "1.png"), "held out, of class z, which is not trained on"),
+    )
+
+
 def test_no_held_out_images_and_no_labels_are_said(tmp_path: Path, caplog) -> None:
     assert load(tree(tmp_path / "one", *TRAIN)).test is None
-    assert "none of val, validation, valid, test, testing is beside train" in caplog.text
+    assert "none of val, validation, valid, dev, test, testing is beside train" in caplog.text
     data = load(tree(tmp_path / "two", "1.png", "2.png"))
     assert (data.labelled, data.test, data.classes) == (None, None, None)
     assert "no labels (the images lie in no class folders), so that nothing is evaluated" in caplog.text
@@ -211,7 +226,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
 def test_only_what_cannot_be_read_is_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
-    (tmp_path / "train" / "a" / "1.heic").write_bytes(b"x")
+    (tmp_path / "train" / "a" / "1.mp4").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"no image \(\.jpg, .*\.tif.*\) in it or below"):
         load(tmp_path)
 

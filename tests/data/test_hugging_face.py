@@ -152,9 +152,32 @@ def test_each_split_counts_its_own_unreadable_rows(tmp_path: Path) -> None:
         assert "Unsupported image file" in next(iter(source.bad.messages.values()))
 
 
-def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, caplog) -> None:
-    assert load(saved(tmp_path, NUMBER, train=[0, 1]), label_column="cls").labelled is None
-    assert "no column 'cls' among image, label; --label-column names another" in caplog.text
+def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="^--label-column cls: the data set has the columns image, label$"):
+        load(saved(tmp_path, NUMBER, train=[0, 1]), label_column="cls")
+
+
+def test_columns_are_found_by_what_they_hold(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b"]), "n": NUMBER}
+    )
+    rows = {"picture": [{"bytes": png(7)}] * 2, "kind": [1, 0], "n": [5, 6]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features)}).save_to_disk(str(tmp_path / "one"))
+    data = load(tmp_path / "one")
+    assert data.classes == ("a", "b")
+    assert data.train.labels.tolist() == [1, 0]
+    several = features | {"mask": datasets.Image()}
+    table = datasets.Dataset.from_dict(rows | {"mask": rows["picture"]}, datasets.Features(several))
+    datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(ConfigError, match="the columns picture, mask all hold images; pass the one that is meant by"):
+        load(tmp_path / "two")
+    assert len(load(tmp_path / "two", image_column="mask").train) == 2
+
+
+def test_other_splits_are_named(tmp_path: Path, caplog) -> None:
+    data = load(saved(tmp_path, NUMBER, train=[0, 1], test=[0], extra=[1]))
+    assert data.ignored == (("split 'extra'", "neither train nor held out"),)
+    assert "the splits extra are neither trained nor evaluated on" in caplog.text
 
 
 def test_rows_without_a_label_are_trained_on_only(tmp_path: Path, caplog) -> None:
@@ -187,7 +210,7 @@ def test_web_dataset_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                     entry = tarfile.TarInfo(f"{shard}_{i}.{suffix}")
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
-    data = load(root, image_column="jpg", label_column="cls")
+    data = load_dataset(DataOptions(data=root))
     assert data.train.labels.tolist() == [0, 1, 1]
     assert data.test.labels.tolist() == [1, 0]
     assert [data.train.decode(i)[0].float().mean().round().item() for i in range(3)] == pytest.approx(

@@ -107,12 +107,12 @@ def test_an_empty_held_out_split_is_left_out(form: str, tmp_path: Path, monkeypa
     arrays = ImageArrays(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
     nothing = arrays.subset(torch.tensor([], dtype=torch.long))
     monkeypatch.setattr(pack, "load_dataset", lambda _: Dataset(arrays, test=nothing))
-    pack.pack(packing(tmp_path, tmp_path / "out", format=form))
+    pack.pack(packing(tmp_path, tmp_path / "out", format=form, dataset="imagefolder"))
     after = loaded(tmp_path / "out")
     assert (len(after.train), after.test) == (2, None)
     monkeypatch.setattr(pack, "load_dataset", lambda _: Dataset(nothing))
     with pytest.raises(DataError, match="the split train has no image"):
-        pack.pack(packing(tmp_path, tmp_path / "nothing", format=form))
+        pack.pack(packing(tmp_path, tmp_path / "nothing", format=form, dataset="imagefolder"))
 
 
 @pytest.mark.parametrize("form", ["jpeg", "raw"])

@@ -17,10 +17,12 @@ from torch import Tensor
 from simclr_fast.config import DataOptions
 from simclr_fast.data import EncodedImages, load_dataset
 from simclr_fast.data.decode import DeviceDecoder
-from simclr_fast.data.pixels import decode_rgb, torchcodec_decoders
+from simclr_fast.data.image_files import suffixes
+from simclr_fast.data.pixels import decode_rgb, reads_heic, torchcodec_decoders
 from simclr_fast.data.unreadable import BadImageError
 from simclr_fast.errors import ConfigError
 from tests.data.conftest import pixels
+from tests.data.mixed_photos import HEIC
 
 RGB = pixels(1, 5, 7, 3)[0]
 DEEP = np.random.default_rng(1).integers(0, 65536, (5, 7), dtype=np.uint16)
@@ -248,3 +250,31 @@ def test_a_missing_torchcodec_is_told_at_the_start(tmp_path: Path, monkeypatch: 
 def test_the_loss_and_the_data_sets_in_memory_do_without_it() -> None:
     program = "import sys, simclr_fast, simclr_fast.data; assert 'torchcodec' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_heic_is_read_by_pillow_heif() -> None:
+    image = decode_rgb(torch.frombuffer(bytearray(HEIC), dtype=torch.uint8)).float()
+    assert image.shape == (3, 48, 64)
+    assert image[0, :, 60].mean() - image[0, :, 3].mean() > 200
+    assert image[1, :20].mean() - image[1, 28:].mean() > 150
+
+
+def test_without_pillow_heif_heic_is_named_with_the_remedy(tmp_path: Path, monkeypatch, caplog) -> None:
+    """Also where it has the suffix of a JPEG, as some programs copy it from phones."""
+    Image.fromarray(RGB).save(tmp_path / "1.png")
+    for name in ("phone.HEIC", "phone.jpg"):
+        (tmp_path / name).write_bytes(HEIC)
+    assert len(load_dataset(DataOptions(data=tmp_path)).train) == 3
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for cached in (reads_heic, suffixes):
+        cached.cache_clear()
+    data = load_dataset(DataOptions(data=tmp_path))
+    assert len(data.train) == 2
+    remedy = "needs the package 'pillow-heif' (pip install pillow-heif), or to be converted to JPEG"
+    assert data.ignored == ((str(tmp_path / "phone.HEIC"), f".HEIC, which {remedy}"),)
+    assert f"ignored 1 (1 .HEIC, which {remedy}: phone.HEIC)" in caplog.text
+    with pytest.raises(BadImageError, match="phone.jpg: HEIC, which needs the package 'pillow-heif'"):
+        data.train.decode(1)
+    monkeypatch.undo()
+    for cached in (reads_heic, suffixes):
+        cached.cache_clear()

@@ -16,7 +16,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
 
-TINY = [*SMALL, "--model", "resnet_mini", "--size", "16"]
+TINY = [*SMALL, "--model", "resnet_mini", "--stem", "imagenet", "--size", "16"]
 
 
 def test_packed_jpegs_train_and_are_evaluated(folder_root: Path, tmp_path: Path, capsys) -> None:
@@ -31,7 +31,7 @@ def test_packed_jpegs_train_and_are_evaluated(folder_root: Path, tmp_path: Path,
     }
     assert main(["knn", "--checkpoint", str(folder), "--knn-k", "1"]) == 0
     assert main(["knn", "--checkpoint", str(folder), "--knn-k", "1", "--dataset", "cifar10"]) == 2
-    said = f"--dataset cifar10: --data {packed} holds a packed set; pass another --data"
+    said = f"--dataset cifar10: --data {packed} holds a packed set; pass --dataset auto to read it, or another --data"
     assert said in capsys.readouterr().err.splitlines()[-1]
     for named in (["--dataset", "cifar10"], ["--dataset=cifar10"]):
         assert main(["pretrain", *TINY, *named, "--data", str(packed), "--output", str(folder)]) == 2

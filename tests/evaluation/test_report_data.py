@@ -98,17 +98,13 @@ def test_other_commands_say_that_labels_are_missing(command, labelled: int, fold
         command.main(start(data, name, "--checkpoint", str(folder)))
 
 
-def test_what_is_wrong_with_a_packed_set_names_its_folder(folder: Path, tmp_path: Path, start) -> None:
-    (tmp_path / "packed.json").touch()
-    arguments = ("knn", "--checkpoint", str(folder), "--data", str(tmp_path))
+def test_what_is_wrong_with_the_images_names_the_option_that_chose_them(folder: Path, tmp_path: Path, start) -> None:
     colour = Dataset(ImageArrays(torch.zeros(4, 3, 28, 28, dtype=torch.uint8)))
     for data, said in ((Dataset(images(None, 30)), "no labelled training"), (colour, r"have 3 channel\(s\)")):
-        with pytest.raises(ConfigError, match=f"--data {tmp_path}: .*{said}"):
-            knn.main(start(data, *arguments))
-        (tmp_path / "packed.json").rename(tmp_path / "hidden")
-        with pytest.raises(ConfigError, match=f"--dataset mnist5k: .*{said}"):
-            knn.main(start(data, *arguments))
-        (tmp_path / "hidden").rename(tmp_path / "packed.json")
+        with pytest.raises(ConfigError, match=f"^--data {tmp_path}: .*{said}"):
+            knn.main(start(data, "knn", "--checkpoint", str(folder), "--data", str(tmp_path)))
+        with pytest.raises(ConfigError, match=f"^--dataset mnist5k: .*{said}"):
+            knn.main(start(data, "knn", "--checkpoint", str(folder)))
 
 
 def test_a_single_labelled_training_image_has_a_page_of_the_others(folder: Path, tmp_path: Path, start) -> None:

@@ -399,7 +399,7 @@ def test_a_profile_of_a_raw_set_read_within_the_step(tmp_path: Path, monkeypatch
     pack(PackOptions(raw, "raw", 8, data=SourceOptions(data=tmp_path / "in", workers=1)))
     assert form_of(SourceOptions(data=raw)) == "raw"
     small = ["demo", "--batch-size", "2", "--size", "8", "--head-hidden", "8", "--threads", "1", "--warmup-epochs", "0"]
-    data = ["--data", str(raw), "--workers", "0", "--mean", "0", "--profile", "1", "--epochs", "1"]
+    data = ["--dataset", "auto", "--data", str(raw), "--workers", "0", "--mean", "0", "--profile", "1", "--epochs", "1"]
     monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
     arguments = ["-m", "simclr_fast", "pretrain", *small, *data, "--output", str(tmp_path / "run"), "--knn-epochs", "0"]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600, check=True)

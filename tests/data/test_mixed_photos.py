@@ -1,0 +1,80 @@
+"""300 photos as people have them, in one folder: trained on, reported on, and all that is ignored is named."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from simclr_fast import visualize
+from simclr_fast.cli import main
+from simclr_fast.config import DataOptions
+from simclr_fast.data import load_dataset
+from simclr_fast.data.ignored import IGNORED_FILE, IgnoredFile
+from simclr_fast.data.messages import on_one_line
+from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.run_files import read_metrics
+from tests.data.mixed_photos import MixedPhotos, mixed_photos
+
+TINY = ["imagenet", "--model", "resnet_mini", "--size", "16", "--head-hidden", "8", "--head-dim", "8"]
+TINY += ["--batch-size", "148", "--epochs", "1", "--warmup-epochs", "0", "--log-interval", "1", "--workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> MixedPhotos:
+    return mixed_photos(tmp_path_factory.mktemp("mixed") / "photos")
+
+
+def lines(path: Path) -> dict[str, str]:
+    return dict(line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def test_all_are_found_and_read_or_named(photos: MixedPhotos, caplog) -> None:
+    data = load_dataset(DataOptions(data=photos.root))
+    source = data.train
+    assert f"{photos.root}: 300 images without class folders (--dataset imagefolder)" in caplog.text
+    numbers = {os.path.basename(source.name(index)): index for index in range(len(source))}
+    assert numbers.keys() == {*photos.images, *photos.unreadable}
+    for name in photos.images:
+        image = source.decode(numbers[name])
+        assert (image.shape[0], image.dtype) == (3, torch.uint8), name
+        assert image.float().std() > 0 or image[0].numel() == 1, f"{name}: all of one colour"
+    for name, reason in photos.unreadable.items():
+        with pytest.raises(BadImageError, match=reason):
+            source.decode(numbers[name])
+    found = {os.path.basename(name): reason for name, reason in data.ignored}
+    assert found.keys() == photos.ignored.keys()
+    assert all(words in found[name] for name, words in photos.ignored.items())
+    assert "ignored 7 (2 hidden: .DS_Store, .hidden.jpg; " in caplog.text
+
+
+def test_they_are_trained_and_reported_on(photos: MixedPhotos, tmp_path: Path, monkeypatch) -> None:
+    """Two steps see all but four photos, hence one of the unreadable ones at least."""
+    monkeypatch.setattr(visualize, "MAPPED_IMAGES", 40)
+    run = tmp_path / "run"
+    assert main(["pretrain", *TINY, "--data", str(photos.root), "--output", str(run)]) == 0
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line] == [1, 2]
+    assert json.loads((run / "results.json").read_text())["steps"] == 2
+    listed = lines(run / IGNORED_FILE)
+    place = lambda name: on_one_line(str(photos.root / name))
+    met = {name for name in photos.unreadable if place(name) in listed}
+    assert met
+    assert listed.keys() == {place(name) for name in {*photos.ignored, *met}}
+    for name in met:
+        assert re.search(f"^unreadable: .*({photos.unreadable[name]})", listed[place(name)])
+    assert main(["report", str(run)]) == 0
+    assert (run / "evaluation" / "report.html").stat().st_size > 1000
+
+
+def test_the_list_has_each_line_once_and_no_line_breaks(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"a\tb\nc\xe4\r.jpg")
+    for _ in range(2):
+        file = IgnoredFile(tmp_path)
+        file.add([(odd, "no image"), ("übung 🐈.txt", "no\nimage")])
+        file.add([(odd, "no image")])
+    expected = "a\\tb\\nc\\xe4\\r.jpg\tno image\nübung 🐈.txt\tno\\nimage\n"
+    assert (tmp_path / IGNORED_FILE).read_bytes() == expected.encode()
+    IgnoredFile(tmp_path / "none").add([])
+    assert not (tmp_path / "none").exists()
