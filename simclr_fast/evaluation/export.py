@@ -36,7 +36,7 @@ def main(session: Session) -> dict[str, Any]:
     for name, difference in differences.items():
         if not difference <= TOLERANCE:  # which no NaN is
             raise CheckpointError(f"{folder / name}: its features differ from the model's by {difference:.1e}")
-    card = write_model_card(run, folder)
+    card = write_model_card(run, folder, session.options.license)
     rows = [
         [name, f"{(folder / name).stat().st_size / 2**20:.2f}", f"{difference:.1e}"]
         for name, difference in differences.items()

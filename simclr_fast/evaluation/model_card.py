@@ -7,9 +7,10 @@ import torch
 
 from simclr_fast.backbones.registry import family_of, spec_of
 from simclr_fast.config import as_dict
+from simclr_fast.evaluation.card_metadata import comparison_of, data_name, front_matter, results_of
 from simclr_fast.evaluation.comparison import comparison_table
 from simclr_fast.evaluation.run import WEIGHTS_FILE, Run
-from simclr_fast.run_files import read_comparison
+from simclr_fast.evaluation.tables import ResultTable
 
 # The files of an export, beside WEIGHTS_FILE.
 STATE_DICT_FILE = "backbone.pth"
@@ -18,17 +19,20 @@ ONNX_FILE = "backbone.onnx"
 CARD_FILE = "README.md"
 
 
-def write_model_card(run: Run, folder: Path) -> Path:
-    """Write README.md with the front matter that model hubs read; returns its path."""
+def write_model_card(run: Run, folder: Path, license_name: str | None = None) -> Path:
+    """Write README.md, a card as Hugging Face's hub reads it; returns its path.
+
+    license_name: of the weights, as the hub names it. Raises ConfigError where it is no such name.
+    """
     config = run.config
     described = describe(run)
     channels, size = described["channels"], described["image_size"]
     sections = [
-        "---\nlibrary_name: simclr_fast\ntags: [simclr, self-supervised, image-feature-extraction]\n---",
-        f"# {described['model']}, pretrained by SimCLR on {config.data.dataset}",
+        front_matter(run, license_name),
+        f"# {described['model']}, pretrained by SimCLR on {data_name(run)}",
         f"A backbone without its projection head: images [B, {channels}, {size}, {size}], values in [0, 1] normalised "
         f"by mean {described['mean']} and standard deviation {described['std']}, to one feature vector each. It was "
-        "trained without labels (Chen et al. 2020, arXiv:2002.05709).",
+        f"trained without labels (Chen et al. 2020, arXiv:2002.05709){_beginning(config.model.pretrained)}.",
         "## Use",
         f"```python\n{loading_code(run)}```",
         f"- `{STATE_DICT_FILE}`, `{WEIGHTS_FILE}`: the weights. The second also loads with "
@@ -42,7 +46,7 @@ def write_model_card(run: Run, folder: Path) -> Path:
         _metrics(run),
         "## Limits",
         "The features carry what the training images and views carry, their biases included. They were evaluated only "
-        "as the table above says; evaluate them on your own images before you rely on them.",
+        "as the tables above say; evaluate them on your own images before you rely on them.",
     ]
     path = folder / CARD_FILE
     path.write_text("\n\n".join(sections) + "\n")
@@ -95,14 +99,24 @@ def _options_table(run: Run) -> str:
     return "\n".join([f"Recipe `{run.config.recipe}`.\n", "| option | value |", "|---|---|", *lines])
 
 
+def _beginning(pretrained: str | None) -> str:
+    """Where the weights came from that training began with: those of others have mostly seen labels."""
+    return (
+        "" if pretrained is None else f", beginning with the weights {Path(pretrained).name}, whatever these had seen"
+    )
+
+
 def _metrics(run: Run) -> str:
-    results = read_comparison(run.folder)
-    if results is None:
-        return "Not evaluated yet."
-    table = comparison_table(results)
+    """The tables of everything that was measured of this checkpoint, but for those by class."""
+    comparison = comparison_of(run)
+    tables = [] if comparison is None else [comparison_table(comparison)]
+    tables += [ResultTable(**content["tables"][0]) for content in results_of(run).values()]
+    return "\n\n".join(map(_table, tables)) or "Not evaluated yet."
+
+
+def _table(table: ResultTable) -> str:
     rows = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)], *table.rows]
-    lines = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
-    return "\n".join([f"{table.title}.\n", *lines])
+    return "\n".join([f"{table.title}.\n", *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
 
 
 def _cell(value: Any) -> str:

@@ -162,6 +162,8 @@ class ExportOptions(CheckpointOptions):
     threads: ClassVar[int] = 0
     onnx: bool = False
     """Also write ONNX (needs the packages of the extra `onnx`)."""
+    license: str | None = None
+    """Licence of the weights for the model card, as Hugging Face names it (apache-2.0, other); None names none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

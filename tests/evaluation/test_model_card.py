@@ -1,0 +1,119 @@
+"""The model card: front matter that Hugging Face's library reads, with what was measured of this very checkpoint."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.model_card import write_model_card
+from simclr_fast.evaluation.run import Run
+from simclr_fast.run_files import RESULTS_FILE, write_results
+from tests.evaluation.conftest import demo_config, write_run
+
+# What each command leaves, as far as the card reads it.
+RESULTS = {
+    "knn": {"test": {"chosen": {"raw": 0.9, "random_init": 0.6, "simclr": 0.96}}},
+    "linear": {"lbfgs": {"simclr": {"accuracy": 0.97912}, "raw": {"accuracy": 0.9}}},
+    "few-label": {"rarest_class": 40, "linear": {"1": {"simclr": {"mean": 0.63, "std": 0.02}}}},
+    "finetune": {"0.01": {"images": 40, "scratch": {"mean": 0.7}, "checkpoint": {"mean": 0.82, "std": 0.01}}},
+}
+COMPARISON = {
+    "steps": 3,
+    "labels_per_class": 10,
+    "rarest_class": 40,
+    "draws": 5,
+    "test_images": 1000,
+    "knn_k": {"raw": 5, "random_init": 5, "simclr": 5},
+    **{
+        probe: {"raw": 0.5, "random_init": 0.4, "simclr": score}
+        for probe, score in (("few_label_1nn", 0.8), ("few_label_linear", 0.907), ("knn", 0.95))
+    },
+}
+
+
+def evaluated(run: Run, step: int | None = None, **options: str) -> None:
+    """Leave results of every command in the run's folder, of this checkpoint or of another step."""
+    folder = run.folder / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for command, results in RESULTS.items():
+        table = {"title": f"Table of {command}", "columns": ["", "SimCLR"], "rows": [["a|b", "96.0"]]}
+        content = {"checkpoint": str(run.checkpoint), "step": run.step if step is None else step, "options": options}
+        write_results(folder / f"{command}.json", content | {"results": results, "tables": [table, table]})
+
+
+def accuracies(card: ModelCard) -> dict[str, float]:
+    return {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.open(write_run(tmp_path / "run", demo_config()))
+
+
+def test_card_of_a_run_that_was_not_evaluated(run: Run, tmp_path: Path) -> None:
+    card = ModelCard.load(write_model_card(run, tmp_path))
+    assert card.data.library_name == "simclr_fast"
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert {"simclr", "self-supervised"} <= set(card.data.tags)
+    assert card.data.license is None
+    assert card.data.eval_results is None
+    assert "Not evaluated yet." in card.text
+    assert "# resnet_mini, pretrained by SimCLR on mnist5k\n" in card.text
+
+
+def test_card_holds_what_was_measured(run: Run, tmp_path: Path) -> None:
+    evaluated(run)
+    write_results(run.folder / RESULTS_FILE, COMPARISON)
+    card = ModelCard.load(write_model_card(run, tmp_path, "apache-2.0"))
+    assert card.data.license == "apache-2.0"
+    assert accuracies(card) == {
+        "linear classifier, 10 labels per class": 0.907,
+        "weighted kNN, k chosen on training images": 0.96,  # the command's, which comes after
+        "linear classifier, all labels (lbfgs)": 0.9791,
+        "linear classifier, 1 labels per class, mean of draws": 0.63,
+        "fine-tuned on 1% of the labels, mean of draws": 0.82,
+    }
+    assert {(result.dataset_name, result.dataset_split) for result in card.data.eval_results} == {("mnist5k", "test")}
+    assert card.text.count("Table of") == len(RESULTS)  # the first table of each
+    assert "| a\\|b | 96.0 |" in card.text
+    index = card.data.to_dict()["model-index"]
+    assert index[0]["results"][0]["task"] == {"type": "image-classification"}
+    json.dumps(index)
+
+
+def test_card_holds_nothing_of_another_checkpoint(run: Run, tmp_path: Path) -> None:
+    evaluated(run, step=run.step + 1)
+    write_results(run.folder / RESULTS_FILE, COMPARISON | {"steps": run.step + 1})
+    card = ModelCard.load(write_model_card(run, tmp_path))
+    assert card.data.eval_results is None
+    assert "Not evaluated yet." in card.text
+
+
+def test_results_on_other_images_go_by_the_name_of_their_folder(run: Run, tmp_path: Path) -> None:
+    evaluated(run, dataset="imagefolder", data="/data/flowers")
+    card = ModelCard.load(write_model_card(run, tmp_path))
+    assert {result.dataset_name for result in card.data.eval_results} == {"flowers"}
+
+
+def test_card_says_where_training_began(tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path / "run", demo_config(pretrained="/home/someone/DEFAULT.pth")))
+    text = write_model_card(run, tmp_path).read_text()
+    assert "beginning with the weights DEFAULT.pth, whatever these had seen." in text
+
+
+def test_names_with_colons_and_quotes_stay_valid(tmp_path: Path) -> None:
+    config = demo_config()
+    data = dataclasses.replace(config.data, dataset="imagefolder", data=Path("/data/it's: #1 [x]"))
+    run = Run.open(write_run(tmp_path / "run", dataclasses.replace(config, data=data)))
+    evaluated(run)
+    card = ModelCard.load(write_model_card(run, tmp_path))
+    assert {result.dataset_name for result in card.data.eval_results} == {"it's: #1 [x]"}
+
+
+def test_a_licence_that_is_no_name_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--license Apache 2: pass a name as Hugging Face has them") as refusal:
+        write_model_card(run, tmp_path, "Apache 2")
+    assert "\n" not in str(refusal.value)
