@@ -21,11 +21,6 @@ def load_backbone(path: str | Path, model: str | None = None) -> "nn.Module":
         >>> features = backbone(images)
     """
     # Imported here: the package itself needs only torch, this needs the `train` extra.
-    from simclr_fast.evaluation.run import WEIGHTS_FILE, Run, read_exported
+    from simclr_fast.evaluation.run import Run
 
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return read_exported(path, model)
-    if (path / WEIGHTS_FILE).is_file():
-        return read_exported(path / WEIGHTS_FILE, model)
-    return Run.open(path, model).encoder()
+    return Run.open_any(Path(path), model).encoder()

@@ -18,7 +18,7 @@ from simclr_fast.evaluation.model_card import (
     describe,
     write_model_card,
 )
-from simclr_fast.evaluation.run import EXPORT_KEY, WEIGHTS_FILE, Run, read_exported
+from simclr_fast.evaluation.run import EXPORT_KEY, WEIGHTS_FILE, Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.tables import ResultTable
 
@@ -54,7 +54,7 @@ def compare(session: Session, folder) -> dict[str, float]:
     truth = encoder(images)
     encoder.load_state_dict(torch.load(folder / STATE_DICT_FILE, weights_only=True))
     features = {STATE_DICT_FILE: encoder(images)}
-    features[WEIGHTS_FILE] = read_exported(folder / WEIGHTS_FILE)(images)
+    features[WEIGHTS_FILE] = Run.open_any(folder / WEIGHTS_FILE, run.config.model.model).encoder()(images)
     features[PROGRAM_FILE] = torch.export.load(folder / PROGRAM_FILE).module()(images)
     if session.options.onnx:
         features[ONNX_FILE] = run_onnx(folder / ONNX_FILE, images)

@@ -13,11 +13,11 @@ from simclr_fast.backbones.factories import is_factory
 from simclr_fast.backbones.family import Stage
 from simclr_fast.backbones.registry import detection_stages, spec_of
 from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_entries, require_finite
-from simclr_fast.config import RULES, Config, ModelOptions
+from simclr_fast.config import RULES, AugmentOptions, Config, ModelOptions
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import build_encoder, describe_encoder
 
-WEIGHTS_FILE = "backbone.safetensors"  # of an export
+WEIGHTS_FILE, WEIGHTS_SUFFIX = "backbone.safetensors", ".safetensors"  # of an export
 EXPORT_KEY = "simclr_fast"  # entry of its header that describes the backbone
 BACKBONE = "backbone."  # prefix of the backbone's weights in a checkpoint
 
@@ -55,14 +55,45 @@ class Run:
         return Run._of(path, load(path), model)
 
     @staticmethod
+    def open_any(path: Path, model: str | None = None) -> "Run":
+        """As `open`; or an exported folder, or the backbone.safetensors of one.
+
+        Of an export, config holds the model and its view alone: what it says of data and training are defaults.
+        """
+        path = Path(path)
+        if path.suffix == WEIGHTS_SUFFIX:
+            return Run._of_export(path, model)
+        if (path / WEIGHTS_FILE).is_file():
+            return Run._of_export(path / WEIGHTS_FILE, model)
+        return Run.open(path, model)
+
+    @staticmethod
+    def _of_export(path: Path, model: str | None) -> "Run":
+        if not path.is_file():
+            raise CheckpointError(f"{path}: there is no such file")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                described = json.loads((file.metadata() or {}).get(EXPORT_KEY, "null"))
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
+            names = ("model", "stem", "norm", "model_kwargs")
+            options = ModelOptions(**_typed(ModelOptions(), {name: described[name] for name in names}))
+            view = {"size": described["image_size"], "mean": described["mean"], "std": described["std"]}
+            augment = AugmentOptions(**_typed(AugmentOptions(), view))
+            channels, step = described["channels"], int(described["step"])
+        except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({reason})") from error
+        require_named(options.model, model, path)
+        require_view(augment, path)
+        require_fit(options, require_channels(channels, path), augment.size, weights, path)
+        return Run(path.parent, path, step, Config(model=options, augment=augment), channels, weights)
+
+    @staticmethod
     def _of(path: Path, content: dict[str, Any], model: str | None) -> "Run":
         require_entries(content, {"model": dict, "config": dict, "step": int, "channels": int}, str(path))
         config = config_of(content["config"], path)
         require_named(config.model.model, model, path)
-        for name, value in vars(config.augment).items():  # of which evaluation makes its views
-            fulfils, wanted = RULES.get(name, (None, ""))
-            if fulfils is not None and not fulfils(value):
-                raise CheckpointError(f"{path}: its option {name} is {str(value)[:50]}, not {wanted}: no run has that")
+        require_view(config.augment, path)
         average = content.get("ema")
         source, prefix = (average, f"module.{BACKBONE}") if average else (content["model"], BACKBONE)
         named = source.items() if isinstance(source, dict) else ()
@@ -70,6 +101,11 @@ class Run:
         channels = require_channels(content["channels"], path)
         require_fit(config.model, channels, config.augment.size, weights, path)
         return Run(path.parent, path, content["step"], config, channels, weights)
+
+    @property
+    def is_export(self) -> bool:
+        """Whether it comes from an export, which knows nothing of data and training."""
+        return self.checkpoint.suffix == WEIGHTS_SUFFIX
 
     def encoder(self) -> nn.Module:
         """The trained backbone, images [B, C, S, S] -> features [B, D]; in eval mode, float32, on the CPU."""
@@ -89,31 +125,12 @@ class Run:
         return detection_stages(spec, backbone)
 
 
-def read_exported(path: Path, model: str | None = None) -> nn.Module:
-    """The backbone of a safetensors file that the command `export` wrote, in eval mode. Raises CheckpointError.
-
-    model: as in `Run.open`.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get(EXPORT_KEY, "null"))
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
-        names = ("model", "stem", "norm", "model_kwargs")
-        options = ModelOptions(**_typed(ModelOptions(), {name: described[name] for name in names}))
-        channels, size = described["channels"], int(described["image_size"])
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({reason})") from error
-    require_named(options.model, model, path)
-    fulfils, wanted = RULES["size"]
-    if not fulfils(size):
-        raise CheckpointError(f"{path}: its image size is {size}, not {wanted}: no export has that")
-    require_fit(options, require_channels(channels, path), size, weights, path)
-    backbone = build_encoder(options, channels, size).eval()
-    backbone.load_state_dict(weights)
-    return backbone
+def require_view(augment: AugmentOptions, path: Path) -> None:
+    """Raise CheckpointError for options of which evaluation cannot make its views."""
+    for name, value in vars(augment).items():
+        fulfils, wanted = RULES.get(name, (None, ""))
+        if fulfils is not None and not fulfils(value):
+            raise CheckpointError(f"{path}: its option {name} is {str(value)[:50]}, not {wanted}: no run has that")
 
 
 def require_named(stored: str, model: str | None, path: Path) -> None:
