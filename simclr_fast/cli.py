@@ -46,6 +46,7 @@ COMMANDS = {
     "finetune": _on_checkpoint("train the whole network on 1%, 10% and 100% of the labels", "FinetuneOptions"),
     "detect": _on_checkpoint("train an object detector on the backbone", "DetectOptions"),
     "export": _on_checkpoint("write the backbone: torchvision keys, safetensors, torch.export, ONNX", "ExportOptions"),
+    "embed": _on_checkpoint("features of any images as files, nearest neighbours, near-duplicates", "EmbedOptions"),
     "report": _on_checkpoint("gather everything of a run on one HTML page", "ReportOptions"),
     "pack": Command(
         "write a data set once more, so that training reads it faster",

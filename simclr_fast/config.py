@@ -369,5 +369,10 @@ def flag(name: str) -> str:
 
 def as_dict(options: Any) -> dict[str, Any]:
     """A dataclass of options as plain nested dicts of JSON types, for checkpoints and metrics."""
-    plain = lambda value: str(value) if isinstance(value, Path) else value
-    return dataclasses.asdict(options, dict_factory=lambda items: {key: plain(value) for key, value in items})
+    return dataclasses.asdict(options, dict_factory=lambda items: {key: _plain(value) for key, value in items})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return str(value) if isinstance(value, Path) else value

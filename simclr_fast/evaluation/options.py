@@ -12,9 +12,13 @@ from simclr_fast.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointOptions:
-    """Which model, and where results go. command: the name of the command whose options a class holds."""
+    """Which model, and where results go.
+
+    command: the name of the command whose options a class holds; takes_exports: whether an exported backbone will do.
+    """
 
     command: ClassVar[str]
+    takes_exports: ClassVar[bool] = False
     checkpoint: Path
     """Folder of a run (its newest checkpoint is taken), or a checkpoint file."""
     model: str | None = None
@@ -154,6 +158,42 @@ class DetectOptions(ComputeOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedOptions(DataChoice):
+    """Features of every image of a data set as files, with nearest neighbours as a picture and near-duplicates."""
+
+    command: ClassVar[str] = "embed"
+    takes_exports: ClassVar[bool] = True
+    checkpoint: Path
+    """Folder of a run (its newest checkpoint is taken), a checkpoint file, an exported folder, or a
+    backbone.safetensors."""
+    output: Path | None = None
+    """Folder for the features: new, or left by the same command, which goes on there; None is `features` in the run's
+    folder."""
+    split: Literal["all", "train", "labelled", "test"] = "all"
+    """Which images of the data set; labelled is for data sets like STL-10, whose labels are those of other images."""
+    format: Literal["parquet", "npy", "safetensors"] = "parquet"
+    """Kind of the files; docs/embed.md shows how each is loaded."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers in the files."""
+    shard_size: int = 4096
+    """Images of a shard: what is lost when the command is stopped, and with the features as files what lies in memory
+    (count)."""
+    query: tuple[Path, ...] = ()
+    """Image files whose nearest neighbours are shown; without any, some random images of the data set ask."""
+    neighbours: int = 10
+    """Neighbours of each query (count)."""
+    duplicates: float | None = 0.999
+    """Cosine similarity above which two images are listed as near-duplicates (between 0 and 1); None looks for none."""
+    batch_size: int = 128
+    """Images that the encoder takes at a time."""
+    workers: int = 8
+    """Threads that read and decode images; 0 reads when a batch is asked for."""
+    amp_dtype: AmpDtype = "float32"
+    """Autocast type; auto is bfloat16 on CUDA and float32 on the CPU. Lower ones gain little, as decoding takes most of
+    the time, and blur small differences."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions(CheckpointOptions):
     """Write the backbone for other programs, with a model card."""
 
@@ -178,6 +218,9 @@ class ReportOptions(DataChoice):
 SHARE: Rule = (lambda value: 0 < value <= 1, "a fraction in (0, 1]")
 PROPER_SHARE: Rule = (lambda value: 0 < value < 1, "a fraction in (0, 1)")
 
+MOST_ROWS = 100_000  # of a shard: the header of safetensors has no room for the names of very many
+MOST_NEIGHBOURS = 50  # beside a query in a picture
+
 # By the name of the option, in whichever command it is; of an option with several values each must fulfil its rule.
 RULES: dict[str, Rule] = {
     "threads": COUNT_OR_ZERO,
@@ -194,12 +237,15 @@ RULES: dict[str, Rule] = {
     "train_scenes": COUNT,
     "test_scenes": COUNT,
     "min_size": COUNT,
+    "shard_size": (lambda value: 1 <= value <= MOST_ROWS, f"an integer from 1 to {MOST_ROWS}"),
+    "neighbours": (lambda value: 1 <= value <= MOST_NEIGHBOURS, f"an integer from 1 to {MOST_NEIGHBOURS}"),
     "knn_t": POSITIVE,
     "lr": POSITIVE,
     "lr_base": POSITIVE,
     "penalty_c": POSITIVE,
     "fractions": SHARE,
     "held_out": PROPER_SHARE,
+    "duplicates": PROPER_SHARE,
 }
 
 

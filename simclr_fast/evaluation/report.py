@@ -13,9 +13,10 @@ from simclr_fast.data import Dataset, Source
 from simclr_fast.evaluation import page, pictures
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import embed, preprocess_of
+from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE
 from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
 from simclr_fast.evaluation.run import Run
-from simclr_fast.evaluation.session import Session, measurable
+from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
 from simclr_fast.evaluation.splits import fixed_part, random_part
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_names
 from simclr_fast.run_files import METRICS_FILE, chance_level, read_comparison, read_metrics, read_results
@@ -37,6 +38,7 @@ def main(session: Session) -> dict[str, Any]:
         parts.append(_comparison(results))
     parts += _representation(session)
     parts += _commands(session.folder)
+    parts += _embedded(run.folder / FEATURES_FOLDER)
     parts.append(page.Section("Options", page.options(as_dict(run.config))))
     title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {run.config.data.dataset}"
     path = session.folder / PAGE_FILE
@@ -109,6 +111,18 @@ def _commands(folder: Path) -> list[page.Section]:
         note = f"After {content['step']} steps, on {content['device']}, in {content['seconds']:.0f} s."
         sections.append(page.Section(title, "".join(blocks) + page.note(note)))
     return sections
+
+
+def _embedded(folder: Path) -> list[page.Section]:
+    """What `embed` left in the run's folder: its picture of nearest neighbours."""
+    content, drawing = read_results(folder / "embed.json"), folder / PICTURE_FILE
+    if content is None or not drawing.exists():
+        return []
+    results = content["results"]
+    text = f"Nearest neighbours among the {results['rows']} images of {results['data']} that `embed` made features of."
+    tables = "".join(_table(ResultTable(**one)) for one in content["tables"][:1])
+    note = page.note(f"After {content['step']} steps.")
+    return [page.Section("Embedded images", page.picture(drawing, text) + tables + note)]
 
 
 def labelled_sections(

@@ -21,7 +21,8 @@ from simclr_fast.process import Process, start_process
 from simclr_fast.run_files import write_results
 
 RESULTS_FOLDER = "evaluation"
-EXPORT_FOLDER = "export"
+FEATURES_FOLDER = "features"
+FOLDERS = {"export": "export", "embed": FEATURES_FOLDER}  # of the commands that have one of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Session:
     @staticmethod
     def start(command: str, options: Any, run: Run, process: Process) -> "Session":
         """Make the results' folder. Raises ConfigError where nothing can be written."""
-        folder = options.output or run.folder / (EXPORT_FOLDER if command == "export" else RESULTS_FOLDER)
+        folder = options.output or run.folder / FOLDERS.get(command, RESULTS_FOLDER)
         if process.is_main:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,8 @@ def run_command(options: CheckpointOptions) -> dict[str, Any]:
     """
     check(options)
     # Before the rest: nothing is started for a checkpoint that cannot be used.
-    run = Run.open(options.checkpoint, options.model)
+    open_run = Run.open_any if options.takes_exports else Run.open
+    run = open_run(options.checkpoint, options.model)
     process = start_process(options.device, options.threads)
     if process.world_size > 1 and options.command != "finetune":
         raise ConfigError(f"it runs in one process, not in {process.world_size}: start it without torchrun")

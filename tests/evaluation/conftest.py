@@ -12,6 +12,7 @@ from simclr_fast.evaluation import options
 from simclr_fast.evaluation.probes import PENALTY_C, fit_linear
 from simclr_fast.evaluation.tables import accuracy
 from simclr_fast.models import build_model
+from tests.data.conftest import write_image
 
 COMMANDS = {kind.command: kind for kind in vars(options).values() if hasattr(kind, "command")}  # options by name
 
@@ -26,6 +27,11 @@ def plain_config(**augment_options: object) -> Config:
     config = demo_config()
     options = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, **augment_options}
     return dataclasses.replace(config, augment=dataclasses.replace(config.augment, **options))
+
+
+def color_config() -> Config:
+    """The demo's options for colour images of 16 pixels."""
+    return plain_config(size=16, mean=(0.5,) * 3, std=(0.3,) * 3)
 
 
 def recorded_rates(monkeypatch: pytest.MonkeyPatch, optimizer: type[torch.optim.Optimizer]) -> list[float]:
@@ -66,3 +72,24 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_run(folder, demo_config())
     return folder
+
+
+@pytest.fixture(scope="session")
+def color_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on colour images of 16 pixels."""
+    folder = tmp_path_factory.mktemp("color run")
+    write_run(folder, color_config(), channels=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """22 images in train/ and val/, of two classes and of different sizes; not to be changed."""
+    root = tmp_path_factory.mktemp("photos")
+    for part, count in (("train", 8), ("val", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                suffix = "png" if i == 0 else "jpg"
+                seed = 10 * i + label + (100 if part == "val" else 0)
+                write_image(root / part / name / f"{i}.{suffix}", 20 + 3 * i, 40 - 2 * i, seed)
+    return root
