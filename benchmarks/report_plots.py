@@ -4,11 +4,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report_tables import counted, number, phases_of
 from benchmarks.targets import MIB, full_seconds, main_series, timed
-from simclr_fast.visualize import plt, save
+from simclr_fast.visualize import save, subplots
 
 # One colour for each contestant, the same in every plot (Okabe and Ito's palette, safe for colour-blind readers); who
 # competes at one job only may share a colour with somebody at another.
@@ -56,22 +59,22 @@ def _legend_name(name: str) -> str:
     return f"simclr_fast ({name})" if name in OURS else name.replace("plain", "plain PyTorch", name != "plain PyTorch")
 
 
-def _legend(axes: plt.Axes) -> None:
+def _legend(axes: Axes) -> None:
     """Beside the axes, where it hides nothing."""
     axes.legend(frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _titled(axes: plt.Axes, title: str) -> None:
+def _titled(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _finish(figure: plt.Figure, note: str, path: Path) -> None:
+def _finish(figure: Figure, note: str, path: Path) -> None:
     figure.supxlabel(note, fontsize=7, color="#57606a", x=0.01, ha="left")
     save(figure, path, dpi=140)
 
 
-def _over_n(axes: plt.Axes, sizes: list[int], what: str, axis: str) -> None:
+def _over_n(axes: Axes, sizes: list[int], what: str, axis: str) -> None:
     """Log axes with plain numbers: every N; on the other every power of ten, or 1, 2 and 5 of each if they are few."""
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.minorticks_off()
@@ -84,7 +87,7 @@ def _over_n(axes: plt.Axes, sizes: list[int], what: str, axis: str) -> None:
     _legend(axes)
 
 
-def against_n(axes: plt.Axes, cases: list[dict], value, axis: str, limit=None) -> None:
+def against_n(axes: Axes, cases: list[dict], value, axis: str, limit=None) -> None:
     """One line per contestant over N, on log axes."""
     for name in dict.fromkeys(name for case in cases for name in case["contestants"]):
         points = [(case["case"]["n"], value(case["contestants"].get(name, {}))) for case in cases]
@@ -99,14 +102,14 @@ def against_n(axes: plt.Axes, cases: list[dict], value, axis: str, limit=None) -
     _over_n(axes, sizes, "N (positive pairs)", axis)
 
 
-def ntxent_time(axes: plt.Axes, series: list[dict]) -> None:
+def ntxent_time(axes: Axes, series: list[dict]) -> None:
     """Milliseconds of forward + backward over N, with the limit."""
     time = lambda figures: 1e3 * (full_seconds(figures) or 0.0)
     limit = lambda case: 1e3 * case["multiply_adds"]["least"] / case["limits"]["multiply_adds_per_second"]
     against_n(axes, series, time, "milliseconds, forward + backward", limit)
 
 
-def bars(axes: plt.Axes, rates: dict[str, float], axis: str) -> None:
+def bars(axes: Axes, rates: dict[str, float], axis: str) -> None:
     """One horizontal bar per contestant, the fastest on top."""
     names = sorted(rates, key=rates.get)
     drawn = axes.barh([_legend_name(n) for n in names], [rates[n] for n in names], color=[_color(n) for n in names])
@@ -121,11 +124,11 @@ def rates_of(case: dict, count: float) -> dict[str, float]:
     return {name: count / seconds for name, seconds in timed(case).items()}
 
 
-def _shares(axes: plt.Axes, case: dict) -> None:
+def _shares(axes: Axes, case: dict) -> None:
     """Where a step's time goes, stacked."""
     taken = {name: figures["seconds"] for name, figures in case["contestants"].items() if "seconds" in figures}
     left = dict.fromkeys(taken, 0.0)
-    for phase, color in zip(phases_of(case), plt.get_cmap("tab10").colors):
+    for phase, color in zip(phases_of(case), matplotlib.colormaps["tab10"].colors):
         widths = [1e3 * seconds[phase]["median"] if phase in seconds else 0.0 for seconds in taken.values()]
         axes.barh(list(taken), widths, left=list(left.values()), label=phase, color=color)
         left = {name: left[name] + width for name, width in zip(taken, widths)}
@@ -134,14 +137,16 @@ def _shares(axes: plt.Axes, case: dict) -> None:
     _legend(axes)
 
 
-def _scaling(axes: plt.Axes, case: dict) -> None:
+def _scaling(axes: Axes, case: dict) -> None:
     """Milliseconds over N, one line per number of processes."""
     timed = [figures for figures in case["contestants"].values() if "seconds" in figures]
     for index, world in enumerate(case["case"]["processes"]):
         points = [(f["n"], 1e3 * full_seconds(f)) for f in timed if f["processes"] == world]
         if points:
             label = counted(world, "process")
-            axes.loglog(*zip(*points), marker="o", markersize=4, label=label, color=plt.get_cmap("viridis")(index / 3))
+            axes.loglog(
+                *zip(*points), marker="o", markersize=4, label=label, color=matplotlib.colormaps["viridis"](index / 3)
+            )
     what = "N (positive pairs, over all processes)"
     _over_n(axes, case["case"]["sizes"], what, "milliseconds, forward + backward")
 
@@ -151,7 +156,7 @@ def draw(found: dict[str, list[dict]], folder: Path, note: str) -> list[Plot]:
     plots: list[Plot] = []
 
     def add(suite: str, file: str, title: str, size: tuple[float, float], fill, *arguments: object) -> None:
-        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        figure, axes = subplots(figsize=size)
         fill(axes, *arguments)
         plots.append(Plot(suite, title, folder / file))
         _titled(axes, title)
@@ -185,7 +190,7 @@ def draw(found: dict[str, list[dict]], folder: Path, note: str) -> list[Plot]:
 
 def draw_readme(found: dict[str, list[dict]], augment: dict, note: str, path: Path) -> None:
     """The README's picture: the loss over N beside the augmentation's bars."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(1.3, 1))
+    figure, (left, right) = subplots(1, 2, figsize=(13, 4.6), width_ratios=(1.3, 1))
     ntxent_time(left, main_series(found["ntxent"]))
     left.legend(frameon=False, fontsize=8.5, loc="lower right")
     _titled(left, "NT-Xent forward + backward, D = 128, float32")

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simclr_fast.api import PretrainedRun, pretrain
     from simclr_fast.augmentation import SimCLRAugment, SimCLREval
     from simclr_fast.backbone import load_backbone
     from simclr_fast.losses import (
@@ -29,6 +30,7 @@ __all__ = [
     "InfoNCELoss",
     "LearnedTemperature",
     "NTXentLoss",
+    "PretrainedRun",
     "SimCLRAugment",
     "SimCLREval",
     "SupConLoss",
@@ -37,6 +39,7 @@ __all__ = [
     "info_nce_loss",
     "load_backbone",
     "ntxent_loss",
+    "pretrain",
     "similarity_logsumexp",
     "sup_con_loss",
 ]
@@ -44,9 +47,11 @@ __all__ = [
 # Where the names that are not in `losses` come from.
 _MODULES = {
     "LearnedTemperature": "temperature",
+    "PretrainedRun": "api",
     "SimCLRAugment": "augmentation",
     "SimCLREval": "augmentation",
     "load_backbone": "backbone",
+    "pretrain": "api",
 }
 
 

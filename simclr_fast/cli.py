@@ -4,14 +4,12 @@ What a command needs is imported when it is named: the list of commands shows wi
 """
 
 import dataclasses
+import functools
 import importlib
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from simclr_fast.config import Config
+from typing import Any
 
 PROGRAM = "simclr-fast"
 
@@ -96,33 +94,30 @@ def imported(name: str) -> Any:
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its options.
 
-    Raises ConfigError for a command that does not exist; ends the program where the options cannot be read.
+    Raises ConfigError for a command, a recipe or an option that does not exist, with the nearest name; ends the program
+    where a value cannot be read.
     """
+    import tyro
+
+    from simclr_fast.config import DEFAULT_RECIPE, RECIPES
     from simclr_fast.errors import ConfigError
+    from simclr_fast.named_options import check_spelling, unknown
 
     name, *rest = arguments
     if name not in COMMANDS:
-        raise ConfigError(f"{name}: there is no such command; `{PROGRAM} --help` lists them")
-    return name, _pretrain_options(rest) if name == "pretrain" else _read(name, rest)
-
-
-def _read(name: str, arguments: Sequence[str], **more: Any) -> Any:
-    import tyro
-
-    kind = imported(COMMANDS[name].options)
-    return tyro.cli(kind, args=arguments, prog=f"{PROGRAM} {name}", config=(tyro.conf.OmitArgPrefixes,), **more)
-
-
-def _pretrain_options(arguments: Sequence[str]) -> "Config":
-    """The options of `pretrain`, over the defaults of the recipe that comes first."""
-    from simclr_fast.config import RECIPES
-    from simclr_fast.errors import ConfigError
-
-    recipe = arguments[0] if arguments and arguments[0] in RECIPES else "demo"
-    config = _read("pretrain", arguments, default=RECIPES[recipe])
+        raise unknown("command", name, list(COMMANDS))
+    kind, program = imported(COMMANDS[name].options), f"{PROGRAM} {name}"
+    check_spelling(rest, kind, program)
+    read = functools.partial(tyro.cli, kind, args=rest, prog=program, config=(tyro.conf.OmitArgPrefixes,))
+    if name != "pretrain":
+        return name, read()
+    recipe = rest[0] if rest and not rest[0].startswith("-") else DEFAULT_RECIPE
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, list(RECIPES))
+    config = read(default=RECIPES[recipe])
     if config.recipe != recipe:
         raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
-    return config
+    return name, config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,18 +126,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0 if arguments else 2
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    from simclr_fast.process import exit_status
+    from simclr_fast.errors import EXIT_STATUS, ConfigError
 
     name = arguments[0]
     program = f"{PROGRAM} {name}" if name in COMMANDS else PROGRAM
+    try:
+        _, options = parse(arguments)  # before anything of the command's work is imported
+    except ConfigError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return EXIT_STATUS[ConfigError]
 
-    def work() -> int:
-        _, options = parse(arguments)
-        logging.basicConfig(level=COMMANDS[name].log_level, format=f"{program}: %(message)s")
-        # `record` lets torchrun show the error of the process that failed first.
-        result = record(imported(COMMANDS[name].work))(options)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from simclr_fast.named_options import named_in
+    from simclr_fast.process import exit_status
+
+    logging.basicConfig(level=COMMANDS[name].log_level, format=f"{program}: %(message)s")
+    work = record(imported(COMMANDS[name].work))  # lets torchrun show the error of the process that failed first
+
+    def run() -> int:
+        result = work(options, named_in(arguments)) if name == "pretrain" else work(options)
         return result if isinstance(result, int) else 0
 
-    return exit_status(program, work)
+    return exit_status(program, run)

@@ -5,6 +5,7 @@ import datetime
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -82,7 +83,8 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
 class StopSignals:
     """Context in which the first SIGTERM or SIGINT is only noted; a second one acts as it would have outside.
 
-    The loop honours the request between two steps.
+    The loop honours the request between two steps. In a thread other than the main one, to which Python brings no
+    signal, it notes nothing.
     """
 
     def __init__(self) -> None:
@@ -90,7 +92,8 @@ class StopSignals:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGTERM, signal.SIGINT) if in_main_thread else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -122,6 +125,9 @@ def exit_status(program: str, work: Callable[[], int]) -> int:
         status, message = ending
         print(f"{program}: error: {message}", file=sys.stderr)
         return status
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     finally:
         stop_process()
 

@@ -2,30 +2,38 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from simclr_fast.run_files import ONLINE_KNN_K
-
-matplotlib.use("Agg")  # files only: no display is needed
-import matplotlib.pyplot as plt
 
 DPI = 130
 MAPPED_IMAGES = 1000  # points of a map of embeddings
 GRID_SIDE = 288  # pixels of an image in the view grid: twice what is drawn of it, whatever the camera gave
 
 
-def save(figure: plt.Figure, path: Path, dpi: int = DPI) -> Path:
-    """Write the figure, let go of it, and return the path."""
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """A figure that is only ever written to a file, and its axes; figsize: inches; options: of `Figure.subplots`.
+
+    pyplot's own figures belong to the caller's program: they need its display, its main thread, and its backend.
+    """
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
+    """Write the figure, and return the path."""
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
     return path
 
 
-def show_image(axis: plt.Axes, image: Tensor) -> None:
+def show_image(axis: Axes, image: Tensor) -> None:
     """Draw an image [C, H, W] on the CPU, uint8 or floats in [0, 1], without ticks."""
     brightest = 1 if image.is_floating_point() else 255
     axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=brightest)
@@ -44,7 +52,7 @@ def view_grid(path: Path, images: Tensor | list[Tensor], view0: Tensor, view1: T
         ("view 2", list(undo(view1))),
     ]
     columns = len(rows[0][1])
-    figure, axes = plt.subplots(3, columns, figsize=(1.1 * columns + 0.8, 3.9), squeeze=False, layout="constrained")
+    figure, axes = subplots(3, columns, figsize=(1.1 * columns + 0.8, 3.9), squeeze=False)
     for line, (title, pictures) in zip(axes, rows):
         for axis, picture in zip(line, pictures):
             show_image(axis, picture)
@@ -64,7 +72,7 @@ def shrunk(image: Tensor, side: int = GRID_SIDE) -> Tensor:
 
 def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     """Loss, contrastive accuracy, online kNN and learning rate over the steps; metrics: the lines of metrics.jsonl."""
-    figure, (loss_axis, accuracy_axis, lr_axis) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure, (loss_axis, accuracy_axis, lr_axis) = subplots(1, 3, figsize=(13, 3.8))
     loss_axis.plot(*_series(metrics, "loss"), label="NT-Xent loss")
     loss_axis.axhline(chance, color="gray", linestyle="--", label=f"chance, ln(2N - 1) = {chance:.2f}")
     loss_axis.set(title="Loss", xlabel="step", ylabel="loss (nats)")
@@ -101,9 +109,9 @@ def embedding_map(
         points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
     else:  # one or two points have no arrangement to look for
         points = features[:, :2]
-    figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
+    figure, axis = subplots(figsize=(7, 6))
     classes = np.unique(labels)
-    colors = plt.get_cmap("tab10" if len(classes) <= 10 else "nipy_spectral")
+    colors = matplotlib.colormaps["tab10" if len(classes) <= 10 else "nipy_spectral"]
     for k, label in enumerate(classes):
         chosen = labels == label
         color = colors(k) if len(classes) <= 10 else colors(k / max(1, len(classes) - 1))

@@ -177,7 +177,10 @@ def build_loader(
 ) -> ArrayLoader | ReadingLoader:
     """The loader for a source; batch_size is the global one. Raises ConfigError where these do not fit."""
     if batch_size > len(source):
-        raise ConfigError(f"--batch-size {batch_size}: the data set has only {len(source)} training images")
+        raise ConfigError(
+            f"--batch-size {batch_size}: the data set has only {len(source)} training images; pass "
+            f"--batch-size {len(source)} or less"
+        )
     sampler = EpochSampler(len(source), batch_size, seed, rank, world_size)
     if isinstance(source, ImageArrays):
         return ArrayLoader(source, sampler, device)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.auto import about, found_in

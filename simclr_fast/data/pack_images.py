@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.parts import name_of

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.packed import MANIFEST, read_manifest

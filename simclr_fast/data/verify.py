@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.packed import check_file, files_of

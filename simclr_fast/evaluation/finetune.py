@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.evaluation.features import REFERENCE_BATCH, LabelledBatches, Pixels, embed, preprocess_of

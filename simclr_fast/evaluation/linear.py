@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.data import Dataset
 from simclr_fast.evaluation.features import ENCODERS, REFERENCE_BATCH, LabelledBatches, all_features, encoders

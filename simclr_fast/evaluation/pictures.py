@@ -4,9 +4,10 @@ import functools
 from pathlib import Path
 
 import torch
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from simclr_fast.visualize import plt, save, show_image
+from simclr_fast.visualize import save, show_image, subplots
 
 LONGEST_NAME = 24  # characters of a class's name beside a picture
 COLORS = {"raw": "tab:gray", "random_init": "tab:orange", "simclr": "tab:blue"}
@@ -22,7 +23,7 @@ def accuracy_over_labels(
 
     results: probe -> labels per class -> encoder -> {"mean", "std"} (fractions; std None for a single draw).
     """
-    figure, axes = plt.subplots(1, len(probes), figsize=(5.2 * len(probes), 3.9), sharey=True, layout="constrained")
+    figure, axes = subplots(1, len(probes), figsize=(5.2 * len(probes), 3.9), sharey=True)
     for axis, (probe, title) in zip(axes, probes.items()):
         counts = [int(count) for count in results[probe]]
         for encoder, name in encoders.items():
@@ -49,15 +50,13 @@ def detections(
         name: [{key: value[one["scores"] >= score] for key, value in one.items()} for one in boxes]
         for name, boxes in found.items()
     }
-    figure, axes = plt.subplots(
-        len(rows), len(images), figsize=(2.0 * len(images), 2.15 * len(rows)), squeeze=False, layout="constrained"
-    )
+    figure, axes = subplots(len(rows), len(images), figsize=(2.0 * len(images), 2.15 * len(rows)), squeeze=False)
     for line, (name, boxes) in zip(axes, rows.items()):
         for axis, image, one in zip(line, images, boxes):
             show_image(axis, image)
             color = TRUE_BOX if name == "true boxes" else FOUND_BOX
             for (left, top, right, bottom), label in zip(one["boxes"].tolist(), one["labels"].tolist()):
-                axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, color=color))
+                axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=color))
                 axis.text(left, top - 1, classes[label], color=color, fontsize=8, va="bottom", parse_math=False)
         line[0].set_ylabel(name)
     figure.suptitle(f"Objects found on test images (score at least {score:g})")
@@ -71,7 +70,7 @@ def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor | Non
     labels.
     """
     n, k = found.shape[:2]
-    figure, axes = plt.subplots(n, k + 1, figsize=(1.0 * (k + 1), 1.0 * n), squeeze=False, layout="constrained")
+    figure, axes = subplots(n, k + 1, figsize=(1.0 * (k + 1), 1.0 * n), squeeze=False)
     for row in range(n):
         for column, axis in enumerate(axes[row]):
             show_image(axis, queries[row] if column == 0 else found[row, column - 1])
@@ -89,7 +88,7 @@ def confusion(path: Path, predicted: Tensor, truth: Tensor, names: list[str], ti
     classes = len(names)
     counts = torch.zeros(classes, classes).index_put_((truth, predicted), torch.ones(()), accumulate=True)
     share = 100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)
-    figure, axis = plt.subplots(figsize=(6.2, 5.4), layout="constrained")
+    figure, axis = subplots(figsize=(6.2, 5.4))
     shown = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
     if classes <= 20:
         for row in range(classes):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import platform
 import tempfile
 import time
@@ -99,6 +100,7 @@ class Session:
             "results": results,
             "tables": [dataclasses.asdict(table) for table in tables],
         }
+        content = json.loads(json.dumps(content))  # plain values, the same to the caller as to a reader of the file
         if self.process.is_main:
             path = self.folder / f"{self.command}.json"
             write_results(path, content)

@@ -6,11 +6,11 @@ import torch
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
-from simclr_fast import NTXentLoss
 from simclr_fast.config import Config
-from simclr_fast.data import build_loader, load_dataset
+from simclr_fast.data import Dataset, build_loader
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
+from simclr_fast.losses import NTXentLoss
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype
 from simclr_fast.run_files import chance_level
@@ -25,10 +25,9 @@ from simclr_fast.training.step_graph import graphed
 from simclr_fast.training.views import Views, check_channels
 
 
-def train(config: Config, process: Process, console: Console, folder: RunFolder) -> int:
+def train(config: Config, dataset: Dataset, process: Process, console: Console, folder: RunFolder) -> int:
     """Run the training that the options describe; returns the exit status."""
     device, options, run = process.device, config.optimization, config.run
-    dataset = load_dataset(config.data)
     check_channels(config.augment, dataset.train.channels)
     loader = build_loader(
         dataset.train, options.batch_size, run.seed, device, config.data, process.rank, process.world_size

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from rich.console import Console
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.config import Config, OptimizationOptions
 from simclr_fast.data.loading import ReadingLoader

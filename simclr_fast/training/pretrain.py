@@ -1,18 +1,67 @@
 """The command `pretrain`: from options to a training run, on this process or on those that torchrun started."""
 
+import dataclasses
+import logging
+from collections.abc import Set
+
 import torch
 from rich.console import Console
 
 from simclr_fast.config import Config, check
+from simclr_fast.data import load_dataset
+from simclr_fast.errors import ConfigError
+from simclr_fast.optim import peak_lr
 from simclr_fast.process import start_process
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.loop import train
 
+log = logging.getLogger(__name__)
 
-def pretrain(config: Config) -> int:
-    """Train; returns the exit status. Raises the errors of `errors.EXIT_STATUS`."""
+
+def pretrain(config: Config, named: Set[str] = frozenset()) -> int:
+    """Train; returns the exit status. named: the options that the user named, whose values are no recipe's defaults.
+
+    Raises the errors of `errors.EXIT_STATUS`.
+    """
     process = start_process(config.speed.device, config.speed.threads)
+    if "warmup_epochs" not in named:
+        config = with_fitting_warmup(config)
     check(config, process.world_size)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.speed.tf32
     with RunFolder(config, process) as folder:
-        return train(config, process, Console(), folder)
+        dataset = load_dataset(config.data)
+        if "batch_size" not in named:
+            config = with_fitting_batch(config, len(dataset.train), process.world_size)
+            check(config, process.world_size)
+        return train(config, dataset, process, Console(), folder)
+
+
+def with_fitting_warmup(config: Config) -> Config:
+    """The options with a warm-up that the epochs leave room for, where the recipe's is longer than the whole run."""
+    options = config.optimization
+    if options.warmup_epochs <= options.epochs:
+        return config
+    fitting = dataclasses.replace(options, warmup_epochs=options.epochs / 10)
+    log.warning(
+        "the recipe's warm-up of %g epochs is cut to a tenth of the run: --warmup-epochs %g",
+        options.warmup_epochs,
+        fitting.warmup_epochs,
+    )
+    return dataclasses.replace(config, optimization=fitting)
+
+
+def with_fitting_batch(config: Config, images: int, world_size: int) -> Config:
+    """The options with a batch of at most so many training images, of which every process takes as many."""
+    size = min(config.optimization.batch_size, images // world_size * world_size)
+    if size == config.optimization.batch_size:
+        return config
+    if size // world_size < 1 or size < 2:
+        raise ConfigError(f"--data {config.data.data}: {images} training images are too few; two per step are needed")
+    fitting = dataclasses.replace(config, optimization=dataclasses.replace(config.optimization, batch_size=size))
+    log.warning(
+        "the recipe's batch of %d is cut to the data set: --batch-size %d, peak learning rate %.3g",
+        config.optimization.batch_size,
+        size,
+        peak_lr(fitting.optimization),
+    )
+    return fitting

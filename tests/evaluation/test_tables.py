@@ -1,9 +1,7 @@
 """Classes by name: which there are, accuracies over them, and names that are no markup and no formulas."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from rich.console import Console
@@ -79,13 +77,11 @@ def test_a_map_of_hardly_any_image(count: int, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
     """The figures that would be saved."""
     figures = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure) or path)
-    yield figures
-    for figure in figures:
-        plt.close(figure)
+    return figures
 
 
 def test_rows_of_confusions_are_true_classes(drawn: list, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ FEW += ("--no-eval", "--knn-epochs", "0")
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on so many images as make 4 steps of 8."""
-    from simclr_fast.training import loop
+    from simclr_fast.training import pretrain
 
     images = torch.randint(0, 256, (8 * STEPS_PER_EPOCH, 1, 9, 9), generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(loop, "load_dataset", lambda options: Dataset(train=ImageArrays(images.to(torch.uint8))))
+    monkeypatch.setattr(pretrain, "load_dataset", lambda options: Dataset(train=ImageArrays(images.to(torch.uint8))))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.transforms.v2 import functional as transforms
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation.detection.data import Target

@@ -1,0 +1,129 @@
+"""The command line as calls: pretrain, and what is done with a pretrained run.
+
+Every option of a command is an argument of the same name, with underscores for hyphens; values are checked as on the
+command line, and messages name options as they are written there. `simclr-fast COMMAND --help` explains them all.
+Progress is shown by tqdm and rich, which draw in a notebook as well (TQDM_DISABLE=1 in the environment hides bars).
+"""
+
+import dataclasses
+import logging
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simclr_fast.config import DEFAULT_RECIPE, RECIPES, Config
+from simclr_fast.errors import CheckpointError
+from simclr_fast.named_options import changed, made, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from simclr_fast.evaluation.options import CheckpointOptions
+
+
+def pretrain(
+    recipe: str = DEFAULT_RECIPE,
+    *,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    model: str | None = None,
+    epochs: int | None = None,
+    **options: Any,
+) -> "PretrainedRun":
+    """Train an encoder with SimCLR, as `simclr-fast pretrain` does, and return the run.
+
+    recipe: what every option that is not named is by default: photos, demo, cifar10 or imagenet. data: folder or file
+    of the images. output: folder of the run (checkpoints, metrics, pictures). model: name of the backbone. epochs:
+    passes over the training set. options: any other option of `simclr-fast pretrain`, such as batch_size (images per
+    step), lr (peak learning rate), size (side of a view, pixels), seed, workers (threads that read images),
+    resume="auto" (go on after a stop), device.
+
+    Random generators, torch's number of threads and TensorFloat-32 are those of the caller again afterwards; equal
+    seeds give equal runs. Ctrl-C ends the training after the step that it is at, with a checkpoint: KeyboardInterrupt,
+    and SystemExit after SIGTERM. In a thread other than the main one signals are left to the caller.
+
+    Raises ConfigError (an option that does not exist or cannot work), CheckpointError, DataError, NonFiniteLossError.
+
+    Example:
+        >>> run = simclr_fast.pretrain(data="photos/", output="runs/photos", epochs=100)
+        >>> run.linear()["results"]
+    """
+    from simclr_fast.caller import callers_state, log_shown
+    from simclr_fast.training.pretrain import pretrain as train
+
+    if recipe not in RECIPES:
+        raise unknown("recipe", str(recipe), list(RECIPES))
+    own = {"data": data, "output": output, "model": model, "epochs": epochs}
+    values = {name: value for name, value in own.items() if value is not None} | options
+    config: Config = changed(RECIPES[recipe], values)
+    with callers_state(), log_shown(logging.INFO):
+        status = train(config, frozenset(values))
+    if status == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    if status != 0:
+        raise SystemExit(status)
+    return PretrainedRun(config.run.output)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedRun:
+    """A run of `pretrain`, and the commands that take one. path: its folder, or one of its checkpoints.
+
+    Each method takes the options of its command by name, returns what `<command>.json` holds, as nested dicts of plain
+    values ("results": accuracies as fractions; "seconds"; "options"; ...), and writes tables and pictures to the run's
+    folder. Raises ConfigError, CheckpointError, DataError; CheckpointError where there is nothing at the path.
+    """
+
+    path: Path
+
+    def __init__(self, path: str | Path):
+        object.__setattr__(self, "path", Path(path))
+        if not self.path.exists():
+            raise CheckpointError(f"{path}: there is no such run; pass the folder that `pretrain` wrote (its --output)")
+
+    def backbone(self) -> "nn.Module":
+        """The trained backbone: normalised images [B, C, H, W] to features [B, D]. See `load_backbone`."""
+        from simclr_fast.backbone import load_backbone
+
+        return load_backbone(self.path)
+
+    def knn(self, **options: Any) -> dict[str, Any]:
+        """Classify test images by their nearest neighbours among the training images."""
+        return self._command("knn", options)
+
+    def linear(self, **options: Any) -> dict[str, Any]:
+        """Train a linear classifier on frozen features, with all labels."""
+        return self._command("linear", options)
+
+    def few_label(self, **options: Any) -> dict[str, Any]:
+        """Train a linear classifier from a few labels per class, over several draws of them."""
+        return self._command("few-label", options)
+
+    def finetune(self, **options: Any) -> dict[str, Any]:
+        """Train backbone and classifier on a part of the labels, from the checkpoint and from scratch."""
+        return self._command("finetune", options)
+
+    def detect(self, **options: Any) -> dict[str, Any]:
+        """Train an object detector on the backbone, from the checkpoint and from scratch."""
+        return self._command("detect", options)
+
+    def export(self, **options: Any) -> dict[str, Any]:
+        """Write the backbone for other programs, with a model card."""
+        return self._command("export", options)
+
+    def report(self, **options: Any) -> dict[str, Any]:
+        """Gather everything of the run on one HTML page, whose path is ["results"]["page"]."""
+        return self._command("report", options)
+
+    def embed(self, **options: Any) -> dict[str, Any]:
+        """Write the features of images, and look for neighbours and near-duplicates among them."""
+        return self._command("embed", options)
+
+    def _command(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        from simclr_fast.caller import callers_state, log_shown
+        from simclr_fast.cli import COMMANDS, imported
+
+        command = COMMANDS[name]
+        chosen: CheckpointOptions = made(imported(command.options), {"checkpoint": self.path, **options})
+        with callers_state(), log_shown(command.log_level):
+            return imported(command.work)(chosen)

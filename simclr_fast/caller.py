@@ -1,0 +1,75 @@
+"""What belongs to the whole process, and to whoever calls us: put back when a training or an evaluation has ended."""
+
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from simclr_fast.process import stop_process
+
+PACKAGE_LOG = logging.getLogger("simclr_fast")
+
+
+@contextlib.contextmanager
+def callers_state() -> Iterator[None]:
+    """Put back torch's threads, TensorFloat-32, CUDA device and the random generators; leave a group that was joined.
+
+    Generators of GPUs are put back where CUDA was in use before.
+    """
+    put_back_tf32 = _tf32()
+    threads, generators = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    cuda = (torch.cuda.current_device(), torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else None
+    joined = dist.is_initialized()
+    try:
+        yield
+    finally:
+        if not joined:
+            stop_process()
+        if cuda is not None:
+            torch.cuda.set_device(cuda[0])
+            torch.cuda.set_rng_state_all(cuda[1])
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_rng_state(generators[2])
+        torch.set_num_threads(threads)
+        put_back_tf32()
+
+
+def _tf32() -> Callable[[], None]:
+    """What puts back the precisions of float32 products and convolutions, by torch's older and newer names of them."""
+    older = torch.backends.cuda.matmul, torch.backends.cudnn
+    newer = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    precisions = [place.fp32_precision for place in newer]
+    try:
+        allowed = [place.allow_tf32 for place in older]
+    except RuntimeError:  # torch refuses to tell where the caller has set what the older names cannot say
+        allowed = []
+
+    def put_back() -> None:
+        for place, value in zip(older, allowed):
+            place.allow_tf32 = value
+        for place, value in zip(newer, precisions):
+            place.fp32_precision = value
+
+    return put_back
+
+
+@contextlib.contextmanager
+def log_shown(level: int) -> Iterator[None]:
+    """Show the package's log on stderr, from this level on, where the caller has set up no logging of its own."""
+    if PACKAGE_LOG.hasHandlers():
+        yield
+        return
+    handler, before = logging.StreamHandler(), PACKAGE_LOG.level
+    handler.setFormatter(logging.Formatter("simclr_fast: %(message)s"))
+    PACKAGE_LOG.addHandler(handler)
+    PACKAGE_LOG.setLevel(level)
+    try:
+        yield
+    finally:
+        PACKAGE_LOG.removeHandler(handler)
+        PACKAGE_LOG.setLevel(before)

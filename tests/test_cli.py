@@ -1,0 +1,112 @@
+"""The command `simclr-fast` by itself: what it lists, what it loads, what it says to a name that it does not know."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from simclr_fast.cli import COMMANDS, imported, main
+from simclr_fast.config import RECIPES
+from simclr_fast.named_options import types_of
+
+HEAVY = ("torch", "torchvision", "sklearn", "numpy", "matplotlib", "tensorboard", "tyro", "rich")
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The packages, of those that take long, that the command has loaded when it ends."""
+    program = (
+        "import sys; from simclr_fast.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "finally:\n    print('\\nloaded', *sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return set(HEAVY) & set(run.stdout.rpartition("\nloaded")[2].split())
+
+
+def test_the_list_of_commands_loads_nothing_that_takes_long(capsys) -> None:
+    assert loaded_by("--help") == set()
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in COMMANDS if not re.search(rf"^  {name} +\w", text, re.MULTILINE)] == []
+    assert main([]) == 2
+    assert capsys.readouterr().out == text
+
+
+def test_help_of_a_command_loads_no_torch() -> None:
+    for command in ("pretrain", "knn"):
+        assert not loaded_by(command, "--help") & {"torch", "torchvision", "sklearn", "matplotlib"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_explains_its_options(command: str, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: simclr-fast {command} " in text
+    names = types_of(imported(COMMANDS[command].options))
+    positional = {"pretrain": "recipe", "report": "checkpoint"}.get(command)
+    assert [n for n in names if n != positional and f"--{n.replace('_', '-')}" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["knm"], "simclr-fast: error: knm: there is no such command; did you mean knn?"),
+        (["few_label"], "simclr-fast: error: few_label: there is no such command; did you mean few-label?"),
+        (["zzz"], f"simclr-fast: error: zzz: there is no such command; choose one of {', '.join(COMMANDS)}"),
+        (["pretrain", "deno"], "simclr-fast pretrain: error: deno: there is no such recipe; did you mean demo?"),
+        (
+            ["pretrain", "zzz"],
+            f"simclr-fast pretrain: error: zzz: there is no such recipe; choose one of {', '.join(RECIPES)}",
+        ),
+        (
+            ["pretrain", "demo", "--tempreature=1"],
+            "simclr-fast pretrain: error: --tempreature: there is no such option; did you mean --temperature?",
+        ),
+        (
+            ["pretrain", "--no-evla"],
+            "simclr-fast pretrain: error: --no-evla: there is no such option; did you mean --no-eval?",
+        ),
+        (
+            ["knn", "--checkpiont", "x"],
+            "simclr-fast knn: error: --checkpiont: there is no such option; did you mean --checkpoint?",
+        ),
+        (
+            ["knn", "--zzz"],
+            "simclr-fast knn: error: --zzz: there is no such option; `simclr-fast knn --help` lists them",
+        ),
+        (
+            ["pack", "--formt", "raw"],
+            "simclr-fast pack: error: --formt: there is no such option; did you mean --format?",
+        ),
+        (
+            ["info", "--verbose"],
+            "simclr-fast info: error: --verbose: there is no such option; `simclr-fast info --help` lists them",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_name_that_does_not_exist_is_one_line_with_the_nearest(arguments: list[str], said: str, capsys) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"{said}\n")
+
+
+def test_underscores_are_as_good_as_hyphens(tmp_path, capsys) -> None:
+    assert main(["knn", "--checkpoint", str(tmp_path), "--knn_k", "0"]) == 2
+    assert "--knn-k 0: pass an integer >= 1" in capsys.readouterr().err
+
+
+def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
+    program = (
+        "import sys, simclr_fast\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(simclr_fast.__all__) <= set(dir(simclr_fast))\n"
+        "assert all(hasattr(simclr_fast, name) for name in simclr_fast.__all__)\n"
+        "from simclr_fast import *\n"
+        "assert pretrain is simclr_fast.pretrain\n"
+        "assert not hasattr(simclr_fast, 'NTXnetLoss')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
