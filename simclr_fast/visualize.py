@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -18,12 +19,19 @@ MAPPED_IMAGES = 1000  # points of a map of embeddings
 GRID_SIDE = 288  # pixels of an image in the view grid: twice what is drawn of it, whatever the camera gave
 
 
-def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
-    """A figure that is only ever written to a file, and its axes; figsize: inches; options: of `Figure.subplots`.
+def new_figure(figsize: tuple[float, float], layout: str | None = None) -> Figure:
+    """A figure that is only ever written to a file; figsize: inches.
 
     pyplot's own figures belong to the caller's program: they need its display, its main thread, and its backend.
     """
-    figure = Figure(figsize=figsize, layout="constrained")
+    figure = Figure(figsize=figsize, layout=layout)
+    FigureCanvasAgg(figure)  # draws it, where the size of a text is asked for
+    return figure
+
+
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """A `new_figure`, and its axes; options: of `Figure.subplots`."""
+    figure = new_figure(figsize, layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 

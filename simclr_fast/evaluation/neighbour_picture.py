@@ -6,10 +6,15 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from torch import Tensor
 
 from simclr_fast.evaluation.pictures import FOUND_BOX, TRUE_BOX
-from simclr_fast.visualize import plt, save
+from simclr_fast.visualize import new_figure, save
 
 PICTURE_FILE = "neighbours.png"
 CELL, TEXT = 1.5, 0.5  # inches: side of an image in the picture, height of the text below it
@@ -59,7 +64,7 @@ def draw(path: Path, lines: Sequence[Sequence[Shown]], title: str) -> Path:
     """
     step, row = CELL + GAP, CELL + TEXT + GAP
     width, height = max(map(len, lines)) * step + 2 * GAP, len(lines) * row + HEAD
-    figure = plt.figure(figsize=(width, height))
+    figure = new_figure((width, height))
     # One axis in inches for all: an axis for each image takes many times as long to draw.
     axis = figure.add_axes((0, 0, 1, 1))
     for i, line in enumerate(lines):
@@ -74,11 +79,11 @@ def draw(path: Path, lines: Sequence[Sequence[Shown]], title: str) -> Path:
     return save(figure, path)
 
 
-def _show(axis: plt.Axes, shown: Shown, left: float, top: float, is_query: bool) -> None:
+def _show(axis: Axes, shown: Shown, left: float, top: float, is_query: bool) -> None:
     """An image in the middle of its cell, as large as it can be there, and a frame around the cell."""
     middle = (left + CELL / 2, top - CELL / 2)
     background = MISSING if shown.image is None else CELL_COLOR
-    axis.add_patch(plt.Rectangle((left, top - CELL), CELL, CELL, facecolor=background, linewidth=0, zorder=-1))
+    axis.add_patch(Rectangle((left, top - CELL), CELL, CELL, facecolor=background, linewidth=0, zorder=-1))
     if shown.image is None:
         axis.text(*middle, "cannot be read", ha="center", va="center", fontsize=TEXT_SIZE)
     else:
@@ -90,11 +95,11 @@ def _show(axis: plt.Axes, shown: Shown, left: float, top: float, is_query: bool)
     is_known = shown.same is not None
     color = QUERY if is_query else {True: TRUE_BOX, False: FOUND_BOX, None: "#bbbbbb"}[shown.same]
     strength = 2.5 if is_query or is_known else 0.8
-    frame = plt.Rectangle((left, top - CELL), CELL, CELL, fill=False, edgecolor=color, linewidth=strength, zorder=3)
+    frame = Rectangle((left, top - CELL), CELL, CELL, fill=False, edgecolor=color, linewidth=strength, zorder=3)
     axis.add_patch(frame)
 
 
-def _write(axis: plt.Axes, shown: Shown, middle: float, bottom: float, is_query: bool) -> None:
+def _write(axis: Axes, shown: Shown, middle: float, bottom: float, is_query: bool) -> None:
     """Below an image: its similarity, the file's name and, in grey, its folder."""
     folder, _, name = shown.name.rpartition("/")
     first = "query" if is_query else f"{shown.similarity:.3f}"
@@ -105,7 +110,7 @@ def _write(axis: plt.Axes, shown: Shown, middle: float, bottom: float, is_query:
         _fit(axis.figure, written, readable(text))
 
 
-def _fit(figure: plt.Figure, written: plt.Text, text: str) -> None:
+def _fit(figure: Figure, written: Text, text: str) -> None:
     """Set a text that is at most as wide as a cell: the longest that keeps as much of the beginning as of the end."""
     limit = CELL * figure.dpi
 
@@ -137,12 +142,11 @@ def readable(text: str) -> str:
 @functools.cache
 def _family() -> list[str]:
     """DejaVu Sans and what other fonts are installed."""
-    installed = {font.name for font in plt.matplotlib.font_manager.fontManager.ttflist}
+    installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in OTHER_FONTS if name in installed)]
 
 
 @functools.cache
 def _letters() -> frozenset[int]:
-    manager = plt.matplotlib.font_manager
-    paths = [manager.findfont(manager.FontProperties(family=name)) for name in _family()]
-    return frozenset().union(*(manager.get_font(path).get_charmap() for path in paths))
+    paths = [font_manager.findfont(font_manager.FontProperties(family=name)) for name in _family()]
+    return frozenset().union(*(font_manager.get_font(path).get_charmap() for path in paths))

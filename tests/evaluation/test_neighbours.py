@@ -5,7 +5,6 @@ import json
 import warnings
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -173,7 +172,6 @@ def test_the_picture_holds_all_of_every_name(tmp_path: Path, monkeypatch) -> Non
         wanted = max(neighbour_picture.THINNEST / neighbour_picture.CELL, min(height, width) / max(height, width))
         assert min(right - left, top - bottom) / max(right - left, top - bottom) == pytest.approx(wanted)
         assert (right - left > top - bottom) == (width > height)
-    plt.close(figure)
 
 
 def test_letters_without_a_font_are_spelled_out(monkeypatch) -> None:
