@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from simclr_fast.data.chunks import CHUNK, work_ahead
+from simclr_fast.data.messages import on_one_line
 from simclr_fast.data.packed import MANIFEST, read_manifest
 from simclr_fast.data.packed_shape import shard_name
 from simclr_fast.data.sources import Dataset, EncodedImages, Source
 from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.threads import Place
-from simclr_fast.errors import DataError, in_utf8
+from simclr_fast.errors import DataError
 
 SILENT_SECONDS = 5.0  # that looking at the source may take before it shows
 
@@ -128,7 +129,7 @@ class AllImages:
     def name(self, number: int) -> str:
         """The path of an image below the root, as the one of an image that was packed then; else PART/INDEX.
 
-        Text in one line that any file takes: bytes that are not UTF-8 and control characters are spelled out.
+        Text in one line that any file takes: bytes that are not UTF-8 and line breaks are spelled out.
         """
         part, index = self.place(number)
         if part in self.packed_names:
@@ -136,7 +137,7 @@ class AllImages:
         else:
             path = self.path(number)
             name = f"{part}/{index}" if path is None else self.parts[part].source.name(index)
-        return in_one_line(name.removeprefix(self.prefix))
+        return on_one_line(name.removeprefix(self.prefix))
 
     def message_name(self, number: int) -> str:
         """What messages call an image."""
@@ -182,9 +183,3 @@ class PackedNames:
             return pyarrow.concat_arrays(
                 [pyarrow.array(batch.column(0).field("path").to_pylist()) for batch in batches]
             )
-
-
-def in_one_line(name: str) -> str:
-    """A name as text without line ends and other control characters, which are written as \\n and the like."""
-    text = in_utf8(name)
-    return "".join(c if c.isprintable() or c == "\u200d" else c.encode("unicode_escape").decode() for c in text)

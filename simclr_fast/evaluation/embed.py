@@ -18,10 +18,12 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from simclr_fast.data import Dataset
-from simclr_fast.data.parts import AllImages, digest_of, in_one_line, parts_of
+from simclr_fast.data.ignored import IgnoredFile
+from simclr_fast.data.messages import on_one_line
+from simclr_fast.data.parts import AllImages, digest_of, parts_of
 from simclr_fast.data.sources import EncodedImages
 from simclr_fast.data.unreadable import BadImageError
-from simclr_fast.errors import ConfigError, DataError
+from simclr_fast.errors import ConfigError, DataError, in_utf8
 from simclr_fast.evaluation import duplicates
 from simclr_fast.evaluation.embedding import Encoder, embed_missing
 from simclr_fast.evaluation.feature_set import FeatureSet
@@ -80,11 +82,12 @@ def main(session: Session) -> dict[str, Any]:
         else:
             embed_missing(found, images, encoder, options.batch_size, options.workers)
             found.end()
+        _list_ignored(root, dataset, images, found)
         view = _View(found, images, found.numbers().tolist())
         near = _neighbours(view, encoder, queries, options)
         alike = _duplicates(view, session)
         results = {
-            "data": in_one_line(str(session.data_options.data)),
+            "data": on_one_line(str(session.data_options.data)),
             "images": len(images),
             "rows": found.rows,
             "width": found.journal["width"],
@@ -169,6 +172,13 @@ def _digest(images: AllImages, dataset: Dataset, threads: int) -> str:
     return digest.hexdigest()[:16]
 
 
+def _list_ignored(root: Path, dataset: Dataset, images: AllImages, found: FeatureSet) -> None:
+    """List all that has no feature: what the data set ignores, and what cannot be read."""
+    names = ((images.message_name(number), message) for number, message in found.left_out)
+    unreadable = [(name, message.removeprefix(f"{in_utf8(name)}: ")) for name, message in names]
+    IgnoredFile(root).add([*dataset.ignored, *unreadable])
+
+
 def _read_queries(paths: tuple[Path, ...], channels: int) -> list[tuple[Path, Tensor]]:
     """The images to look for, uint8 [C, H, W]. Raises ConfigError with the first that cannot be read."""
     source = EncodedImages(len(paths), lambda i: paths[i].read_bytes(), lambda i: str(paths[i]))
@@ -195,7 +205,7 @@ def _neighbours(
             [(row, value) for row, value in zip(*line) if not view.is_file(row, path)][:count]
             for (path, _), *line in zip(queries, rows.tolist(), similarity.tolist())
         ]
-        asked = [(Shown(shrunk(image), in_one_line(str(path))), -1) for path, image in queries]
+        asked = [(Shown(shrunk(image), on_one_line(str(path))), -1) for path, image in queries]
         title = "Nearest images by cosine similarity"
     else:
         generator = torch.Generator().manual_seed(options.seed)

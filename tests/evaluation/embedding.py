@@ -16,12 +16,11 @@ from simclr_fast.evaluation.run import Run
 OTHERS = ("embed.json", "neighbours.png", "neighbours.json", "duplicates.csv", "duplicates.json", ".lock")
 
 
-def embedded(run: Path, data: Path, output: Path, *more: str, kind: str | None = "imagefolder") -> int:
-    """The exit status of the command, in shards of 6 images. kind: the value of --dataset, None for none."""
+def embedded(run: Path, data: Path, output: Path, *more: str) -> int:
+    """The exit status of the command, in shards of 6 images."""
     sizes = ("--shard-size", "6", "--batch-size", "4", "--neighbours", "2", "--workers", "2")
-    kinds = () if kind is None else ("--dataset", kind)
     place = ("--checkpoint", str(run), "--data", str(data), "--output", str(output))
-    return main(["embed", *place, *sizes, *kinds, *more])
+    return main(["embed", *place, *sizes, *more])
 
 
 def contents(folder: Path) -> dict[str, bytes]:

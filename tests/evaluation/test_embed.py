@@ -16,8 +16,10 @@ import pandas
 import pytest
 import safetensors
 
+from simclr_fast.api import PretrainedRun
 from simclr_fast.cli import main
 from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import embedding, feature_set
 from simclr_fast.evaluation.feature_files import FORMATS
 from tests.data.packing import StoppedError, failing
@@ -275,3 +277,15 @@ def test_a_disk_that_is_gone_stops_it(color_run: Path, photos: Path, tmp_path: P
     assert "10 images in a row that the disk refuses" in capsys.readouterr().err
     assert embedded(color_run, photos, tmp_path / "features", "--shard-size", "20") == 0
     assert json.loads((tmp_path / "features" / "embed.json").read_text())["results"]["left_out"] == []
+
+
+def test_the_call_returns_what_the_file_holds(color_run: Path, photos: Path, tmp_path: Path) -> None:
+    sizes = {"shard_size": 50, "neighbours": 3, "workers": 0, "duplicates": None}
+    query = photos / "train" / "cat" / "0.png"
+    content = PretrainedRun(color_run).embed(data=photos, output=str(tmp_path / "out"), query=[str(query)], **sizes)
+    assert content == json.loads((tmp_path / "out" / "embed.json").read_text())
+    (answer,) = content["results"]["neighbours"]
+    assert answer["query"] == str(query)
+    assert len(answer["neighbours"]) == 3
+    with pytest.raises(ConfigError, match="--split 'dev': pass one of all, train, labelled, test"):
+        PretrainedRun(color_run).embed(data=photos, output=tmp_path / "other", split="dev")

@@ -50,6 +50,11 @@ def test_every_file_of_mixed_photos_is_embedded_or_named(color_run: Path, tmp_pa
     for name, reason in mixed.unreadable.items():
         assert re.search(reason, left_out[name])
         assert f"unreadable image, left out: {mixed.root / name}: " in caplog.text
+    listed = dict(line.split("\t") for line in (tmp_path / "out" / "ignored.txt").read_text().splitlines())
+    listed = {name.removeprefix(f"{mixed.root}/"): reason for name, reason in listed.items()}
+    assert listed.keys() == mixed.ignored.keys() | mixed.unreadable.keys()
+    for name, reason in (mixed.ignored | mixed.unreadable).items():
+        assert re.search(re.escape(reason) if name in mixed.ignored else reason, listed[name])
     # Under its name is the feature of that image, not of one in its place.
     for name in ("rgb.jpg", "palette.png", "animated.gif"):
         (tmp_path / name).mkdir()
@@ -71,12 +76,8 @@ def test_where_no_image_can_be_read_it_says_so(color_run: Path, tmp_path: Path, 
 @pytest.mark.parametrize("form", ["jpeg", "raw"])
 def test_packed_images_keep_their_names(form: str, color_run: Path, photos: Path, tmp_path: Path) -> None:
     """Where their pixels alone were packed, they are called by split and number."""
-    pack(
-        PackOptions(
-            tmp_path / "packed", format=form, size=32, data=SourceOptions("imagefolder", data=photos, workers=2)
-        )
-    )
-    assert embedded(color_run, tmp_path / "packed", tmp_path / "out", *QUIET, kind=None) == 0
+    pack(PackOptions(tmp_path / "packed", format=form, size=32, data=SourceOptions(data=photos, workers=2)))
+    assert embedded(color_run, tmp_path / "packed", tmp_path / "out", *QUIET) == 0
     names = table(tmp_path / "out")["name"].tolist()
     wanted, _, codes = truth(color_run, photos)
     assert names == (
@@ -89,7 +90,7 @@ def test_rows_of_a_table_are_called_by_split_and_number(color_run: Path, photos:
     files = [str(path) for path in sorted(photos.rglob("*.jpg"))[:5]]
     rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
     datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "table"))
-    assert embedded(color_run, tmp_path / "table", tmp_path / "out", *QUIET, kind="huggingface") == 0
+    assert embedded(color_run, tmp_path / "table", tmp_path / "out", *QUIET) == 0
     frame = table(tmp_path / "out")
     assert frame["name"].tolist() == [f"train/{k}" for k in range(5)]
     assert list(frame.columns) == ["name", "split", "feature"], "there are no labels"
