@@ -52,8 +52,5 @@ def _few(names: list[str]) -> str:
 
 def on_one_line(text: str) -> str:
     """Text that fits into a line of UTF-8: line breaks and tabs, and bytes that are not UTF-8, become escapes."""
-    return in_utf8("".join(_escaped(c) if c.isspace() and c != " " else c for c in text))
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
+    breaks = lambda character: character == "\t" or len(f" {character} ".splitlines()) > 1
+    return in_utf8("".join(c.encode("unicode_escape").decode() if breaks(c) else c for c in text))

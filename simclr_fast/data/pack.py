@@ -23,6 +23,7 @@ from simclr_fast.config import SourceOptions
 from simclr_fast.data.auto import about, found_in
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.datasets import load_dataset
+from simclr_fast.data.ignored import IgnoredFile
 from simclr_fast.data.messages import say
 from simclr_fast.data.pack_images import JpegForm, RawForm
 from simclr_fast.data.pack_writers import JpegWriter, RawWriter
@@ -92,6 +93,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
             say(about(options.data, dataset, why))
         parts = parts_of(dataset)
         _prepare(journal, options, dataset, parts)
+        IgnoredFile(root).add(dataset.ignored)
         for entry in journal["splits"].values():
             if _is_whole(entry):
                 check_files(root, entry["files"])

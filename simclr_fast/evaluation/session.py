@@ -69,6 +69,8 @@ class Session:
     def data(self) -> Dataset:
         """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it."""
         dataset = load_dataset(self.data_options)
+        if self.process.is_main:
+            dataset.list_ignored(self.folder)
         if dataset.train.channels != self.run.channels:
             raise ConfigError(
                 f"{choice(self.data_options)}: its images have {dataset.train.channels} channel(s), the model takes "

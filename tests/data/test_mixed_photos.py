@@ -69,12 +69,12 @@ def test_they_are_trained_and_reported_on(photos: MixedPhotos, tmp_path: Path, m
 
 
 def test_the_list_has_each_line_once_and_no_line_breaks(tmp_path: Path) -> None:
-    odd = os.fsdecode(b"a\tb\nc\xe4\r.jpg")
+    odd = os.fsdecode(b"a\tb\nc\xe4\r.jpg") + "\u2028\u202f"
     for _ in range(2):
         file = IgnoredFile(tmp_path)
         file.add([(odd, "no image"), ("übung 🐈.txt", "no\nimage")])
         file.add([(odd, "no image")])
-    expected = "a\\tb\\nc\\xe4\\r.jpg\tno image\nübung 🐈.txt\tno\\nimage\n"
+    expected = "a\\tb\\nc\\xe4\\r.jpg\\u2028\u202f\tno image\nübung 🐈.txt\tno\\nimage\n"
     assert (tmp_path / IGNORED_FILE).read_bytes() == expected.encode()
     IgnoredFile(tmp_path / "none").add([])
     assert not (tmp_path / "none").exists()

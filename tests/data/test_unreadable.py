@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from simclr_fast.config import DataOptions
-from simclr_fast.data import EncodedImages, load_dataset
+from simclr_fast.data import Dataset, EncodedImages, load_dataset
+from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.loading import EncodedLoader
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace, walk
@@ -137,6 +138,22 @@ def test_a_process_judges_by_the_whole_data_set_and_learns_what_others_met(folde
     other.known = {source.name(elsewhere): "broken", source.name(met[0]): "broken"}
     with pytest.raises(DataError, match="3 unreadable images"):  # one of them both have met
         list(loader.epoch(0))
+
+
+def test_the_list_of_the_run_has_what_any_process_met(folder_root: Path, tmp_path: Path, monkeypatch) -> None:
+    source = broken_folder(folder_root, share=0.5)
+    first = met_by_rank_0(source)[0]
+    Path(source.name(first)).write_bytes(b"broken")
+    other = OtherProcess(monkeypatch, {"elsewhere.jpg": "elsewhere.jpg: torn"})
+    Dataset(source, ignored=(("notes.txt", "no image (.txt)"),)).list_ignored(tmp_path)
+    loader = rank_0_of_2(source)
+    for _ in range(2):
+        list(loader.epoch(0))
+    lines = (tmp_path / IGNORED_FILE).read_text().splitlines()
+    assert lines[0] == "notes.txt\tno image (.txt)"
+    assert lines[1].startswith(f"{source.name(first)}\tunreadable: Unsupported image file")
+    assert lines[2:] == ["elsewhere.jpg\tunreadable: torn"]
+    assert set(other.told) == {source.name(first), "elsewhere.jpg"}
 
 
 def test_one_process_asks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
