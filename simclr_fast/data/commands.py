@@ -31,9 +31,9 @@ class CheckOptions:
     """Read a packed set from end to end, and look at every checksum."""
 
     data: Path
-    """Folder that `pack` wrote."""
+    """Folder that holds the data set, one that `pack` wrote."""
     workers: int = 8
-    """Threads that read."""
+    """Threads that read and decode images."""
 
 
 def pack_command(options: PackOptions) -> int:

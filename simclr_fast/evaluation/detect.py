@@ -20,7 +20,7 @@ from simclr_fast.evaluation.splits import hold_out
 from simclr_fast.evaluation.tables import ResultTable, spread
 from simclr_fast.process import autocast_dtype
 
-INITS = {"random": "random init", "checkpoint": "SimCLR init"}
+INITS = {"scratch": "random init", "checkpoint": "SimCLR init"}
 SHOWN_IMAGES = 6
 SHOWN_SCORE = 0.3  # after so short a training, scores are low
 SCENE_SCALE = Scale(image_size=(96, 96), width=32, anchors=64, boxes=32, proposals=(100, 100))
@@ -104,8 +104,8 @@ def held_out_scores(session: Session, task: Task) -> dict[float, float | None]:
     scores = {}
     for rate in task.rates:
         # With the seed after those that are measured.
-        name = f"{INITS['random']}, choosing the learning rate, {rate:g}"
-        detector = trained_detector(session, task, "random", rate, session.options.seeds, name)
+        name = f"{INITS['scratch']}, choosing the learning rate, {rate:g}"
+        detector = trained_detector(session, task, "scratch", rate, session.options.seeds, name)
         scores[rate] = evaluate_detector(detector, task.held_out, session.device)["map"]
     return scores
 

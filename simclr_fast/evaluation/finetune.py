@@ -17,7 +17,7 @@ from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction
 from simclr_fast.evaluation.tables import TOP, ResultTable, accuracy, class_names, spread, top5_accuracy
 from simclr_fast.optim import lr_at
-from simclr_fast.process import Process, autocast_dtype
+from simclr_fast.process import Process, autocast_dtype, compile_backend
 from simclr_fast.sync_bn import synchronize_batch_norm
 
 COLUMNS = {"raw": "raw pixels, linear", "scratch": "from scratch", "checkpoint": "from the checkpoint"}
@@ -42,7 +42,7 @@ def main(session: Session) -> dict[str, Any]:
     speed = Speed(
         autocast_dtype(options.amp_dtype, device),
         options.channels_last,
-        options.torchcompile == "on" or (options.torchcompile == "auto" and device.type == "cuda"),
+        compile_backend(options.torchcompile, device),
     )
     preprocess, truth, classes = preprocess_of(run), data.test.labels, len(class_names(data))
     raw_train, raw_test = standardize(
@@ -108,7 +108,7 @@ class Speed:
 
     autocast: torch.dtype | None = None
     channels_last: bool = True
-    compile: bool = False
+    compile_backend: str | None = None  # of torch.compile; None compiles nothing
 
 
 def train_classifier(
@@ -141,7 +141,8 @@ def train_classifier(
             logits = wrapped(images)
         return F.cross_entropy(logits.float(), labels)
 
-    compute = torch.compile(loss_of, dynamic=False) if speed.compile else loss_of
+    backend = speed.compile_backend
+    compute = loss_of if backend is None else torch.compile(loss_of, backend=backend, dynamic=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
     scaler = torch.amp.GradScaler(device.type, enabled=speed.autocast == torch.float16)
     bar = tqdm(batches.steps(steps), total=steps, desc=title, unit="step", disable=not process.is_main)

@@ -6,7 +6,18 @@ from typing import Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from simclr_fast.config import COUNT, COUNT_OR_ZERO, POSITIVE, AmpDtype, Device, Rule, flag, require
+from simclr_fast.config import (
+    COUNT,
+    COUNT_OR_ZERO,
+    POSITIVE,
+    AmpDtype,
+    Compiler,
+    DatasetName,
+    Device,
+    Rule,
+    flag,
+    require,
+)
 from simclr_fast.errors import ConfigError
 
 
@@ -35,19 +46,23 @@ class ComputeOptions(CheckpointOptions):
     device: Device = "auto"
     """Where to compute; auto takes CUDA where there is a GPU."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """CPU threads of a process; 0 leaves torch's choice."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataChoice(ComputeOptions):
     """Which images."""
 
-    dataset: str | None = None
-    """Another data set than the run's, by the names that `pretrain` knows; None keeps it."""
+    dataset: DatasetName | None = None
+    """Kind of data set, as `pretrain` knows them; None is the run's, or auto where --data names another one."""
     data: Path | None = None
-    """Folder of the data set; None is the run's."""
+    """Folder (or file) that holds the data set; None is the run's."""
+    image_column: str | None = None
+    """Column with the images (huggingface) or their paths (table); None is the run's, or is found in another --data."""
+    label_column: str | None = None
+    """Column with the classes, numbers or names; None is the run's, or is found in another --data."""
     seed: int = 0
-    """Seed of every random choice here (integer >= 0)."""
+    """Seed of every random choice (integer >= 0)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,11 +84,11 @@ class LinearOptions(DataChoice):
     method: Literal["both", "sgd", "lbfgs"] = "both"
     """SGD on augmented images, L-BFGS on the features of centre crops, or both."""
     epochs: int | None = None
-    """Epochs of SGD; None is the published 90, and 30 for the demo."""
+    """Passes over the training set by SGD; None is the published 90, and 30 for the demo."""
     batch_size: int = 256
     """Images per step of SGD."""
     lr_base: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """Learning rates per 256 images tried at once by SGD; the held-out training images choose one."""
+    """Learning rate per 256 images of a batch: those tried at once by SGD; the held-out training images choose one."""
     penalty_c: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     """Inverse L2 penalties tried by L-BFGS; the held-out training images choose one."""
     held_out: float = 0.1
@@ -103,19 +118,20 @@ class FinetuneOptions(DataChoice):
     init: Literal["both", "checkpoint", "scratch"] = "both"
     """Where the backbone starts."""
     epochs: tuple[int, ...] | None = None
-    """Epochs for each fraction; None is the published 60 (1%) and 30 (10%, 100%), and fewer for the demo."""
+    """Passes over the training set, for each fraction; None is the published 60 (1%) and 30 (10%, 100%), and fewer for
+    the demo."""
     min_steps: int | None = None
     """Fewest steps, where epochs of a small part would be too few; None is 0, and 300 for the demo."""
     batch_size: int | None = None
     """Images per step over all processes; None is 256, and 64 for the demo."""
     lr_base: float = 0.05
-    """Learning rate per 256 images."""
+    """Learning rate per 256 images of a batch."""
     amp_dtype: AmpDtype = "auto"
     """Autocast type; auto is bfloat16 on CUDA and float32 on the CPU."""
     channels_last: bool = True
     """NHWC memory layout."""
-    torchcompile: Literal["auto", "on", "off"] = "auto"
-    """Compile forward and loss; auto does on CUDA."""
+    torchcompile: Compiler = "auto"
+    """Backend of torch.compile for forward and loss; auto is inductor on CUDA and off on the CPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,14 +142,14 @@ class DetectOptions(ComputeOptions):
     architecture: Literal["faster-rcnn", "retinanet"] = "faster-rcnn"
     """Detector, with a feature pyramid."""
     dataset: Literal["scenes", "coco", "voc"] = "scenes"
-    """Scenes composed of the demo's digits, or a folder in COCO's or VOC's format."""
+    """Kind of data set: scenes composed of the demo's digits, or a folder in COCO's or VOC's format."""
     data: Path = Path("data")
-    """Folder that holds COCO's train2017, val2017 and annotations, or VOC's VOCdevkit."""
+    """Folder that holds the data set: COCO's train2017, val2017 and annotations, or VOC's VOCdevkit."""
     train_set: str = ""
     """COCO: image folder and instances_<it>.json (train2017); VOC: <year>-<image set> (2012-train)."""
     test_set: str = ""
     """As --train-set, for what is measured (val2017; 2012-val)."""
-    init: Literal["both", "checkpoint", "random"] = "both"
+    init: Literal["both", "checkpoint", "scratch"] = "both"
     """Where the backbone starts."""
     seeds: int = 3
     """Trainings per initialisation, which differ in their random draws (count)."""
@@ -152,7 +168,7 @@ class DetectOptions(ComputeOptions):
     """Shorter side that images are resized to (pixels; COCO and VOC); None is the published 800, or the training
     images' own where it is smaller."""
     workers: int = 8
-    """Processes that read images (COCO and VOC)."""
+    """Processes that read and decode images (COCO and VOC); 0 reads when a batch is asked for."""
     amp_dtype: AmpDtype = "auto"
     """Autocast type; auto is bfloat16 on CUDA and float32 on the CPU."""
 
@@ -185,7 +201,7 @@ class EmbedOptions(DataChoice):
     duplicates: float | None = 0.999
     """Cosine similarity above which two images are listed as near-duplicates (between 0 and 1); None looks for none."""
     batch_size: int = 128
-    """Images that the encoder takes at a time."""
+    """Images per step of the encoder."""
     workers: int = 8
     """Threads that read and decode images; 0 reads when a batch is asked for."""
     amp_dtype: AmpDtype = "float32"

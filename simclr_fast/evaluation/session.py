@@ -64,7 +64,8 @@ class Session:
         data = self.run.config.data
         if wanted.data is not None:
             data = dataclasses.replace(data, dataset="auto", data=wanted.data, image_column=None, label_column=None)
-        return data if wanted.dataset is None else dataclasses.replace(data, dataset=wanted.dataset)
+        named = {name: getattr(wanted, name) for name in ("dataset", "image_column", "label_column")}
+        return dataclasses.replace(data, **{name: value for name, value in named.items() if value is not None})
 
     def data(self) -> Dataset:
         """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it."""

@@ -12,7 +12,7 @@ from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
 from simclr_fast.losses import NTXentLoss
 from simclr_fast.optim import lr_at, peak_lr
-from simclr_fast.process import Process, StopSignals, autocast_dtype
+from simclr_fast.process import Process, StopSignals, autocast_dtype, compile_backend
 from simclr_fast.run_files import chance_level
 from simclr_fast.training.bound import Circumstances, verdict
 from simclr_fast.training.failure import FailureBundle
@@ -115,11 +115,9 @@ def build_step(
     if several:
         device_ids = [process.device] if process.device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-    compile_backend = config.speed.torchcompile
-    if compile_backend == "auto":
-        compile_backend = "inductor" if process.device.type == "cuda" else "off"
+    backend = compile_backend(config.speed.torchcompile, process.device)
     mode = config.speed.torchcompile_mode
-    if mode != "default" and compile_backend == "off":
+    if mode != "default" and backend is None:
         raise ConfigError(f"--torchcompile-mode {mode}: nothing is compiled on the CPU; pass --torchcompile inductor")
     return TrainStep(
         model,
@@ -131,6 +129,6 @@ def build_step(
         autocast=autocast,
         micro_batch_size=config.optimization.micro_batch_size,
         clip_grad=config.optimization.clip_grad,
-        compile_backend=None if compile_backend == "off" else compile_backend,
+        compile_backend=backend,
         compile_mode=mode,
     )

@@ -157,7 +157,7 @@ def test_command(run_folder: Path, tmp_path: Path) -> None:
     arguments = ["detect", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--threads", "1", *options]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "detect.json").read_text())["results"]
-    assert set(results) == {"random", "checkpoint", "schedule", "held_out_map", "image_size"}
+    assert set(results) == {"scratch", "checkpoint", "schedule", "held_out_map", "image_size"}
     assert results["schedule"]["steps"] == 2
     held_out = {float(rate): score for rate, score in results["held_out_map"].items()}
     assert set(held_out) == {1e-3, 2e-3, 4e-3}

@@ -123,7 +123,7 @@ def test_each_initialisation_is_under_its_name(run_detect, run_folder: Path) -> 
     for one, start in zip(built, starts, strict=True):
         assert torch.equal(one["weights"]["conv1.weight"], start.conv1.weight)
     assert [one["seed"] for one in built] == [0, 0, 1, 1]
-    assert results["random"]["map"]["seeds"] == [0.01, 0.03]
+    assert results["scratch"]["map"]["seeds"] == [0.01, 0.03]
     assert results["checkpoint"]["map"]["seeds"] == [0.02, 0.04]
 
 

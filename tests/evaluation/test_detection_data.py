@@ -243,7 +243,7 @@ def test_command_on_own_classes_at_the_images_own_size(run_folder: Path, tmp_pat
     write_voc(tmp_path, "train", "helmet", "$x^$")
     write_voc(tmp_path, "val", "helmet")
     arguments = ["--dataset", "voc", "--data", str(tmp_path), "--steps", "1", "--batch-size", "1", "--seeds", "1"]
-    arguments += ["--init", "random", "--workers", "0", "--threads", "1", "--output", str(tmp_path)]
+    arguments += ["--init", "scratch", "--workers", "0", "--threads", "1", "--output", str(tmp_path)]
     assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 0
     results = json.loads((tmp_path / "detect.json").read_text())["results"]
     assert results["image_size"] == [30, 50]
