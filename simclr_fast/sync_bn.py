@@ -56,9 +56,8 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with its batch norms replaced by synchronised ones of the same names, weights and statistics."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    replace_batch_norm(model, _on_host)
+    # One by one: torch's conversion of a whole model would lose what timm's batch norms do after they normalise.
+    replace_batch_norm(model, nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _on_host)
     return model
 
 

@@ -1,5 +1,6 @@
 """Batch norm over processes on the CPU: alone it is torch's, and the converted model keeps its weights."""
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +58,18 @@ def test_frozen_norms_stay_frozen() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"input has shape \(2, 8, 5\)"):
         HostSyncBatchNorm(8)(torch.zeros(2, 8, 5))
+
+
+def test_a_norm_with_an_activation_is_synchronised_and_keeps_it(group: None) -> None:
+    """timm's BatchNormAct2d: with one process, the synchronised model computes what the plain one does."""
+    torch.manual_seed(0)
+    options = ModelOptions(model="timm/test_efficientnet", head_hidden=16, head_dim=8)
+    plain = build_model(options, channels=3, size=32)
+    synced = synchronize_batch_norm(copy.deepcopy(plain), torch.device("cpu"))
+    assert list(synced.state_dict()) == list(plain.state_dict())
+    kinds = {type(m).__name__ for m in synced.modules()}
+    assert "HostSyncBatchNorm" in kinds
+    assert not kinds & {"BatchNormAct2d", "BatchNorm2d", "BatchNorm1d"}
+    images = torch.rand(8, 3, 32, 32)
+    torch.testing.assert_close(synced.train()(images), plain.train()(images), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(synced.eval()(images), plain.eval()(images), rtol=1e-3, atol=1e-4)

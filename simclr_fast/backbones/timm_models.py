@@ -1,6 +1,7 @@
 """Models of the package timm, `timm/NAME`: by the names that timm itself lists, never from a hub or a folder."""
 
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,9 +45,8 @@ class TimmFamily:
         try:
             return timm.create_model(tagged, pretrained=True, **self._arguments(spec)).state_dict()
         except Exception as error:  # of a hub's client, of the network, of the file
-            where = source.hf_hub_id or source.url or "its published file"
             raise CheckpointError(
-                f"--pretrained {name}: {where} is not in the cache and cannot be downloaded, or does not fit "
+                f"--pretrained {name}: no {_published_file(source)}, and it cannot be downloaded, or it does not fit "
                 f"({shown(f'{type(error).__name__}: {error}')})"
             ) from error
 
@@ -74,6 +74,16 @@ class TimmFamily:
         source = _timm(spec.name).get_pretrained_cfg(spec.name.removeprefix(PREFIX))
         sized = {"img_size": spec.size} if spec.size is not None and source.fixed_input_size else {}
         return {"num_classes": 0, "in_chans": spec.channels, **sized, **spec.kwargs}
+
+
+def _published_file(source: Any) -> str:
+    """Where timm looks for the weights that a `PretrainedCfg` describes."""
+    if not source.hf_hub_id:
+        return str(source.url or source.file)
+    from huggingface_hub import constants
+
+    folder = f"models--{source.hf_hub_id.replace('/', '--')}"
+    return f"{Path(constants.HF_HUB_CACHE) / folder}/snapshots/*/{source.hf_hub_filename or 'model.safetensors'}"
 
 
 def _timm(name: str) -> ModuleType:

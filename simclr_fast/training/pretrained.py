@@ -57,12 +57,8 @@ def load_pretrained(model: SimCLR, name_or_file: str, spec: Spec) -> None:
 def _read_file(name: str, spec: Spec, published: list[str]) -> Any:
     path = Path(name)
     if not path.is_file():
-        known = (
-            f"weights of {spec.name} ({', '.join(published)})"
-            if published
-            else f"weights of {spec.name}, which has none"
-        )
-        raise ConfigError(f"--pretrained {name}: neither a file that is there nor {known}")
+        known = f" nor weights of {spec.name}: {', '.join(published)}" if published else ""
+        raise ConfigError(f"--pretrained {name}: {'neither' if known else 'not'} a file that is there{known}")
     if path.suffix != ".safetensors":
         return read(path)
     try:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from simclr_fast.backbones.family import Spec
 from simclr_fast.backbones.registry import build, detection_stages
+from simclr_fast.backbones.without_memory import WithoutMemory
 from simclr_fast.cli import main
 from simclr_fast.config import DataOptions
 from simclr_fast.data import ImageArrays, load_dataset
-from simclr_fast.evaluation.detection.detector import Scale, build_detector
+from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.detection.detector import Scale, StageMaps, build_detector
 from simclr_fast.evaluation.detection.scenes import INK_THRESHOLD, DigitScenes, InMemory
 from simclr_fast.evaluation.detection.train import Schedule, detect, evaluate_detector, train_detector
 
@@ -83,6 +85,41 @@ def test_detectors_on_any_backbone(architecture: str, model: str, channels: int,
     assert {"conv1.weight", "bn1.weight"} <= trained, "the whole backbone is trained"
     (found,) = detect(detector, [torch.randint(0, 256, (channels, 64, 80), dtype=torch.uint8)], CPU)
     assert found["boxes"].shape[1:] == (4,)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("efficientnet_b0", "faster-rcnn"),
+        ("regnet_y_400mf", "retinanet"),
+        ("swin_t", "retinanet"),
+        ("timm/test_resnet", "faster-rcnn"),
+    ],
+)
+def test_detectors_on_other_families(name: str, architecture: str) -> None:
+    detector, backbone = detector_on(Spec(name), architecture)
+    assert detector.backbone.strides == {"faster-rcnn": [4, 8, 16, 32], "retinanet": [8, 16, 32]}[architecture]
+    target = {"boxes": torch.tensor([[10.0, 10, 50, 60]]), "labels": torch.tensor([1])}
+    losses = detector.train()([torch.rand(3, 96, 96)] * 2, [target] * 2)
+    sum(losses.values()).backward()
+    first = next(backbone.parameters())
+    assert first.grad.abs().sum() > 0, "the whole backbone is trained"
+
+
+@pytest.mark.parametrize("name", ["efficientnet_v2_s", "convnext_tiny"])
+def test_maps_have_the_strides_of_a_pyramid(name: str) -> None:
+    with WithoutMemory():
+        module = build(Spec(name)).to("meta").eval()
+    maps = StageMaps(module, detection_stages(Spec(name), module))(torch.zeros(1, 3, 128, 96, device="meta"))
+    assert [(128 // level.shape[2], 96 // level.shape[3]) for level in maps.values()] == [
+        (s, s) for s in (4, 8, 16, 32)
+    ]
+
+
+def test_a_backbone_of_one_image_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"detect: this backbone gives no maps of images of any size \(") as refusal:
+        detector_on(Spec("timm/swin_tiny_patch4_window7_224", size=56), "faster-rcnn")
+    assert "\n" not in str(refusal.value)
 
 
 def test_pyramid_sees_the_pretrained_features() -> None:
