@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable
@@ -26,12 +27,13 @@ TORCH_TARGET_VERSION = "0x020b000000000000"
 NVCC_UNDEFINES = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
 CUDA_REMEDY = "install the whole CUDA toolkit or name another one by CUDA_HOME; USE_CUDA=0 leaves the CUDA kernels out"
 ARCH_REMEDY = "name architectures as in TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX', or leave it out for " + DEFAULT_CUDA_ARCHS
+# One module for every Python from 3.10 on; a Python without the global lock has no limited API, and gets its own.
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 # The start of a header's name, as a regular expression, and what to do where the compiler does not find it.
 HEADER_REMEDIES = {
     r"Python\.h|pyconfig\.h": f"install the headers of Python (Debian and Ubuntu: {PYTHON}-dev)",
     r"torch/|c10/|ATen/": "this torch came without its C++ headers; reinstall it from its wheel",
-    r"pybind11/": "run `pip install pybind11`",
     r"cu|crt/|nv": CUDA_REMEDY,
     r"": "install the C and C++ standard headers (Debian and Ubuntu: build-essential)",
 }
@@ -224,17 +226,14 @@ def extension() -> dict:
     cuda = usable_cuda(torch.version.cuda)
     if cuda:
         os.environ["CUDA_HOME"] = str(cuda[0])  # torch.utils.cpp_extension reads it at import
-    try:
-        import pybind11
-    except ImportError:
-        raise SystemExit("simclr_fast: pybind11 is missing: run `pip install pybind11 ninja`, then again") from None
     # The ninja of an environment that is not activated is beside its Python, and not on PATH.
     os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
     defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-DSIMCLR_TORCH_VERSION={torch.__version__}"]
-    flags = {"cxx": ["-O3", "-std=c++17", "-fno-math-errno", "-Wall", "-Wno-psabi", *defines]}
+    # -g0: Python's own flags ask for debugging information, which would be two thirds of the module.
+    flags = {"cxx": ["-O3", "-g0", "-std=c++17", "-fno-math-errno", "-Wall", "-Wno-psabi", *defines]}
     if cuda:
         sources += ROOT.glob("csrc/cuda/*.cu")
         archs = cuda_archs(os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
@@ -242,6 +241,8 @@ def extension() -> dict:
         flags["cxx"] += ["-DUSE_CUDA", f"-DSIMCLR_CUDA_VERSION={cuda[1]}", f"-DSIMCLR_CUDA_ARCHS={built_for}"]
         flags["nvcc"] = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", *cuda_targets(archs)]
         flags["nvcc"] += [f"-U__CUDA_NO_{name}__" for name in NVCC_UNDEFINES]
+        if int(cuda[1].split(".")[0]) >= 13:  # whose drivers all unpack it; a fifth of the size
+            flags["nvcc"].append("-compress-mode=size")
         note(f"building C++ and CUDA kernels with {compiler}, CUDA {cuda[1]} for {built_for}")
     else:
         note(f"building C++ kernels with {compiler}")
@@ -249,11 +250,19 @@ def extension() -> dict:
     module = kind(
         "simclr_fast._C",
         sources=sorted(str(path.relative_to(ROOT)) for path in sources),
-        include_dirs=[pybind11.get_include()],
         extra_compile_args=flags,
         depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*h")),
+        py_limited_api=LIMITED_API,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": explaining(BuildExtension)}}
+    if cuda:
+        # The CUDA runtime inside, and nothing of torch that only a torch with CUDA has: one build serves torch of any
+        # CUDA version that the driver serves, and on the CPU one without CUDA.
+        module.libraries = [name for name in module.libraries if name not in ("cudart", "c10_cuda", "torch_cuda")]
+        module.libraries += ["cudart_static", "dl", "pthread", "rt"]
+        # libtorch.so leads to libtorch_cuda where torch has one; no symbol is in it, and linkers would leave it out.
+        module.extra_link_args = ["-Wl,--push-state,--no-as-needed", "-ltorch", "-Wl,--pop-state"]
+    wheel = {"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": explaining(BuildExtension)}, "options": wheel}
 
 
 if __name__ == "__main__":

@@ -74,6 +74,9 @@ struct CudaDevice {
 }  // namespace
 
 #ifdef USE_CUDA
+// Weak, since libtorch_cuda has it: a torch without CUDA loads the extension as well, and calls nothing of CUDA.
+#pragma weak aoti_torch_get_current_cuda_stream
+
 inline void* current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));

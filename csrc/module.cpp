@@ -1,41 +1,60 @@
 // The Python module simclr_fast._C: loading it registers the kernels; build_info() says how it was built.
-#include <pybind11/pybind11.h>
+// It keeps to Python's limited API, so that one module serves every Python from 3.10 on.
+#include <Python.h>
 
-#include <string>
+#include <exception>
 
 #include "isa.h"
-
-namespace py = pybind11;
 
 namespace {
 
 #define SIMCLR_STRING_(x) #x
 #define SIMCLR_STRING(x) SIMCLR_STRING_(x)
 
-py::dict build_info() {
-  py::dict info;
 #ifdef __clang__
-  info["compiler"] = "clang " __clang_version__;
+constexpr const char* kCompiler = "clang " __clang_version__;
 #elif defined(__GNUC__)
-  info["compiler"] = "gcc " __VERSION__;
+constexpr const char* kCompiler = "gcc " __VERSION__;
 #else
-  info["compiler"] = "unknown";
+constexpr const char* kCompiler = "unknown";
 #endif
-  info["cpu_isa"] = simclr::cpu::isa_name(simclr::cpu::active_isa());
-  info["built_with_torch"] = SIMCLR_STRING(SIMCLR_TORCH_VERSION);
 #ifdef USE_CUDA
-  info["cuda"] = SIMCLR_STRING(SIMCLR_CUDA_VERSION);
-  info["cuda_archs"] = SIMCLR_STRING(SIMCLR_CUDA_ARCHS);
+constexpr const char* kCuda = SIMCLR_STRING(SIMCLR_CUDA_VERSION);
+constexpr const char* kCudaArchs = SIMCLR_STRING(SIMCLR_CUDA_ARCHS);
 #else
-  info["cuda"] = py::none();
-  info["cuda_archs"] = "";
+constexpr const char* kCuda = nullptr;  // None in Python
+constexpr const char* kCudaArchs = "";
 #endif
-  return info;
+
+PyObject* build_info(PyObject*, PyObject*) {
+  try {
+    const char* isa = simclr::cpu::isa_name(simclr::cpu::active_isa());
+    return Py_BuildValue("{s:s,s:s,s:s,s:z,s:s}", "compiler", kCompiler, "cpu_isa", isa, "built_with_torch",
+                         SIMCLR_STRING(SIMCLR_TORCH_VERSION), "cuda", kCuda, "cuda_archs", kCudaArchs);
+  } catch (const std::exception& error) {  // an instruction set that is unknown or missing
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
 }
+
+PyMethodDef functions[] = {
+    {"build_info", build_info, METH_NOARGS,
+     "How this extension was built: compiler, CPU instruction set in use, CUDA, archs."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    "_C",
+    "Compiled kernels of simclr_fast (registered as torch.ops.simclr_fast.*)",
+    -1,
+    functions,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+};
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of simclr_fast (registered as torch.ops.simclr_fast.*)";
-  m.def("build_info", &build_info, "How this extension was built: compiler, CPU instruction set in use, CUDA, archs.");
-}
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -118,7 +119,8 @@ class SymmetricSchedule {
       std::unique_lock<std::mutex> lock(mutex_);
       while (left_ > 0) {
         if (ready_.empty()) {
-          changed_.wait(lock);
+          // wait() itself is of libstdc++ 12, which not every system that can run the rest has.
+          changed_.wait_for(lock, std::chrono::hours(1));
           continue;
         }
         const int64_t index = pop();

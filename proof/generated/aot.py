@@ -5,7 +5,6 @@
 
 import json
 import re
-import sysconfig
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,8 +74,8 @@ def _by_architecture(text: str) -> Iterator[tuple[str, str]]:
 
 def shipped() -> Path | None:
     """The package's extension, where it was built of these sources for exactly these architectures; else None."""
-    extension = ROOT / f"simclr_fast/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not extension.exists():
+    extension = next(ROOT.glob("simclr_fast/_C.*.so"), None)
+    if extension is None:
         return None
     made_of_files = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.*")]
     if max(path.stat().st_mtime for path in made_of_files) > extension.stat().st_mtime:

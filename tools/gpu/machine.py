@@ -7,7 +7,7 @@ import sys
 from benchmarks.environment import cores, output_of, versions_of
 
 PACKAGES = (
-    *("torch", "torchvision", "triton", "numpy", "setuptools", "ninja", "pybind11", "pytest", "pytest-xdist"),
+    *("torch", "torchvision", "triton", "numpy", "setuptools", "ninja", "pytest", "pytest-xdist"),
     *("pytest-timeout", "hypothesis", "tyro", "mlxtend", "datasets", "kornia", "lightly", "pytorch-metric-learning"),
 )
 NVIDIA_SMI = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
