@@ -11,7 +11,7 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test compat compat-oldest proof bench bench-full gpu-check lint format docs clean
+.PHONY: help demo demo-check test compat compat-oldest proof bench bench-full gpu-check wheel lint format docs clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +38,7 @@ test: $(VENV)/package.stamp  ## run the test suite
 	$(PYTEST) $(PARALLEL)
 	$(PYTEST) $(PARALLEL) -m interpret
 
-compat compat-oldest:  ## build and run fast tests with other versions of torch and Python (7 GB each; -oldest: the first)
+compat compat-oldest: $(VENV)/package.stamp  ## build and run fast tests with other versions of torch and Python (7 GB each; -oldest: the first)
 	$(PYTHON) -m tools.compat $(if $(filter %-oldest,$@),--oldest)
 
 proof: $(VENV)/package.stamp  ## run the slow proofs: generated code, sanitizers, mutants
@@ -54,6 +54,9 @@ bench bench-full: $(VENV)/peers.stamp  ## benchmark against PyTorch and the peer
 gpu-check: $(VENV)/dependencies.stamp  ## on a machine with a GPU: tests on the device, compute-sanitizer, figures, one report (9 minutes)
 	$(BIN)/python -m tools.gpu_check
 
+wheel: $(VENV)/dependencies.stamp  ## build the source distribution and the manylinux wheel into dist/, and try the wheel
+	$(BIN)/python -m tools.wheel
+
 lint: $(VENV)/dependencies.stamp  ## check formatting and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,4 +71,4 @@ docs: $(VENV)/dependencies.stamp  ## build the documentation's site (look at it:
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:  ## remove what was built
-	rm -rf build *.egg-info simclr_fast/_C*.so $(VENV)/package.stamp
+	rm -rf build dist *.egg-info simclr_fast/_C*.so $(VENV)/package.stamp

@@ -5,8 +5,9 @@
     python -m tools.compat --install   only the virtual environments, 2 to 3 minutes each; also with --oldest
 
 A pair lives in .compat/TORCH-PYTHON: `venv`, and `source`, a copy of the checkout that the package is built in, because
-the modules that two versions of torch compile for one Python have one name. Both are kept for the next run. The kernels
-are built without nvcc; the bindings of the CUDA kernels are compiled against the headers of each torch.
+the modules that two versions of torch compile have one name. Both are kept for the next run. The kernels are built
+without nvcc; the bindings of the CUDA kernels are compiled against the headers of each torch. At last a pair and .venv,
+which `make` made, try each other's modules as wheels.
 """
 
 import argparse
@@ -129,6 +130,22 @@ def check(pair: Pair) -> None:
     run_here(python, "-m", "simclr_fast", "info")
     run_here(python, "-m", "pytest", *PYTEST_OPTIONS, *FAST_TESTS)
     run_here(python, "-m", "pytest", *PYTEST_OPTIONS, "-m", "interpret", *FAST_TRITON_TESTS)
+    exchange_wheels(pair)
+
+
+def exchange_wheels(pair: Pair) -> None:
+    """Tries what this pair compiled with the pinned torch, and what `make` compiled with this pair's torch and Python.
+
+    Both are packed as wheels. That is what torch's stable ABI and Python's limited API promise. CalledProcessError
+    where a wheel does not serve.
+    """
+    pinned_python, python = str(ROOT / ".venv/bin/python"), str(pair.folder / "venv/bin/python")
+    for made_in, tried_with in ((pair.folder / "source", pinned_python), (ROOT, python)):
+        wheels = pair.folder / "wheels"
+        extension = made_in / "simclr_fast/_C.abi3.so"
+        run(pinned_python, "-m", "tools.wheel", f"--extension={extension}", f"--output={wheels}", "--build-only")
+        (wheel,) = wheels.glob("*.whl")
+        run(tried_with, "-m", "tools.wheel", f"--try={wheel}")
 
 
 def main() -> int:
