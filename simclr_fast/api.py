@@ -112,7 +112,7 @@ class PretrainedRun:
         return self._command("export", options)
 
     def report(self, **options: Any) -> dict[str, Any]:
-        """Gather everything of the run on one HTML page, whose path is ["results"]["page"]."""
+        """Gather everything of the run on one HTML page, whose path is `["results"]["page"]`."""
         return self._command("report", options)
 
     def embed(self, **options: Any) -> dict[str, Any]:
