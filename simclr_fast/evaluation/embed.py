@@ -52,7 +52,7 @@ def main(session: Session) -> dict[str, Any]:
         raise ConfigError("--data: an exported backbone does not say which images; pass the folder that holds them")
     with _locked(root):
         queries = _read_queries(options.query, run.channels)  # before hours of work rather than after them
-        dataset = session.data()
+        dataset = session.data(list_ignored=False)  # not before it is clear that the folder is for these images
         images = _images(dataset, options.split, session.data_options.data)
         autocast = autocast_dtype(options.amp_dtype, session.device)
         encoder = Encoder(run.encoder(), preprocess_of(run), run.channels, session.device, autocast)
@@ -97,7 +97,8 @@ def main(session: Session) -> dict[str, Any]:
             "duplicates": alike,
         }
         tables = (_summary(results), _table(near))
-        return session.finish(results, *tables, files=(root / PICTURE_FILE,))
+        lists = () if alike is None else (root / duplicates.CSV_FILE,)
+        return session.finish(results, *tables, files=(root / results["files"][0], root / PICTURE_FILE, *lists))
 
 
 @dataclasses.dataclass(frozen=True)

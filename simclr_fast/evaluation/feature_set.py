@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.packed import read_checked, unfinished, write_checked
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation.feature_files import FORMATS, FeatureFiles, Rows
@@ -58,7 +57,7 @@ class FeatureSet:
                 return found
         for name in (MANIFEST, JOURNAL):
             unfinished(root / name).unlink(missing_ok=True)  # of one that was killed while it wrote its first journal
-        if others := sorted({path.name for path in root.iterdir()} - {LOCK_FILE, IGNORED_FILE}):
+        if others := sorted(path.name for path in root.iterdir() if path.name != LOCK_FILE):
             raise ConfigError(f"--output {root}: the folder is not empty ({others[0]} is there); pass another")
         journal = {"version": VERSION, "options": wanted, **json.loads(json.dumps(about)), "shards": []}
         write_checked(root / JOURNAL, journal)

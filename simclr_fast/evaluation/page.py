@@ -20,6 +20,7 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }}
 img {{ max-width: 100%; max-height: 640px; display: block; margin: .5rem 0; }}
+.scroll {{ overflow-x: auto; }} .scroll img {{ max-width: none; max-height: none; width: 1500px; }}
 table {{ border-collapse: collapse; margin: .8rem 0; }}
 caption {{ text-align: left; color: #555; padding-bottom: .3rem; white-space: nowrap; }}
 th, td {{ padding: .25rem .9rem; border-bottom: 1px solid #eee; text-align: right; }}
@@ -68,6 +69,11 @@ def picture(path: Path, text: str) -> str:
     """A PNG file, inline, below a sentence that says what it shows."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'{note(text)}<img alt="{html.escape(text or path.stem)}" src="data:image/png;base64,{data}">'
+
+
+def wide_picture(path: Path, text: str) -> str:
+    """As `picture`, for one whose letters would be too small in the width of the page: it is moved sideways."""
+    return f'<div class="scroll">{picture(path, text)}</div>'
 
 
 def note(text: str) -> str:

@@ -119,10 +119,10 @@ def _embedded(folder: Path) -> list[page.Section]:
     if content is None or not drawing.exists():
         return []
     results = content["results"]
-    text = f"Nearest neighbours among the {results['rows']} images of {results['data']} that `embed` made features of."
+    text = f"Nearest neighbours among the {results['rows']} images of {results['data']} that embed made features of."
     tables = "".join(_table(ResultTable(**one)) for one in content["tables"][:1])
     note = page.note(f"After {content['step']} steps.")
-    return [page.Section("Embedded images", page.picture(drawing, text) + tables + note)]
+    return [page.Section("Embedded images", page.wide_picture(drawing, text) + tables + note)]
 
 
 def labelled_sections(

@@ -67,10 +67,13 @@ class Session:
         named = {name: getattr(wanted, name) for name in ("dataset", "image_column", "label_column")}
         return dataclasses.replace(data, **{name: value for name, value in named.items() if value is not None})
 
-    def data(self) -> Dataset:
-        """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it."""
+    def data(self, list_ignored: bool = True) -> Dataset:
+        """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it.
+
+        list_ignored: whether what it ignores is listed in the results' folder at once.
+        """
         dataset = load_dataset(self.data_options)
-        if self.process.is_main:
+        if list_ignored and self.process.is_main:
             dataset.list_ignored(self.folder)
         if dataset.train.channels != self.run.channels:
             raise ConfigError(

@@ -21,7 +21,8 @@ from simclr_fast.cli import main
 from simclr_fast.data.unreadable import BadImageError
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import embedding, feature_set
-from simclr_fast.evaluation.feature_files import FORMATS
+from simclr_fast.evaluation.export import export_weights
+from simclr_fast.evaluation.run import Run
 from tests.data.packing import StoppedError, failing
 from tests.evaluation.conftest import color_config, write_run
 from tests.evaluation.embedding import contents, embedded, truth
@@ -80,36 +81,27 @@ def test_the_documented_lines_load_what_was_embedded(
         assert [label for shard in loaded["shards"] for label in shard.get_tensor("labels").tolist()] == codes
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("form", "noted"), [("parquet", False), ("npy", False), ("npy", True), ("safetensors", False)])
 def test_stopped_at_every_shard_it_goes_on_to_the_same_bytes(
-    form: str,
-    color_run: Path,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch,
+    form: str, noted: bool, color_run: Path, photos: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """Each time twice: with the shard's files written and not yet noted, and noted."""
+    """noted: when it stops, the shard's files are not only written, the journal knows of them."""
     monkeypatch.setattr("simclr_fast.evaluation.embed._neighbours", lambda *_: [])
     options = ("--format", form, "--duplicates", "None")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert embedded(color_run, photos, whole, *options) == 0
     shards = len(json.loads((whole / "embedded.json").read_text())["shards"])
     assert shards == 4
+    stop = after if noted else lambda real, limit: failing(real, limit, StoppedError())
     for journal in range(2, shards + 3):  # the first notes what is to be done, the last that all is
-        for wait in (False, True):
-            real = feature_set.write_checked
-            with monkeypatch.context() as patch:
-                patch.setattr(
-                    feature_set,
-                    "write_checked",
-                    after(real, journal) if wait else failing(real, journal, StoppedError()),
-                )
-                with pytest.raises(StoppedError):
-                    embedded(color_run, photos, stopped, *options)
-            assert not (stopped / "embedded.json").exists() or (wait and journal == shards + 2)
-            assert embedded(color_run, photos, stopped, *options) == 0
-            assert contents(stopped) == contents(whole)
-            shutil.rmtree(stopped)
+        with monkeypatch.context() as patch:
+            patch.setattr(feature_set, "write_checked", stop(feature_set.write_checked, journal))
+            with pytest.raises(StoppedError):
+                embedded(color_run, photos, stopped, *options)
+        assert (stopped / "embedding.json").exists()
+        assert embedded(color_run, photos, stopped, *options) == 0
+        assert contents(stopped) == contents(whole)
+        shutil.rmtree(stopped)
 
 
 def after(real, limit: int):
@@ -200,7 +192,9 @@ def test_other_images_and_other_weights_are_refused(
     assert embedded(color_run, changed, begun) == 0, "where the images lie does not count"
     (begun / "embedded.json").rename(begun / "embedding.json")
     (changed / "train" / "cat" / "0.png").rename(changed / "train" / "cat" / "00.png")
+    (changed / "train" / "cat" / "notes.txt").write_text("not an image")
     assert embedded(color_run, changed, begun) == 2
+    assert not (begun / "ignored.txt").exists(), "nothing is listed of other images"
     assert "its images or classes are not those that were there" in capsys.readouterr().err
 
 
@@ -250,7 +244,8 @@ def test_bad_options_are_one_line(
 
 def test_an_export_embeds_as_its_run(color_run: Path, photos: Path, tmp_path: Path, capsys) -> None:
     """The same bytes, and the one goes on with what the other began."""
-    assert main(["export", "--checkpoint", str(color_run), "--output", str(tmp_path / "export")]) == 0
+    (tmp_path / "export").mkdir()
+    export_weights(Run.open(color_run), tmp_path / "export")
     assert embedded(color_run, photos, tmp_path / "of run") == 0
     for path in (tmp_path / "export", tmp_path / "export" / "backbone.safetensors"):
         assert embedded(path, photos, tmp_path / "of run") == 0
