@@ -89,3 +89,25 @@ def test_one_failing_pair_fails_the_check(
     assert len(lines) == (1 if arguments else len(compat.PAIRS))
     for line, pair, verdict in zip(lines, compat.PAIRS, verdicts):
         assert line.startswith(f"torch {pair.torch}, Python {pair.python}: {verdict}")
+
+
+def test_a_pair_and_make_try_each_others_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran = []
+
+    def run(python: object, *command: object) -> None:
+        ran.append((str(python), [str(word).partition("=")[2] for word in command if "=" in str(word)]))
+        (pair.folder / "wheels").mkdir(parents=True, exist_ok=True)
+        (pair.folder / "wheels/a.whl").touch()
+
+    monkeypatch.setattr(compat, "FOLDER", tmp_path)
+    monkeypatch.setattr(compat, "run", run)
+    pair = compat.Pair("9.1.0", "0.9.1", "3.10")
+    compat.exchange_wheels(pair)
+    newest, oldest = str(ROOT / ".venv/bin/python"), str(pair.folder / "venv/bin/python")
+    wheels = str(pair.folder / "wheels")
+    assert ran == [
+        (newest, [str(pair.folder / "source/simclr_fast/_C.abi3.so"), wheels]),
+        (newest, [f"{wheels}/a.whl"]),
+        (newest, [str(ROOT / "simclr_fast/_C.abi3.so"), wheels]),
+        (oldest, [f"{wheels}/a.whl"]),
+    ]
