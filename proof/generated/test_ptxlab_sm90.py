@@ -27,7 +27,8 @@ def table() -> dict:
 class TestGeneratedCode:
     pytestmark = needs_simulator
 
-    @pytest.mark.parametrize("workload", ptxlab_sm90.WORKLOADS, ids=str)
+    # Executing MODELLED takes a minute; changed code shows in the smaller ones, and one command writes them all.
+    @pytest.mark.parametrize("workload", [w for w in ptxlab_sm90.WORKLOADS if w is not ptxlab_sm90.MODELLED], ids=str)
     def test_does_what_the_table_says(self, kernels: Program, workload: Workload, table: dict) -> None:
         if toolkit() != table["nvcc"]:
             pytest.skip(f"the table was made with nvcc {table['nvcc']}")

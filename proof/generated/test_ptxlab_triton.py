@@ -81,6 +81,12 @@ EXECUTIONS = {
 }
 ORDERS = ((0, "linear"), (1, "random"), (2, "random"))  # seed, and order of the programs
 SCHEDULES = (*((*order, copies) for order in ORDERS for copies in ("lazy", "eager")), (3, "random", "random"))
+# What differs from an entry above in D or type alone is the same code with other tiles: each order and each time once.
+FEWER_SCHEDULES = ((0, "linear", "lazy"), (1, "random", "eager"), (3, "random", "random"))
+IN_EVERY_SCHEDULE = {
+    *("sm_80, half", "sm_80, tf32", "sm_80, full float32", "sm_90, half", "sm_90, half, ragged, online max"),
+    *("sm_90, half, D = 512", "sm_90, tf32", "sm_90, full float32"),
+}
 
 
 def run_launch(how: Execution, options: dict[str, Any], launch: Launch) -> None:
@@ -153,8 +159,9 @@ def test_schedules_agree(name: str) -> None:
 
     Copies are those of cp.async, and on sm_90 what wgmma reads and adds.
     """
+    schedules = SCHEDULES if name in IN_EVERY_SCHEDULE else FEWER_SCHEDULES
     results = [
-        simulated(EXECUTIONS[name], seed=seed, block_order=order, cp_async=copies) for seed, order, copies in SCHEDULES
+        simulated(EXECUTIONS[name], seed=seed, block_order=order, cp_async=copies) for seed, order, copies in schedules
     ]
     assert all(same_bits(results[0], other, EXECUTIONS[name].need_dt) for other in results[1:])
 
