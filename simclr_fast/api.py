@@ -8,6 +8,7 @@ Progress is shown by tqdm and rich, which draw in a notebook as well (TQDM_DISAB
 import dataclasses
 import logging
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def pretrain(
     of the images. output: folder of the run (checkpoints, metrics, pictures). model: name of the backbone. epochs:
     passes over the training set. options: any other option of `simclr-fast pretrain`, such as batch_size (images per
     step), lr (peak learning rate), size (side of a view, pixels), seed, workers (threads that read images),
-    resume="auto" (go on after a stop), device.
+    resume="auto" (go on after a stop), device; model_kwargs may be a dict.
 
     Random generators, torch's number of threads and TensorFloat-32 are those of the caller again afterwards; equal
     seeds give equal runs. Ctrl-C ends the training after the step that it is at, with a checkpoint: KeyboardInterrupt,
@@ -48,6 +49,7 @@ def pretrain(
         >>> run = simclr_fast.pretrain(data="photos/", output="runs/photos", epochs=100)
         >>> run.linear()["results"]
     """
+    from simclr_fast.backbones.model_kwargs import pairs
     from simclr_fast.caller import callers_state, log_shown
     from simclr_fast.training.pretrain import pretrain as train
 
@@ -55,6 +57,8 @@ def pretrain(
         raise unknown("recipe", str(recipe), list(RECIPES))
     own = {"data": data, "output": output, "model": model, "epochs": epochs}
     values = {name: value for name, value in own.items() if value is not None} | options
+    if isinstance(values.get("model_kwargs"), Mapping):
+        values["model_kwargs"] = pairs(values["model_kwargs"])
     config: Config = changed(RECIPES[recipe], values)
     with callers_state(), log_shown(logging.INFO):
         status = train(config, frozenset(values))
@@ -81,11 +85,11 @@ class PretrainedRun:
         if not self.path.exists():
             raise CheckpointError(f"{path}: there is no such run; pass the folder that `pretrain` wrote (its --output)")
 
-    def backbone(self) -> "nn.Module":
+    def backbone(self, model: str | None = None) -> "nn.Module":
         """The trained backbone: normalised images [B, C, H, W] to features [B, D]. See `load_backbone`."""
         from simclr_fast.backbone import load_backbone
 
-        return load_backbone(self.path)
+        return load_backbone(self.path, model=model)
 
     def knn(self, **options: Any) -> dict[str, Any]:
         """Classify test images by their nearest neighbours among the training images."""

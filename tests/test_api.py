@@ -31,6 +31,8 @@ def test_a_run_gives_its_backbone_and_the_results_of_commands(run: PretrainedRun
     assert 0.5 < found["results"]["test"]["5"]["raw"] < 1
     again = PretrainedRun(checkpoints(run.path)[-1]).few_label(per_class=[1], draws=1, threads=1, output=run.path / "x")
     assert again == json.loads((run.path / "x" / "few-label.json").read_text())
+    page = run.report(threads=1)["results"]["page"]
+    assert "<html" in Path(page).read_text()
     exported = PretrainedRun(str(run.path)).export()
     assert (run.path / "export" / exported["results"]["card"]).is_file()
 
@@ -116,3 +118,9 @@ def test_a_batch_that_was_named_is_not_cut(photos: Path, tmp_path: Path) -> None
         path.unlink()
     with pytest.raises(ConfigError, match=r"1 training images are too few; two per step are needed"):
         simclr_fast.pretrain(data=photos, output=tmp_path / "run", **TINY)
+
+
+def test_arguments_of_the_backbone_may_be_a_dict(photos: Path, tmp_path: Path) -> None:
+    options = TINY | {"model": "vit_b_16", "model_kwargs": {"num_layers": 1, "num_heads": 2, "hidden_dim": 8}}
+    run = simclr_fast.pretrain(data=photos, output=tmp_path / "run", **options, eval=False)
+    assert run.backbone()(torch.rand(1, 3, 32, 32)).shape == (1, 8)
