@@ -3,10 +3,11 @@
 Every pair is looked at, by products of blocks of normalised rows; memory is that of the features as float32.
 """
 
+import contextlib
 import csv
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,8 @@ def similar_pairs(units: Tensor, threshold: float, device: torch.device) -> Pair
         for i, block in enumerate(blocks):
             rows = block.to(device)
             for j in range(i, len(blocks)):
-                scores = rows @ blocks[j].to(device).T
+                with full_precision():
+                    scores = rows @ blocks[j].to(device).T
                 first, second = (scores > threshold - ROUNDING).nonzero().cpu().unbind(1)
                 if i == j:
                     first, second = first[first < second], second[first < second]
@@ -82,6 +84,18 @@ def similar_pairs(units: Tensor, threshold: float, device: torch.device) -> Pair
     first, second, similarity = (np.concatenate(column) for column in zip(*found))
     order = np.lexsort((second, first))
     return Pairs(first[order], second[order], similarity[order])
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products as such: in TensorFloat-32 or bfloat16, which a caller may allow, they err by far more than
+    ROUNDING, and pairs would be missed."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _exact(units: Tensor, first: Tensor, second: Tensor, threshold: float) -> tuple[np.ndarray, ...]:

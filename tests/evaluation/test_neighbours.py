@@ -74,6 +74,16 @@ def test_pairs_are_those_of_float64(threshold: float, monkeypatch) -> None:
     }
 
 
+def test_products_are_float32_whatever_the_caller_allows() -> None:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with duplicates.full_precision():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_a_threshold_that_finds_nearly_all_is_told(monkeypatch) -> None:
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 100)
     units = F.normalize(torch.ones(16, 3), dim=1)
@@ -84,10 +94,11 @@ def test_a_threshold_that_finds_nearly_all_is_told(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos, one of which is there again, saved again, and mirrored."""
+    """Photos, one of which is there again, saved again, and mirrored; the first file cannot be read, and has no row."""
     root = tmp_path_factory.mktemp("album") / "my photos"
     for seed in range(5):
         write_image(root / f"{seed}.jpg", 40, 30, seed)
+    (root / "0 broken.jpg").write_bytes(b"")
     (root / "copies").mkdir()
     (root / "copies" / "3 (1).jpg").write_bytes((root / "3.jpg").read_bytes())
     with Image.open(root / "3.jpg") as image:
