@@ -57,6 +57,8 @@ class DataChoice(ComputeOptions):
     """Kind of data set, as `pretrain` knows them; None is the run's, or auto where --data names another one."""
     data: Path | None = None
     """Folder (or file) that holds the data set; None is the run's."""
+    download: bool = False
+    """Download a torchvision data set that is missing from --data."""
     image_column: str | None = None
     """Column with the images (huggingface) or their paths (table); None is the run's, or is found in another --data."""
     label_column: str | None = None

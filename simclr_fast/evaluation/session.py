@@ -61,7 +61,8 @@ class Session:
     def data_options(self) -> DataOptions:
         """The run's, with the data set that the options name; of another folder, whatever kind it holds."""
         wanted: DataChoice = self.options
-        data = self.run.config.data
+        # What a checkpoint's author once downloaded is no reason to download it here.
+        data = dataclasses.replace(self.run.config.data, download=wanted.download)
         if wanted.data is not None:
             data = dataclasses.replace(data, dataset="auto", data=wanted.data, image_column=None, label_column=None)
         named = {name: getattr(wanted, name) for name in ("dataset", "image_column", "label_column")}
