@@ -220,6 +220,12 @@ def test_absolute_paths_and_another_folder(tmp_path: Path) -> None:
     assert data.ignored == ()
 
 
+def test_paths_that_are_there_go_before_those_that_end_alike(tmp_path: Path) -> None:
+    root = photos(tmp_path, "1.png", "2.png")
+    (root / "t.csv").write_text("was,now,label\n/old/2.png,1.png,a\n/old/1.png,2.png,b\n")
+    assert labels(load(root)) == {"1.png": "a", "2.png": "b"}
+
+
 def test_columns_that_the_user_names(tmp_path: Path) -> None:
     root = photos(tmp_path, "1.png", "2.png")
     (root / "t.csv").write_text("path,mask,label,color\n1.png,2.png,a,red\n2.png,1.png,b,red\n")
