@@ -180,7 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from simclr_fast.process import exit_status
 
     logging.basicConfig(level=COMMANDS[name].log_level, format=f"{program}: %(message)s")
-    work = record(imported(COMMANDS[name].work))  # lets torchrun show the error of the process that failed first
+    try:
+        work = record(imported(COMMANDS[name].work))  # lets torchrun show the error of the process that failed first
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("simclr_fast"):
+            raise
+        print(
+            f"{program}: error: the package {error.name} is missing; pip install 'simclr_fast[train]'", file=sys.stderr
+        )
+        return EXIT_STATUS[ConfigError]
 
     def run() -> int:
         result = work(options, named_in(arguments)) if name == "pretrain" else work(options)

@@ -186,3 +186,10 @@ def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
         "assert not hasattr(simclr_fast, 'NTXnetLoss')\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_installation_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(COMMANDS, "info", dataclasses.replace(COMMANDS["info"], work="absent_package.module:work"))
+    assert main(["info"]) == 2
+    said = "simclr-fast info: error: the package absent_package is missing; pip install 'simclr_fast[train]'\n"
+    assert capsys.readouterr().err == said
