@@ -66,12 +66,15 @@ def pretrain(
         raise KeyboardInterrupt
     if status != 0:
         raise SystemExit(status)
-    return PretrainedRun(config.run.output)
+    return PretrainedRun(config.run.output, model=config.model.model if ":" in config.model.model else None)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedRun:
-    """A run of `pretrain`, and the commands that take one. path: its folder, or one of its checkpoints.
+    """A run of `pretrain`, and the commands that take one.
+
+    path: its folder, or one of its checkpoints; model: the name of its backbone, needed for one that a function of
+    yours makes (`package.module:function`), because nothing that a file names is imported.
 
     Each method takes the options of its command by name, returns what `<command>.json` holds, as nested dicts of plain
     values ("results": accuracies as fractions; "seconds"; "options"; ...), and writes tables and pictures to the run's
@@ -79,17 +82,19 @@ class PretrainedRun:
     """
 
     path: Path
+    model: str | None = None
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, model: str | None = None):
         object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "model", model)
         if not self.path.exists():
             raise CheckpointError(f"{path}: there is no such run; pass the folder that `pretrain` wrote (its --output)")
 
-    def backbone(self, model: str | None = None) -> "nn.Module":
+    def backbone(self) -> "nn.Module":
         """The trained backbone: normalised images [B, C, H, W] to features [B, D]. See `load_backbone`."""
         from simclr_fast.backbone import load_backbone
 
-        return load_backbone(self.path, model=model)
+        return load_backbone(self.path, model=self.model)
 
     def knn(self, **options: Any) -> dict[str, Any]:
         """Classify test images by their nearest neighbours among the training images."""
@@ -128,6 +133,8 @@ class PretrainedRun:
         from simclr_fast.cli import COMMANDS, imported
 
         command = COMMANDS[name]
-        chosen: CheckpointOptions = made(imported(command.options), {"checkpoint": self.path, **options})
+        chosen: CheckpointOptions = made(
+            imported(command.options), {"checkpoint": self.path, "model": self.model, **options}
+        )
         with callers_state(), log_shown(command.log_level):
             return imported(command.work)(chosen)

@@ -21,6 +21,8 @@ def load_backbone(path: str | Path, model: str | None = None) -> "nn.Module":
         >>> features = backbone(images)
     """
     # Imported here: the package itself needs only torch, this needs the `train` extra.
+    from simclr_fast.caller import plain_torch
     from simclr_fast.evaluation.run import Run
 
-    return Run.open_any(Path(path), model).encoder()
+    with plain_torch():
+        return Run.open_any(Path(path), model).encoder()

@@ -15,8 +15,29 @@ PACKAGE_LOG = logging.getLogger("simclr_fast")
 
 
 @contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Torch as in a fresh program, whatever the caller has set around the call: gradients are recorded, nothing is autocast,
+    and new tensors are float32 and on the CPU.
+    """
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextlib.contextmanager
 def callers_state() -> Iterator[None]:
-    """Put back torch's threads, TensorFloat-32, CUDA device and the random generators; leave a group that was joined.
+    """Work in plain torch; put back threads, precisions, CUDA device, generators; leave a process group that was joined.
 
     Generators of GPUs are put back where CUDA was in use before.
     """
@@ -25,7 +46,8 @@ def callers_state() -> Iterator[None]:
     cuda = (torch.cuda.current_device(), torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else None
     joined = dist.is_initialized()
     try:
-        yield
+        with plain_torch():
+            yield
     finally:
         if not joined:
             stop_process()

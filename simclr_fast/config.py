@@ -296,6 +296,9 @@ Rule = tuple[Callable[[Any], bool], str]  # what a value must fulfil, and what t
 
 COUNT: Rule = (lambda value: value >= 1, "an integer >= 1")
 COUNT_OR_ZERO: Rule = (lambda value: value >= 0, "an integer >= 0")
+SEED: Rule = (lambda value: 0 <= value < 2**63, "an integer in [0, 2^63)")
+THREADS: Rule = (lambda value: 0 <= value <= 1024, "an integer in [0, 1024]")
+WIDTH: Rule = (lambda value: 1 <= value <= 2**16, "an integer in [1, 65536]")
 POSITIVE: Rule = (lambda value: 0 < value < math.inf, "a number > 0")  # nan is no number > 0 either
 ABOVE_ZERO: Rule = (lambda value: value > 0, "a number > 0")  # infinity, too
 NOT_NEGATIVE: Rule = (lambda value: value >= 0, "a number >= 0")
@@ -306,8 +309,11 @@ LARGEST_SIZE = 8192  # pixels; a view of that side takes 768 MiB
 
 # The options of `pretrain` whose value alone tells whether it can work, by name; None is no value.
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("epochs", "lr_base_size", "head_hidden", "head_dim", "checkpoint_hist", "log_interval"), COUNT),
-    **dict.fromkeys(("micro_batch_size", "workers", "seed", "knn_epochs", "profile", "threads"), COUNT_OR_ZERO),
+    **dict.fromkeys(("epochs", "lr_base_size", "checkpoint_hist", "log_interval"), COUNT),
+    **dict.fromkeys(("micro_batch_size", "knn_epochs", "profile"), COUNT_OR_ZERO),
+    **dict.fromkeys(("head_hidden", "head_dim"), WIDTH),
+    **dict.fromkeys(("workers", "threads"), THREADS),
+    "seed": SEED,
     **dict.fromkeys(("hflip", "jitter_p", "gray_p", "blur_p"), PROBABILITY),
     **dict.fromkeys(("weight_decay", "shear"), NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "model_ema_decay"), DECAY),
@@ -317,9 +323,9 @@ RULES: dict[str, Rule] = {
     "clip_grad": (lambda value: value > 0, "a number > 0, or None"),
     "size": (lambda value: 8 <= value <= LARGEST_SIZE, f"8 to {LARGEST_SIZE} pixels"),
     "scale": (lambda value: 0 < value[0] <= value[1] <= 1, "two fractions, 0 < low <= high <= 1"),
-    "ratio": (lambda value: 0 < value[0] <= value[1], "two numbers, 0 < low <= high"),
+    "ratio": (lambda value: 0 < value[0] <= value[1] < math.inf, "two numbers, 0 < low <= high"),
     "rotate": (lambda value: 0 <= value <= 180, "degrees in [0, 180]"),
-    "std": (lambda value: min(value) > 0, "numbers > 0"),
+    "std": (lambda value: min(value, default=0) > 0, "numbers > 0"),
     "max_bad_images": (lambda value: 0 <= value <= 1, "a fraction"),
     "checkpoint_minutes": (lambda value: value > 0, "minutes > 0"),
 }

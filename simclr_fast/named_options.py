@@ -140,7 +140,8 @@ def _converted(value: Any, kind: Any) -> list[Any]:
     if kind is float and isinstance(value, numbers.Real):
         return [float(value)]
     if kind in (str, Path) and isinstance(value, (str, os.PathLike)):
-        return [kind(os.fspath(value))]
+        text = os.fspath(value)
+        return [kind(text)] if isinstance(text, str) and "\0" not in text else []
     return [None] if kind is NONE and value is None else []
 
 

@@ -68,6 +68,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         ({"scale": (0.5,)}, "--scale (0.5,): pass a list of 2 numbers"),
         ({"mean": "0.5"}, "--mean '0.5': pass a list, each a number"),
         ({"data": 3}, "--data 3: pass a path"),
+        ({"output": "a\0b"}, "--output 'a\\x00b': pass a path"),
+        ({"std": ()}, "--std (): pass numbers > 0"),
+        ({"ratio": (1, float("inf"))}, "--ratio (1.0, inf): pass two numbers, 0 < low <= high"),
+        ({"seed": 2**70}, f"--seed {2**70}: pass an integer in [0, 2^63)"),
+        ({"workers": 10**6}, "--workers 1000000: pass an integer in [0, 1024]"),
+        ({"threads": 10**9}, "--threads 1000000000: pass an integer in [0, 1024]"),
+        ({"head_hidden": 10**12}, "--head-hidden 1000000000000: pass an integer in [1, 65536]"),
         ({"model": nn.Identity()}, "--model 'Identity': pass its name, since a checkpoint builds the network anew"),
         ({"model": nn.Identity}, "--model 'Identity': pass its name"),
         ({"batch_size": 4001}, "--batch-size 4001: the data set has only 4000 training images; pass --batch-size 4000"),
@@ -124,3 +131,13 @@ def test_arguments_of_the_backbone_may_be_a_dict(photos: Path, tmp_path: Path) -
     options = TINY | {"model": "vit_b_16", "model_kwargs": {"num_layers": 1, "num_heads": 2, "hidden_dim": 8}}
     run = simclr_fast.pretrain(data=photos, output=tmp_path / "run", **options, eval=False)
     assert run.backbone()(torch.rand(1, 3, 32, 32)).shape == (1, 8)
+
+
+def test_a_run_of_ones_own_function_is_used_by_its_name(photos: Path, tmp_path: Path) -> None:
+    name = "torchvision.models:resnet18"
+    run = simclr_fast.pretrain(data=photos, output=tmp_path / "run", **TINY | {"model": name}, eval=False)
+    assert run == PretrainedRun(run.path, model=name)
+    assert run.backbone()(torch.rand(1, 3, 32, 32)).shape == (1, 1000)
+    assert run.report(threads=1)["options"]["model"] == name
+    with pytest.raises(CheckpointError, match=name):
+        PretrainedRun(run.path).backbone()

@@ -10,6 +10,8 @@ from simclr_fast.config import (
     COUNT,
     COUNT_OR_ZERO,
     POSITIVE,
+    SEED,
+    THREADS,
     AmpDtype,
     Compiler,
     DatasetName,
@@ -241,9 +243,9 @@ MOST_NEIGHBOURS = 50  # beside a query in a picture
 
 # By the name of the option, in whichever command it is; of an option with several values each must fulfil its rule.
 RULES: dict[str, Rule] = {
-    "threads": COUNT_OR_ZERO,
-    "seed": COUNT_OR_ZERO,
-    "workers": COUNT_OR_ZERO,
+    "threads": THREADS,
+    "seed": SEED,
+    "workers": THREADS,
     "min_steps": COUNT_OR_ZERO,
     "knn_k": COUNT,
     "epochs": COUNT,

@@ -1,11 +1,12 @@
 """Training as a call in somebody's program: equal each time, stopped as the command is, and the process as it was."""
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +115,43 @@ def test_another_thread_trains_and_leaves_signals_alone(few_images: None, tmp_pa
     thread.join()
     assert [run.path for run in runs] == [tmp_path / "run"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@contextlib.contextmanager
+def default(setter: Callable[[object], None], value: object, before: object) -> Iterator[None]:
+    setter(value)
+    try:
+        yield
+    finally:
+        setter(before)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: default(torch.set_default_dtype, torch.float64, torch.float32),
+        lambda: default(torch.set_default_device, "meta", None),
+    ],
+    ids=["no grad", "inference", "autocast", "in a device", "default dtype", "default device"],
+)
+def test_what_the_caller_has_set_around_the_call_changes_nothing(
+    around: Callable, few_images: None, expected: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    with around():
+        dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        run = simclr_fast.pretrain(output=tmp_path / "run", **FEW)
+        weights = run.backbone().state_dict()
+        assert (torch.get_default_dtype(), torch.get_default_device()) == (dtype, device)
+    found = final_state(run.path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    for name, value in weights.items():
+        assert torch.equal(value, found[f"model.backbone.{name}"])
+
+
+@pytest.fixture
+def expected(few_images: None, tmp_path: Path) -> dict[str, torch.Tensor]:
+    return final_state(simclr_fast.pretrain(output=tmp_path / "expected", **FEW).path)
