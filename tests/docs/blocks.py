@@ -27,7 +27,7 @@ INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 PLACEHOLDERS = re.compile(r"\b[A-Z]{3,}\b|\.\.\.")  # RECIPE, COMMAND, PATH/TO
 # What a command gets on top, to take seconds: of options that are given twice the last one counts.
 SMALL = {
-    ("pretrain", "demo"): "--size 8 --batch-size 500 --epochs 1 --head-hidden 32 --no-eval",
+    ("pretrain", "demo"): "--size 8 --batch-size 100 --epochs 1 --head-hidden 32 --no-eval",
     ("pretrain",): "--size 32 --batch-size 4 --epochs 1 --head-hidden 32 --workers 1 --no-eval",
     ("few-label",): "--draws 2 --per-class 1",
     ("finetune",): "--min-steps 2 --epochs 1",

@@ -10,6 +10,8 @@ from PIL import Image
 
 from simclr_fast import SimCLRAugment, SimCLREval
 from simclr_fast.config import RECIPES, Config
+from simclr_fast.data import Dataset
+from simclr_fast.data.array_sets import mnist5k
 from tests.docs.blocks import ROOT, blocks, check_command, commands, run_page
 from tests.evaluation.conftest import demo_config, write_run
 
@@ -50,11 +52,19 @@ def small_photos() -> Config:
     )
 
 
+def few_digits() -> Dataset:
+    """An eighth of the demo's digits."""
+    whole = mnist5k()
+    part = lambda source: source.subset(torch.arange(0, len(source), 8))
+    return dataclasses.replace(whole, train=part(whole.train), labelled=part(whole.labelled), test=part(whole.test))
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with some photos and a run, as the pages have them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(RECIPES, "photos", small_photos())  # for calls that name no option
+    monkeypatch.setattr("simclr_fast.data.datasets.mnist5k", few_digits)
     (tmp_path / "photos").mkdir()
     generator = torch.Generator().manual_seed(0)
     for number in range(8):

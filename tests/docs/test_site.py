@@ -126,6 +126,7 @@ def test_every_command_and_option_is_explained(site: Path) -> None:
         ("docs/reading.md", "reading.md", "../CONTRIBUTING.md#rules", "contributing.md#rules"),
         ("docs/reading.md", "reading.md", "../README.md", "index.md"),
         ("docs/proof.md", "proof.md", "tables/model.md", "tables/model.md"),
+        ("docs/index.md", "index.md", "tutorials/pretrain_and_look.ipynb", "tutorials/pretrain_and_look.md"),
         ("CONTRIBUTING.md", "contributing.md", "docs/reading.md#glossary", "reading.md#glossary"),
         ("docs/proof.md", "proof.md", "https://example.org/a.md", "https://example.org/a.md"),
         ("docs/proof.md", "proof.md", "../gone.md", "../gone.md"),  # mkdocs then says that it is missing

@@ -74,7 +74,7 @@ def place_of(file: Path, link: str) -> str | None:
         return None
     name = target.relative_to(ROOT).as_posix()
     if name.startswith(f"{DOCS}/"):
-        return name.removeprefix(f"{DOCS}/")
+        return re.sub(r"\.ipynb$", ".md", name.removeprefix(f"{DOCS}/"))
     return COPIED.get(name, f"{SOURCES}/{name}.md")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import types
 import typing
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def python_page() -> str:
     parts = ["# Python", "Everything that `import simclr_fast` offers. Shapes are in brackets, units in parentheses."]
     left = [name for name in simclr_fast.__all__ if name != "__version__"]
     for title, modules in GROUPS.items():
-        names = [name for name in left if home(name).startswith(modules)]
+        names = sorted((name for name in left if home(name).startswith(modules)), key=place)
         left = [name for name in left if name not in names]
         if names:
             parts.append(f"## {title}")
@@ -46,6 +47,11 @@ def python_page() -> str:
 def home(name: str) -> str:
     """The module that defines a public name."""
     return getattr(simclr_fast, name).__module__
+
+
+def place(name: str) -> tuple[str, int]:
+    """Where a public name is defined: its module and line, by which names are in the order of their source."""
+    return home(name), inspect.getsourcelines(getattr(simclr_fast, name))[1]
 
 
 def command_page() -> str:
