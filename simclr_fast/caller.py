@@ -16,8 +16,9 @@ PACKAGE_LOG = logging.getLogger("simclr_fast")
 
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
-    """Torch as in a fresh program, whatever the caller has set around the call: gradients are recorded, nothing is autocast,
-    and new tensors are float32 and on the CPU.
+    """Torch as in a fresh program, whatever the caller has set around the call.
+
+    Gradients are recorded, nothing is autocast, and new tensors are float32 and on the CPU.
     """
     dtype = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
@@ -37,7 +38,7 @@ def plain_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def callers_state() -> Iterator[None]:
-    """Work in plain torch; put back threads, precisions, CUDA device, generators; leave a process group that was joined.
+    """Work in plain torch; put back threads, precisions, CUDA device and generators; leave a group that was joined.
 
     Generators of GPUs are put back where CUDA was in use before.
     """

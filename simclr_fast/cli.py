@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import simclr_fast
+
 PROGRAM = "simclr-fast"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 COMPLETION = "--tyro-write-completion"  # tyro's name
@@ -161,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"simclr_fast {simclr_fast.__version__}")
+        return 0
     from simclr_fast.errors import EXIT_STATUS, ConfigError
 
     name = arguments[0]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tyro
 
+import simclr_fast
 from simclr_fast.cli import COMMANDS, imported, main
 from simclr_fast.config import RECIPES
 from simclr_fast.named_options import types_of
@@ -38,6 +39,8 @@ def test_the_list_of_commands_loads_nothing_that_takes_long(capsys) -> None:
     assert [name for name in COMMANDS if not re.search(rf"^  {name} +\w", text, re.MULTILINE)] == []
     assert main([]) == 2
     assert capsys.readouterr().out == text
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"simclr_fast {simclr_fast.__version__}\n"
 
 
 def test_help_of_a_command_loads_no_torch() -> None:
