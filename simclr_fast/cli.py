@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import simclr_fast
-
 PROGRAM = "simclr-fast"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 COMPLETION = "--tyro-write-completion"  # tyro's name
@@ -164,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"simclr_fast {simclr_fast.__version__}")
+        print("simclr_fast", imported("simclr_fast:__version__"))
         return 0
     from simclr_fast.errors import EXIT_STATUS, ConfigError
 

@@ -243,6 +243,7 @@ RECIPES: dict[str, Config] = {
     # scaling (its appendix B.1, 0.075 * sqrt(batch)) is better than the linear one.
     "photos": Config(
         recipe="photos",
+        data=DataOptions(max_bad_images=0.1),  # a few damaged ones are a larger share of few photos
         optimization=OptimizationOptions(batch_size=256, lr_base=1.2, lr_base_scale="sqrt"),
         run=RunOptions(output=Path("runs/photos")),
     ),
