@@ -57,8 +57,14 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with its batch norms replaced by synchronised ones of the same names, weights and statistics."""
     # One by one: torch's conversion of a whole model would lose what timm's batch norms do after they normalise.
-    replace_batch_norm(model, nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _on_host)
+    replace_batch_norm(model, _on_gpu if device.type == "cuda" else _on_host)
     return model
+
+
+def _on_gpu(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
+    if isinstance(norm, FrozenBatchNorm1d | FrozenBatchNorm2d):
+        return norm
+    return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
 
 
 def _on_host(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:

@@ -50,9 +50,21 @@ def test_converted_model_keeps_its_keys_and_weights() -> None:
     assert not [m for m in synced.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
 
 
-def test_frozen_norms_stay_frozen() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_frozen_norms_stay_frozen(device: str) -> None:
     model = build_model(ModelOptions(model="resnet_mini", norm="frozen"), channels=1)
-    assert isinstance(synchronize_batch_norm(model, torch.device("cpu")).backbone.bn1, FrozenBatchNorm2d)
+    assert isinstance(synchronize_batch_norm(model, torch.device(device)).backbone.bn1, FrozenBatchNorm2d)
+
+
+def test_on_gpus_norms_are_torchs_and_keep_their_activation() -> None:
+    options = ModelOptions(model="timm/test_efficientnet", head_hidden=16, head_dim=8)
+    plain = build_model(options, channels=3, size=32).eval()
+    synced = synchronize_batch_norm(copy.deepcopy(plain), torch.device("cuda"))
+    assert list(synced.state_dict()) == list(plain.state_dict())
+    norms = [m for m in synced.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert {type(norm) for norm in norms} == {nn.SyncBatchNorm}
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(synced(images), plain(images))
 
 
 def test_other_shapes_are_refused() -> None:
