@@ -326,7 +326,9 @@ RULES: dict[str, Rule] = {
     "scale": (lambda value: 0 < value[0] <= value[1] <= 1, "two fractions, 0 < low <= high <= 1"),
     "ratio": (lambda value: 0 < value[0] <= value[1] < math.inf, "two numbers, 0 < low <= high"),
     "rotate": (lambda value: 0 <= value <= 180, "degrees in [0, 180]"),
-    "std": (lambda value: min(value, default=0) > 0, "numbers > 0"),
+    "jitter": (lambda value: 0 <= min(value) <= max(value) < math.inf, "four numbers >= 0; hue is at most 0.5"),
+    "mean": (lambda value: len(value) in (1, 3) and all(map(math.isfinite, value)), "one finite number, or three"),
+    "std": (lambda value: len(value) in (1, 3) and all(0 < v < math.inf for v in value), "one number > 0, or three"),
     "max_bad_images": (lambda value: 0 <= value <= 1, "a fraction"),
     "checkpoint_minutes": (lambda value: value > 0, "minutes > 0"),
 }

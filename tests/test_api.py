@@ -69,7 +69,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         ({"mean": "0.5"}, "--mean '0.5': pass a list, each a number"),
         ({"data": 3}, "--data 3: pass a path"),
         ({"output": "a\0b"}, "--output 'a\\x00b': pass a path"),
-        ({"std": ()}, "--std (): pass numbers > 0"),
+        ({"std": ()}, "--std (): pass one number > 0, or three"),
         ({"ratio": (1, float("inf"))}, "--ratio (1.0, inf): pass two numbers, 0 < low <= high"),
         ({"seed": 2**70}, f"--seed {2**70}: pass an integer in [0, 2^63)"),
         ({"workers": 10**6}, "--workers 1000000: pass an integer in [0, 1024]"),

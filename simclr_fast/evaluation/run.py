@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -13,12 +13,14 @@ from simclr_fast.backbones.factories import is_factory
 from simclr_fast.backbones.family import Stage
 from simclr_fast.backbones.registry import detection_stages, spec_of
 from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_entries, require_finite
-from simclr_fast.config import RULES, AugmentOptions, Config, ModelOptions
+from simclr_fast.config import RECIPES, RULES, AugmentOptions, Config, ModelOptions, require
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import build_encoder, describe_encoder
+from simclr_fast.named_options import made
 
 WEIGHTS_FILE, WEIGHTS_SUFFIX = "backbone.safetensors", ".safetensors"  # of an export
 EXPORT_KEY = "simclr_fast"  # entry of its header that describes the backbone
+Options = TypeVar("Options")
 BACKBONE = "backbone."  # prefix of the backbone's weights in a checkpoint
 
 
@@ -75,16 +77,14 @@ class Run:
             with safetensors.safe_open(path, framework="pt") as file:
                 described = json.loads((file.metadata() or {}).get(EXPORT_KEY, "null"))
                 weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
-            names = ("model", "stem", "norm", "model_kwargs")
-            options = ModelOptions(**_typed(ModelOptions(), {name: described[name] for name in names}))
+            model_options = {name: described[name] for name in ("model", "stem", "norm", "model_kwargs")}
             view = {"size": described["image_size"], "mean": described["mean"], "std": described["std"]}
-            augment = AugmentOptions(**_typed(AugmentOptions(), view))
             channels, step = described["channels"], int(described["step"])
         except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({reason})") from error
+        options, augment = options_of(ModelOptions, model_options, path), options_of(AugmentOptions, view, path)
         require_named(options.model, model, path)
-        require_view(augment, path)
         require_fit(options, require_channels(channels, path), augment.size, weights, path)
         return Run(path.parent, path, step, Config(model=options, augment=augment), channels, weights)
 
@@ -93,7 +93,6 @@ class Run:
         require_entries(content, {"model": dict, "config": dict, "step": int, "channels": int}, str(path))
         config = config_of(content["config"], path)
         require_named(config.model.model, model, path)
-        require_view(config.augment, path)
         average = content.get("ema")
         source, prefix = (average, f"module.{BACKBONE}") if average else (content["model"], BACKBONE)
         named = source.items() if isinstance(source, dict) else ()
@@ -123,14 +122,6 @@ class Run:
         """Where detection taps the backbone that `encoder` or `random_init` gave. Raises ConfigError for nowhere."""
         spec = spec_of(self.config.model, self.channels, self.config.augment.size)
         return detection_stages(spec, backbone)
-
-
-def require_view(augment: AugmentOptions, path: Path) -> None:
-    """Raise CheckpointError for options of which evaluation cannot make its views."""
-    for name, value in vars(augment).items():
-        fulfils, wanted = RULES.get(name, (None, ""))
-        if fulfils is not None and not fulfils(value):
-            raise CheckpointError(f"{path}: its option {name} is {str(value)[:50]}, not {wanted}: no run has that")
 
 
 def require_named(stored: str, model: str | None, path: Path) -> None:
@@ -175,32 +166,27 @@ def require_fit(options: ModelOptions, channels: int, size: int, weights: dict[s
 def config_of(options: dict[str, Any], source: Path) -> Config:
     """The options that `as_dict` wrote into a checkpoint. Raises CheckpointError for those of another version."""
     groups = {field.name: field.default for field in dataclasses.fields(Config) if field.name != "recipe"}
-    try:
-        return Config(
-            recipe=options["recipe"],
-            **{name: type(default)(**_typed(default, options[name])) for name, default in groups.items()},
+    missing = [name for name in ("recipe", *groups) if name not in options]
+    if missing or options["recipe"] not in [*RECIPES]:  # which a list, too, can be asked about
+        raise CheckpointError(
+            f"{source}: its options are not those of this version (no {', '.join(missing) or 'recipe'})"
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source}: its options are not those of this version ({error})") from error
+    found = {name: options_of(type(default), options[name], source) for name, default in groups.items()}
+    return Config(recipe=options["recipe"], **found)
 
 
-def _typed(group: object, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of one group with its paths as Path and its sequences as tuples. TypeError for other kinds."""
-    defaults = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
-    for name, value in values.items():
-        if not _is_like(defaults.get(name), value):
-            raise TypeError(f"{name} is {str(value)[:50]!r}")
-    paths = {field.name for field in dataclasses.fields(group) if field.type in (Path, Path | None)}
-    convert = lambda name, value: tuple(value) if isinstance(value, list) else Path(value) if name in paths else value
-    return {name: value if value is None else convert(name, value) for name, value in values.items()}
-
-
-def _is_like(default: Any, value: Any) -> bool:
-    """Whether a stored value is of the kind that an option with this default has; an option without one is anything."""
-    if default is None:
-        return value is None or isinstance(value, int | float | str)
-    if isinstance(default, tuple):
-        kind = int | float if default else str  # numbers, but for the options that hold words and are empty by default
-        return isinstance(value, list | tuple) and all(isinstance(entry, kind) for entry in value)
-    kinds = {bool: bool, int: int, float: int | float}
-    return isinstance(value, kinds.get(type(default), str))
+def options_of(kind: type[Options], values: object, source: Path) -> Options:
+    """Options of a class from what a file says. Raises CheckpointError for a name, type or value that no run has."""
+    try:
+        if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+            raise ConfigError(f"{str(values)[:50]!r} in place of {kind.__name__}")
+        group = made(kind, values)
+        for name, value in vars(group).items():
+            if name in RULES and value is not None:
+                fulfils, wanted = RULES[name]
+                require(fulfils(value), name, str(value)[:50], f"no run has that, only {wanted}")
+    except ConfigError as error:
+        reason = " ".join(str(error).split())
+        reason = reason if len(reason) <= 200 else f"{reason[:100]} ... {reason[-90:]}"
+        raise CheckpointError(f"{source}: its options are not those of this version ({reason})") from error
+    return group
