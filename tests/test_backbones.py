@@ -192,6 +192,56 @@ def test_a_function_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert {p.device.type for p in describe_encoder(options, 3, 16).parameters()} == {"meta"}
 
 
+BROKEN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.conv, self.make = nn.Conv2d(3, 4, 3), make
+    def forward(self, x):
+        return self.make(self, self.conv(x).mean((2, 3)))
+
+made = []
+def lazy():
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def another_each_time():
+    made.append(1)
+    return nn.Sequential(nn.Conv2d(3, len(made), 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def of_the_batch():
+    return Net(lambda self, y: y[:, : len(y)])
+def tuple_in_training():
+    return Net(lambda self, y: (y, y) if self.training else y)
+def nothing():
+    return Net(lambda self, y: y[:, :0])
+def on_meta():
+    return Net(lambda self, y: y).to("meta")
+def leaves():
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lazy", r"layers without a size \(torch.nn.Lazy...\); give their sizes"),
+        ("another_each_time", "it makes another network at its second call"),
+        ("of_the_batch", "it gives 2 to 3 features; give always as many"),
+        ("tuple_in_training", r"it gives a tuple for 2 images in training mode; it must give features \[2, F\]"),
+        ("nothing", r"it gives \[2, 0\] for 2 images"),
+        ("on_meta", "its weights are not on the CPU"),
+        ("leaves", "the function raised SystemExit: 3"),
+    ],
+)
+def test_functions_whose_checkpoints_would_serve_nobody(name: str, said: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "broken_of_a_test.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=said) as refusal:
+        build_model(ModelOptions(f"broken_of_a_test:{name}", head_hidden=8, head_dim=4), 3, 16)
+    assert one_line(refusal)
+
+
 def test_names_of_functions_are_told_from_others() -> None:
     assert factories.is_factory("a.b:c")
     assert not any(factories.is_factory(name) for name in ("resnet50", "timm/hf-hub:a/b", "timm/resnet50"))

@@ -10,6 +10,7 @@ import re
 import sys
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from simclr_fast.backbones.family import Spec, Stage
 from simclr_fast.backbones.model_kwargs import shown
@@ -36,10 +37,15 @@ class FactoryFamily:
         function = imported(spec.name)
         try:
             module = function(**spec.kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"--model {spec.name}: the function raised {_shown_error(error)}") from error
         if not isinstance(module, nn.Module):
             raise ConfigError(f"--model {spec.name}: it returned a {type(module).__name__}; return a torch.nn.Module")
+        weights = [*module.parameters(), *module.buffers()]
+        if any(is_lazy(weight) for weight in weights):
+            raise ConfigError(f"--model {spec.name}: it has layers without a size (torch.nn.Lazy...); give their sizes")
+        if any(weight.device.type != "cpu" for weight in weights):
+            raise ConfigError(f"--model {spec.name}: its weights are not on the CPU; return it where it was made")
         return module
 
     def stages(self, spec: Spec, module: nn.Module) -> tuple[Stage, ...]:
@@ -66,12 +72,12 @@ def imported(name: str):
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # whatever the module's code does
+    except (Exception, SystemExit) as error:  # whatever the module's code does
         raise ConfigError(f"--model {shown(name)}: it cannot be imported ({_shown_error(error)})") from error
     if not callable(found):
         raise ConfigError(f"--model {shown(name)}: {function} is a {type(found).__name__}; pass a function")
     return found
 
 
-def _shown_error(error: Exception) -> str:
+def _shown_error(error: BaseException) -> str:
     return shown(f"{type(error).__name__}: {error}")

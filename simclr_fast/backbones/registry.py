@@ -1,5 +1,7 @@
 """Builds a backbone by its name: which family it is of, how many features it gives, and where detection taps it."""
 
+import copy
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -73,39 +75,57 @@ def feature_count(spec: Spec, module: nn.Module) -> int:
 
     It is asked with images of the spec's size, so that images too small for it are told before a training begins.
     """
-    found = None
-    if family_of(spec.name).allocates_as_told:
-        try:
-            found = _answer(build_without_memory(spec), spec)
-        except Exception:  # too small an image, or an operation that needs values: the module itself tells which
-            found = None
+    if not family_of(spec.name).allocates_as_told:
+        _require_the_same_again(spec, module)
+        return _asked_in_every_way(spec, module)
     try:
-        found = _answer(module, spec) if found is None else found
+        return _answer(build_without_memory(spec), spec)
+    except Exception:  # too small an image, or an operation that needs values: the module itself tells which
+        return _answer(module, spec)
+
+
+def _require_the_same_again(spec: Spec, module: nn.Module) -> None:
+    """Raise ConfigError where a function makes other weights the second time: no checkpoint of it could be loaded."""
+    with torch.random.fork_rng(devices=[]):
+        again = build(spec)
+    shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (module, again)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"--model {spec.name}: it makes another network at its second call; let it depend on nothing")
+
+
+def _asked_in_every_way(spec: Spec, module: nn.Module) -> int:
+    """The number of features, which is the same in eval and training mode and for any number of images."""
+    with torch.random.fork_rng(devices=[]):
+        copy_of_it = copy.deepcopy(module)  # training mode moves running statistics
+        counts = {_answer(copy_of_it, spec, batch, mode) for batch in (2, 3) for mode in (False, True)}
+    if len(counts) > 1:
+        raise ConfigError(f"--model {spec.name}: it gives {min(counts)} to {max(counts)} features; give always as many")
+    return counts.pop()
+
+
+@torch.no_grad()
+def _answer(module: nn.Module, spec: Spec, batch: int = 2, training: bool = False) -> int:
+    """The number of features that the module makes of black images. Raises ConfigError where they are none."""
+    mode, weight = module.training, next(module.parameters(), torch.empty(0))
+    size = spec.size if spec.size is not None else PROBE_SIZE
+    try:
+        found = module.train(training)(torch.zeros(batch, spec.channels, size, size, device=weight.device))
     except Exception as error:  # whatever a network does with images that it cannot take
-        size, reason = _probe_size(spec), model_kwargs.shown((str(error).splitlines() or [type(error).__name__])[0])
+        reason = model_kwargs.shown((str(error).splitlines() or [type(error).__name__])[0])
         raise ConfigError(
             f"--model {spec.name}: it cannot take images [B, {spec.channels}, {size}, {size}] ({reason}); pass another "
             "--size or --model"
         ) from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[0] != 2 or not found.is_floating_point():
-        shape = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise ConfigError(f"--model {spec.name}: it gives {shape} for 2 images; it must give features [2, F]")
-    return found.shape[1]
-
-
-def _probe_size(spec: Spec) -> int:
-    return spec.size if spec.size is not None else PROBE_SIZE
-
-
-@torch.no_grad()
-def _answer(module: nn.Module, spec: Spec) -> object:
-    """What the module makes of two black images, in eval mode."""
-    mode, weight = module.training, next(module.parameters(), torch.empty(0))
-    size = _probe_size(spec)
-    try:
-        return module.eval()(torch.zeros(2, spec.channels, size, size, device=weight.device))
     finally:
         module.train(mode)
+    shape = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    good = isinstance(found, Tensor) and found.ndim == 2 and found.shape[0] == batch and found.shape[1] >= 1
+    if not good or not found.is_floating_point():
+        when = " in training mode" if training else ""
+        raise ConfigError(
+            f"--model {spec.name}: it gives {shape} for {batch} images{when}; it must give features [{batch}, F]"
+        )
+    return found.shape[1]
 
 
 def build_backbone(
