@@ -7,9 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simclr_fast.api import PretrainedRun, pretrain
+    from simclr_fast.api import PretrainedRun, load_backbone, pretrain
     from simclr_fast.augmentation import SimCLRAugment, SimCLREval
-    from simclr_fast.backbone import load_backbone
     from simclr_fast.losses import (
         CLIPLoss,
         InfoNCELoss,
@@ -50,7 +49,7 @@ _MODULES = {
     "PretrainedRun": "api",
     "SimCLRAugment": "augmentation",
     "SimCLREval": "augmentation",
-    "load_backbone": "backbone",
+    "load_backbone": "api",
     "pretrain": "api",
 }
 

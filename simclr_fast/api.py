@@ -1,4 +1,4 @@
-"""The command line as calls: pretrain, and what is done with a pretrained run.
+"""The command line as calls: pretrain, what is done with a pretrained run, and its backbone for use elsewhere.
 
 Every option of a command is an argument of the same name, with underscores for hyphens; values are checked as on the
 command line, and messages name options as they are written there. `simclr-fast COMMAND --help` explains them all.
@@ -41,7 +41,8 @@ def pretrain(
 
     Random generators, torch's number of threads and TensorFloat-32 are those of the caller again afterwards; equal
     seeds give equal runs. Ctrl-C ends the training after the step that it is at, with a checkpoint: KeyboardInterrupt,
-    and SystemExit after SIGTERM. In a thread other than the main one signals are left to the caller.
+    and SystemExit after SIGTERM. In a thread other than the main one signals are left to the caller; while one thread
+    trains or evaluates, another is refused, since those generators and settings are the whole process's.
 
     Raises ConfigError (an option that does not exist or cannot work), CheckpointError, DataError, NonFiniteLossError.
 
@@ -60,7 +61,7 @@ def pretrain(
     if isinstance(values.get("model_kwargs"), Mapping):
         values["model_kwargs"] = pairs(values["model_kwargs"])
     config: Config = changed(RECIPES[recipe], values)
-    with callers_state(), log_shown(logging.INFO):
+    with callers_state("pretrain"), log_shown(logging.INFO):
         status = train(config, frozenset(values))
     if status == 128 + signal.SIGINT:
         raise KeyboardInterrupt
@@ -92,8 +93,6 @@ class PretrainedRun:
 
     def backbone(self) -> "nn.Module":
         """The trained backbone: normalised images [B, C, H, W] to features [B, D]. See `load_backbone`."""
-        from simclr_fast.backbone import load_backbone
-
         return load_backbone(self.path, model=self.model)
 
     def knn(self, **options: Any) -> dict[str, Any]:
@@ -136,5 +135,25 @@ class PretrainedRun:
         chosen: CheckpointOptions = made(
             imported(command.options), {"checkpoint": self.path, "model": self.model, **options}
         )
-        with callers_state(), log_shown(command.log_level):
+        with callers_state(name), log_shown(command.log_level):
             return imported(command.work)(chosen)
+
+
+def load_backbone(path: str | Path, model: str | None = None) -> "nn.Module":
+    """The backbone that SimCLR trained, mapping normalised images [B, C, H, W] to features [B, D].
+
+    path: a run's folder (its newest checkpoint), a checkpoint file, an exported folder, or a backbone.safetensors.
+    model: the name of its backbone; needed for one that a function of yours makes (`package.module:function`), because
+    nothing that a file names is imported, and nothing in it executed. In eval mode, float32, on the CPU, without a
+    classifier, for images of the size that it was trained on where the backbone is built for one (ViT). Raises
+    CheckpointError for what is missing, damaged or foreign.
+
+    Example:
+        >>> backbone = load_backbone("runs/demo")
+        >>> features = backbone(images)
+    """
+    from simclr_fast.caller import alone, plain_torch
+    from simclr_fast.evaluation.run import Run
+
+    with alone("load_backbone"), plain_torch():
+        return Run.open_any(Path(path), model).encoder()

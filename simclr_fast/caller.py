@@ -3,15 +3,20 @@
 import contextlib
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from simclr_fast.errors import ConfigError
 from simclr_fast.process import stop_process
 
 PACKAGE_LOG = logging.getLogger("simclr_fast")
+# How long work waits for that of another thread (seconds): longer than a backbone takes to load.
+PATIENCE = 10.0
+_AT_WORK = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -37,44 +42,69 @@ def plain_torch() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def callers_state() -> Iterator[None]:
-    """Work in plain torch; put back threads, precisions, CUDA device and generators; leave a group that was joined.
+def callers_state(work: str) -> Iterator[None]:
+    """Work alone, in plain torch; put back threads, precisions, CUDA device and generators; leave a joined group.
 
-    Generators of GPUs are put back where CUDA was in use before.
+    Float32 products and convolutions are exact on the CPU meanwhile, and products on CUDA, as in a fresh program.
+    Generators of GPUs are put back where CUDA was in use before. work: as `alone` takes it, which may raise.
     """
-    put_back_tf32 = _tf32()
-    threads, generators = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
-    cuda = (torch.cuda.current_device(), torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else None
-    joined = dist.is_initialized()
+    with alone(work):
+        put_back_precisions = _precisions()
+        threads, generators = torch.get_num_threads(), (random.getstate(), np.random.get_state(), torch.get_rng_state())
+        cuda = (torch.cuda.current_device(), torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else None
+        joined = dist.is_initialized()
+        try:
+            with plain_torch():
+                torch.set_float32_matmul_precision("highest")
+                for place in (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn):
+                    place.fp32_precision = "ieee"
+                yield
+        finally:
+            if not joined:
+                stop_process()
+            if cuda is not None:
+                torch.cuda.set_device(cuda[0])
+                torch.cuda.set_rng_state_all(cuda[1])
+            random.setstate(generators[0])
+            np.random.set_state(generators[1])
+            torch.set_rng_state(generators[2])
+            torch.set_num_threads(threads)
+            put_back_precisions()
+
+
+@contextlib.contextmanager
+def alone(work: str) -> Iterator[None]:
+    """Work that no other thread of the process does at the same time, since torch's settings and generators are shared.
+
+    Within it the same thread may begin such work again. Short work of another thread is waited for; raises ConfigError,
+    which names the work, where that takes long.
+    """
+    if not _AT_WORK.acquire(timeout=PATIENCE):
+        raise ConfigError(
+            f"{work}: another thread of this process trains or evaluates, and torch's random generators and settings "
+            "belong to the whole process; wait for its end, or start another process"
+        )
     try:
-        with plain_torch():
-            yield
+        yield
     finally:
-        if not joined:
-            stop_process()
-        if cuda is not None:
-            torch.cuda.set_device(cuda[0])
-            torch.cuda.set_rng_state_all(cuda[1])
-        random.setstate(generators[0])
-        np.random.set_state(generators[1])
-        torch.set_rng_state(generators[2])
-        torch.set_num_threads(threads)
-        put_back_tf32()
+        _AT_WORK.release()
 
 
-def _tf32() -> Callable[[], None]:
+def _precisions() -> Callable[[], None]:
     """What puts back the precisions of float32 products and convolutions, by torch's older and newer names of them."""
-    older = torch.backends.cuda.matmul, torch.backends.cudnn
-    newer = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    backends = torch.backends
+    newer = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    newer += backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn
     precisions = [place.fp32_precision for place in newer]
     try:
-        allowed = [place.allow_tf32 for place in older]
+        matmul, cudnn = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
     except RuntimeError:  # torch refuses to tell where the caller has set what the older names cannot say
-        allowed = []
+        matmul = cudnn = None
 
     def put_back() -> None:
-        for place, value in zip(older, allowed):
-            place.allow_tf32 = value
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+            backends.cudnn.allow_tf32 = cudnn
         for place, value in zip(newer, precisions):
             place.fp32_precision = value
 

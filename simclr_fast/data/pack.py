@@ -135,7 +135,7 @@ def _locked(root: Path) -> Iterator[None]:
             (root / LOCK_FILE).unlink(missing_ok=True)
         if empty:
             root.rmdir()
-        os.close(lock)
+        lock.release()
 
 
 def _begun(options: PackOptions) -> dict[str, Any] | None:

@@ -115,7 +115,8 @@ class Run:
     def random_init(self, seed: int | None = None) -> nn.Module:
         """The backbone as it was before training (or as another seed makes it), in eval mode."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.run.seed if seed is None else seed)
+            # Of the CPU alone, where it is built: those of GPUs are the caller's.
+            torch.default_generator.manual_seed(self.config.run.seed if seed is None else seed)
             return build_encoder(self.config.model, self.channels, self.config.augment.size).eval()
 
     def stages(self, backbone: nn.Module) -> tuple[Stage, ...]:

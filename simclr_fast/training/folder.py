@@ -8,7 +8,7 @@ from pathlib import Path
 from simclr_fast.checkpoint import checkpoints, set_later_aside
 from simclr_fast.config import Config
 from simclr_fast.errors import ConfigError
-from simclr_fast.lock import claim
+from simclr_fast.lock import Claim, claim
 from simclr_fast.process import Process
 from simclr_fast.run_files import METRICS_FILE
 
@@ -26,7 +26,7 @@ class RunFolder:
         self.run = config.run
         self.process = process
         self.path = config.run.output
-        self._lock: int | None = None
+        self._lock: Claim | None = None
 
     def __enter__(self) -> "RunFolder":
         if self.process.is_main and self.path.is_dir():
@@ -82,7 +82,7 @@ class RunFolder:
 
     def _release(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def _written(self, work: Callable[[], None]) -> None:

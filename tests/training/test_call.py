@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import simclr_fast
-from simclr_fast import PretrainedRun
+from simclr_fast import PretrainedRun, caller
 from simclr_fast.checkpoint import checkpoints
-from simclr_fast.errors import NonFiniteLossError
+from simclr_fast.errors import ConfigError, NonFiniteLossError
 from simclr_fast.training.metrics import StepClock
 from tests.training.conftest import STEPS_PER_EPOCH
 from tests.training.processes import final_state
@@ -117,6 +117,43 @@ def test_another_thread_trains_and_leaves_signals_alone(few_images: None, tmp_pa
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_one_thread_at_a_time_trains_or_evaluates(few_images: None, tmp_path: Path, monkeypatch) -> None:
+    """Two would draw from one generator, so that equal seeds gave unequal runs."""
+    monkeypatch.setattr(caller, "PATIENCE", 0.05)
+    run = simclr_fast.pretrain(output=tmp_path / "a", **FEW)
+    works = {
+        "pretrain": lambda: simclr_fast.pretrain(output=tmp_path / "b", **FEW),
+        "knn": run.knn,
+        "load_backbone": run.backbone,
+    }
+    refused: dict[str, str] = {}
+
+    def tried() -> None:
+        for name, work in works.items():
+            try:
+                work()
+            except ConfigError as error:
+                refused[name] = str(error)
+
+    with caller.callers_state("pretrain"):
+        thread = threading.Thread(target=tried)
+        thread.start()
+        thread.join()
+        run.backbone()  # as a function of one's own may do that makes the backbone of a run
+    for name in works:
+        assert refused[name].startswith(f"{name}: another thread of this process trains or evaluates")
+    assert not (tmp_path / "b").exists()
+    simclr_fast.pretrain(output=tmp_path / "b", **FEW)
+
+
+def test_a_backbone_is_loaded_without_a_draw_from_any_generator(few_images: None, tmp_path: Path, monkeypatch) -> None:
+    run = simclr_fast.pretrain(output=tmp_path / "run", **FEW)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("it seeds the caller's GPUs"))
+    before = torch.get_rng_state()
+    run.backbone()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @contextlib.contextmanager
 def default(setter: Callable[[object], None], value: object, before: object) -> Iterator[None]:
     setter(value)
@@ -135,17 +172,21 @@ def default(setter: Callable[[object], None], value: object, before: object) -> 
         lambda: torch.device("meta"),
         lambda: default(torch.set_default_dtype, torch.float64, torch.float32),
         lambda: default(torch.set_default_device, "meta", None),
+        # Which on some CPUs makes bfloat16 of float32 products.
+        lambda: default(torch.set_float32_matmul_precision, "medium", "highest"),
     ],
-    ids=["no grad", "inference", "autocast", "in a device", "default dtype", "default device"],
+    ids=["no grad", "inference", "autocast", "in a device", "default dtype", "default device", "matmul precision"],
 )
 def test_what_the_caller_has_set_around_the_call_changes_nothing(
     around: Callable, few_images: None, expected: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     with around():
         dtype, device = torch.get_default_dtype(), torch.get_default_device()
+        matmul = torch.get_float32_matmul_precision()
         run = simclr_fast.pretrain(output=tmp_path / "run", **FEW)
         weights = run.backbone().state_dict()
         assert (torch.get_default_dtype(), torch.get_default_device()) == (dtype, device)
+        assert torch.get_float32_matmul_precision() == matmul
     found = final_state(run.path)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     for name, value in weights.items():

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -122,6 +123,39 @@ def test_two_runs_at_once_are_refused(resume: str | None, tmp_path: Path) -> Non
             prepare(config(folder, resume=resume))
         assert not (tmp_path / "run.old-1").exists()
     prepare(config(folder))
+
+
+def test_two_runs_of_one_process_are_refused_and_the_first_keeps_its_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    refused: list[str] = []
+
+    def second() -> None:
+        try:
+            prepare(config(folder))
+        except ConfigError as error:
+            refused.append(str(error))
+
+    with RunFolder(config(folder), ALONE) as first:
+        first.prepare(None, 0)
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        assert f"another run is writing there (process {os.getpid()}, this one)" in refused[0]
+        # A descriptor that the second one had closed would have given up the first one's lock.
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=try_to_hold, args=(folder, theirs), daemon=True)
+        process.start()
+        assert ours.poll(60)
+        assert f"another run is writing there (process {os.getpid()} on" in ours.recv()
+        process.join(60)
+    prepare(config(folder))
+
+
+def try_to_hold(folder: Path, connection: Connection) -> None:
+    try:
+        hold(folder, connection)
+    except ConfigError as error:
+        connection.send(str(error))
 
 
 def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from simclr_fast.config import RECIPES, Config, flag
 
 # Heading of a group of public names, and the modules that define them; the last has what no other has.
 GROUPS = {
-    "Pretraining and its results": ("simclr_fast.api", "simclr_fast.backbone"),
+    "Pretraining and its results": ("simclr_fast.api",),
     "Augmentation": ("simclr_fast.augmentation",),
     "Losses": ("simclr_fast.losses", "simclr_fast.temperature"),
     "Other": ("simclr_fast",),
