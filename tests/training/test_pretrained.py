@@ -231,9 +231,7 @@ def test_a_vits_positions_are_interpolated(torch_home: Path) -> None:
 def test_weights_that_cannot_be_downloaded_are_told_in_one_line(torch_home: Path) -> None:
     with pytest.raises(CheckpointError) as refusal:
         load_pretrained(build_model(RESNET, 3, 32), "DEFAULT", Spec("resnet18", 3, 32))
-    assert str(refusal.value).startswith(
-        f"--pretrained DEFAULT: there is no {torch_home / 'resnet18-f37072fd.pth'}, and"
-    )
+    assert str(refusal.value).startswith(f"--pretrained DEFAULT: no {torch_home / 'resnet18-f37072fd.pth'}, and")
     assert "no route to https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
