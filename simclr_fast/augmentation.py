@@ -98,7 +98,7 @@ class SimCLRAugment(_FusedTransform):
         memory_format: of the output: torch.channels_last or torch.contiguous_format.
         backend: "auto", "cpp", "triton" or "reference"; see simclr_fast.backends.
 
-    Example:
+    Examples:
         >>> aug = SimCLRAugment(32, strength=0.5, blur_p=0.0)
         >>> views = aug(images)                 # uint8 [B, 3, H, W] -> [2 B, 3, 32, 32]
         >>> z0, z1 = model(views).chunk(2)      # rows i and i + B are a positive pair
@@ -266,7 +266,7 @@ class SimCLREval(_FusedTransform):
             ImageNet's habit is size=224, resize=256.
         mean, std, dtype, memory_format, backend: as for SimCLRAugment.
 
-    Example:
+    Examples:
         >>> features = backbone(SimCLREval(224, resize=256)(images))
     """
 

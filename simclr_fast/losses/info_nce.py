@@ -110,8 +110,14 @@ def info_nce_loss(
 class InfoNCELoss(ContrastiveLoss):
     """`info_nce_loss` as a module, call-compatible with `InfoNCE` of info-nce-pytorch: the same numbers.
 
-    `loss = InfoNCELoss(temperature=0.1)(query, positive_key, negative_keys)`. The options are those of `info_nce_loss`
-    and `ContrastiveLoss`.
+    `loss = InfoNCELoss(temperature=0.1)(query, positive_key, negative_keys)`.
+
+    Args:
+        temperature, gather_distributed: as for `NTXentLoss`.
+        reduction, negative_mode, symmetric, eps, precision, backend: those of `info_nce_loss`.
+
+    Raises:
+        TypeError, ValueError: an option is of the wrong type or value.
     """
 
     def __init__(

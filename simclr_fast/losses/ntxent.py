@@ -128,12 +128,19 @@ def ntxent_loss(
 class NTXentLoss(ContrastiveLoss):
     """`ntxent_loss` as a module, call-compatible with lightly's: `loss = NTXentLoss(temperature=0.5)(z0, z1)`.
 
-    memory_bank_size: (K, D), or K alone where the first call is to tell D: the negatives of out0 are then the K rows of
-        a `MemoryBank` and no others, as in MoCo, the positives still the rows of out1, and out1's rows do not compete:
-        the loss is the mean of -log(exp(s_ip) / (exp(s_ip) + sum over the bank of exp(s_ij))) over the N rows of out0.
-        Afterwards out1's rows enter the bank, where out0 requires grad: an evaluation leaves it alone. The bank is part
-        of the state dict.
-    The other options are those of `ntxent_loss` and `ContrastiveLoss`. A bank takes two views.
+    Args:
+        temperature: a positive float; a tensor, which moves with the module; an nn.Parameter, which is learned with it;
+            or a module that is called for it, as `LearnedTemperature`.
+        memory_bank_size: (K, D), or K alone where the first call is to tell D: the negatives of out0 are then the K
+            rows of a `MemoryBank` and no others, as in MoCo, the positives still the rows of out1, and out1's rows do
+            not compete: the loss is the mean of -log(exp(s_ip) / (exp(s_ip) + sum over the bank of exp(s_ij))) over the
+            N rows of out0. Afterwards out1's rows enter the bank, where out0 requires grad: an evaluation leaves it
+            alone. The bank is part of the state dict, and takes two views.
+        gather_distributed: compare with the rows of all processes (of the default group; alone without one).
+        decoupled, return_stats, reduction, eps, precision, backend: those of `ntxent_loss`.
+
+    Raises:
+        TypeError, ValueError: an option is of the wrong type or value.
     """
 
     def __init__(

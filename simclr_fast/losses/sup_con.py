@@ -116,8 +116,15 @@ def loss_of_classes(
 class SupConLoss(ContrastiveLoss):
     """`sup_con_loss` as a module, called as pytorch-metric-learning's and Khosla et al.'s are.
 
-    `SupConLoss(0.1)(features, labels)`, features [M, D] or [N, V, D]. The options are those of `sup_con_loss` and
-    `ContrastiveLoss`. Khosla et al.'s code multiplies by temperature / base_temperature, which is 1 by default.
+    `SupConLoss(0.1)(features, labels)`, features [M, D] or [N, V, D]. Khosla et al.'s code multiplies by temperature /
+    base_temperature, which is 1 by default.
+
+    Args:
+        temperature, gather_distributed: as for `NTXentLoss`.
+        reduction, eps, precision, backend: those of `sup_con_loss`.
+
+    Raises:
+        TypeError, ValueError: an option is of the wrong type or value.
     """
 
     def __init__(
