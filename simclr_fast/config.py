@@ -54,7 +54,8 @@ class SourceOptions:
     """Threads that read and decode images, per process; 0 reads when a batch is asked for. Data sets of arrays
     (mnist to stl10) need none; raw sets on the devices need them at the start."""
     max_bad_images: float = 0.01
-    """Share of the data set that may be unreadable before the run fails (fraction in [0, 1]); others take its place."""
+    """Share of the data set that may be unreadable before the run fails (fraction in [0, 1]), rounded up to an image at
+    least; others take the place of those."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,6 @@ def _disk_message(error: OSError) -> str:
 def in_utf8(text: str) -> str:
     """Text that every file, terminal and column takes: bytes of file names that are not UTF-8 are written as \\xff.
 
-    Names that differ stay different.
+    For messages; `data.messages.on_one_line` keeps names that differ different.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

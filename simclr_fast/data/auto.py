@@ -15,9 +15,11 @@ from typing import NamedTuple, TypeVar
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.array_sets import KINDS
 from simclr_fast.data.folders import HELD_OUT, TRAIN, parts_in
-from simclr_fast.data.hugging_face import SHARDS, is_saved
-from simclr_fast.data.image_files import SUFFIXES, images_below, is_image_name
+from simclr_fast.data.hugging_face import SHARDS
+from simclr_fast.data.hugging_face_files import is_saved
+from simclr_fast.data.image_files import SUFFIXES, images_below, is_file, is_folder, is_image_name
 from simclr_fast.data.messages import REASONS, Ignored
+from simclr_fast.data.own_files import mark_among
 from simclr_fast.data.packed import is_packed
 from simclr_fast.data.sources import Dataset
 from simclr_fast.data.table_columns import NoTableError, TableFolder, tables_in
@@ -51,6 +53,22 @@ def found_in(options: Options) -> tuple[Options, str | None]:
     except OSError as error:
         raise ConfigError(f"--data {options.data}: {error}") from error
     return dataclasses.replace(options, dataset=found.dataset), found.why
+
+
+@contextlib.contextmanager
+def or_images(root: Path | None) -> Iterator[None]:
+    """Context in which a ConfigError of a table that was found, not named, says that one may do without the table.
+
+    root: the folder of images around the table; None where there are none.
+    """
+    try:
+        yield
+    except NoTableError:
+        raise
+    except ConfigError as error:
+        if root is None or not root.is_dir():
+            raise
+        raise ConfigError(f"{error}; or pass --dataset imagefolder, for the images below {root} as they lie") from error
 
 
 def about(options: SourceOptions, dataset: Dataset, why: str) -> str:
@@ -114,13 +132,14 @@ def _shards(root: Path) -> Iterator[Found]:
     """Files of Hugging Face's in the folder or in one in it."""
     with os.scandir(root) as entries:
         inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    folders = [entry.path for entry in inside if entry.is_dir()][:LOOKED_INTO]
+    folders = [entry.path for entry in inside if is_folder(entry)][:LOOKED_INTO]
+    folders = [folder for folder in folders if mark_among(folder, sorted(os.listdir(folder))) is None]
     for folder in (str(root), *folders):
         with os.scandir(folder) as entries:
             for entry in entries if folder == str(root) else itertools.islice(entries, LOOKED_INTO):
                 path = Path(entry.path)
                 suffix = path.suffix.lower()
-                if suffix in SHARDS and (suffix != ".parquet" or holds_images(path)) and entry.is_file():
+                if suffix in SHARDS and (suffix != ".parquet" or holds_images(path)) and is_file(entry):
                     yield Found("huggingface", f"in {suffix[1:]} files such as {path.relative_to(root)}")
                     return
 
@@ -130,7 +149,7 @@ def _images_or_table(root: Path, options: SourceOptions) -> Iterator[Found]:
     has_images = next(images_below(str(root), []), None) is not None
     tables = None
     if tables_in(root):
-        with contextlib.suppress(NoTableError):
+        with contextlib.suppress(NoTableError), or_images(root if has_images else None):
             tables = TableFolder(options)
     # Folders that are no parts of the data set are those of classes.
     class_folders = (

@@ -1,10 +1,11 @@
 """From options to a data set: by --dataset, or by what --data holds."""
 
+import contextlib
 from collections.abc import Callable
 
 from simclr_fast.config import DataOptions, SourceOptions
 from simclr_fast.data.array_sets import KINDS, mnist5k, torchvision_set
-from simclr_fast.data.auto import about, found_in
+from simclr_fast.data.auto import about, found_in, or_images
 from simclr_fast.data.folders import image_folder
 from simclr_fast.data.hugging_face import hugging_face
 from simclr_fast.data.messages import say
@@ -51,7 +52,9 @@ def load_dataset(options: SourceOptions) -> Dataset:
         )
     if options.dataset in OF_IMAGE_FILES:
         torchcodec_decoders()  # where it is missing, that is said at the start
-    dataset = READERS[options.dataset](options)
+    was_found = why is not None and options.dataset == "table"
+    with or_images(options.data) if was_found else contextlib.nullcontext():
+        dataset = READERS[options.dataset](options)
     if why is not None:
         say(about(options, dataset, why))
     return dataset

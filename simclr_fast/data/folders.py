@@ -8,10 +8,10 @@ import torch
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
-from simclr_fast.data.image_files import images_below, suffixes
+from simclr_fast.data.image_files import class_folders, images_below, is_folder, suffixes
 from simclr_fast.data.messages import Ignored, say
 from simclr_fast.data.sources import Dataset, EncodedImages, Files
-from simclr_fast.data.unreadable import BadImages
+from simclr_fast.data.unreadable import BadImages, allowance
 from simclr_fast.errors import ConfigError
 
 TRAIN = ("train", "training")  # names of parts, in any case
@@ -43,7 +43,7 @@ def image_folder(options: SourceOptions) -> Dataset:
 def parts_in(root: Path) -> tuple[Path | None, list[Path]]:
     """The folder of training images, if there is one, and those of held-out ones in the order in which they serve."""
     with os.scandir(root) as entries:
-        found = [entry.name for entry in entries if entry.name.lower() in TRAIN + HELD_OUT and entry.is_dir()]
+        found = [entry.name for entry in entries if entry.name.lower() in TRAIN + HELD_OUT and is_folder(entry)]
     parts = {name.lower(): root / name for name in sorted(found)}  # of names that differ in case, the lower one serves
     train = next((parts[name] for name in TRAIN if name in parts), None)
     return train, [parts[name] for name in HELD_OUT if name in parts]
@@ -55,10 +55,10 @@ def _split(root: Path, options: SourceOptions) -> Split:
     names = list(images_below(str(root), ignored))
     if not names:
         raise ConfigError(f"--data {root}: no image ({', '.join(suffixes())}) in it or below")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    classes = class_folders(str(root), ignored)
     number = {name: k for k, name in enumerate(classes)}
     codes = torch.tensor([number.get(name.split(os.sep, 1)[0], -1) if os.sep in name else -1 for name in names])
     files = Files(root, names)
-    bad = BadImages(options.max_bad_images * len(names))
+    bad = BadImages(allowance(options.max_bad_images, len(names)))
     source = EncodedImages(len(names), files.read, files.name, bad=bad, identity=files.identity)
     return Split(str(root), source, codes, classes, "the images lie in no class folders", tuple(ignored))

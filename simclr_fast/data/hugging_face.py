@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
+from simclr_fast.data.hugging_face_files import folders_of, is_saved, require_inside, require_inside_saved
+from simclr_fast.data.labels import classes_of
 from simclr_fast.data.messages import Ignored, say
 from simclr_fast.data.sources import Dataset, EncodedImages, TableColumn
-from simclr_fast.data.unreadable import BadImages
+from simclr_fast.data.unreadable import BadImages, allowance
 from simclr_fast.errors import ConfigError
 
 HELD_OUT = ("test", "validation", "valid", "val")  # names of held-out splits; the first with labels serves
@@ -21,11 +22,6 @@ SHARDS = (".parquet", ".arrow", ".tar")  # suffixes of files that hold images
 # Columns by convention, the likeliest first; of WebDataset shards, they are the suffixes of what belongs to one image.
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label", "category", "target")
-
-
-def is_saved(root: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`."""
-    return (root / "dataset_dict.json").exists() or (root / "state.json").exists()
 
 
 def hugging_face(options: SourceOptions) -> Dataset:
@@ -55,9 +51,15 @@ def _loaded(options: SourceOptions) -> Mapping[str, Any]:
         if root.is_file():
             kind = {".tar": "webdataset"}.get(root.suffix.lower(), root.suffix.lower()[1:])
             loaded = datasets.load_dataset(kind, data_files=str(root))
+        elif is_saved(root):
+            require_inside_saved(root)
+            loaded = datasets.load_from_disk(str(root))
         else:
-            loaded = datasets.load_from_disk(str(root)) if is_saved(root) else datasets.load_dataset(str(root))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # pyarrow's errors are ValueErrors
+            require_inside(root)
+            loaded = datasets.load_dataset(str(root))
+    except ConfigError:
+        raise
+    except Exception as error:  # of every kind: of libraries for YAML, JSON, Parquet and archives
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"--data {root}: not a Hugging Face data set ({reason})") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
@@ -70,8 +72,8 @@ def _split(name: str, table: Any, label: str, options: SourceOptions) -> Split:
     codes, classes, reason = _labels(table, label)
     # The image column alone: what another column holds, an image of its own say, must not be decoded with it.
     images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    reader = TableColumn(images, column, f"split {name!r}, ")
-    bad = BadImages(options.max_bad_images * len(table))
+    reader = TableColumn(images, column, folders_of(options.data), f"split {name!r}, ")
+    bad = BadImages(allowance(options.max_bad_images, len(table)))
     source = EncodedImages(len(table), reader.read, reader.name, bad=bad, identity=reader.identity)
     return Split(f"split {name!r}", source, codes, classes, reason)
 
@@ -121,11 +123,15 @@ def _labels(table: Any, column: str) -> tuple[Tensor, list[str], str]:
     if kind not in ("bool", "string", "large_string") and not kind.startswith(("int", "uint")):
         return nothing, [], f"the column {column!r} holds {feature}, neither numbers of classes nor names"
     values = table[column][:]
-    is_there = np.array([value is not None and value != -1 for value in values])
-    if not is_there.any():
+    if "string" in kind:
+        codes, classes, _ = classes_of(values)
+    else:
+        is_there = np.array([value is not None and value != -1 for value in values])
+        distinct, numbers = np.unique([value for value, there in zip(values, is_there) if there], return_inverse=True)
+        codes = nothing.clone()
+        codes[torch.from_numpy(is_there)] = torch.from_numpy(numbers)
+        named = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+        classes = [named(value) for value in distinct.tolist()]
+    if not classes:
         return nothing, [], f"the column {column!r} holds only -1 or nothing"
-    distinct, numbers = np.unique([value for value in values if value is not None and value != -1], return_inverse=True)
-    codes = nothing.clone()
-    codes[torch.from_numpy(is_there)] = torch.from_numpy(numbers)
-    named = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
-    return codes, [named(value) for value in distinct.tolist()], "some rows hold -1 or nothing"
+    return codes, classes, "some rows hold -1 or nothing"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from simclr_fast.data.messages import Ignored, on_one_line
+from simclr_fast.data.messages import Ignored, on_one_line, without_breaks
 
 IGNORED_FILE = "ignored.txt"
 
@@ -20,7 +20,7 @@ class IgnoredFile:
 
     def add(self, ignored: Iterable[Ignored]) -> None:
         """Append what is not there yet. Raises OSError."""
-        lines = dict.fromkeys(f"{on_one_line(name)}\t{on_one_line(reason)}" for name, reason in ignored)
+        lines = dict.fromkeys(f"{on_one_line(name)}\t{without_breaks(reason)}" for name, reason in ignored)
         new = [line for line in lines if line not in self._lines]
         if new:
             with self.path.open("a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable
 
 import torch
@@ -13,6 +14,8 @@ REASONS = 8  # reasons that a message spells out
 LISTED = 5  # names of classes that a message spells out
 
 Ignored = tuple[str, str]  # name, as messages call it; reason
+
+LIKE_ESCAPE = re.compile(r"\\[\\nrtxu]")  # what escapes begin with
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,17 @@ def _few(names: list[str]) -> str:
     return ", ".join(map(on_one_line, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
-def on_one_line(text: str) -> str:
-    """Text that fits into a line of UTF-8: line breaks and tabs, and bytes that are not UTF-8, become escapes."""
+def on_one_line(name: str) -> str:
+    """A name that fits into a line of UTF-8: line breaks and tabs, and bytes that are not UTF-8, become escapes.
+
+    Names that differ stay different, so not to be applied twice: where there is an escape, or what might be taken for
+    one, backslashes are doubled.
+    """
+    escaped = without_breaks(name)
+    return escaped if escaped == name and not LIKE_ESCAPE.search(name) else without_breaks(name.replace("\\", "\\\\"))
+
+
+def without_breaks(text: str) -> str:
+    """As `on_one_line`, for text in which there may be escapes already."""
     breaks = lambda character: character == "\t" or len(f" {character} ".splitlines()) > 1
     return in_utf8("".join(c.encode("unicode_escape").decode() if breaks(c) else c for c in text))

@@ -46,7 +46,10 @@ class NamedFiles:
         """
         given = [value for value in values if value is not None]
         sample = given[:: max(1, len(given) // SAMPLE)]
-        if any(self._there(value) for value in sample):
+        there = [path for path in map(self._there, sample) if path is not None]
+        # A path of an image that is there is no accident; files of other kinds, and without a suffix, may be.
+        bare = [path for path in there if not os.path.splitext(path)[1]]
+        if any(map(is_image_name, there)) or len(bare) > FOUND_SHARE * len(sample):
             return Way(0)
         if not sample or not self.below():
             return None

@@ -39,10 +39,10 @@ from simclr_fast.data.packed import (
     write_checked,
 )
 from simclr_fast.data.packed_shape import DATASET_DICT, check_shape
-from simclr_fast.data.parts import Part, digest_of, name_of, parts_of, pieces_of
+from simclr_fast.data.parts import WHAT_TELLS_IMAGES, Part, digest_of, name_of, parts_of, pieces_of
 from simclr_fast.data.sources import Dataset, Source
 from simclr_fast.data.threads import Place
-from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.data.unreadable import BadImageError, allowance
 from simclr_fast.data.verify import verify
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.lock import LOCK_FILE, claim
@@ -186,7 +186,7 @@ def _prepare(journal: dict[str, Any], options: PackOptions, dataset: Dataset, pa
         if {key: journal[key] for key in about} != about:
             raise ConfigError(
                 f"--data {options.data.data}: its images or classes are not those that were there when the "
-                f"packing began; remove {options.output}, and begin again"
+                f"packing began ({WHAT_TELLS_IMAGES}); remove {options.output}, and begin again"
             )
         return
     if options.format == "raw":
@@ -235,7 +235,7 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
         return kept, images, bad
 
     done = len(shards) * size
-    allowed = options.data.max_bad_images * len(source)
+    allowed = allowance(options.data.max_bad_images, len(source))
     pieces = pieces_of(done, len(source), size, piece)
     converting = work_ahead(convert, pieces, options.data.workers, lambda i: name_of(source, i))
     progress = tqdm(total=len(source), initial=min(done, len(source)), desc=f"pack {name}", unit=" images")
@@ -252,7 +252,7 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
                 left_out = sum(len(known["left_out"]) for known in (*shards, shard))
                 if left_out > allowed:
                     raise DataError(
-                        f"{left_out} unreadable images, more than --max-bad-images allows ({allowed:g} of {name}); the "
+                        f"{left_out} unreadable images, more than --max-bad-images allows ({allowed} of {name}); the "
                         f"last: {bad[-1]}"
                     )
                 if images:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from simclr_fast.data.messages import on_one_line
 from simclr_fast.data.packed import check_files, checksum_of, file_entry, naming, replace, require_size
 from simclr_fast.data.packed_sets import npy_header
 from simclr_fast.data.packed_shape import CHECKSUMS, HEADER, IMAGES, LABELS, PLACES, shard_name
-from simclr_fast.errors import DataError, in_utf8
+from simclr_fast.errors import DataError
 
 
 class GrowingArray:
@@ -142,7 +143,7 @@ class JpegWriter(SplitWriter):
         super().__init__(folder, entry, {LABELS: ("<i8", ()), CHECKSUMS: ("<u4", ()), PLACES: ("<i8", (2,))})
         self.arrow = pyarrow
         self.count = count
-        label = {"label": datasets.ClassLabel(names=[in_utf8(name) for name in classes])} if classes else {}
+        label = {"label": datasets.ClassLabel(names=[on_one_line(name) for name in classes])} if classes else {}
         self.features = datasets.Features({"image": datasets.Image(), **label})
         self.schema = self.features.arrow_schema
         self.temporary = folder / "shard.partial"
@@ -158,7 +159,7 @@ class JpegWriter(SplitWriter):
         if self.stream is None:
             self._begin()
         image_type = self.schema.field("image").type
-        rows = [{"bytes": image, "path": in_utf8(name)} for image, name in zip(images, names)]
+        rows = [{"bytes": image, "path": on_one_line(name)} for image, name in zip(images, names)]
         columns = [self.arrow.array(rows, type=image_type)]
         if "label" in self.features:
             columns.append(self.arrow.array(labels, type=self.arrow.int64()))

@@ -14,7 +14,7 @@ from simclr_fast.data.packed import read_manifest
 from simclr_fast.data.packed_shape import CHECKSUMS, HEADER, IMAGES, LABELS, PLACES, shard_name
 from simclr_fast.data.sources import Dataset, EncodedImages, Source
 from simclr_fast.data.stored import Records, StoredImages
-from simclr_fast.data.unreadable import BadImages
+from simclr_fast.data.unreadable import BadImages, allowance
 from simclr_fast.errors import DataError
 
 
@@ -59,7 +59,7 @@ def source_of(root: Path, name: str, manifest: dict[str, Any], max_bad_images: f
     records = records_of(root, name, manifest)
     if manifest["format"] == "raw":
         return StoredImages(records, tuple(manifest["image"]), torch.arange(count))
-    bad = BadImages(max_bad_images * count)
+    bad = BadImages(allowance(max_bad_images, count))
     return EncodedImages(count, records.read, records.name, bad=bad, identity=records.identity)
 
 

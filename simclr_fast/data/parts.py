@@ -24,6 +24,7 @@ from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.threads import Place
 from simclr_fast.errors import DataError
 
+WHAT_TELLS_IMAGES = "names, order, sizes, times of change, labels"  # `digest_of` compares them
 SILENT_SECONDS = 5.0  # that looking at the source may take before it shows
 
 
@@ -59,7 +60,10 @@ def name_of(source: Source, index: int) -> str:
 
 
 def digest_of(source: Source, codes: Tensor, threads: int) -> str:
-    """Tells a source from one with other images, another order or other labels, without reading image files."""
+    """Tells a source from one with other images, another order or other labels, without reading image files.
+
+    Of a file, its path, size and time of change count.
+    """
     identify = source.identity or source.name
 
     def identities(indices: range, place: Place) -> bytes:
@@ -129,14 +133,14 @@ class AllImages:
     def name(self, number: int) -> str:
         """The path of an image below the root, as the one of an image that was packed then; else PART/INDEX.
 
-        Text in one line that any file takes: bytes that are not UTF-8 and line breaks are spelled out.
+        Text in one line that any file takes: bytes that are not UTF-8 and line breaks are spelled out, and
+        names that differ stay different.
         """
         part, index = self.place(number)
         if part in self.packed_names:
-            name = self.packed_names[part](index)
-        else:
-            path = self.path(number)
-            name = f"{part}/{index}" if path is None else self.parts[part].source.name(index)
+            return self.packed_names[part](index)  # it was spelled out when it was packed
+        path = self.path(number)
+        name = f"{part}/{index}" if path is None else self.parts[part].source.name(index)
         return on_one_line(name.removeprefix(self.prefix))
 
     def message_name(self, number: int) -> str:

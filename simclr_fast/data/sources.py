@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -179,12 +179,13 @@ class Files:
         return os.path.join(self.root, self._relative(index))
 
     def identity(self, index: int) -> str:
-        """The path below the folder, and the size; -1 where the file cannot be looked at."""
+        """The path below the folder, the size and the time of change; -1 where the file cannot be looked at."""
         try:
-            size = os.stat(self.name(index)).st_size
+            status = os.stat(self.name(index))
+            size, changed = status.st_size, status.st_mtime_ns
         except OSError:
-            size = -1
-        return f"{self._relative(index)}, {size} bytes"
+            size = changed = -1
+        return f"{self._relative(index)}, {size} bytes, changed {changed}"
 
     def _relative(self, index: int) -> str:
         begin = self.ends[index - 1] if index else 0
@@ -192,16 +193,36 @@ class Files:
 
 
 class TableColumn:
-    """Reads images from a column of a Hugging Face data set whose images are left encoded; title: its name."""
+    """Reads images from a column of a Hugging Face data set whose images are left encoded.
 
-    def __init__(self, table: Any, column: str, title: str = ""):
+    folders: below which files may lie that rows name instead of holding an image: what was downloaded must not have
+    other files of this machine read. title: what messages call the table.
+    """
+
+    def __init__(self, table: Any, column: str, folders: Sequence[Path], title: str = ""):
         self.table, self.column, self.title = table, column, title
+        self.folders = [os.path.abspath(folder) for folder in folders]
 
     def read(self, index: int) -> bytes:
-        entry = self.table[index][self.column]
+        """The bytes of one image. Raises OSError."""
+        try:
+            entry = self.table[index][self.column]
+        except (ValueError, LookupError) as error:  # of a damaged file
+            raise OSError(one_line(error)) from error
         if entry is None or (entry["bytes"] is None and entry["path"] is None):
             raise FileNotFoundError("the row has no image")
-        return entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
+        return entry["bytes"] if entry["bytes"] is not None else self._file(entry["path"])
+
+    def _file(self, name: str) -> bytes:
+        path = os.path.abspath(os.path.join(self.folders[0], name))
+        if not any(path.startswith(f"{folder.rstrip(os.sep)}{os.sep}") for folder in self.folders):
+            raise PermissionError(
+                f"the row names a file outside {self.folders[0]} ({name}), which is not read; a set that "
+                "`datasets` saves by save_to_disk holds its images itself"
+            )
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"the row names {name}, and there is no such file")
+        return Path(path).read_bytes()
 
     def identity(self, index: int) -> str:
         """The row, and the fingerprint that `datasets` gives the table, another one for other rows or another order."""

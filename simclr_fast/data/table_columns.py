@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simclr_fast.config import SourceOptions
-from simclr_fast.data.image_files import images_below, is_image_name
+from simclr_fast.data.image_files import images_below, is_file, is_image_name
 from simclr_fast.data.messages import Ignored, on_one_line
 from simclr_fast.data.named_files import NamedFiles, Way
 from simclr_fast.data.table_files import SUFFIXES, Column, NoTableError, Table, holds_images
@@ -136,7 +136,7 @@ class TableFolder:
 def tables_in(folder: Path) -> list[Path]:
     """The tables in a folder that may name images."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_file(entry))
     paths = [folder / name for name in names if name.lower().endswith(SUFFIXES) and "submission" not in name.lower()]
     return [path for path in paths if path.suffix.lower() != ".parquet" or not holds_images(path)]
 

@@ -41,7 +41,7 @@ class Table:
         read = _parquet if self.path.suffix.lower() == ".parquet" else _text
         try:
             return read(self.path, names, rows)
-        except (OSError, ValueError, ImportError, Warning) as error:  # both libraries' own errors are ValueErrors
+        except Exception as error:  # of every kind: of two columns of one name, pyarrow raises a KeyError
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise NoTableError(f"--data {self.path}: it cannot be read as a table ({reason})") from error
 
@@ -53,7 +53,7 @@ def holds_images(path: Path) -> bool:
 
     try:
         schema = pyarrow.parquet.read_schema(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, pyarrow.ArrowException):
         return False  # whoever reads it says why
     kinds = [field.type for field in schema]
     fields = [{inner.name for inner in kind} if pyarrow.types.is_struct(kind) else set() for kind in kinds]

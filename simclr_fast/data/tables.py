@@ -3,21 +3,18 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
-from simclr_fast.data.image_files import why_no_image
+from simclr_fast.data.image_files import is_folder, why_no_image
+from simclr_fast.data.labels import classes_of
 from simclr_fast.data.messages import Ignored, on_one_line, say, say_ignored
 from simclr_fast.data.named_files import AmbiguousNameError
 from simclr_fast.data.sources import Dataset, EncodedImages, Files
 from simclr_fast.data.table_columns import HELD_OUT, TRAIN, Columns, TableFolder
 from simclr_fast.data.table_files import Column
-from simclr_fast.data.unreadable import BadImages
-from simclr_fast.errors import ConfigError, in_utf8
+from simclr_fast.data.unreadable import BadImages, allowance
+from simclr_fast.errors import ConfigError
 
 
 @dataclasses.dataclass
@@ -116,7 +113,7 @@ def _unnamed(folder: TableFolder, parts: list[Rows]) -> list[Ignored]:
     beside: list[Ignored] = []
     for around in sorted({os.path.dirname(name) for name in named - tables}):
         with os.scandir(around) as entries:
-            inside = sorted((entry for entry in entries if not entry.is_dir()), key=lambda entry: entry.name)
+            inside = sorted((entry for entry in entries if not is_folder(entry)), key=lambda entry: entry.name)
         for entry in inside:
             if entry.path not in named:
                 reason = "hidden" if entry.name.startswith(".") else why_no_image(entry.name) or "named by no row"
@@ -127,29 +124,6 @@ def _unnamed(folder: TableFolder, parts: list[Rows]) -> list[Ignored]:
 def _split(name: str, folder: TableFolder, rows: Rows) -> Split:
     codes, classes, reason = classes_of(rows.labels)
     files = Files(folder.root, rows.names)
-    bad = BadImages(folder.options.max_bad_images * len(rows.names))
+    bad = BadImages(allowance(folder.options.max_bad_images, len(rows.names)))
     source = EncodedImages(len(rows.names), files.read, files.name, bad=bad, identity=files.identity)
     return Split(name, source, codes, classes, reason)
-
-
-def classes_of(labels: Sequence[str | None]) -> tuple[Tensor, list[str], str]:
-    """Number of each label's class, int64 [N], -1 for none and for -1; the classes' names; why images have none.
-
-    Classes are in the order of their numbers where all of them are numbers, else of their names.
-    """
-    given = [None if label is None else label.strip() for label in labels]
-    distinct = {label for label in given if label}
-    numbers: dict[str, float] = {}
-    try:
-        numbers = {label: float(label) for label in distinct}
-    except ValueError:
-        ordered = {label: in_utf8(label) for label in sorted(distinct)}
-    else:
-        if fraction := next((label for label, number in numbers.items() if not number.is_integer()), None):
-            return torch.full((len(given),), -1), [], f"labels such as {fraction} are no numbers of classes"
-        ordered = {label: str(int(number)) for label, number in sorted(numbers.items(), key=lambda item: item[1])}
-        ordered = {label: name for label, name in ordered.items() if name != "-1"}
-    classes = list(dict.fromkeys(ordered.values()))  # 3 and 3.0 are one
-    place = {name: number for number, name in enumerate(classes)}
-    codes = torch.tensor([place[ordered[label]] if label in ordered else -1 for label in given], dtype=torch.long)
-    return codes, classes, "no row has a label" if not classes else "some rows have no label"

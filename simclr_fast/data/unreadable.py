@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -25,15 +26,20 @@ class BadImageError(RuntimeError):
         super().__init__(in_utf8(message))
 
 
+def allowance(share: float, images: int) -> int:
+    """How many of so many images may be unreadable: the share of them rounded up, so that any share allows one."""
+    return math.ceil(round(share * images, 6))  # 0.07 of 100 are 7.000000000000001 in floats
+
+
 @dataclasses.dataclass
 class BadImages:
     """The unreadable images of a data set that this process knows of, each once.
 
-    allowed: how many there may be (--max-bad-images times the images of the data set); messages: by the image's name;
+    allowed: how many there may be (`allowance` of --max-bad-images); messages: by the image's name;
     listed_in: the run's list of what was ignored, which takes them too where there is one.
     """
 
-    allowed: float = 0.0
+    allowed: int = 0
     messages: dict[str, str] = dataclasses.field(default_factory=dict)
     listed_in: IgnoredFile | None = None
 
@@ -50,7 +56,7 @@ class BadImages:
             self._list()
         if len(self) > self.allowed:
             raise DataError(
-                f"{len(self)} unreadable images, more than --max-bad-images allows ({self.allowed:g} of the data set; "
+                f"{len(self)} unreadable images, more than --max-bad-images allows ({self.allowed} of the data set; "
                 f"pass a larger share, or mend them); the last: {next(reversed(self.messages.values()))}"
             )
 

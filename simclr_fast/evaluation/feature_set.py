@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.data.packed import read_checked, unfinished, write_checked
+from simclr_fast.data.parts import WHAT_TELLS_IMAGES
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation.feature_files import FORMATS, FeatureFiles, Rows
 from simclr_fast.lock import LOCK_FILE
@@ -133,7 +134,7 @@ def _require_same(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
         if key == "images":
             raise ConfigError(
                 f"--data {wanted['data']}: its images or classes are not those that were there when the features in "
-                f"{root} were begun; pass another --output, or remove that folder"
+                f"{root} were begun ({WHAT_TELLS_IMAGES}); pass another --output, or remove that folder"
             )
         what = "weights" if key == "checkpoint" else key
         raise ConfigError(

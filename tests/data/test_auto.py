@@ -152,7 +152,8 @@ ASKED = {
     ),
     "two tables": (
         ("1.png", "one.csv=path\n1.png\n", "two.csv=path\n1.png\n"),
-        r"several tables name images \(one.csv, two.csv\); pass one of them, such as --data .*/one.csv$",
+        r"several tables name images \(one.csv, two.csv\); pass one of them, such as --data .*/one.csv; or pass "
+        r"--dataset imagefolder, for the images below .*/set as they lie$",
     ),
     "nothing": ((), "no data set is in it .it is empty; pass the folder of your images by --data.$"),
     "other files": (

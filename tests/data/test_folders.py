@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +239,29 @@ def test_names_are_held_in_one_array_and_survive_pickling(tmp_path: Path) -> Non
     many = Files(tmp_path, [f"class_{i % 100:03d}/image_{i:08d}.jpg" for i in range(20_000)])
     assert len(pickle.dumps(many)) < 20_000 * (28 + 8) + 1000, "28 characters and an offset for each, no object"
     assert not any(isinstance(value, (list, tuple, dict)) for value in vars(many).values())
+
+
+def test_links_that_lead_nowhere_are_ignored_wherever_they_lie(tmp_path: Path, caplog) -> None:
+    tree(tmp_path, *TRAIN)
+    for name in ("train/loop.jpg", "train/a/loop", "val", "labels.csv", "train/d"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    (tmp_path / "train" / "a" / "below.png").symlink_to(tmp_path / "train" / "a" / "1.png" / "2.png")
+    data = load_dataset(DataOptions(data=tmp_path))
+    assert len(data.train) == 3
+    assert data.classes == ("a", "b", "c")
+    assert "2 link to nothing: a/below.png, loop.jpg" in caplog.text
+    table = tmp_path / "train" / "t.csv"
+    table.write_text("path\na/1.png\n")
+    assert len(load_dataset(DataOptions(dataset="table", data=table)).train) == 1
+
+
+def test_folders_may_be_nested_deeply(tmp_path: Path) -> None:
+    deep = tmp_path
+    for _ in range(1010):
+        deep = deep / "d"
+        deep.mkdir()
+    write_image(tmp_path / "1.png", 6, 8, seed=0)
+    (tmp_path / "1.png").rename(deep / "1.png")
+    found = load(tmp_path).train.name(0)
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # pytest itself could not
+    assert found == str(deep / "1.png")

@@ -2,6 +2,9 @@
 
 import dataclasses
 import io
+import json
+import os
+import socket
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -51,9 +54,9 @@ def hugging_face_root(request, tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for i in range(6):
         write_image(tmp_path / "files" / f"{i}.jpg", 20 + i, 30, seed=i)
-    paths = [str(tmp_path / "files" / f"{i}.jpg") for i in range(6)]
+    images = [{"bytes": (tmp_path / "files" / f"{i}.jpg").read_bytes()} for i in range(6)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    table = datasets.Dataset.from_dict({"image": paths, "label": [0, 1, 2, 0, 1, 2]}, features=features)
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2, 0, 1, 2]}, features=features)
     root = tmp_path / "set"
     if request.param == "saved":
         datasets.DatasetDict({"train": table.select(range(4)), "test": table.select([4, 5])}).save_to_disk(str(root))
@@ -74,8 +77,8 @@ def test_hugging_face_folder(hugging_face_root: Path) -> None:
         load_dataset(options("huggingface", hugging_face_root, image_column="picture"))
 
 
-def test_hugging_face_row_without_an_image_is_a_bad_image() -> None:
-    column = TableColumn([{"image": None}, {"image": {"bytes": None, "path": None}}], "image")
+def test_hugging_face_row_without_an_image_is_a_bad_image(tmp_path: Path) -> None:
+    column = TableColumn([{"image": None}, {"image": {"bytes": None, "path": None}}], "image", [tmp_path])
     source = EncodedImages(2, column.read, column.name)
     for row in range(2):
         with pytest.raises(BadImageError, match=f"row {row} of column 'image': the row has no image"):
@@ -235,3 +238,101 @@ def test_damaged_data_is_told_in_one_line(kind: str, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match=f"^--data {root}: not a Hugging Face data set") as raised:
         load(root)
     assert "\n" not in str(raised.value)
+
+
+def repository(root: Path, about: str = "", name: str = "README.md") -> Path:
+    """A downloaded repository of one image, with this about its configs."""
+    (root / "data").mkdir(parents=True)
+    features = datasets.Features({"image": datasets.Image(), "label": NUMBER})
+    table = datasets.Dataset.from_dict({"image": [{"bytes": png(1)}] * 2, "label": [0, 1]}, features)
+    table.to_parquet(str(root / "data" / "train-0.parquet"))
+    table.to_parquet(str(root.parent / "secret.parquet"))
+    text = about.replace("ROOT", str(root.parent))
+    (root / name).write_text(text if name == ".huggingface.yaml" else f"---\n{text}\n---\nabout it\n")
+    return root
+
+
+CONFIGS = "configs:\n- config_name: default\n  {}\n"
+ELSEWHERE = {
+    "a URL": "data_files: http://127.0.0.1:{port}/x.parquet",
+    "a URL of a split": "data_files: [{{split: train, path: ['http://127.0.0.1:{port}/x.parquet']}}]",
+    "an archive of a URL": "data_files: 'zip://x.parquet::http://127.0.0.1:{port}/x.zip'",
+    "an absolute path": "data_files: ROOT/secret.parquet",
+    "the folder above": "data_files: [{{split: train, path: data/../../secret.parquet}}]",
+    "another folder": "data_dir: ..",
+}
+
+
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_a_repository_can_have_nothing_else_read_or_fetched(kind: str, name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        about = CONFIGS.format(ELSEWHERE[kind].format(port=server.getsockname()[1]))
+        root = repository(tmp_path / "set", about, name)
+        said = f"^--data {root}: {name} names what lies elsewhere .*, and nothing outside the folder is read or fetched"
+        with pytest.raises(ConfigError, match=said) as raised:
+            load(root)
+        with pytest.raises(BlockingIOError):  # nobody called
+            server.accept()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        (CONFIGS.format("data_files: [{split: train, path: 'data/train-*'}]"), None),
+        ("license: mit", None),
+        ("a: b: [", "not a Hugging Face data set"),
+        ("configs: 3", "not a Hugging Face data set"),
+        (CONFIGS.format("data_files: nothing-*"), "not a Hugging Face data set"),
+    ],
+)
+def test_what_a_repository_says_of_itself_is_followed_or_told(about: str, said: str | None, tmp_path: Path) -> None:
+    root = repository(tmp_path / "set", about)
+    if said is None:
+        assert len(load(root).train) == 2
+        return
+    with pytest.raises(ConfigError, match=f"^--data {root}: {said}") as raised:
+        load(root)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("train/state.json", {"_data_files": [{"filename": "../../secret.arrow"}]}),
+        ("train/state.json", {"_data_files": [{"filename": "/secret.arrow"}]}),
+        ("dataset_dict.json", {"splits": ["train", "../other"]}),
+    ],
+)
+def test_a_saved_set_can_have_nothing_else_read(file: str, content: dict, tmp_path: Path) -> None:
+    root = saved(tmp_path / "set", NUMBER, train=[0, 1])
+    (root / file).write_text(json.dumps({**json.loads((root / file).read_text()), **content}))
+    with pytest.raises(ConfigError, match=f"^--data {root}: {Path(file).name} names what lies elsewhere"):
+        load(root)
+
+
+def test_rows_name_images_of_their_own_folder_alone(tmp_path: Path) -> None:
+    """What was downloaded must not have other files of this machine read: a device would never end."""
+    root = tmp_path / "set"
+    write_image(root / "1.png", 6, 8, seed=0)
+    write_image(tmp_path / "set2" / "2.png", 6, 8, seed=0)
+    os.mkfifo(root / "fifo")
+    names = ["1.png", str(root / "1.png"), "../set2/2.png", str(tmp_path / "set2" / "2.png"), "/dev/zero", "fifo"]
+    rows = [{"image": {"bytes": None, "path": name}} for name in [*names, "http://127.0.0.1/1.png"]]
+    source = EncodedImages(len(rows), *(lambda column: (column.read, column.name))(TableColumn(rows, "image", [root])))
+    assert torch.equal(source.decode(0), source.decode(1))
+    for row in (2, 3, 4):
+        with pytest.raises(BadImageError, match=f"row {row} .*: the row names a file outside {root} "):
+            source.decode(row)
+    for row in (5, 6):
+        with pytest.raises(BadImageError, match="there is no such file"):
+            source.decode(row)
+
+
+def test_text_labels_are_those_of_tables(tmp_path: Path) -> None:
+    data = load(saved(tmp_path, NAME, train=["b", "-1", "", None, "a "], test=["a", "b"]))
+    assert data.classes == ("a", "b")
+    assert data.codes.tolist() == [1, -1, -1, -1, 0]

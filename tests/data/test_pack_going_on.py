@@ -173,5 +173,5 @@ def test_a_failed_pack_leaves_no_descriptor(folder_root: Path, tmp_path: Path, m
     for form in ("jpeg", "raw"):
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(DataError, match="1 unreadable images"):
-            pack.pack(packing(folder_root, tmp_path / form, format=form, size=16))
+            pack.pack(packing(folder_root, tmp_path / form, format=form, size=16, max_bad_images=0.0))
         assert len(os.listdir("/proc/self/fd")) == before

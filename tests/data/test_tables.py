@@ -5,11 +5,15 @@ import os
 from pathlib import Path
 
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, load_dataset, pack
+from simclr_fast.data.labels import classes_of
+from simclr_fast.data.table_columns import TableFolder
 from simclr_fast.errors import ConfigError
 from simclr_fast.training.state import data_identity
 from tests.data.conftest import write_image
@@ -128,6 +132,29 @@ def test_classes_are_numbers_or_names(tmp_path: Path, caplog) -> None:
     assert "no labels (labels such as 0." in caplog.text
     assert classes("", "", "", "-1") is None
     assert "no labels (no row has a label)" in caplog.text
+
+
+EXACT = {
+    "-1 beside names is none": (("cat", "dog", "-1", "-1.0", ""), ["cat", "dog"], [0, 1, -1, -1, -1]),
+    "more digits than a float": (
+        ("12345678901234567", "12345678901234568", "12345678901234569"),
+        ["12345678901234567", "12345678901234568", "12345678901234569"],
+        [0, 1, 2],
+    ),
+    "with a point": (("9007199254740993.0", "9007199254740992.0"), ["9007199254740992", "9007199254740993"], [1, 0]),
+    "an underscore": (("1_0", "10"), ["10", "1_0"], [1, 0]),
+    "exponents": (("1e2", "100", "-2"), ["-2", "100"], [1, 1, 0]),
+    "no end of digits": (("1e999999999", "7"), ["1e999999999", "7"], [0, 1]),
+    "a backslash and a byte": (("\\xe4", "\udce4"), ["\\\\xe4", "\\xe4"], [0, 1]),
+    "not a number": (("snan", "-1", "b"), ["b", "snan"], [1, -1, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_labels_that_differ_are_classes_that_differ(kind: str) -> None:
+    given, classes, codes = EXACT[kind]
+    found = classes_of(given)
+    assert (found[1], found[0].tolist()) == (classes, codes)
 
 
 def test_parquet_labels_of_every_kind(tmp_path: Path) -> None:
@@ -270,6 +297,37 @@ def test_broken_parquet_and_folders_without_tables_are_told(tmp_path: Path) -> N
     (tmp_path / "t.parquet").write_bytes(b"broken")
     with pytest.raises(ConfigError, match=r"t.parquet: it cannot be read as a table \("):
         load(tmp_path / "t.parquet")
+
+
+def test_a_parquet_file_with_two_columns_of_a_name_is_no_table(tmp_path: Path) -> None:
+    root = photos(tmp_path, "a/1.png", "b/1.png")
+    columns = [pyarrow.array(["a/1.png", "b/1.png"]), pyarrow.array(["x", "y"]), pyarrow.array(["x", "x"])]
+    pyarrow.parquet.write_table(pyarrow.table(columns, ["path", "label", "label"]), root / "t.parquet")
+    with pytest.raises(ConfigError, match=r"t.parquet: it cannot be read as a table .*'label' exists|\"label\" exists"):
+        load(root / "t.parquet")
+    assert load_dataset(DataOptions(data=root)).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "dataset"),
+    [
+        ("file,kind\nmeta.csv,x\nmeta.csv,x\n", "imagefolder"),
+        ("file,label\nREADME,x\ngone,x\ngone,y\ngone,y\ngone,x\n", "imagefolder"),
+        ("file,label\nREADME,x\nREADME,x\n", "table"),  # images without a suffix are named so
+        ("file,label\na/1.png,x\nb/1.png,x\ngone.png,y\n" + 9 * "gone.png,y\n", "several"),
+    ],
+)
+def test_a_column_of_other_files_names_no_images(text: str, dataset: str, tmp_path: Path) -> None:
+    root = photos(tmp_path, "a/1.png", "a/2.png", "b/1.png")
+    (root / "meta.csv").write_text(text)
+    (root / "README").write_text("about them")
+    if dataset == "imagefolder":
+        assert load_dataset(DataOptions(data=root)).classes == ("a", "b")
+    elif dataset == "table":
+        assert [columns.image for columns in [TableFolder(DataOptions(data=root)).train]] == ["file"]
+    else:
+        with pytest.raises(ConfigError, match="it holds several data sets; pass the --dataset that is meant"):
+            load_dataset(DataOptions(data=root))
 
 
 def test_unreadable_images_of_a_table_are_replaced_and_counted(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from simclr_fast.data import Dataset, EncodedImages, load_dataset
 from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.loading import EncodedLoader
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace, walk
+from simclr_fast.data.unreadable import BadImageError, BadImages, allowance, load_or_replace, walk
 from simclr_fast.errors import DataError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 
@@ -68,6 +68,14 @@ def test_as_many_as_are_allowed_pass_and_one_more_does_not(caplog) -> None:
         bad.note({"c": "c: broken"})
 
 
+@pytest.mark.parametrize(
+    ("share", "images", "allowed"),
+    [(0.01, 40, 1), (0.01, 100, 1), (0.01, 101, 2), (0.0, 40, 0), (0.07, 100, 7), (0.1, 299, 30), (1.0, 3, 3)],
+)
+def test_the_allowance_is_the_share_rounded_up(share: float, images: int, allowed: int) -> None:
+    assert allowance(share, images) == allowed
+
+
 def broken_folder(root: Path, *names: str, share: float) -> EncodedImages:
     for name in names:
         (root / "train" / name).write_bytes(b"broken")
@@ -75,7 +83,7 @@ def broken_folder(root: Path, *names: str, share: float) -> EncodedImages:
 
 
 def test_evaluation_sees_another_image_of_the_class_and_counts(folder_root: Path, caplog) -> None:
-    source = broken_folder(folder_root, "dog/0.png", share=0.1)  # image 8; 1.6 of 16 may be unreadable
+    source = broken_folder(folder_root, "dog/0.png", share=0.05)  # image 8; 0.8 of 16 may be unreadable, rounded up
     features = embed(Pixels(), source, Preprocess(8, (0.5,), (0.5,)), CPU)
     other = 8 + (0 + 7919) % 8
     assert torch.equal(features[8], features[other])

@@ -17,6 +17,7 @@ from simclr_fast.evaluation import page, report, session
 from simclr_fast.evaluation.features import embed, preprocess_of
 from simclr_fast.evaluation.run import Run
 from simclr_fast.run_files import write_results
+from tests.data.conftest import write_image
 from tests.data.mixed_photos import mixed_photos
 from tests.evaluation.embedding import embedded, truth
 
@@ -61,6 +62,24 @@ def test_every_file_of_mixed_photos_is_embedded_or_named(color_run: Path, tmp_pa
         (tmp_path / name / name).write_bytes((mixed.root / name).read_bytes())
         _, features, _ = truth(color_run, tmp_path / name)
         np.testing.assert_allclose(frame.set_index("name")["feature"][name], features[0], atol=1e-5)
+
+
+def test_names_that_differ_stay_different(color_run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    names = ["\udce4.jpg", "\\xe4.jpg", "a\nb.jpg", "a\\nb.jpg", "c\\d.jpg", "e\\\\f.jpg"]
+    wanted = ["\\xe4.jpg", "\\\\xe4.jpg", "a\\nb.jpg", "a\\\\nb.jpg", "c\\d.jpg", "e\\\\\\\\f.jpg"]
+    for seed, name in enumerate(names):
+        write_image(root / "1.jpg", 8, 8, seed)
+        (root / "1.jpg").rename(root / name)
+    (root / "\udce4.txt").write_text("x")
+    (root / "\\xe4.txt").write_text("x")
+    assert embedded(color_run, root, tmp_path / "out", *QUIET) == 0
+    assert set(table(tmp_path / "out")["name"]) == set(wanted)
+    listed = (tmp_path / "out" / "ignored.txt").read_text().splitlines()
+    assert {line.split("\t")[0] for line in listed} == {f"{root}/\\xe4.txt", f"{root}/\\\\xe4.txt"}
+    pack(PackOptions(tmp_path / "packed", size=8, data=SourceOptions(data=root, workers=2)))
+    assert embedded(color_run, tmp_path / "packed", tmp_path / "again", *QUIET) == 0
+    assert set(table(tmp_path / "again")["name"]) == set(wanted), "spelled out once"
 
 
 def test_where_no_image_can_be_read_it_says_so(color_run: Path, tmp_path: Path, capsys) -> None:
