@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from simclr_fast.config import DEFAULT_RECIPE, RECIPES, Config
 from simclr_fast.errors import CheckpointError
-from simclr_fast.named_options import changed, made, unknown
+from simclr_fast.named_options import changed, made, unknown_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,20 +33,32 @@ def pretrain(
 ) -> "PretrainedRun":
     """Train an encoder with SimCLR, as `simclr-fast pretrain` does, and return the run.
 
-    recipe: what every option that is not named is by default: photos, demo, cifar10 or imagenet. data: folder or file
-    of the images. output: folder of the run (checkpoints, metrics, pictures). model: name of the backbone. epochs:
-    passes over the training set. options: any other option of `simclr-fast pretrain`, such as batch_size (images per
-    step), lr (peak learning rate), size (side of a view, pixels), seed, workers (threads that read images),
-    resume="auto" (go on after a stop), device; model_kwargs may be a dict.
+    Random generators, torch's number of threads and its precisions are those of the caller again afterwards; equal
+    seeds give equal runs, whatever the caller has set. Ctrl-C ends the training after the step that it is at, with a
+    checkpoint: KeyboardInterrupt, and SystemExit after SIGTERM. In a thread other than the main one signals are left
+    to the caller; while one thread trains or evaluates, another is refused, since generators and settings are the
+    whole process's.
 
-    Random generators, torch's number of threads and TensorFloat-32 are those of the caller again afterwards; equal
-    seeds give equal runs. Ctrl-C ends the training after the step that it is at, with a checkpoint: KeyboardInterrupt,
-    and SystemExit after SIGTERM. In a thread other than the main one signals are left to the caller; while one thread
-    trains or evaluates, another is refused, since those generators and settings are the whole process's.
+    Args:
+        recipe: What every option that is not named is by default: photos, demo, cifar10 or imagenet.
+        data: Folder or file of the images.
+        output: Folder of the run (checkpoints, metrics, pictures).
+        model: Name of the backbone.
+        epochs: Passes over the training set.
+        **options: Any other option of `simclr-fast pretrain`, whose `--help` explains them all, such as batch_size
+            (images per step), lr (peak learning rate), size (side of a view, pixels), seed, workers (threads that read
+            images), resume="auto" (go on after a stop), device; model_kwargs may be a dict.
 
-    Raises ConfigError (an option that does not exist or cannot work), CheckpointError, DataError, NonFiniteLossError.
+    Returns:
+        The run, with a method for every command that takes one.
 
-    Example:
+    Raises:
+        ConfigError: An option does not exist or cannot work.
+        CheckpointError: A checkpoint to start from cannot be used.
+        DataError: The data cannot be trained on.
+        NonFiniteLossError: The loss, or the norm of its gradient, is infinite or not a number.
+
+    Examples:
         >>> run = simclr_fast.pretrain(data="photos/", output="runs/photos", epochs=100)
         >>> run.linear()["results"]
     """
@@ -55,7 +67,7 @@ def pretrain(
     from simclr_fast.training.pretrain import pretrain as train
 
     if recipe not in RECIPES:
-        raise unknown("recipe", str(recipe), list(RECIPES))
+        raise unknown_recipe(str(recipe))
     own = {"data": data, "output": output, "model": model, "epochs": epochs}
     values = {name: value for name, value in own.items() if value is not None} | options
     if isinstance(values.get("model_kwargs"), Mapping):
@@ -74,12 +86,17 @@ def pretrain(
 class PretrainedRun:
     """A run of `pretrain`, and the commands that take one.
 
-    path: its folder, or one of its checkpoints; model: the name of its backbone, needed for one that a function of
-    yours makes (`package.module:function`), because nothing that a file names is imported.
+    Each method takes the options of its command by name (`simclr-fast COMMAND --help` explains them), returns what
+    `<command>.json` holds, as nested dicts of plain values ("results": accuracies as fractions; "seconds"; "options";
+    ...), and writes tables and pictures to the run's folder. Each raises ConfigError, CheckpointError and DataError.
 
-    Each method takes the options of its command by name, returns what `<command>.json` holds, as nested dicts of plain
-    values ("results": accuracies as fractions; "seconds"; "options"; ...), and writes tables and pictures to the run's
-    folder. Raises ConfigError, CheckpointError, DataError; CheckpointError where there is nothing at the path.
+    Args:
+        path: Folder of the run, or one of its checkpoints.
+        model: Name of its backbone, needed for one that a function of yours makes (`package.module:function`), because
+            nothing that a file names is imported.
+
+    Raises:
+        CheckpointError: There is nothing at the path.
     """
 
     path: Path
@@ -142,13 +159,19 @@ class PretrainedRun:
 def load_backbone(path: str | Path, model: str | None = None) -> "nn.Module":
     """The backbone that SimCLR trained, mapping normalised images [B, C, H, W] to features [B, D].
 
-    path: a run's folder (its newest checkpoint), a checkpoint file, an exported folder, or a backbone.safetensors.
-    model: the name of its backbone; needed for one that a function of yours makes (`package.module:function`), because
-    nothing that a file names is imported, and nothing in it executed. In eval mode, float32, on the CPU, without a
-    classifier, for images of the size that it was trained on where the backbone is built for one (ViT). Raises
-    CheckpointError for what is missing, damaged or foreign.
+    It is in eval mode, float32, on the CPU, without a classifier, for images of the size that it was trained on where
+    the backbone is built for one (ViT). Nothing that a file names is imported, and nothing in it executed.
 
-    Example:
+    Args:
+        path: A run's folder (its newest checkpoint is taken), a checkpoint file, an exported folder, or a
+            backbone.safetensors.
+        model: Name of its backbone, needed for one that a function of yours makes (`package.module:function`).
+
+    Raises:
+        CheckpointError: What is there is missing, damaged or foreign.
+        ConfigError: Another thread of the process trains or evaluates meanwhile.
+
+    Examples:
         >>> backbone = load_backbone("runs/demo")
         >>> features = backbone(images)
     """

@@ -7,12 +7,15 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import io
+import itertools
 import logging
 import re
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 PROGRAM = "simclr-fast"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
@@ -101,30 +104,69 @@ def imported(name: str) -> Any:
 def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """The command's name and its options.
 
-    Raises ConfigError for a command, a recipe or an option that does not exist, with the nearest name; ends the program
-    where a value cannot be read.
+    Raises ConfigError for a command, a recipe or an option that does not exist, with the nearest name, and where a
+    value is missing or cannot be read.
     """
     import tyro
 
     from simclr_fast.config import DEFAULT_RECIPE, RECIPES
     from simclr_fast.errors import ConfigError
-    from simclr_fast.named_options import check_spelling, unknown
+    from simclr_fast.named_options import check_spelling, unknown, unknown_recipe
 
     name, *rest = arguments
     if name not in COMMANDS:
         raise unknown("command", name, list(COMMANDS))
     kind, program = imported(COMMANDS[name].options), f"{PROGRAM} {name}"
     check_spelling(rest, kind, program)
+    _join_lines_of_help(kind)
     read = functools.partial(tyro.cli, kind, args=rest, prog=program, config=(tyro.conf.OmitArgPrefixes,))
     if name != "pretrain":
-        return name, read()
+        return name, _said_in_one_line(read)
     recipe = rest[0] if rest and not rest[0].startswith("-") else DEFAULT_RECIPE
     if recipe not in RECIPES:
-        raise unknown("recipe", recipe, list(RECIPES))
-    config = read(default=RECIPES[recipe])
+        raise unknown_recipe(recipe)
+    config = _said_in_one_line(functools.partial(read, default=RECIPES[recipe]))
     if config.recipe != recipe:
         raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
     return name, config
+
+
+def _said_in_one_line(read: Callable[[], Any]) -> Any:
+    """What `read` returns, with what tyro says of an error, in a box of several lines, as one line of a ConfigError."""
+    from simclr_fast.errors import ConfigError
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return read()
+    except SystemExit as end:
+        if not end.code:
+            raise
+        _, *lines = re.sub(r"\x1b\[[\d;]*m", "", box.getvalue()).splitlines()  # without the title, and without colors
+        is_text = re.compile(r"\w").search  # and not a rule; behind the next rule stands where help is
+        said = itertools.takewhile(is_text, itertools.dropwhile(lambda line: not is_text(line), lines))
+        text = " ".join(" ".join(line.strip("│| ") for line in said).split())
+        raise ConfigError(re.sub(r"^Missing from [^:]+", "missing", text.removeprefix("Error parsing "))) from None
+
+
+@functools.cache
+def _join_lines_of_help(kind: type) -> None:
+    """Give tyro the explanations of a class of options without the ends of their lines in the source.
+
+    It keeps these, and breaks lines of the terminal beside them.
+    """
+    import docstring_parser
+    import tyro
+
+    for part in kind.__mro__[:-1]:
+        hints = typing.get_type_hints(part, include_extras=True)
+        for explained in docstring_parser.parse_from_object(part).params:
+            name, text = explained.arg_name, explained.description
+            if text is not None and name in part.__annotations__:
+                part.__annotations__[name] = Annotated[hints[name], tyro.conf.arg(help=" ".join(text.split()))]
+        for name in part.__annotations__:
+            if dataclasses.is_dataclass(hints[name]):
+                _join_lines_of_help(hints[name])
 
 
 def write_completion(arguments: Sequence[str]) -> None:

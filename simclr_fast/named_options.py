@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from simclr_fast.config import flag
+from simclr_fast.config import RECIPES, flag
 from simclr_fast.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -36,9 +36,16 @@ def unknown(what: str, name: str, known: Collection[str], otherwise: str | None 
 
     what: command, option ...; otherwise: the remedy where none is near, which else is the list of them.
     """
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1) or [one for one in known if name in one.split("_")]
     remedy = f"did you mean {near[0]}?" if near else otherwise or f"choose one of {', '.join(known)}"
     return ConfigError(f"{name}: there is no such {what}; {remedy}")
+
+
+def unknown_recipe(name: str) -> ConfigError:
+    """The error for a word that is no recipe; a folder or a file there is taken for the data."""
+    if os.sep in name or os.path.exists(name):
+        return ConfigError(f"{name}: no recipe but a path; pass it as --data {name} (in Python data={name!r})")
+    return unknown("recipe", name, list(RECIPES))
 
 
 def check_spelling(arguments: Sequence[str], kind: type, program: str) -> None:
@@ -76,7 +83,10 @@ def made(kind: type[Options], values: Mapping[str, Any]) -> Options:
 
 
 def checked(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by name, each as its option holds it: a string as a path, a list as a tuple. Raises as `changed`."""
+    """The values by name, each as its option holds it: a string as a path, a list as a tuple, one value as one of it.
+
+    Raises as `changed`.
+    """
     known = types_of(kind)
     for name in values:
         if name not in known:
@@ -127,7 +137,7 @@ def _converted(value: Any, kind: Any) -> list[Any]:
         return [value] if isinstance(value, str | int) and value in arguments else []
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            return []
+            value = [value] if arguments[-1] is Ellipsis else []  # one is as good as a list of one
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
         parts = [_converted(one, of) for one, of in zip(value, kinds)]
         return [tuple(part[0] for part in parts)] if len(value) == len(kinds) and all(parts) else []

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from simclr_fast.run_files import ONLINE_KNN_K
@@ -81,22 +82,23 @@ def shrunk(image: Tensor, side: int = GRID_SIDE) -> Tensor:
 def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     """Loss, contrastive accuracy, online kNN and learning rate over the steps; metrics: the lines of metrics.jsonl."""
     figure, (loss_axis, accuracy_axis, lr_axis) = subplots(1, 3, figsize=(13, 3.8))
-    loss_axis.plot(*_series(metrics, "loss"), label="NT-Xent loss")
+    loss_axis.plot(*_series(metrics, "loss"), "o-", markersize=2, label="NT-Xent loss")
     loss_axis.axhline(chance, color="gray", linestyle="--", label=f"chance, ln(2N - 1) = {chance:.2f}")
     loss_axis.set(title="Loss", xlabel="step", ylabel="loss (nats)")
     loss_axis.legend(loc="center right")
     steps, accuracy = _series(metrics, "contrastive_accuracy")
-    accuracy_axis.plot(steps, 100 * accuracy, label="contrastive accuracy")
+    accuracy_axis.plot(steps, 100 * accuracy, "o-", markersize=2, label="contrastive accuracy")
     steps, knn = _series(metrics, "knn")
     if len(steps):
         accuracy_axis.plot(steps, 100 * knn, "o-", label=f"online kNN (training images, k = {ONLINE_KNN_K})")
     accuracy_axis.set(title="Accuracy", xlabel="step", ylabel="accuracy (%)", ylim=(0, 101))
     accuracy_axis.legend(loc="lower right")
-    lr_axis.plot(*_series(metrics, "lr"), color="tab:green")
+    lr_axis.plot(*_series(metrics, "lr"), "o-", markersize=2, color="tab:green")
     lr_axis.set(title="Learning rate", xlabel="step", ylabel="learning rate")
     lr_axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     for axis in (loss_axis, accuracy_axis, lr_axis):
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     save(figure, path)
 
 

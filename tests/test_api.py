@@ -31,6 +31,7 @@ def test_a_run_gives_its_backbone_and_the_results_of_commands(run: PretrainedRun
     assert 0.5 < found["results"]["test"]["5"]["raw"] < 1
     again = PretrainedRun(checkpoints(run.path)[-1]).few_label(per_class=[1], draws=1, threads=1, output=run.path / "x")
     assert again == json.loads((run.path / "x" / "few-label.json").read_text())
+    assert run.knn(knn_k=5, threads=1)["options"]["knn_k"] == [5]
     page = run.report(threads=1)["results"]["page"]
     assert "<html" in Path(page).read_text()
     exported = PretrainedRun(str(run.path)).export()
@@ -67,6 +68,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         ({"eval": 1}, "--eval 1: pass True or False"),
         ({"scale": (0.5,)}, "--scale (0.5,): pass a list of 2 numbers"),
         ({"mean": "0.5"}, "--mean '0.5': pass a list, each a number"),
+        ({"recipe": "photos/"}, "photos/: no recipe but a path; pass it as --data photos/ (in Python data='photos/')"),
+        ({"recipe": Path(__file__)}, f"{__file__}: no recipe but a path; pass it as --data"),
+        ({"interval": 3}, "interval: there is no such option; did you mean log_interval?"),
         ({"data": 3}, "--data 3: pass a path"),
         ({"output": "a\0b"}, "--output 'a\\x00b': pass a path"),
         ({"std": ()}, "--std (): pass one number > 0, or three"),
@@ -91,8 +95,10 @@ def test_wrong_options_are_named(options: dict, said: str, tmp_path: Path) -> No
 def test_wrong_options_of_a_command_are_named(run: PretrainedRun) -> None:
     with pytest.raises(ConfigError, match=r"^knnk: there is no such option; did you mean knn_k\?"):
         run.knn(knnk=3)
-    with pytest.raises(ConfigError, match=r"^--knn-k 3: pass a list, each an integer"):
-        run.knn(knn_k=3)
+    with pytest.raises(ConfigError, match=r"^k: there is no such option; did you mean knn_k\?"):
+        run.knn(k=3)
+    with pytest.raises(ConfigError, match=r"^--knn-k '3': pass a list, each an integer"):
+        run.knn(knn_k="3")
     with pytest.raises(ConfigError, match=r"^--knn-t -1.0: pass a number > 0"):
         run.knn(knn_t=np.int64(-1))
 

@@ -14,6 +14,7 @@ import pytest
 import tyro
 
 import simclr_fast
+from simclr_fast import cli
 from simclr_fast.cli import COMMANDS, imported, main
 from simclr_fast.config import RECIPES
 from simclr_fast.named_options import types_of
@@ -60,6 +61,22 @@ def test_help_of_every_command_explains_its_options(command: str, capsys) -> Non
     assert [n for n in names if n != positional and f"--{n.replace('_', '-')}" not in text] == []
 
 
+@dataclasses.dataclass
+class Explained:
+    """Explained in two lines of source, which the help has room for in one."""
+
+    value: int = 1
+    """Side of a view,
+    in pixels."""
+
+
+def test_explanations_are_wrapped_for_the_terminal_alone(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", {"check": cli.Command("summary", f"{__name__}:Explained", "none:none")})
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    assert "Side of a view, in pixels. (default: 1)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -70,6 +87,25 @@ def test_help_of_every_command_explains_its_options(command: str, capsys) -> Non
         (
             ["pretrain", "zzz"],
             f"simclr-fast pretrain: error: zzz: there is no such recipe; choose one of {', '.join(RECIPES)}",
+        ),
+        (
+            ["pretrain", "photos/"],
+            "simclr-fast pretrain: error: photos/: no recipe but a path; pass it as --data photos/ (in Python "
+            "data='photos/')",
+        ),
+        (
+            ["export"],
+            "simclr-fast export: error: missing: --checkpoint PATH Folder of a run (its newest checkpoint is taken), "
+            "or a checkpoint file. (required)",
+        ),
+        (
+            ["pretrain", "demo", "--epochs", "x"],
+            "simclr-fast pretrain: error: --epochs: invalid literal for int() with base 10: 'x'",
+        ),
+        (
+            ["pretrain", "--opt", "adam"],
+            "simclr-fast pretrain: error: invalid choice 'adam' for argument '--opt'. Expected one of ('lars', 'sgd', "
+            "'adamw').",
         ),
         (
             ["pretrain", "demo", "--tempreature=1"],
@@ -98,7 +134,7 @@ def test_help_of_every_command_explains_its_options(command: str, capsys) -> Non
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_name_that_does_not_exist_is_one_line_with_the_nearest(arguments: list[str], said: str, capsys) -> None:
+def test_what_cannot_be_meant_is_one_line_with_the_nearest(arguments: list[str], said: str, capsys) -> None:
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", f"{said}\n")
@@ -182,7 +218,7 @@ def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
     program = (
         "import sys, simclr_fast\n"
         "assert 'torch' not in sys.modules\n"
-        "assert set(simclr_fast.__all__) <= set(dir(simclr_fast))\n"
+        "assert simclr_fast.__all__ == dir(simclr_fast)\n"
         "assert all(hasattr(simclr_fast, name) for name in simclr_fast.__all__)\n"
         "from simclr_fast import *\n"
         "assert pretrain is simclr_fast.pretrain\n"
