@@ -1,6 +1,9 @@
 """Every error that the user of a program can mend, and the exit status with which the program ends on it."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -53,3 +56,14 @@ def in_utf8(text: str) -> str:
     For messages; `data.messages.on_one_line` keeps names that differ different.
     """
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path into an OSError that has none, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, naming
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
@@ -44,10 +44,14 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:
-    """`content` as JSON, in one move: where this fails, what was at `path` is still there, whole."""
+    """`content` as JSON, in one move: where this fails, what was at `path` is still there, whole.
+
+    Raises OSError with the path.
+    """
     text, temporary = json.dumps(content, indent=2) + "\n", path.with_name(f"{path.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with naming(path):
+        temporary.write_text(text)
+        temporary.replace(path)
 
 
 def read_results(path: Path) -> dict[str, Any] | None:

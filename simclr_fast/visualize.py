@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from simclr_fast.errors import naming
 from simclr_fast.run_files import ONLINE_KNN_K
 
 DPI = 130
@@ -37,8 +38,9 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], *
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
-    """Write the figure, and return the path."""
-    figure.savefig(path, dpi=dpi)
+    """Write the figure, and return the path. Raises OSError with the path."""
+    with naming(path):
+        figure.savefig(path, dpi=dpi)
     return path
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from simclr_fast.data.messages import Ignored, on_one_line, without_breaks
+from simclr_fast.errors import naming
 
 IGNORED_FILE = "ignored.txt"
 
@@ -23,6 +24,6 @@ class IgnoredFile:
         lines = dict.fromkeys(f"{on_one_line(name)}\t{without_breaks(reason)}" for name, reason in ignored)
         new = [line for line in lines if line not in self._lines]
         if new:
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in new)
             self._lines.update(new)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from simclr_fast.data.messages import on_one_line
-from simclr_fast.data.packed import check_files, checksum_of, file_entry, naming, replace, require_size
+from simclr_fast.data.packed import check_files, checksum_of, file_entry, replace, require_size
 from simclr_fast.data.packed_sets import npy_header
 from simclr_fast.data.packed_shape import CHECKSUMS, HEADER, IMAGES, LABELS, PLACES, shard_name
-from simclr_fast.errors import DataError
+from simclr_fast.errors import DataError, naming
 
 
 class GrowingArray:

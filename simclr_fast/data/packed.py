@@ -1,15 +1,13 @@
 """The manifest of a packed data set: what its folder holds, whether that is whole, and how it is recognised."""
 
-import contextlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from simclr_fast.data.packed_shape import IMAGES, check_shape
-from simclr_fast.errors import ConfigError, DataError
+from simclr_fast.errors import ConfigError, DataError, naming
 from simclr_fast.tensor_file import sync_folder
 
 MANIFEST = "packed.json"  # written last, when all else is there and verified
@@ -139,17 +137,6 @@ def replace(temporary: Path, path: Path) -> None:
     """Give a whole file its name, so that it keeps it through a power failure."""
     temporary.replace(path)
     sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Put the path into an OSError that has none, as that of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _checksum(content: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from simclr_fast.errors import naming
 from simclr_fast.run_files import write_results
 
 BLOCK = 2048  # rows of a block: its products with another take 16 MiB
@@ -155,7 +156,7 @@ def write(
     )
     table = folder / CSV_FILE
     temporary = table.with_suffix(".partial")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with naming(table), temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["group", "first", "second", "similarity", "identical"])
         writer.writerows([number, names[a], names[b], value, int(is_same)] for number, a, b, value, is_same in lines)

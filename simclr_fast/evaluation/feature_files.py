@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from simclr_fast.data.packed import naming, replace
+from simclr_fast.data.packed import replace
 from simclr_fast.data.packed_sets import npy_header
 from simclr_fast.data.packed_shape import HEADER
-from simclr_fast.errors import DataError
+from simclr_fast.errors import DataError, naming
 
 FEATURES, LABELS, NAMES = "features.npy", "labels.npy", "names.txt"  # of the format npy
 Ranges = dict[str, dict[str, int]]  # by file: where the bytes of a shard begin there, how many they are, their CRC-32

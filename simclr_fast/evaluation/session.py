@@ -14,6 +14,7 @@ from rich.console import Console
 
 from simclr_fast.config import DataOptions, as_dict
 from simclr_fast.data import Dataset, load_dataset
+from simclr_fast.data.own_files import require_apart
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import CheckpointOptions, DataChoice, check
 from simclr_fast.evaluation.run import Run
@@ -42,6 +43,8 @@ class Session:
     def start(command: str, options: Any, run: Run, process: Process) -> "Session":
         """Make the results' folder. Raises ConfigError where nothing can be written."""
         folder = options.output or run.folder / FOLDERS.get(command, RESULTS_FOLDER)
+        if isinstance(options, DataChoice) and options.data is not None:
+            require_apart(folder, options.data, is_renamed=False)
         if process.is_main:
             try:
                 folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from simclr_fast.config import Config, check
 from simclr_fast.data import load_dataset
+from simclr_fast.data.own_files import require_apart
 from simclr_fast.errors import ConfigError
 from simclr_fast.optim import peak_lr
 from simclr_fast.process import start_process
@@ -27,6 +28,8 @@ def pretrain(config: Config, named: Set[str] = frozenset()) -> int:
     if "warmup_epochs" not in named:
         config = with_fitting_warmup(config)
     check(config, process.world_size)
+    if config.data.dataset != "mnist5k":  # which reads no folder
+        require_apart(config.run.output, config.data.data, is_renamed=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.speed.tf32
     with RunFolder(config, process) as folder:
         dataset = load_dataset(config.data)

@@ -1,5 +1,6 @@
 """300 photos as people have them, in one folder: trained on, reported on, and all that is ignored is named."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,12 +11,14 @@ import torch
 
 from simclr_fast import visualize
 from simclr_fast.cli import main
-from simclr_fast.config import DataOptions
-from simclr_fast.data import load_dataset
+from simclr_fast.config import RECIPES, DataOptions
+from simclr_fast.data import image_files, load_dataset
 from simclr_fast.data.ignored import IGNORED_FILE, IgnoredFile
 from simclr_fast.data.messages import on_one_line
+from simclr_fast.data.pixels import HEIC_REMEDY
 from simclr_fast.data.unreadable import BadImageError
 from simclr_fast.run_files import read_metrics
+from tests.data.conftest import write_image
 from tests.data.mixed_photos import MixedPhotos, mixed_photos
 
 TINY = ["imagenet", "--model", "resnet_mini", "--size", "16", "--head-hidden", "8", "--head-dim", "8"]
@@ -48,6 +51,28 @@ def test_all_are_found_and_read_or_named(photos: MixedPhotos, caplog) -> None:
     assert found.keys() == photos.ignored.keys()
     assert all(words in found[name] for name, words in photos.ignored.items())
     assert "ignored 7 (2 hidden: .DS_Store, .hidden.jpg; " in caplog.text
+
+
+def test_the_recipe_photos_goes_on_without_the_package_for_heic(photos: MixedPhotos, monkeypatch) -> None:
+    """As after a fresh install: the one HEIC is ignored then, and the unreadable ones are few enough."""
+    monkeypatch.setattr(image_files, "suffixes", lambda: image_files.SUFFIXES)
+    data = load_dataset(dataclasses.replace(RECIPES["photos"].data, data=photos.root))
+    assert len(data.train) == 299
+    assert data.train.bad.allowed == 30
+    data.train.note(dict.fromkeys(range(len(photos.unreadable)), "broken"))
+    heic = [(os.path.basename(name), reason) for name, reason in data.ignored if name.endswith(".HEIC")]
+    assert heic == [("phone.HEIC", f".HEIC, which {HEIC_REMEDY}")]
+
+
+@pytest.mark.parametrize("count", [2, 5, 9, 40])
+def test_one_of_few_photos_may_be_unreadable(count: int, tmp_path: Path) -> None:
+    for number in range(count - 1):
+        write_image(tmp_path / f"{number}.png", 4, 4, number)
+    (tmp_path / "broken.jpg").write_bytes(b"broken")
+    for share in (0.01, RECIPES["photos"].data.max_bad_images):
+        data = load_dataset(DataOptions(data=tmp_path, max_bad_images=share))
+        data.train.take(torch.arange(count))
+        assert len(data.train.bad) == 1
 
 
 def test_they_are_trained_and_reported_on(photos: MixedPhotos, tmp_path: Path, monkeypatch) -> None:

@@ -1,14 +1,18 @@
 """Runs, results and features that lie below --data are no part of the data set: named, and left out."""
 
+import types
 from pathlib import Path
 
 import pytest
 
+from simclr_fast.cli import main
 from simclr_fast.config import DataOptions
 from simclr_fast.data import load_dataset
 from simclr_fast.data.auto import found_in
 from simclr_fast.data.own_files import require_apart
 from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.options import KnnOptions
+from simclr_fast.evaluation.session import Session
 from tests.data.conftest import write_image
 
 MARKS = {
@@ -97,3 +101,13 @@ def test_results_do_not_lie_among_the_images(output: str, is_renamed: bool, is_r
         return require_apart(tmp_path / output, root, is_renamed)
     with pytest.raises(ConfigError, match=rf"^--output .*: the images of --data {root} lie in it; pass a folder of"):
         require_apart(tmp_path / output, root, is_renamed)
+
+
+def test_commands_refuse_output_among_the_images(tmp_path: Path, capsys) -> None:
+    root = photos(tmp_path / "photos")
+    assert main(["pretrain", "--data", str(root), "--output", str(tmp_path)]) == 2
+    assert f"--output {tmp_path}: the images of --data {root} lie in it" in capsys.readouterr().err
+    options = KnnOptions(checkpoint=tmp_path, output=root, data=root)
+    with pytest.raises(ConfigError, match="lie in it"):
+        Session.start("knn", options, None, types.SimpleNamespace(is_main=True))
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b"], "nothing was written"

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from simclr_fast.errors import status_and_message
 from simclr_fast.evaluation import duplicates, neighbour_picture
 from simclr_fast.evaluation.neighbour_picture import Shown, draw
 from simclr_fast.evaluation.neighbours import nearest_rows
+from simclr_fast.run_files import write_results
+from simclr_fast.visualize import new_figure, save
 from tests.data.conftest import pixels, write_image
 from tests.evaluation.embedding import embedded
 
@@ -189,3 +192,26 @@ def test_letters_without_a_font_are_spelled_out(monkeypatch) -> None:
     monkeypatch.setattr(neighbour_picture, "_letters", lambda: frozenset(map(ord, "abc\u00e9")))
     assert neighbour_picture.readable("abc\u65e5") == "abc\\u65e5"
     assert neighbour_picture.readable("e\u0301") == "\u00e9", "composed, as macOS does not"
+
+
+PAIR = duplicates.Pairs(np.array([0]), np.array([1]), np.array([1.0]))
+WRITERS = {
+    "neighbours.json": ("neighbours.json.partial", lambda path: write_results(path, {"queries": []})),
+    "neighbours.png": ("neighbours.png", lambda path: save(new_figure((1, 1)), path)),
+    "duplicates.csv": (
+        "duplicates.partial",
+        lambda path: duplicates.write(path.parent, PAIR, np.array([True]), [[0, 1]], str, 0.9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_said_with_the_file(name: str, tmp_path: Path) -> None:
+    written, write = WRITERS[name]
+    (tmp_path / written).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space") as raised:
+        write(tmp_path / name)
+    assert status_and_message(raised.value) == (
+        1,
+        f"{tmp_path / name}: No space left on device; make room, then go on from the files there",
+    )
