@@ -265,5 +265,11 @@ def extension() -> dict:
     return {"ext_modules": [module], "cmdclass": {"build_ext": explaining(BuildExtension)}, "options": wheel}
 
 
+def readme() -> str:
+    """README.md as the page of the distributions, where there are none of the files that it links to or shows."""
+    text = re.sub(r"!\[[^\]]*\]\((?!\w+:)[^)]*\)\n", "", (ROOT / "README.md").read_text(encoding="utf-8"))
+    return re.sub(r"\[([^\]]*)\]\((?!\w+:)[^)\s]*\)", r"\1", text)
+
+
 if __name__ == "__main__":
-    setup(**extension())
+    setup(long_description=readme(), long_description_content_type="text/markdown", **extension())

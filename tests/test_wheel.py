@@ -48,6 +48,8 @@ def test_a_wheel_of_what_make_built_runs_where_no_compiler_is(tmp_path: Path) ->
         about = Parser().parsestr(archive.read(f"{metadata}METADATA").decode())
     assert held == package | {"simclr_fast/_C.abi3.so"}
     assert about["Version"] == simclr_fast.__version__
+    assert about.get_payload().startswith("# simclr_fast")
+    assert not re.search(r"\]\((?!https:)", about.get_payload()), "nothing lies beside the page of a wheel"
     assert sdist.name == f"simclr_fast-{simclr_fast.__version__}.tar.gz"
 
     found = wheel.try_wheel(built, tmp_path)

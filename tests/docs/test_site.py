@@ -1,7 +1,9 @@
 """The documentation's site: it builds without a warning, its links lead somewhere, and nothing comes from outside."""
 
 import dataclasses
+import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +107,19 @@ def test_every_public_name_has_its_place(site: Path) -> None:
     for name in set(simclr_fast.__all__) - {"__version__"}:
         value = getattr(simclr_fast, name)
         assert f"{value.__module__}.{name}" in ids, name
+
+
+def test_examples_are_code_and_parameters_a_list(site: Path) -> None:
+    text = (site / "reference" / "python.html").read_text()
+    said = [inspect.getdoc(getattr(simclr_fast, name)) for name in simclr_fast.__all__ if name != "__version__"]
+    assert text.count('class="gp"') == "".join(said).count(">>> ") > 4, "the section of examples is Examples:"
+    assert not [one for one in said if "Args:\n" not in one]
+
+
+def test_every_page_of_the_menu_stands_there_once() -> None:
+    menu = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(menu) == len(set(menu)) > 20
+    assert {"changelog.md", "embed.md", "reference/python.md"} <= set(menu)
 
 
 def test_every_command_and_option_is_explained(site: Path) -> None:
