@@ -98,10 +98,12 @@ class AugmentOptions:
     """Mean subtracted from each channel (of values in [0, 1]); one number serves grey images."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation each channel is divided by (of values in [0, 1])."""
+    shrink_to: int | None = None
+    """Shorter side that larger images are brought down to (pixels); 0 never, None is size / sqrt(least scale): 792."""
 
     def fused(self) -> dict[str, Any]:
         """The arguments of SimCLRAugment; rotation and shear are done after it."""
-        return {name: value for name, value in vars(self).items() if name not in ("rotate", "shear")}
+        return {name: value for name, value in vars(self).items() if name not in ("rotate", "shear", "shrink_to")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +314,7 @@ LARGEST_SIZE = 8192  # pixels; a view of that side takes 768 MiB
 # The options of `pretrain` whose value alone tells whether it can work, by name; None is no value.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("epochs", "lr_base_size", "checkpoint_hist", "log_interval"), COUNT),
-    **dict.fromkeys(("micro_batch_size", "knn_epochs", "profile"), COUNT_OR_ZERO),
+    **dict.fromkeys(("micro_batch_size", "knn_epochs", "profile", "shrink_to"), COUNT_OR_ZERO),
     **dict.fromkeys(("head_hidden", "head_dim"), WIDTH),
     **dict.fromkeys(("workers", "threads"), THREADS),
     "seed": SEED,

@@ -4,7 +4,9 @@ Threads suffice, because a file is read, decoded and copied outside of Python's 
 once, where processes would copy it and take seconds to start.
 """
 
+import contextlib
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -16,13 +18,17 @@ from torch import Tensor
 
 from simclr_fast.data.sources import EncodedImages
 from simclr_fast.data.stored import StoredImages
-from simclr_fast.data.threads import Place, Threads
+from simclr_fast.data.threads import EndedError, Place, Threads
 from simclr_fast.data.unreadable import load_or_replace
 
 # Images that a thread reads at a time: a batch is put together from such chunks, so that the memory held by reading
 # ahead (threads x AHEAD chunks) does not grow with the batch.
 CHUNK = 64
+DECODED_CHUNK = 16  # where the thread decodes them, so that few large ones are spread over all threads
 AHEAD = 2  # chunks per thread that are begun before they are asked for; with one, a thread idles until its own is taken
+# Bytes of images that the chunks which are not due yet hold together: large ones end the reading ahead before AHEAD.
+AHEAD_BYTES = 2 << 30
+LOOK_SECONDS = 0.1  # how often a thread that waits for room looks whether it is to end
 SLOW_SECONDS = 30.0  # a file that keeps the run waiting for longer is named
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -61,11 +67,16 @@ class ChunkBuffer:
         self.shapes: list[tuple[int, int, int]] = []
         self.buffer = self._empty(capacity)
 
+    def growth(self, image: Tensor) -> int:
+        """Bytes by which the buffer is going to grow for an image."""
+        end = self.used + image.numel()
+        return allocated(max(end, 2 * len(self.buffer)), self.pin) - len(self.buffer) if end > len(self.buffer) else 0
+
     def add(self, image: Tensor) -> None:
         """Copy an image, uint8 [3, H, W] of any strides."""
         end = self.used + image.numel()
         if end > len(self.buffer):
-            larger = self._empty(max(end, 2 * len(self.buffer)))
+            larger = self._empty(len(self.buffer) + self.growth(image))
             np.copyto(larger.numpy()[: self.used], self.filled().numpy())
             self.buffer = larger
         channels, height, width = image.shape
@@ -80,7 +91,46 @@ class ChunkBuffer:
 
     def _empty(self, size: int) -> Tensor:
         # torch keeps pinned memory that is given back, and hands it out again once the copies from it are over.
-        return torch.empty(size, dtype=torch.uint8, pin_memory=self.pin)
+        return torch.empty(allocated(size, self.pin), dtype=torch.uint8, pin_memory=self.pin)
+
+
+def allocated(size: int, pin: bool) -> int:
+    """The bytes of an allocation: of pinned memory torch takes the next power of 2 anyway."""
+    return 1 << (size - 1).bit_length() if pin and size > 0 else size
+
+
+class Room:
+    """How many bytes the chunks that are not due yet hold; a thread that would go beyond the limit waits.
+
+    The chunk that is due never waits, so that it is finished whatever the others hold. Chunks are numbered from 0 in
+    the order in which they are begun and taken.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.changed = threading.Condition()
+        self.due = 0
+        self.held: dict[int, int] = {}
+
+    def take(self, number: int, size: int, place: Place) -> None:
+        """Count so many bytes more for a chunk, once there is room for them or the chunk is due.
+
+        Raises EndedError where the thread is to end.
+        """
+        with self.changed:
+            while number > self.due and sum(self.held.values()) + size > self.limit:
+                place.leave()  # the file is read: the run does not wait for it
+                if place.ended:
+                    raise EndedError
+                self.changed.wait(LOOK_SECONDS)
+            self.held[number] = self.held.get(number, 0) + size
+
+    def free(self, number: int) -> None:
+        """What the chunk holds is its taker's from now on; the next one is due."""
+        with self.changed:
+            self.held.pop(number, None)
+            self.due = number + 1
+            self.changed.notify_all()
 
 
 def _images(buffer: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -108,18 +158,33 @@ class ChunkReader:
 
         Raises DataError as `load_or_replace` does.
         """
-        return work_ahead(self.chunk, (indices.tolist() for indices in wanted), self.threads, self.source.name)
+        room = Room(AHEAD_BYTES)
 
-    def chunk(self, indices: list[int], place: Place) -> Chunk:
-        """Reads one chunk, and notes in `place` which image it is at."""
+        def work(item: tuple[int, Tensor], place: Place) -> Chunk:
+            number, indices = item
+            return self._chunk(indices.tolist(), place, lambda size: room.take(number, size, place))
+
+        with contextlib.closing(work_ahead(work, enumerate(wanted), self.threads, self.source.name)) as chunks:
+            for number, chunk in enumerate(chunks):
+                room.free(number)
+                yield chunk
+
+    def _chunk(self, indices: list[int], place: Place, take: Callable[[int], None]) -> Chunk:
+        """Reads one chunk, and notes in `place` which image it is at; `take` waits until so many bytes may be held."""
         bad: dict[int, str] = {}
         images: list[Tensor] = []
         if self.pin_for is not None and torch.cuda.is_available():
             torch.cuda.set_device(self.pin_for)  # of this thread: else pinned memory wants a context on GPU 0
-        buffer = ChunkBuffer(self.capacity, torch.cuda.is_available()) if self.pin_for is not None else None
+        buffer = None
+        if self.pin_for is not None:
+            pin = torch.cuda.is_available()
+            capacity = min(self.capacity, AHEAD_BYTES // (AHEAD * max(1, self.threads)))
+            take(allocated(capacity, pin))
+            buffer = ChunkBuffer(capacity, pin)
         load = lambda index: self.load(place.enter(index))
         for index in indices:
             image = load_or_replace(load, index, len(self.source), bad, self.source.labels)
+            take(image.numel() if buffer is None else buffer.growth(image))
             (images.append if buffer is None else buffer.add)(image)
         place.leave()
         if buffer is None:

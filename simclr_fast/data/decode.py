@@ -2,15 +2,21 @@
 
 import io
 import logging
+from collections.abc import Iterator
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from simclr_fast.data.pixels import is_jpeg, torchcodec_decoders
+from simclr_fast.data.shrink import shrink
 from simclr_fast.data.sources import EncodedImages, one_line
 from simclr_fast.data.unreadable import load_or_replace
 from simclr_fast.errors import ConfigError, DataError
+
+# Encoded bytes of the JPEGs that are decoded in one call, so that few photographs lie on the device at full size: some
+# four of 12 megapixels, and a whole chunk of ImageNet's.
+TOGETHER = 16 << 20
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +41,8 @@ class DeviceDecoder:
     def decode(self, encoded: list[Tensor], indices: list[int], bad: dict[int, str]) -> list[Tensor]:
         """Encoded images, uint8 [bytes] each, as RGB on the device, uint8 [3, H, W] each.
 
-        `indices` names them in the data set. Adds a message per unreadable image to `bad`, and puts another in its
-        place, as `load_or_replace` does.
+        Large ones are brought down as the source's are. `indices` names them in the data set. Adds a message per
+        unreadable image to `bad`, and puts another in its place, as `load_or_replace` does.
         """
         images: list[Tensor | None] = [None] * len(encoded)
         jpegs = []
@@ -45,7 +51,8 @@ class DeviceDecoder:
                 jpegs.append(place)
             else:
                 images[place] = self._by_cpu(indices[place], "is no JPEG", bad)
-        self._decode_jpegs(jpegs, encoded, indices, images, bad)
+        for group in _groups(jpegs, encoded):
+            self._decode_jpegs(group, encoded, indices, images, bad)
         return images
 
     def _decode_jpegs(
@@ -75,7 +82,7 @@ class DeviceDecoder:
             images[place] = self._by_cpu(indices[place], f"is refused by the GPU's decoder ({one_line(error)})", bad)
         else:
             for place, image in zip(places, decoded):
-                images[place] = image
+                images[place] = shrink(image, self.source.shrink_to)
 
     def _by_batch(self, encoded: list[Tensor]) -> list[Tensor]:
         return torchcodec_decoders().decode_jpeg(encoded, mode="RGB", device=self.device)
@@ -95,6 +102,20 @@ class DeviceDecoder:
         except RuntimeError as error:
             return one_line(error)
         return None
+
+
+def _groups(places: list[int], encoded: list[Tensor]) -> Iterator[list[int]]:
+    """The places in their order, in groups whose encoded bytes are at most TOGETHER, or of one."""
+    group: list[int] = []
+    size = 0
+    for place in places:
+        size += len(encoded[place])
+        if group and size > TOGETHER:
+            yield group
+            group, size = [], len(encoded[place])
+        group.append(place)
+    if group:
+        yield group
 
 
 def _gray_jpeg() -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from simclr_fast.config import DataOptions
-from simclr_fast.data.chunks import CHUNK, Chunk, ChunkReader, read_stored
+from simclr_fast.data.chunks import CHUNK, DECODED_CHUNK, Chunk, ChunkReader, read_stored
 from simclr_fast.data.decode import DeviceDecoder
 from simclr_fast.data.resident import ArrayLoader, ShareLoader, lies_on_device
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.sources import EncodedImages, ImageArrays, Source
+from simclr_fast.data.sources import EncodedImages, ImageArrays, Source, shrunk_to
 from simclr_fast.data.stored import KeptMemory, StoredImages
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
@@ -102,6 +102,7 @@ class EncodedLoader(ReadingLoader):
         super().__init__(sampler, device, source.bad)
         self.source = source
         self.decoder = DeviceDecoder(source, device) if options.decode_device == "cuda" else None
+        self.chunk = DECODED_CHUNK if self.decoder is None else CHUNK  # images
         pin_for = device if device.type == "cuda" else None
         self.chunks = ChunkReader(source, options.workers, decode=self.decoder is None, pin_for=pin_for)
 
@@ -111,11 +112,11 @@ class EncodedLoader(ReadingLoader):
         return 0 if self.decoder is None else self.decoder.on_cpu
 
     def _reading(self, steps: list[Tensor]) -> Iterator[Chunk]:
-        return self.chunks.read(chunk for indices in steps for chunk in indices.split(CHUNK))
+        return self.chunks.read(chunk for indices in steps for chunk in indices.split(self.chunk))
 
     def _to_device(self, chunks: Iterator[Chunk], indices: Tensor) -> Batch:
         images: list[Tensor] = []
-        for part in indices.split(CHUNK):  # each is moved when it is there, so that no more than a chunk waits here
+        for part in indices.split(self.chunk):  # each is moved when it is there: no more than a chunk waits here
             chunk = next(chunks)
             self.source.note(chunk.bad)
             with torch.cuda.stream(self.stream):  # does nothing where there is no stream
@@ -174,8 +175,12 @@ def build_loader(
     options: DataOptions,
     rank: int = 0,
     world_size: int = 1,
+    shrink_to: int = 0,
 ) -> ArrayLoader | ReadingLoader:
-    """The loader for a source; batch_size is the global one. Raises ConfigError where these do not fit."""
+    """The loader for a source; batch_size is the global one. Raises ConfigError where these do not fit.
+
+    shrink_to: the side that large encoded images are brought down to as they are decoded (`shrink`); 0 never.
+    """
     if batch_size > len(source):
         raise ConfigError(
             f"--batch-size {batch_size}: the data set has only {len(source)} training images; pass "
@@ -193,4 +198,4 @@ def build_loader(
         )
     if options.decode_device != "cpu" and device.type != options.decode_device:
         raise ConfigError(f"--decode-device {options.decode_device}: training runs on {device.type}; use cpu")
-    return EncodedLoader(source, sampler, device, options)
+    return EncodedLoader(shrunk_to(source, shrink_to), sampler, device, options)

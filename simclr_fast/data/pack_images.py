@@ -14,14 +14,13 @@ from tqdm.auto import tqdm
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.parts import name_of
 from simclr_fast.data.pixels import is_jpeg
+from simclr_fast.data.shrink import resize
 from simclr_fast.data.sources import EncodedImages, Source
 from simclr_fast.data.threads import Place
 from simclr_fast.data.unreadable import BadImageError, load_or_replace
 from simclr_fast.errors import DataError
 
-# Antialiased. Of the views that training cuts out of the result, those after bicubic are nearer to the views of the
-# original than those after bilinear, which blurs more (docs/data.md has the figures).
-FILTER = Image.Resampling.BICUBIC
+FILTER = Image.Resampling.BICUBIC  # as `resize` has it
 # Half of the colour resolution either way, as nearly all photographs on disk have: full resolution takes 1.5 times the
 # bytes and the time to decode.
 SUBSAMPLING = "4:2:0"
@@ -155,8 +154,8 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
     shorter = min(height, width)
     if shorter == size:
         return image
-    wanted = (round(width * size / shorter), round(height * size / shorter))
-    return _from_box(image, wanted, (0, 0, width, height))
+    wanted = (round(height * size / shorter), round(width * size / shorter))
+    return np.ascontiguousarray(resize(torch.from_numpy(image).permute(2, 0, 1), *wanted).permute(1, 2, 0).numpy())
 
 
 def centre(image: np.ndarray, side: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 from simclr_fast.data.ignored import IgnoredFile
 from simclr_fast.data.messages import Ignored
 from simclr_fast.data.pixels import decode_rgb
+from simclr_fast.data.shrink import shrink
 from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
 
@@ -64,7 +65,8 @@ class EncodedImages:
     """Images of any sizes as JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF or PPM bytes.
 
     read(i) gives the bytes of image i, name(i) what a message calls it, no two images the same; threads call both, side
-    by side. bad: the unreadable ones that were met, and how many there may be; by default none.
+    by side. bad: the unreadable ones that were met, and how many there may be; by default none. shrink_to: the side
+    that larger ones are brought down to as `shrink` does; 0 leaves them as they are.
     """
 
     size: int
@@ -74,6 +76,7 @@ class EncodedImages:
     channels: int = 3
     bad: BadImages = dataclasses.field(default_factory=BadImages)
     identity: Callable[[int], str] | None = None
+    shrink_to: int = 0
 
     def __len__(self) -> int:
         return self.size
@@ -93,7 +96,7 @@ class EncodedImages:
         """One image as RGB, uint8 [3, H, W]. Raises BadImageError."""
         encoded = self.encoded(index)
         try:
-            return decode_rgb(encoded)
+            return shrink(decode_rgb(encoded), self.shrink_to)
         except (RuntimeError, ValueError) as error:
             raise BadImageError(f"{self.name(index)}: {one_line(error)}") from error
 
@@ -114,7 +117,7 @@ class EncodedImages:
     def take(self, indices: Tensor, device: torch.device = CPU) -> list[Tensor]:
         """The images at indices int64 [n] as `decoded` gives them, each uint8 [3, H, W] on the device.
 
-        All of them lie in memory at once, as large as they are. Raises DataError as `decoded` does.
+        All of them lie in memory at once. Raises DataError as `decoded` does.
         """
         with ThreadPoolExecutor(DECODE_THREADS) as pool:  # decoding releases the interpreter's lock
             return [image.to(device) for image in pool.map(self.decoded, indices.tolist())]
@@ -132,6 +135,11 @@ class EncodedImages:
 
 
 Source = ImageArrays | EncodedImages | StoredImages
+
+
+def shrunk_to(source: Source, side: int) -> Source:
+    """The source whose images are brought down to a side as they are decoded; arrays stay as they are."""
+    return dataclasses.replace(source, shrink_to=side) if isinstance(source, EncodedImages) else source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,17 @@ from torch import Tensor, nn
 
 from simclr_fast.augmentation import SimCLRAugment, SimCLREval
 from simclr_fast.config import AugmentOptions
-from simclr_fast.data import Dataset, Source, build_loader
+from simclr_fast.data import Dataset, EncodedImages, Source, build_loader
 from simclr_fast.data.sampler import step_seed_of
+from simclr_fast.data.shrink import side_of
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.run import Run
 from simclr_fast.process import Process
 
 ENCODERS = {"raw": "raw pixels", "random_init": "random-init encoder", "simclr": "SimCLR encoder"}
 REFERENCE_BATCH = 256  # images that the learning rates of supervised training are given for
-TAKEN = 64  # images held at a time as they are: photographs of many megapixels would fill the memory
+TAKEN = 64  # images held at a time as they are
+TAKEN_FILES = 16  # of those that may be photographs of many megapixels, which would fill the memory
 
 
 class Preprocess:
@@ -68,10 +70,11 @@ def embed(
     was_training = encoder.training
     encoder.eval()
     indices = torch.arange(len(source)) if indices is None else indices
+    taken = TAKEN_FILES if isinstance(source, EncodedImages) else TAKEN
     features: Tensor | None = None
     done = 0
     for part in indices.split(batch_size):
-        images = torch.cat([preprocess(source.take(few, device)) for few in part.split(TAKEN)])
+        images = torch.cat([preprocess(source.take(few, device)) for few in part.split(taken)])
         found = encoder(images.to(memory_format=torch.channels_last)).float().cpu()
         if features is None:  # one allocation: to gather parts and join them would take twice the memory
             features = found.new_empty(len(indices), found.shape[1])
@@ -126,7 +129,8 @@ class LabelledBatches:
         self.labels = source.labels.to(process.device)
         self.seed = seed
         options = dataclasses.replace(run.config.data, resident="auto", decode_device="cpu")
-        self.loader = build_loader(source, batch_size, seed, process.device, options, process.rank, process.world_size)
+        ranks, shrink_to = (process.rank, process.world_size), side_of(run.config.augment)
+        self.loader = build_loader(source, batch_size, seed, process.device, options, *ranks, shrink_to)
         self.steps_per_epoch = self.loader.sampler.steps_per_epoch
         crop_and_flip = dataclasses.replace(run.config.augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0)
         self.augment = SimCLRAugment(**crop_and_flip.fused(), views=1)

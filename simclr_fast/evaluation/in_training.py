@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset
+from simclr_fast.data.shrink import side_of
+from simclr_fast.data.sources import shrunk_to
 from simclr_fast.evaluation.comparison import compare, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import Preprocess, embed
 from simclr_fast.evaluation.probes import knn_accuracy
@@ -58,7 +60,7 @@ def draw_pictures(
 
     folder = config.run.output
     indices = torch.linspace(0, len(dataset.train) - 1, min(PICTURE_COLUMNS, len(dataset.train))).long()
-    images = dataset.train.take(indices, device)
+    images = shrunk_to(dataset.train, side_of(config.augment)).take(indices, device)
     view0, view1 = views(images, indices.to(device)).chunk(2)
     paths = [folder / "views.png", folder / "curves.png"]
     visualize.view_grid(paths[0], images, view0, view1, config.augment.mean, config.augment.std)

@@ -12,7 +12,7 @@ from simclr_fast.config import as_dict
 from simclr_fast.data import Dataset, Source
 from simclr_fast.evaluation import page, pictures
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
-from simclr_fast.evaluation.features import embed, preprocess_of
+from simclr_fast.evaluation.features import TAKEN_FILES, embed, preprocess_of
 from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE
 from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
 from simclr_fast.evaluation.run import Run
@@ -212,4 +212,4 @@ def _samples(predicted: Tensor, truth: Tensor) -> Tensor:
 def _thumbnails(source: Source, indices: Tensor, size: int) -> Tensor:
     """uint8 [n, C, size, size]."""
     resize = lambda image: torch.nn.functional.interpolate(image[None].float(), (size, size), mode="area")[0].byte()
-    return torch.stack([resize(image) for image in source.take(indices)])
+    return torch.stack([resize(image) for few in indices.split(TAKEN_FILES) for image in source.take(few)])

@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset, build_loader
+from simclr_fast.data.shrink import side_of
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
 from simclr_fast.losses import NTXentLoss
@@ -29,9 +30,8 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
     """Run the training that the options describe; returns the exit status."""
     device, options, run = process.device, config.optimization, config.run
     check_channels(config.augment, dataset.train.channels)
-    loader = build_loader(
-        dataset.train, options.batch_size, run.seed, device, config.data, process.rank, process.world_size
-    )
+    ranks, shrink_to = (process.rank, process.world_size), side_of(config.augment)
+    loader = build_loader(dataset.train, options.batch_size, run.seed, device, config.data, *ranks, shrink_to)
     steps_per_epoch = loader.sampler.steps_per_epoch
     total_steps = options.epochs * steps_per_epoch
     warmup_steps = round(options.warmup_epochs * steps_per_epoch)
