@@ -46,16 +46,9 @@ def status_and_message(error: Exception) -> tuple[int, str] | None:
 
 
 def _disk_message(error: OSError) -> str:
-    name = "" if error.filename is None else f"{error.filename}: "
-    return f"{name}{error.strerror}; make room, then go on from the files there"
-
-
-def in_utf8(text: str) -> str:
-    """Text that every file, terminal and column takes: bytes of file names that are not UTF-8 are written as \\xff.
-
-    For messages; `data.messages.on_one_line` keeps names that differ different.
-    """
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    of_no_file = f"{error.strerror} (of no file by name: perhaps where the program prints to)"
+    what = of_no_file if error.filename is None else f"{error.filename}: {error.strerror}"
+    return f"{what}; make room, then go on from the files there"
 
 
 @contextlib.contextmanager

@@ -52,9 +52,14 @@ def build_encoder(options: ModelOptions, channels: int, size: int | None = None)
     return _encoder(options, build(spec_of(options, channels, size)))
 
 
-def describe_encoder(options: ModelOptions, channels: int, size: int | None = None) -> nn.Module:
-    """As `build_encoder`, on the meta device: names and shapes of the weights, without memory for them."""
-    return _encoder(options, build_without_memory(spec_of(options, channels, size)))
+def describe_encoder(
+    options: ModelOptions, channels: int, size: int | None = None, most: int | None = None
+) -> nn.Module:
+    """As `build_encoder`, on the meta device: names and shapes of the weights, without memory for them.
+
+    most: how many tensors it may make before a ConfigError ends it; None for as many as it will.
+    """
+    return _encoder(options, build_without_memory(spec_of(options, channels, size), most))
 
 
 def _encoder(options: ModelOptions, backbone: nn.Module) -> nn.Module:

@@ -192,6 +192,12 @@ def test_a_function_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert {p.device.type for p in describe_encoder(options, 3, 16).parameters()} == {"meta"}
 
 
+def test_a_file_says_nothing_of_more_layers_than_it_has_weights_for() -> None:
+    options = ModelOptions("vit_b_16", ("num_layers=16384",))  # minutes and gigabytes, if each were described
+    with pytest.raises(ConfigError, match="it has far more layers than there are weights for"):
+        describe_encoder(options, 3, 224, most=700)
+
+
 BROKEN = """
 import torch
 from torch import nn

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from simclr_fast import errors
 from simclr_fast.process import StopSignals, exit_status, start_process, stop_process
+from simclr_fast.run_files import write_results
+from simclr_fast.visualize import save
 from tests.training.processes import CONTEXT, finish, free_port
 
 WORLD = 3
@@ -63,7 +66,10 @@ def test_the_first_signal_is_noted_and_the_second_acts(number: signal.Signals) -
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+OWN_ERRORS = [found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, Exception)]
+
+
+@pytest.mark.parametrize("kind", OWN_ERRORS)
 def test_an_error_that_its_user_can_mend_is_one_line_and_a_status(kind: type[Exception], capsys) -> None:
     def work() -> int:
         raise kind("what went wrong")
@@ -82,6 +88,21 @@ def test_a_disk_that_fails_is_one_clear_line_and_status_1(number: int, capsys) -
     printed = capsys.readouterr().err
     assert printed.startswith(said)
     assert printed.count("\n") == 1
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # of a write, which knows no name
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Figure, "savefig", full)
+    results, picture = tmp_path / "knn.json", tmp_path / "curves.png"
+    for path, work in ((results, lambda: write_results(results, {})), (picture, lambda: save(Figure(), picture))):
+        assert exit_status("simclr-fast knn", work) == 1
+        assert capsys.readouterr().err.startswith(f"simclr-fast knn: error: {path}: No space left on device; make room")
+    assert exit_status("simclr-fast knn", full) == 1
+    said = "error: No space left on device (of no file by name: perhaps where the program prints to); make room"
+    assert said in capsys.readouterr().err
 
 
 def test_an_error_of_the_program_is_no_error_of_the_disk() -> None:

@@ -59,14 +59,14 @@ def build(spec: Spec) -> nn.Module:
     return family.build(spec)
 
 
-def build_without_memory(spec: Spec) -> nn.Module:
+def build_without_memory(spec: Spec, most: int | None = None) -> nn.Module:
     """As `build`, with weights on the meta device: names and shapes alone, before anything is allocated.
 
-    A function of the user's own is called as it is: what it allocates is its affair.
+    A function of the user's own is called as it is: what it allocates is its affair. most: as `WithoutMemory` takes it.
     """
     if not family_of(spec.name).allocates_as_told:
         return build(spec).to("meta")
-    with torch.random.fork_rng(devices=[]), WithoutMemory():
+    with torch.random.fork_rng(devices=[]), WithoutMemory(most):
         return build(spec).to("meta")
 
 

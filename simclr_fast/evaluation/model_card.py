@@ -7,6 +7,7 @@ import torch
 
 from simclr_fast.backbones.registry import family_of, spec_of
 from simclr_fast.config import as_dict
+from simclr_fast.errors import naming
 from simclr_fast.evaluation.card_metadata import comparison_of, data_name, front_matter, results_of
 from simclr_fast.evaluation.comparison import comparison_table
 from simclr_fast.evaluation.run import WEIGHTS_FILE, Run
@@ -49,7 +50,8 @@ def write_model_card(run: Run, folder: Path, license_name: str | None = None) ->
         "as the tables above say; evaluate them on your own images before you rely on them.",
     ]
     path = folder / CARD_FILE
-    path.write_text("\n\n".join(sections) + "\n")
+    with naming(path):
+        path.write_text("\n\n".join(sections) + "\n")
     return path
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from simclr_fast import visualize
 from simclr_fast.config import as_dict
 from simclr_fast.data import Dataset, Source
+from simclr_fast.errors import naming
 from simclr_fast.evaluation import page, pictures
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import TAKEN_FILES, embed, preprocess_of
@@ -42,7 +43,8 @@ def main(session: Session) -> dict[str, Any]:
     parts.append(page.Section("Options", page.options(as_dict(run.config))))
     title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {run.config.data.dataset}"
     path = session.folder / PAGE_FILE
-    path.write_text(page.render(title, parts), encoding="utf-8")
+    with naming(path):
+        path.write_text(page.render(title, parts), encoding="utf-8")
     return session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(path,))
 
 

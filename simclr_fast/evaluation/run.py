@@ -153,7 +153,8 @@ def require_fit(options: ModelOptions, channels: int, size: int, weights: dict[s
     Nothing is allocated by what a file says before its weights agree with it.
     """
     try:
-        wanted = describe_encoder(options, channels, size).state_dict()
+        # Layers are made of a few tensors for every weight; what a file says of their number may be anything.
+        wanted = describe_encoder(options, channels, size, most=100 + 4 * len(weights)).state_dict()
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     different = describe_differences(wanted, weights)

@@ -7,10 +7,12 @@ from collections.abc import Set
 import torch
 from rich.console import Console
 
+from simclr_fast.backbones.registry import family_of
 from simclr_fast.config import Config, check
 from simclr_fast.data import load_dataset
 from simclr_fast.data.own_files import require_apart
 from simclr_fast.errors import ConfigError
+from simclr_fast.models import describe_encoder
 from simclr_fast.optim import peak_lr
 from simclr_fast.process import start_process
 from simclr_fast.training.folder import RunFolder
@@ -32,6 +34,8 @@ def pretrain(config: Config, named: Set[str] = frozenset()) -> int:
         require_apart(config.run.output, config.data.data, is_renamed=True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.speed.tf32
     with RunFolder(config, process) as folder:
+        if family_of(config.model.model).allocates_as_told:  # what cannot be built is told before data are looked at
+            describe_encoder(config.model, 3, config.augment.size)
         dataset = load_dataset(config.data)
         if "batch_size" not in named:
             config = with_fitting_batch(config, len(dataset.train), process.world_size)

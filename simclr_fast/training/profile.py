@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity
 from simclr_fast.config import Config
 from simclr_fast.data.chunks import AHEAD, CHUNK
 from simclr_fast.data.threads import Work, work_done
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, naming
 from simclr_fast.training.profiled import PHASES, Loading, Profile, form_of
 
 WARMUP_STEPS = 3
@@ -106,7 +106,8 @@ class StepProfiler:
         folder.mkdir(parents=True, exist_ok=True)
         self.profiler.export_chrome_trace(str(folder / TRACE_FILE))
         by_op = self.profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30)
-        (folder / TABLE_FILE).write_text(f"{text}\n\n{by_op}\n")
+        with naming(folder / TABLE_FILE):
+            (folder / TABLE_FILE).write_text(f"{text}\n\n{by_op}\n")
 
     def _read(self, waited: float) -> "_Reading":
         if self.on_cuda:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from simclr_fast.config import Config, as_dict
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, naming
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 
 Ending = Literal["finished", "stopped", "failed"]
@@ -56,13 +56,14 @@ class JsonLines:
     """`metrics.jsonl`. A resumed run does the steps after `step` again: their lines in an earlier file are dropped."""
 
     def __init__(self, folder: Path, step: int):
-        path = folder / METRICS_FILE
-        _drop_lines_after(path, step)
-        self.file = path.open("a")
+        self.path = folder / METRICS_FILE
+        _drop_lines_after(self.path, step)
+        self.file = self.path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
 
     def close(self, ending: Ending) -> None:
         self.file.close()

@@ -210,12 +210,12 @@ def test_an_output_that_is_no_folder_is_refused_at_once(run_folder: Path, tmp_pa
 
 
 def test_package_imports_without_the_evaluation_extras() -> None:
-    # load_backbone is a public name of a package that needs only torch: tyro and torchvision come with its first call.
+    # load_backbone is a public name of a package that needs torch and tyro: torchvision comes with its first call.
     code = (
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] in ('tyro', 'torchmetrics', 'safetensors', 'rich'):\n"
+        "        if name.split('.')[0] in ('torchmetrics', 'safetensors', 'rich'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import simclr_fast; simclr_fast.load_backbone\n"

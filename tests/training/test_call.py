@@ -117,6 +117,11 @@ def test_another_thread_trains_and_leaves_signals_alone(few_images: None, tmp_pa
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_what_cannot_be_built_is_told_before_the_data_are_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--size 40: .* patches of 16 pixels"):
+        simclr_fast.pretrain(data=tmp_path / "absent", output=tmp_path / "run", model="vit_b_16", size=40)
+
+
 def test_one_thread_at_a_time_trains_or_evaluates(few_images: None, tmp_path: Path, monkeypatch) -> None:
     """Two would draw from one generator, so that equal seeds gave unequal runs."""
     monkeypatch.setattr(caller, "PATIENCE", 0.05)
