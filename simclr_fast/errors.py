@@ -51,6 +51,14 @@ def _disk_message(error: OSError) -> str:
     return f"{what}; make room, then go on from the files there"
 
 
+def in_utf8(text: str) -> str:
+    """Text that every file, terminal and column takes: bytes of file names that are not UTF-8 are written as \\xff.
+
+    For messages; `data.messages.on_one_line` keeps names that differ different.
+    """
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Put the path into an OSError that has none, as that of a full disk."""
