@@ -87,7 +87,7 @@ def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     loss_axis.plot(*_series(metrics, "loss"), "o-", markersize=2, label="NT-Xent loss")
     loss_axis.axhline(chance, color="gray", linestyle="--", label=f"chance, ln(2N - 1) = {chance:.2f}")
     loss_axis.set(title="Loss", xlabel="step", ylabel="loss (nats)")
-    loss_axis.legend(loc="center right")
+    loss_axis.legend(loc="best")
     steps, accuracy = _series(metrics, "contrastive_accuracy")
     accuracy_axis.plot(steps, 100 * accuracy, "o-", markersize=2, label="contrastive accuracy")
     steps, knn = _series(metrics, "knn")

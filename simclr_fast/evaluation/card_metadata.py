@@ -42,7 +42,7 @@ def front_matter(run: Run, license_name: str | None = None) -> str:
 
 def data_name(run: Run) -> str:
     """What the run's images are called: the data set's name, of a folder its own."""
-    return _name_of(run.config.data.dataset, run.config.data.data)
+    return name_of(run.config.data.dataset, run.config.data.data)
 
 
 def results_of(run: Run) -> dict[str, dict[str, Any]]:
@@ -98,7 +98,7 @@ def _result(dataset: str, folder: Path, name: str, value: float) -> EvalResult:
     return EvalResult(
         task_type="image-classification",
         dataset_type=dataset,
-        dataset_name=_name_of(dataset, folder),
+        dataset_name=name_of(dataset, folder),
         dataset_split="test",
         metric_type="accuracy",
         metric_name=name,
@@ -106,7 +106,8 @@ def _result(dataset: str, folder: Path, name: str, value: float) -> EvalResult:
     )
 
 
-def _name_of(dataset: str, folder: Path) -> str:
+def name_of(dataset: str, folder: Path) -> str:
+    """What images are called: the data set's name, of a folder its own."""
     of_folder = dataset in ("auto", "imagefolder", "huggingface", "table", "packed")
     return folder.resolve().name if of_folder else dataset
 

@@ -28,6 +28,8 @@ TOLERANCE = 1e-5  # of the largest feature, between what was written and the mod
 def main(session: Session) -> dict[str, Any]:
     """Write every format, read each again, and compare its features with the model's."""
     run, folder = session.run, session.folder
+    if session.options.onnx:
+        require_onnx()  # before minutes of work
     export_weights(run, folder)
     export_program(run, folder)
     if session.options.onnx:
@@ -42,7 +44,9 @@ def main(session: Session) -> dict[str, Any]:
         for name, difference in differences.items()
     ]
     table = ResultTable("Exported backbone", ["file", "size (MiB)", "difference of features"], rows)
-    return session.finish({"files": differences, "card": CARD_FILE}, table, files=(card,))
+    return session.finish(
+        {"files": differences, "card": CARD_FILE}, table, files=(*(folder / name for name in differences), card)
+    )
 
 
 @torch.no_grad()
@@ -73,11 +77,15 @@ def export_program(run: Run, folder: Path) -> None:
     torch.export.save(_program(run), folder / PROGRAM_FILE)
 
 
-def export_onnx(run: Run, folder: Path) -> None:
-    """Write an ONNX graph, input "images" [batch, C, S, S], output "features" [batch, D]. Raises ConfigError."""
+def require_onnx() -> None:
+    """Raise ConfigError where a package of the extra `onnx` is missing."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"--onnx: {' and '.join(missing)} not installed; pip install 'simclr_fast[onnx]'")
+        raise ConfigError(f"--onnx: not installed: {', '.join(missing)}; pip install 'simclr_fast[onnx]'")
+
+
+def export_onnx(run: Run, folder: Path) -> None:
+    """Write an ONNX graph, input "images" [batch, C, S, S], output "features" [batch, D]."""
     names = {"input_names": ["images"], "output_names": ["features"]}
     graph = torch.onnx.export(_program(run), dynamo=True, verbose=False, **names)
     graph.save(folder / ONNX_FILE, external_data=False)

@@ -18,6 +18,8 @@ STATE_DICT_FILE = "backbone.pth"
 PROGRAM_FILE = "backbone.pt2"
 ONNX_FILE = "backbone.onnx"
 CARD_FILE = "README.md"
+# Options of where and how images are read, which leave the weights as they are.
+READING = ("data", "download", "decode_device", "workers", "resident")
 
 
 def write_model_card(run: Run, folder: Path, license_name: str | None = None) -> Path:
@@ -30,7 +32,7 @@ def write_model_card(run: Run, folder: Path, license_name: str | None = None) ->
     channels, size = described["channels"], described["image_size"]
     sections = [
         front_matter(run, license_name),
-        f"# {described['model']}, pretrained by SimCLR on {data_name(run)}",
+        f"# {described['model']}, pretrained by SimCLR on the images of {data_name(run)}",
         f"A backbone without its projection head: images [B, {channels}, {size}, {size}], values in [0, 1] normalised "
         f"by mean {described['mean']} and standard deviation {described['std']}, to one feature vector each. It was "
         f"trained without labels (Chen et al. 2020, arXiv:2002.05709){_beginning(config.model.pretrained)}.",
@@ -39,8 +41,9 @@ def write_model_card(run: Run, folder: Path, license_name: str | None = None) ->
         f"- `{STATE_DICT_FILE}`, `{WEIGHTS_FILE}`: the weights. The second also loads with "
         "`simclr_fast.load_backbone`.\n"
         f"- `{PROGRAM_FILE}`: a graph for any batch size that needs only torch: "
-        f'`torch.export.load("{PROGRAM_FILE}").module()(images)`.\n'
-        f"- `{ONNX_FILE}`, where it was asked for: input `images`, output `features`.",
+        f'`torch.export.load("{PROGRAM_FILE}").module()(images)`.'
+        + f"\n- `{ONNX_FILE}`: input `images`, output `features`."
+        * (folder / ONNX_FILE).exists(),
         "## Training",
         _options_table(run),
         "## Measured",
@@ -96,7 +99,8 @@ def _options_table(run: Run) -> str:
     options = as_dict(run.config)
     rows = [("steps done", run.step)]
     for group in ("data", "augment", "model", "optimization"):
-        rows += [(name, value) for name, value in options[group].items() if name != "data" and value is not None]
+        rows += [(name, value) for name, value in options[group].items() if name not in READING]
+    rows = [(name, value) for name, value in rows if value not in (None, "", [], ())]
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
     return "\n".join([f"Recipe `{run.config.recipe}`.\n", "| option | value |", "|---|---|", *lines])
 
@@ -122,5 +126,9 @@ def _table(table: ResultTable) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    text = " ".join(map(_plain, value)) if isinstance(value, (list, tuple)) else _plain(value)
     return " ".join(text.replace("|", "\\|").split())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

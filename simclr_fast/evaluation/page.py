@@ -20,9 +20,15 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }}
 img {{ max-width: 100%; max-height: 640px; display: block; margin: .5rem 0; }}
-.scroll {{ overflow-x: auto; }} .scroll img {{ max-width: none; max-height: none; width: 1500px; }}
+.scroll {{ overflow-x: auto; }}
+.wide {{ margin-inline: calc(50% - min(50vw - 1rem, 750px)); }}
+.wide img {{ max-width: none; max-height: none; width: max(100%, 1200px); }}
+.hint {{ display: none; }}
+@media (max-width: 1250px) {{ .wide + .hint {{ display: block; }} }}
+@media (max-width: 700px) {{ .scroll img {{ max-width: none; max-height: none; min-width: 660px; }} }}
+@media (max-width: 700px) {{ .hint {{ display: block; }} }}
 table {{ border-collapse: collapse; margin: .8rem 0; }}
-caption {{ text-align: left; color: #555; padding-bottom: .3rem; white-space: nowrap; }}
+caption {{ text-align: left; color: #555; padding-bottom: .3rem; }}
 th, td {{ padding: .25rem .9rem; border-bottom: 1px solid #eee; text-align: right; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 table.plain td {{ text-align: left; }}
@@ -39,6 +45,8 @@ p.note {{ color: #555; font-size: .9rem; }}
 </body>
 </html>
 """
+
+_HINT = '<p class="note hint">The picture is wider than the window: move it sideways.</p>'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +73,14 @@ def facts(values: dict[str, str]) -> Section:
     return Section("The run", table([], [[name, value] for name, value in values.items()], ""))
 
 
-def picture(path: Path, text: str) -> str:
-    """A PNG file, inline, below a sentence that says what it shows."""
+def picture(path: Path, text: str, wide: bool = False) -> str:
+    """A PNG file, inline, below a sentence that says what it shows; in a narrow window it is moved sideways.
+
+    wide: its letters would be too small in the width of the text: it takes that of the window.
+    """
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'{note(text)}<img alt="{html.escape(text or path.stem)}" src="data:image/png;base64,{data}">'
-
-
-def wide_picture(path: Path, text: str) -> str:
-    """As `picture`, for one whose letters would be too small in the width of the page: it is moved sideways."""
-    return f'<div class="scroll">{picture(path, text)}</div>'
+    image = f'<img alt="{html.escape(text or path.stem)}" src="data:image/png;base64,{data}">'
+    return f'{note(text)}<div class="scroll{" wide" if wide else ""}">{image}</div>{_HINT}'
 
 
 def note(text: str) -> str:
@@ -105,4 +112,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     body = "".join(cells("td", row) for row in rows)
     kind = "" if columns else ' class="plain"'
-    return f"<table{kind}>{title}{head}<tbody>{body}</tbody></table>"
+    # Wider than the window, it is moved sideways and nothing of it is cut off.
+    return f'<div class="scroll"><table{kind}>{title}{head}<tbody>{body}</tbody></table></div>'

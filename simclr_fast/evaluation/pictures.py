@@ -63,17 +63,17 @@ def detections(
     return _save(figure, path)
 
 
-def neighbours(path: Path, queries: Tensor, found: Tensor, correct: Tensor | None) -> Path:
+def neighbours(path: Path, queries: list[Tensor], found: list[list[Tensor]], correct: Tensor | None) -> Path:
     """A row per query: the query, then its nearest training images; a frame tells whether the class is the query's.
 
-    queries: uint8 [n, C, H, W]; found: uint8 [n, k, C, H, W], nearest first; correct: bool [n, k], or None without
-    labels.
+    queries: n images, uint8 [C, H, W] of any sizes; found: k of each, nearest first; correct: bool [n, k], or None
+    without labels.
     """
-    n, k = found.shape[:2]
+    n, k = len(found), len(found[0])
     figure, axes = subplots(n, k + 1, figsize=(1.0 * (k + 1), 1.0 * n), squeeze=False)
     for row in range(n):
         for column, axis in enumerate(axes[row]):
-            show_image(axis, queries[row] if column == 0 else found[row, column - 1])
+            show_image(axis, queries[row] if column == 0 else found[row][column - 1])
             known = column > 0 and correct is not None
             color = "black" if not known else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
             for side in axis.spines.values():

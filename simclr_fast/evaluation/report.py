@@ -1,6 +1,6 @@
 """The command `report`: everything known about a run on one HTML page, with pictures of what its features hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,16 @@ from torch import Tensor
 
 from simclr_fast import visualize
 from simclr_fast.config import as_dict
-from simclr_fast.data import Dataset, Source
+from simclr_fast.data import Dataset, EncodedImages, Source
+from simclr_fast.data.auto import found_in
+from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.errors import naming
 from simclr_fast.evaluation import page, pictures
+from simclr_fast.evaluation.card_metadata import name_of
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import TAKEN_FILES, embed, preprocess_of
 from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE
 from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
-from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
 from simclr_fast.evaluation.splits import fixed_part, random_part
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_names
@@ -31,32 +33,51 @@ FeaturesOf = Callable[[Source, Tensor], Tensor]  # (images, indices int64 [N]) -
 
 def main(session: Session) -> dict[str, Any]:
     """Draw what is missing, gather what the other commands left, write report.html."""
-    run = session.run
-    parts = [page.facts(_facts(run))]
-    parts += _training(session)
+    run, data = session.run, session.data()
+    parts = _training(session)
     results = read_comparison(run.folder)
     if results is not None:
         parts.append(_comparison(results))
-    parts += _representation(session)
+    parts += _representation(session, data)
     parts += _commands(session.folder)
     parts += _embedded(run.folder / FEATURES_FOLDER)
     parts.append(page.Section("Options", page.options(as_dict(run.config))))
-    title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {run.config.data.dataset}"
+    parts.insert(0, page.facts(_facts(session, data)))  # last: unreadable images are met on the way
+    images = f"{_name(session)} ({len(data.train)} images)"
+    title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {images}"
     path = session.folder / PAGE_FILE
     with naming(path):
         path.write_text(page.render(title, parts), encoding="utf-8")
     return session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(path,))
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _name(session: Session) -> str:
+    """What the images are called: the data set, or the folder that holds it."""
+    return name_of(session.data_options.dataset, session.data_options.data)
+
+
+def _facts(session: Session, data: Dataset) -> dict[str, str]:
+    run, name, kind = session.run, _name(session), found_in(session.data_options)[0].dataset
     parameters = sum(p.numel() for p in run.encoder().parameters())
     return {
-        "Backbone": f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters",
-        "Data": run.config.data.dataset,
+        "Backbone": f"{run.config.model.model}, {parameters / 1e6:.2f} M parameters without the projection head",
+        "Data": f"{name}, {len(data.train)} training images" + (f" ({kind})" if kind != name else ""),
+        "Left out": _left_out(data),
         "Recipe": run.config.recipe,
         "Checkpoint": f"{run.checkpoint.name}, after {run.step} steps",
         "Batch": f"{run.config.optimization.batch_size} images, temperature {run.config.optimization.temperature}",
     }
+
+
+def _left_out(data: Dataset) -> str:
+    unreadable = {name for source in (data.train, data.labelled, data.test) for name in _unreadable(source)}
+    counts = f"{len(data.ignored)} ignored, {len(unreadable)} of those looked at here unreadable"
+    return f"{counts}; {IGNORED_FILE} beside this page names each" if data.ignored or unreadable else "nothing"
+
+
+def _unreadable(source: Source | None) -> Collection[str]:
+    """Names of the images that turned out to be unreadable."""
+    return source.bad.messages if isinstance(source, EncodedImages) else ()
 
 
 def _training(session: Session) -> list[page.Section]:
@@ -80,8 +101,8 @@ def _comparison(results: dict) -> page.Section:
     return page.Section("Against the baselines", "".join(map(_table, tables)) + text)
 
 
-def _representation(session: Session) -> list[page.Section]:
-    run, device, data = session.run, session.device, session.data()
+def _representation(session: Session, data: Dataset) -> list[page.Section]:
+    run, device = session.run, session.device
     encoder, preprocess = run.encoder().to(device), preprocess_of(run)
     features = lambda source, indices: embed(encoder, source, preprocess, device, indices)
     sections = labelled_sections if measurable(data) else training_sections
@@ -124,7 +145,7 @@ def _embedded(folder: Path) -> list[page.Section]:
     text = f"Nearest neighbours among the {results['rows']} images of {results['data']} that embed made features of."
     tables = "".join(_table(ResultTable(**one)) for one in content["tables"][:1])
     note = page.note(f"After {content['step']} steps.")
-    return [page.Section("Embedded images", page.wide_picture(drawing, text) + tables + note)]
+    return [page.Section("Features of your images", page.picture(drawing, text, wide=True) + tables + note)]
 
 
 def labelled_sections(
@@ -134,6 +155,10 @@ def labelled_sections(
     names = class_names(data)
     chosen = [fixed_part(len(source), limit) for source, limit in zip((data.labelled, data.test), LARGEST)]
     bank, queries = (features_of(source, part) for source, part in zip((data.labelled, data.test), chosen))
+    (chosen[0], bank), (chosen[1], queries) = (
+        _readable(data.labelled, chosen[0], bank),
+        _readable(data.test, chosen[1], queries),
+    )
     labels, truth = data.labelled.labels[chosen[0]], data.test.labels[chosen[1]]
     k, _ = choose_k(bank, labels, KNN_K, knn_t=KNN_T, classes=len(names), device=device)
     similarity, index = nearest(bank, queries, max(k, SAMPLE_NEIGHBOURS), device)
@@ -145,7 +170,7 @@ def labelled_sections(
     neighbours = pictures.neighbours(
         folder / "neighbours.png",
         _thumbnails(data.test, chosen[1][samples], size),
-        _thumbnails(data.labelled, chosen[0][near.flatten()], size).unflatten(0, near.shape),
+        [_thumbnails(data.labelled, chosen[0][row], size) for row in near],
         labels[near] == truth[samples, None],
     )
     title = f"kNN, k = {k}: {accuracy(votes, truth):.1%} of {len(truth)} test images right"
@@ -176,14 +201,14 @@ def training_sections(
     """Where there are no labelled test images: a map of the training images, and their nearest ones; no accuracies."""
     source = data.train if data.labelled is None or len(data.labelled) < 2 else data.labelled
     chosen = fixed_part(len(source), LARGEST[0])
-    bank = features_of(source, chosen)
+    chosen, bank = _readable(source, chosen, features_of(source, chosen))
     labels = None if source.labels is None else source.labels[chosen]
     samples = random_part(len(bank), SAMPLE_QUERIES)
     _, near = nearest(bank, None, SAMPLE_NEIGHBOURS, device, samples)
     neighbours = pictures.neighbours(
         folder / "neighbours.png",
         _thumbnails(source, chosen[samples], size),
-        _thumbnails(source, chosen[near.flatten()], size).unflatten(0, near.shape),
+        [_thumbnails(source, chosen[row], size) for row in near],
         None if labels is None else labels[near] == labels[samples, None],
     )
     frames = "" if labels is None else "; green: same class, red: another"
@@ -201,7 +226,7 @@ def _map(folder: Path, features: Tensor, labels: Tensor | None, names: list[str]
     title = f"t-SNE of the features of {len(some)} {images}"
     visualize.embedding_map(path, features[some], None if labels is None else labels[some], title, names)
     colors = "." if labels is None else ", coloured by class."
-    return page.Section("Map of the embeddings", page.picture(path, f"{images.capitalize()}{colors}"))
+    return page.Section("Map of the embeddings", page.picture(path, f"{len(some)} {images}{colors}"))
 
 
 def _samples(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -211,7 +236,15 @@ def _samples(predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.cat([torch.cat(right)[: SAMPLE_QUERIES - len(wrong)], wrong])
 
 
-def _thumbnails(source: Source, indices: Tensor, size: int) -> Tensor:
-    """uint8 [n, C, size, size]."""
-    resize = lambda image: torch.nn.functional.interpolate(image[None].float(), (size, size), mode="area")[0].byte()
-    return torch.stack([resize(image) for few in indices.split(TAKEN_FILES) for image in source.take(few)])
+def _readable(source: Source, indices: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and features of the images that could be read; in the place of others are images twice."""
+    bad = _unreadable(source)
+    if not bad:
+        return indices, features
+    kept = torch.tensor([source.name(index) not in bad for index in indices.tolist()])
+    return indices[kept], features[kept.to(features.device)]
+
+
+def _thumbnails(source: Source, indices: Tensor, size: int) -> list[Tensor]:
+    """Images uint8 [C, H, W] in their own proportions, with sides of `size` pixels at most."""
+    return [visualize.shrunk(image.cpu(), size) for few in indices.split(TAKEN_FILES) for image in source.take(few)]

@@ -13,7 +13,7 @@ import torchvision
 
 from simclr_fast import load_backbone
 from simclr_fast.cli import main
-from simclr_fast.errors import CheckpointError, ConfigError
+from simclr_fast.errors import CheckpointError
 from simclr_fast.evaluation import export
 from simclr_fast.evaluation.model_card import describe, loading_code, write_model_card
 from simclr_fast.evaluation.run import Run
@@ -147,11 +147,12 @@ def test_bad_exports_are_refused(kind: str, export_folder: Path, tmp_path: Path)
     assert "\n" not in str(refusal.value)
 
 
-def test_onnx_names_what_is_missing(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_names_what_is_missing(run_folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     find = export.importlib.util.find_spec
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnx" else find(name))
-    with pytest.raises(ConfigError, match=r"--onnx: onnx.* not installed; pip install"):
-        export.export_onnx(Run.open(run_folder), tmp_path)
+    assert main(["export", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--onnx"]) == 2
+    assert "--onnx: not installed: onnx; pip install" in capsys.readouterr().err
+    assert not list(tmp_path.glob("backbone.*")), "said before anything is worked out"
 
 
 @pytest.mark.proof

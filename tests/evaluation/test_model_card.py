@@ -61,7 +61,7 @@ def test_card_of_a_run_that_was_not_evaluated(run: Run, tmp_path: Path) -> None:
     assert card.data.license is None
     assert card.data.eval_results is None
     assert "Not evaluated yet." in card.text
-    assert "# resnet_mini, pretrained by SimCLR on mnist5k\n" in card.text
+    assert "# resnet_mini, pretrained by SimCLR on the images of mnist5k\n" in card.text
 
 
 def test_card_holds_what_was_measured(run: Run, tmp_path: Path) -> None:

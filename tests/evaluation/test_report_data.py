@@ -1,5 +1,6 @@
 """The page on data as users have it: without labels, without a test part, with classes that one part lacks."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from rich.console import Console
 from sklearn.manifold import TSNE
 
 from simclr_fast.cli import main, parse
-from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.data import Dataset, EncodedImages, ImageArrays
+from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures, report, session
 from simclr_fast.evaluation.features import ENCODERS, preprocess_of
@@ -66,6 +69,24 @@ def test_an_unlabelled_run_has_a_page(folder: Path, tmp_path: Path, start) -> No
     text = (tmp_path / "report.html").read_text()
     assert "no accuracy can be measured" in text
     assert "same class" not in text
+    assert "resnet_mini on mnist5k (30 images)" in text
+    assert "nothing" in text.partition("Left out")[2][:40]
+
+
+def test_what_is_left_out_is_counted_and_no_image_stands_for_another(folder: Path, tmp_path: Path, start) -> None:
+    pixels = torch.randint(256, (9, 28, 28, 3), dtype=torch.uint8).numpy()
+    encoded = []
+    for one in pixels:
+        data = io.BytesIO()
+        Image.fromarray(one).save(data, "PNG")
+        encoded.append(data.getvalue())
+    encoded[4] = b"no image"
+    source = EncodedImages(9, encoded.__getitem__, "image {}.png".format, bad=BadImages(2))
+    features = lambda source, indices: torch.stack([one.float().mean((1, 2)) for one in source.take(indices)])
+    found = Dataset(source, ignored=(("notes.txt", "no image"),) * 3)
+    sections = report.training_sections(found, features, tmp_path, 28, CPU.device)
+    assert "8 training images" in sections[0].body
+    assert report._left_out(found).startswith("3 ignored, 1 of those looked at here unreadable; ignored.txt")
 
 
 @pytest.mark.parametrize("test", ["none", "unlabelled"])
@@ -79,6 +100,7 @@ def test_a_run_without_labelled_test_images_has_a_page(
     monkeypatch.setattr(pictures, "neighbours", lambda *given: seen.append(given) or drawn(*given))
     report.main(start(data, "report", str(folder)))
     _, queries, found, correct = seen[0]
+    queries, found = torch.stack(queries), torch.stack([torch.stack(row) for row in found])
     brightness = lambda pixels: pixels.flatten(-3).float().mean(dim=-1) > 45  # 20 and 70 are the means of the classes
     assert torch.equal(correct, brightness(queries)[:, None] == brightness(found))
     assert not (queries[:, None] == found).flatten(2).all(dim=2).any(), "no image is its own neighbour"
@@ -211,6 +233,7 @@ def test_neighbours_shown_are_training_images(tmp_path: Path, start, monkeypatch
     start(data, "report", str(tmp_path))
     report.labelled_sections(data, features, tmp_path, 28, CPU.device)
     _, queries, found, correct = seen[0]
+    queries, found = torch.stack(queries), torch.stack([torch.stack(row) for row in found])
     rows = F.normalize(data.labelled.images.flatten(1).float(), dim=1)
     nearest = (F.normalize(queries.flatten(1).float(), dim=1) @ rows.T).topk(8, dim=1).indices
     assert torch.equal(found, data.labelled.images[nearest])
