@@ -35,8 +35,11 @@ class Command:
     log_level: int = logging.WARNING
 
 
+ON_CHECKPOINT = "simclr_fast.evaluation.session:run_command"
+
+
 def _on_checkpoint(summary: str, options: str) -> Command:
-    return Command(summary, f"simclr_fast.evaluation.options:{options}", "simclr_fast.evaluation.session:run_command")
+    return Command(summary, f"simclr_fast.evaluation.options:{options}", ON_CHECKPOINT)
 
 
 COMMANDS = {
@@ -117,6 +120,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     if name not in COMMANDS:
         raise unknown("command", name, list(COMMANDS))
     kind, program = imported(COMMANDS[name].options), f"{PROGRAM} {name}"
+    if COMMANDS[name].work == ON_CHECKPOINT:
+        rest = _run_as_declared(name, rest)
     check_spelling(rest, kind, program)
     _join_lines_of_help(kind)
     read = functools.partial(tyro.cli, kind, args=rest, prog=program, config=(tyro.conf.OmitArgPrefixes,))
@@ -129,6 +134,13 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     if config.recipe != recipe:
         raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
     return name, config
+
+
+def _run_as_declared(name: str, arguments: list[str]) -> list[str]:
+    """The arguments with the run as the command declares it; it may be the first word or --checkpoint's in all."""
+    if name != "report":
+        return ["--checkpoint", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+    return [word.removeprefix("--checkpoint=") for word in arguments if word != "--checkpoint"]
 
 
 def _said_in_one_line(read: Callable[[], Any]) -> Any:

@@ -140,6 +140,13 @@ def test_what_cannot_be_meant_is_one_line_with_the_nearest(arguments: list[str],
     assert (printed.out, printed.err) == ("", f"{said}\n")
 
 
+@pytest.mark.parametrize("name", ["knn", "report", "export"])
+def test_a_run_is_the_first_word_or_that_of_the_option(name: str) -> None:
+    for words in (["runs/x"], ["--checkpoint", "runs/x"], ["--checkpoint=runs/x"]):
+        _, options = cli.parse([name, *words, "--output", "y"])
+        assert (options.checkpoint, options.output) == (Path("runs/x"), Path("y"))
+
+
 def test_underscores_are_as_good_as_hyphens(tmp_path, capsys) -> None:
     assert main(["knn", "--checkpoint", str(tmp_path), "--knn_k", "0"]) == 2
     assert "--knn-k 0: pass an integer >= 1" in capsys.readouterr().err
