@@ -90,7 +90,7 @@ def test_bad_images_are_named_replaced_and_counted(folder_root: Path, caplog) ->
 def test_too_many_bad_images_fail_the_run(folder_root: Path, workers: int) -> None:
     for i in (1, 2, 3):
         (folder_root / "train" / "dog" / f"{i}.jpg").write_bytes(b"no image")
-    _, loader = folder_loader(folder_root, 16, max_bad_images=0.15, workers=workers)
+    _, loader = folder_loader(folder_root, 16, max_bad_images=0.12, workers=workers)
     with pytest.raises(DataError, match=r"3 unreadable images, more than --max-bad-images"):
         list(loader.epoch(0))
 
