@@ -210,8 +210,8 @@ class RunOptions:
     each epoch's end."""
     checkpoint_hist: int = 2
     """Checkpoints kept (files)."""
-    log_interval: int = 10
-    """Steps between two lines of metrics."""
+    log_interval: int | None = None
+    """Steps between two lines of metrics; by default 10, and of runs shorter than 200 steps a twentieth."""
     knn_epochs: int = 10
     """Epochs between two online kNN evaluations; 0 never. Needs labels; uses no test image."""
     eval: bool = True

@@ -18,7 +18,7 @@ from simclr_fast.run_files import chance_level
 from simclr_fast.training.bound import Circumstances, verdict
 from simclr_fast.training.failure import FailureBundle
 from simclr_fast.training.folder import RunFolder
-from simclr_fast.training.metrics import MetricsLog, StepClock, print_summary, step_metrics
+from simclr_fast.training.metrics import MetricsLog, StepClock, log_interval_of, print_summary, step_metrics
 from simclr_fast.training.profile import StepProfiler
 from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, start_from
 from simclr_fast.training.step import TrainStep
@@ -59,6 +59,7 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
     log = MetricsLog(config, enabled=records, step=state.step, total_steps=total_steps)
     saver = CheckpointSaver(config, state, enabled=records, settle=step.settle)
     clock = StepClock()
+    log_interval = run.log_interval or log_interval_of(total_steps)
     failure = FailureBundle(config, state, process.rank)
 
     with StopSignals() as signals, log, failure:
@@ -67,7 +68,7 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
                 first = process.rank * len(batch.indices)
                 draw = views.draw(batch.indices, state.step, first=first, batch_size=options.batch_size)
                 lr = lr_at(state.step, peak_lr(options), total_steps, warmup_steps)
-                at_log_step = (state.step + 1) % run.log_interval == 0 or state.step + 1 == total_steps
+                at_log_step = (state.step + 1) % log_interval == 0 or state.step + 1 == total_steps
                 at_log_step &= profiler is None  # nothing is written, and such steps are no usual ones
                 result = step.take(batch, draw, lr, measure=at_log_step)
                 failure.note(epoch, batch, draw)

@@ -28,6 +28,11 @@ SHOWN = {
 }
 
 
+def log_interval_of(total_steps: int) -> int:
+    """Steps between two lines of metrics where none are named: what draws a curve of a short run, too."""
+    return min(10, max(1, total_steps // 20))
+
+
 class MetricsLog:
     """Context that shows and records the metrics of the main process; elsewhere (enabled=False) it does nothing."""
 

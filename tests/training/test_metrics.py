@@ -12,8 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from simclr_fast.config import RECIPES, Config, RunOptions
 from simclr_fast.run_files import METRICS_FILE, read_metrics
-from simclr_fast.training.metrics import MetricsLog, StepClock, print_summary
+from simclr_fast.training.metrics import MetricsLog, StepClock, log_interval_of, print_summary
 from simclr_fast.visualize import learning_curves
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (39, 1), (40, 2), (199, 9), (200, 10), (100_000, 10)])
+def test_a_short_run_has_points_enough_for_a_curve(steps: int, interval: int) -> None:
+    assert log_interval_of(steps) == interval
+    assert RunOptions().log_interval is None, "where none is named"
 
 
 def test_step_clock_tells_waiting_from_working(monkeypatch) -> None:
