@@ -24,11 +24,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With -m MARK, import only what holds such tests: others take a while, and may want packages that are missing."""
     mark = config.option.markexpr
-    if not mark.isidentifier() or collection_path.suffix != ".py":
+    if not mark.isidentifier():
         return None
-    sources = (collection_path, collection_path.with_name("conftest.py"))
-    marked = any(f"pytest.mark.{mark}" in path.read_text() for path in sources if path.exists())
-    return None if marked else True
+    if collection_path.is_dir():
+        sources = [*collection_path.rglob("*.py")]  # a folder without such a test has no use for its conftest.py either
+    elif collection_path.suffix == ".py":
+        sources = [path for path in (collection_path, collection_path.with_name("conftest.py")) if path.exists()]
+    else:
+        return None
+    return None if any(f"pytest.mark.{mark}" in path.read_text() for path in sources) else True
 
 
 @pytest.fixture(autouse=True)

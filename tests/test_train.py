@@ -25,6 +25,7 @@ from simclr_fast.run_files import read_metrics
 from simclr_fast.training.views import Draw, Views
 
 SMALL = ["demo", "--batch-size", "500", "--size", "8", "--epochs", "1", "--head-hidden", "32", "--threads", "1"]
+SMALL += ["--log-interval", "10"]
 
 
 def help_text(capsys, *arguments: str) -> str:

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from simclr_fast.backbones.family import Spec
@@ -61,6 +60,8 @@ def _read_file(name: str, spec: Spec, published: list[str]) -> Any:
         raise ConfigError(f"--pretrained {name}: {'neither' if known else 'not'} a file that is there{known}")
     if path.suffix != ".safetensors":
         return read(path)
+    import safetensors.torch  # here, since a step of training does without it
+
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:

@@ -31,11 +31,12 @@ class Setting:
     batch: int
     side: int
     steps: int
+    stem: str = "imagenet"
 
 
 SETTINGS = {
     "resnet50": Setting("imagenet", "resnet50", 128, 256, 20),
-    "resnet18": Setting("cifar10", "resnet18", 1024, 32, 40),
+    "resnet18": Setting("cifar10", "resnet18", 1024, 32, 40, stem="cifar"),
 }
 DRY = {
     "resnet50": Setting("imagenet", "resnet_mini", 2, 40, 1),
@@ -62,7 +63,7 @@ class Training:
         self.bench = bench
         self.setting = (DRY if bench.dry else SETTINGS)[name]
         recipe = RECIPES[self.setting.recipe]
-        model_options = replace(recipe.model, model=self.setting.model)
+        model_options = replace(recipe.model, model=self.setting.model, stem=self.setting.stem)
         optimization = replace(recipe.optimization, batch_size=self.setting.batch)
         augment = replace(recipe.augment, size=32) if bench.dry else recipe.augment
         torch.manual_seed(0)
