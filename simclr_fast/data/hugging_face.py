@@ -78,15 +78,20 @@ def _split(name: str, table: Any, label: str, options: SourceOptions) -> Split:
     return Split(f"split {name!r}", source, codes, classes, reason)
 
 
+def _of_option(option: str, wanted: str, there: list[str]) -> str:
+    """The column that an option names. Raises ConfigError where the data set has none of that name."""
+    if wanted not in there:
+        raise ConfigError(f"{option} {wanted}: the data set has the columns {', '.join(there)}")
+    return wanted
+
+
 def _image_column(table: Any, options: SourceOptions) -> str:
     """--image-column, or the one that is called so by convention, or the only one with images. Raises ConfigError."""
     import datasets
 
-    wanted, there = options.image_column, table.column_names
-    if wanted is not None:
-        if wanted not in there:
-            raise ConfigError(f"--image-column {wanted}: the data set has the columns {', '.join(there)}")
-        return wanted
+    there = table.column_names
+    if options.image_column is not None:
+        return _of_option("--image-column", options.image_column, there)
     images = [name for name in there if isinstance(table.features[name], datasets.Image)]
     named = [name for name in IMAGE_COLUMNS if name in images] or [name for name in IMAGE_COLUMNS if name in there]
     if not named and len(images) != 1:
@@ -101,11 +106,9 @@ def _label_column(table: Any, options: SourceOptions) -> str:
     """--label-column, or the one that is called so by convention, or the only one with classes. Raises ConfigError."""
     import datasets
 
-    wanted, there = options.label_column, table.column_names
-    if wanted is not None:
-        if wanted not in there:
-            raise ConfigError(f"--label-column {wanted}: the data set has the columns {', '.join(there)}")
-        return wanted
+    there = table.column_names
+    if options.label_column is not None:
+        return _of_option("--label-column", options.label_column, there)
     named = [name for name in LABEL_COLUMNS if name in there]
     classes = [name for name in there if isinstance(table.features[name], datasets.ClassLabel)]
     return (named or (classes if len(classes) == 1 else [LABEL_COLUMNS[0]]))[0]
