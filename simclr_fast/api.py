@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simclr_fast.config import DEFAULT_RECIPE, RECIPES, Config
+from simclr_fast.config import Config
 from simclr_fast.errors import CheckpointError
 from simclr_fast.named_options import changed, made, unknown_recipe
+from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:
     from torch import nn

@@ -112,9 +112,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """
     import tyro
 
-    from simclr_fast.config import DEFAULT_RECIPE, RECIPES
     from simclr_fast.errors import ConfigError
     from simclr_fast.named_options import check_spelling, unknown, unknown_recipe
+    from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
 
     name, *rest = arguments
     if name not in COMMANDS:
@@ -185,8 +185,8 @@ def write_completion(arguments: Sequence[str]) -> None:
     """Write a shell's completion of every command and option: SHELL FILE, as tyro takes them."""
     import tyro
 
-    from simclr_fast.config import DEFAULT_RECIPE, RECIPES
     from simclr_fast.errors import ConfigError
+    from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
 
     if len(arguments) != 2 or arguments[0] not in SHELLS:
         raise ConfigError(f"{COMPLETION} {' '.join(arguments)}: pass a shell ({', '.join(SHELLS)}) and a file")

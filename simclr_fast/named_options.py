@@ -14,8 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from simclr_fast.config import RECIPES, flag
+from simclr_fast.config import flag
 from simclr_fast.errors import ConfigError
+from simclr_fast.recipes import RECIPES
 
 Options = TypeVar("Options")
 

@@ -16,8 +16,8 @@ import tyro
 import simclr_fast
 from simclr_fast import cli
 from simclr_fast.cli import COMMANDS, imported, main
-from simclr_fast.config import RECIPES
 from simclr_fast.named_options import types_of
+from simclr_fast.recipes import RECIPES
 
 HEAVY = ("torch", "torchvision", "sklearn", "numpy", "matplotlib", "tensorboard", "tyro", "rich")
 

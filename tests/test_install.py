@@ -242,7 +242,7 @@ def test_training_steps_can_be_built_without_the_command_line() -> None:
     absent = ("tyro", "mlxtend", "datasets", "tensorboard", "rich", "tqdm", "safetensors")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r}));"
-        "from simclr_fast.config import RECIPES; from simclr_fast.models import build_model;"
+        "from simclr_fast.recipes import RECIPES; from simclr_fast.models import build_model;"
         "from simclr_fast.optim import build_optimizer; from simclr_fast.training.step import TrainStep;"
         "from simclr_fast.training.views import Views; options = RECIPES['demo'];"
         "build_optimizer(build_model(options.model, 1), options.optimization); Views(options.augment, seed=0)"

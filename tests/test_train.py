@@ -14,13 +14,14 @@ from PIL import Image
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import load
 from simclr_fast.cli import main, parse
-from simclr_fast.config import DEFAULT_RECIPE, RECIPES, RULES, Config, check
+from simclr_fast.config import RULES, Config, check
 from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.probes import knn_accuracy
 from simclr_fast.models import build_model
+from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
 from simclr_fast.run_files import read_metrics
 from simclr_fast.training.views import Draw, Views
 

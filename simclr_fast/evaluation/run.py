@@ -13,10 +13,11 @@ from simclr_fast.backbones.factories import is_factory
 from simclr_fast.backbones.family import Stage
 from simclr_fast.backbones.registry import detection_stages, spec_of
 from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_entries, require_finite
-from simclr_fast.config import RECIPES, RULES, AugmentOptions, Config, ModelOptions, require
+from simclr_fast.config import RULES, AugmentOptions, Config, ModelOptions, require
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import build_encoder, describe_encoder
 from simclr_fast.named_options import made
+from simclr_fast.recipes import RECIPES
 
 WEIGHTS_FILE, WEIGHTS_SUFFIX = "backbone.safetensors", ".safetensors"  # of an export
 EXPORT_KEY = "simclr_fast"  # entry of its header that describes the backbone

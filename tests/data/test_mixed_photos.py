@@ -11,12 +11,13 @@ import torch
 
 from simclr_fast import visualize
 from simclr_fast.cli import main
-from simclr_fast.config import RECIPES, DataOptions
+from simclr_fast.config import DataOptions
 from simclr_fast.data import image_files, load_dataset
 from simclr_fast.data.ignored import IGNORED_FILE, IgnoredFile
 from simclr_fast.data.messages import on_one_line
 from simclr_fast.data.pixels import HEIC_REMEDY
 from simclr_fast.data.unreadable import BadImageError
+from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import read_metrics
 from tests.data.conftest import write_image
 from tests.data.mixed_photos import MixedPhotos, mixed_photos

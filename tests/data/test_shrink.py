@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from simclr_fast.config import RECIPES, AugmentOptions, DataOptions, check
+from simclr_fast.config import AugmentOptions, DataOptions, check
 from simclr_fast.data import EncodedImages, build_loader, chunks
 from simclr_fast.data.chunks import ChunkReader
 from simclr_fast.data.decode import TOGETHER, DeviceDecoder, _groups
 from simclr_fast.data.shrink import shrink, side_of
 from simclr_fast.errors import ConfigError
+from simclr_fast.recipes import RECIPES
 from tests.data.test_chunks import lists, pictures
 
 CPU = torch.device("cpu")

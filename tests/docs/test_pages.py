@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from simclr_fast import SimCLRAugment, SimCLREval
-from simclr_fast.config import RECIPES, Config
+from simclr_fast.config import Config
 from simclr_fast.data import Dataset
 from simclr_fast.data.array_sets import mnist5k
+from simclr_fast.recipes import RECIPES
 from tests.docs.blocks import ROOT, blocks, check_command, commands, run_page
 from tests.evaluation.conftest import demo_config, write_run
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from simclr_fast import checkpoint
-from simclr_fast.config import RECIPES, Config, as_dict
+from simclr_fast.config import Config, as_dict
 from simclr_fast.evaluation import options
 from simclr_fast.evaluation.probes import PENALTY_C, fit_linear
 from simclr_fast.evaluation.tables import accuracy
 from simclr_fast.models import build_model
+from simclr_fast.recipes import RECIPES
 from tests.data.conftest import write_image
 
 COMMANDS = {kind.command: kind for kind in vars(options).values() if hasattr(kind, "command")}  # options by name

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from simclr_fast.config import RECIPES
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.evaluation.in_training import OnlineKnn
+from simclr_fast.recipes import RECIPES
 
 CPU = torch.device("cpu")
 

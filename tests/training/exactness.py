@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simclr_fast.config import RECIPES, Config
+from simclr_fast.config import Config
 from simclr_fast.process import start_process, stop_process
+from simclr_fast.recipes import RECIPES
 from simclr_fast.training.state import TrainState
 from simclr_fast.training.views import Views
 

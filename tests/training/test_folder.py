@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from simclr_fast.checkpoint import checkpoints, save
-from simclr_fast.config import RECIPES, Config
+from simclr_fast.config import Config
 from simclr_fast.errors import ConfigError
 from simclr_fast.process import Process
+from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE
 from simclr_fast.training.folder import RunFolder
 from tests.training.processes import CONTEXT

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from simclr_fast.config import RECIPES, Config, RunOptions
+from simclr_fast.config import Config, RunOptions
+from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.metrics import MetricsLog, StepClock, log_interval_of, print_summary
 from simclr_fast.visualize import learning_curves

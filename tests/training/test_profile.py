@@ -16,10 +16,11 @@ import torch
 from simclr_fast import NTXentLoss
 from simclr_fast.checkpoint import checkpoints
 from simclr_fast.cli import main
-from simclr_fast.config import RECIPES, AugmentOptions, Config, SourceOptions, flag
+from simclr_fast.config import AugmentOptions, Config, SourceOptions, flag
 from simclr_fast.data import sources
 from simclr_fast.data.pack import PackOptions, pack
 from simclr_fast.data.threads import Work
+from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training import bound
 from simclr_fast.training.bound import RULES, Circumstances, verdict

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from simclr_fast.cli import main
-from simclr_fast.config import RECIPES
 from simclr_fast.data import ImageArrays, ResidentBatch
 from simclr_fast.data.resident import ArrayLoader
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.errors import ConfigError
 from simclr_fast.process import Process
+from simclr_fast.recipes import RECIPES
 from simclr_fast.training import loop
 from simclr_fast.training import step as step_module
 from simclr_fast.training.loop import build_step

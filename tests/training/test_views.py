@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from simclr_fast.config import RECIPES, AugmentOptions
+from simclr_fast.config import AugmentOptions
 from simclr_fast.errors import ConfigError
+from simclr_fast.recipes import RECIPES
 from simclr_fast.training.views import Views, check_channels
 
 DEMO = RECIPES["demo"].augment

@@ -14,7 +14,8 @@ import griffe
 
 import simclr_fast
 from simclr_fast.cli import COMMANDS, PROGRAM, imported
-from simclr_fast.config import RECIPES, Config, flag
+from simclr_fast.config import Config, flag
+from simclr_fast.recipes import RECIPES
 
 # Heading of a group of public names, and the modules that define them; the last has what no other has.
 GROUPS = {

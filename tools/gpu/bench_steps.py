@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from simclr_fast import NTXentLoss
-from simclr_fast.config import RECIPES
 from simclr_fast.data.resident import ResidentBatch
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.models import build_model
 from simclr_fast.optim import build_optimizer
+from simclr_fast.recipes import RECIPES
 from simclr_fast.training.step import StepResult, TrainStep
 from simclr_fast.training.step_graph import EAGER_STEPS, CudaCapture, GraphedStep, Recorded, Work
 from simclr_fast.training.views import Draw, Views
