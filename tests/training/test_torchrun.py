@@ -50,6 +50,16 @@ def children(pid: int) -> dict[int, int]:
     return found
 
 
+def exit_codes(said: str) -> dict[int, int]:
+    """Exit codes by rank of the processes that torchrun's last words name.
+
+    Which of them it takes for the root cause depends on who was first to write down an error: the process that waited
+    for one that was killed may be.
+    """
+    summary = said[said.index("ChildFailedError") :]
+    return {int(rank): int(code) for rank, code in re.findall(r"rank +: (\d+) .*\n +exitcode +: (-?\d+) ", summary)}
+
+
 def test_two_processes_train_together_and_one_of_them_reports(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with torchrun(*SMALL, "--epochs", "1", "--output", str(folder)) as job:
@@ -71,7 +81,7 @@ def test_a_process_that_fails_ends_the_job_with_its_error(tmp_path: Path) -> Non
         said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1
     assert "simclr-fast pretrain: error: 1 unreadable images, more than --max-bad-images allows" in said
-    assert re.search(r"Root Cause.*rank +: [01] .*exitcode +: 1 ", said, flags=re.DOTALL), said
+    assert 1 in exit_codes(said).values(), said
 
 
 def test_a_process_that_is_killed_ends_the_job(tmp_path: Path) -> None:
@@ -85,4 +95,5 @@ def test_a_process_that_is_killed_ends_the_job(tmp_path: Path) -> None:
         os.kill(children(job.pid)[1], signal.SIGKILL)
         said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1
-    assert re.search(r"Root Cause.*rank +: 1 .*exitcode +: -9 .*Signal 9 \(SIGKILL\)", said, flags=re.DOTALL), said
+    assert exit_codes(said)[1] == -9, said
+    assert "Signal 9 (SIGKILL)" in said
