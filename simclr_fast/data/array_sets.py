@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ KINDS = {
     "cifar100": (torchvision.datasets.CIFAR100, "cifar-100-python"),
     "stl10": (torchvision.datasets.STL10, "stl10_binary"),
 }
+# MNIST and Fashion-MNIST as they are published: images and labels of both parts, packed.
+IDX_FILES = {part: (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")}
+OF_IDX_FILES = ("mnist", "fashion-mnist")
 DEBIAN_FASHION = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts its files
 
 
@@ -44,8 +48,14 @@ def mnist5k() -> Dataset:
 
 
 def torchvision_set(options: SourceOptions) -> Dataset:
-    """One of torchvision's, with its files below --data. Raises ConfigError where they are missing."""
+    """One of torchvision's, with its files below --data, or MNIST's four packed files in it.
+
+    Raises ConfigError where they are missing.
+    """
     kind, _ = KINDS[options.dataset]
+    if options.dataset in OF_IDX_FILES and holds_idx_files(options.data):
+        train, test = (ImageArrays(*_idx_arrays(options.data, part)) for part in IDX_FILES)
+        return Dataset(train, train, test, tuple(kind.classes))
     if options.download:
         options.data.mkdir(parents=True, exist_ok=True)
     root, download = str(options.data), options.download
@@ -67,6 +77,34 @@ def torchvision_set(options: SourceOptions) -> Dataset:
     return Dataset(arrays, arrays, _arrays(test.data, test.targets), tuple(train.classes))
 
 
+def holds_idx_files(folder: Path) -> bool:
+    """Whether the four packed files of MNIST or Fashion-MNIST, which have the same names, lie in the folder."""
+    return all((folder / name).is_file() for names in IDX_FILES.values() for name in names)
+
+
+def _idx_arrays(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 1, H, W] and labels int64 [N] of a part. Raises ConfigError for files that are not whole."""
+    images, labels = (_idx_array(folder / name) for name in IDX_FILES[part])
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        shapes = f"{list(images.shape)} and {list(labels.shape)}"
+        raise ConfigError(f"--data {folder}: images and labels of {part} have the shapes {shapes}; copy the files anew")
+    return images.unsqueeze(1), labels.long()
+
+
+def _idx_array(path: Path) -> Tensor:
+    """What a packed idx file holds: two zeros, a type (8 is uint8), the number of sides, the sides, the values."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"--data {path.parent}: {path.name} is damaged ({error}); copy it anew") from error
+    ndim = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = np.frombuffer(content[4 : 4 + 4 * ndim], ">u4").astype(int)
+    values = np.frombuffer(content, np.uint8)[4 + 4 * ndim :]
+    if ndim == 0 or len(shape) != ndim or len(values) != shape.prod():
+        raise ConfigError(f"--data {path.parent}: {path.name} is no whole idx file of bytes; copy it anew")
+    return torch.from_numpy(values.reshape(shape).copy())
+
+
 def _missing(options: SourceOptions, reason: str) -> str:
     """What to do about a data set that torchvision did not find."""
     folder = options.data / KINDS[options.dataset][1]
@@ -75,10 +113,7 @@ def _missing(options: SourceOptions, reason: str) -> str:
         remedy = "the download failed; once the network is there, the same command tries again"
     remedy += f", or put its files into {folder} yourself"
     if options.dataset == "fashion-mnist":
-        remedy += (
-            f", unpacked: with Debian's package dataset-fashion-mnist, mkdir -p {folder} && cp {DEBIAN_FASHION}/*.gz "
-            f"{folder} && gunzip {folder}/*.gz"
-        )
+        remedy += f"; with Debian's package dataset-fashion-mnist, pass --data {DEBIAN_FASHION}"
     return f"--data {options.data}: no whole {options.dataset} there ({reason}); {remedy}"
 
 

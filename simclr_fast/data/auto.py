@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from simclr_fast.config import SourceOptions
-from simclr_fast.data.array_sets import KINDS
+from simclr_fast.data.array_sets import KINDS, OF_IDX_FILES, holds_idx_files
 from simclr_fast.data.folders import HELD_OUT, TRAIN, parts_in
 from simclr_fast.data.hugging_face import SHARDS
 from simclr_fast.data.hugging_face_files import is_saved
@@ -88,6 +88,10 @@ def _look(options: SourceOptions) -> Found:
         return Found("packed", "in a packed set")
     if is_saved(root):
         return Found("huggingface", "saved by the package 'datasets'")
+    if holds_idx_files(root):
+        raise ConfigError(
+            f"--data {root}: its four files may be any of several sets; add --dataset {' or '.join(OF_IDX_FILES)}"
+        )
     _require_outermost(root)
     arrays = [Found(name, f"in {place}") for name, (_, place) in KINDS.items() if _any(root / place)]
     found = [*arrays, *_shards(root), *_images_or_table(root, options)]

@@ -1,6 +1,8 @@
 """Data sets by name, read from small files in their real formats."""
 
 import dataclasses
+import gzip
+import struct
 from pathlib import Path
 from urllib.error import URLError
 
@@ -129,13 +131,54 @@ def test_classes_have_the_names_of_the_data_set(mnist_root: Path, stl_root: Path
     assert load_dataset(options("stl10", stl_root)).classes == tuple(f"class{i}" for i in range(10))
 
 
-def test_packed_files_of_debian_are_told_how_to_unpack(tmp_path: Path) -> None:
-    raw = tmp_path / "FashionMNIST" / "raw"
+@pytest.fixture
+def packed_root(mnist_root: Path, tmp_path: Path) -> Path:
+    """The four packed files alone, as Debian's package dataset-fashion-mnist and the download pages have them."""
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    for file in (mnist_root / "FashionMNIST" / "raw").glob("*.gz"):
+        file.rename(folder / file.name)
+    return folder
+
+
+def test_the_packed_files_of_mnist_are_read_as_they_lie(packed_root: Path, mnist_root: Path) -> None:
+    packed = load_dataset(options("fashion-mnist", packed_root))
+    unpacked = load_dataset(options("fashion-mnist", mnist_root))
+    for part in ("train", "labelled", "test"):
+        assert torch.equal(getattr(packed, part).images, getattr(unpacked, part).images)
+        assert torch.equal(getattr(packed, part).labels, getattr(unpacked, part).labels)
+    assert packed.classes == unpacked.classes
+    assert load_dataset(options("mnist", packed_root)).classes[0] == "0 - zero"
+    with pytest.raises(ConfigError, match=f"^--data {packed_root}: .*; add --dataset mnist or fashion-mnist$"):
+        load_dataset(options("auto", packed_root))
+
+
+IMAGES = struct.pack(">4i", 0x803, 2, 3, 3) + bytes(18)
+DAMAGED = {
+    "cut off": (gzip.compress(IMAGES)[:-9], "is damaged"),
+    "not packed": (IMAGES, "is damaged"),
+    "a pixel short": (gzip.compress(IMAGES[:-1]), "is no whole idx file"),
+    "without a header": (gzip.compress(b"\0"), "is no whole idx file"),
+    "of floats": (gzip.compress(struct.pack(">4i", 0xD03, 2, 3, 3) + bytes(72)), "is no whole idx file"),
+    "fewer images than labels": (gzip.compress(IMAGES), r"have the shapes \[2, 3, 3\] and \[12\]"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_packed_files_are_told_in_one_line(kind: str, packed_root: Path) -> None:
+    content, said = DAMAGED[kind]
+    (packed_root / "train-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^--data {packed_root}: .*{said}.*; copy (it|the files) anew$") as raised:
+        load_dataset(options("fashion-mnist", packed_root))
+    assert "\n" not in str(raised.value)
+
+
+def test_who_lacks_fashion_mnist_is_told_of_debians_package(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load_dataset(options("fashion-mnist", tmp_path))
     said = str(raised.value)
-    assert f"add --download to fetch it, or put its files into {raw} yourself, unpacked" in said
-    assert f"mkdir -p {raw} && cp /usr/share/datasets/fashion-mnist/*.gz {raw} && gunzip {raw}/*.gz" in said
+    assert f"add --download to fetch it, or put its files into {tmp_path / 'FashionMNIST' / 'raw'} yourself" in said
+    assert said.endswith("with Debian's package dataset-fashion-mnist, pass --data /usr/share/datasets/fashion-mnist")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Error downloading x.gz"), URLError("no route to host")])
