@@ -1,19 +1,22 @@
 """The command `detect`: a detector trained on the backbone, from the checkpoint and from random initialisation."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from simclr_fast.config import flag
 from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import pictures
-from simclr_fast.evaluation.detection.data import BACKGROUND, Annotations, open_parts, read_coco, read_voc
+from simclr_fast.evaluation.detection.data import BACKGROUND, Annotations, joined, open_parts, read_coco
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.scenes import CLASSES, DigitScenes, InMemory
 from simclr_fast.evaluation.detection.train import METRICS, Schedule, detect, evaluate_detector, train_detector
+from simclr_fast.evaluation.detection.voc import open_sets, read_objects, require_apart
 from simclr_fast.evaluation.options import DetectOptions
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
@@ -169,9 +172,15 @@ def scenes_task(session: Session) -> Task:
 def folder_task(session: Session) -> Task:
     """COCO's or VOC's folder at the published schedule, and at the published scale where the images are that large."""
     options = session.options
-    train, test = open_parts(
-        _annotations(options, "train"), _annotations(options, "test"), channels=session.run.channels
-    )
+    parts = _annotations(options)
+    for name, part in zip(("train_set", "test_set"), parts):
+        if all(all(image.crowds) for image in part.images):
+            shown = " ".join(getattr(options, name)) or "as it is by default"
+            raise ConfigError(
+                f"{flag(name)} {shown}: none of its {len(part.images)} images has an object that counts (crowds and "
+                "difficult ones do not); pass a set with objects"
+            )
+    train, test = open_parts(*parts, channels=session.run.channels)
     batch_size = options.batch_size or 16
     steps = options.steps or (90_000 if options.dataset == "coco" else 24_000)
     reference = 0.02 if options.architecture == "faster-rcnn" else 0.01
@@ -201,10 +210,16 @@ def image_size(options: DetectOptions, own: int) -> tuple[int, int]:
     return wanted, round(wanted * longer / shorter)
 
 
-def _annotations(options: DetectOptions, part: str) -> Annotations:
-    name = options.train_set if part == "train" else options.test_set
+def _annotations(options: DetectOptions) -> tuple[Annotations, Annotations]:
+    """The training and the test part, each of one or more sets."""
     if options.dataset == "coco":
-        name = name or f"{'train' if part == 'train' else 'val'}2017"
-        return read_coco(options.data / name, options.data / "annotations" / f"instances_{name}.json")
-    year, _, image_set = (name or f"2012-{'train' if part == 'train' else 'val'}").partition("-")
-    return read_voc(options.data, year, image_set)
+        train_sets, test_sets = options.train_set or ("train2017",), options.test_set or ("val2017",)
+        return _read_coco_sets(options.data, train_sets), _read_coco_sets(options.data, test_sets)
+    train_sets, test_sets = options.train_set or ("2012-train",), options.test_set or ("2012-val",)
+    train, test = open_sets(options.data, train_sets, "train_set"), open_sets(options.data, test_sets, "test_set")
+    require_apart(train, test, "test_set")
+    return joined([read_objects(one) for one in train]), joined([read_objects(one) for one in test])
+
+
+def _read_coco_sets(root: Path, names: tuple[str, ...]) -> Annotations:
+    return joined([read_coco(root / name, root / "annotations" / f"instances_{name}.json") for name in names])

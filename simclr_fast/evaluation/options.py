@@ -149,10 +149,11 @@ class DetectOptions(ComputeOptions):
     """Kind of data set: scenes composed of the demo's digits, or a folder in COCO's or VOC's format."""
     data: Path = Path("data")
     """Folder that holds the data set: COCO's train2017, val2017 and annotations, or VOC's VOCdevkit."""
-    train_set: str = ""
-    """COCO: image folder and instances_<it>.json (train2017); VOC: <year>-<image set> (2012-train)."""
-    test_set: str = ""
-    """As --train-set, for what is measured (val2017; 2012-val)."""
+    train_set: tuple[str, ...] = ()
+    """Sets of images to train on, one or more. COCO: image folder and instances_<it>.json (train2017); VOC:
+    <year>-<image set> (2012-train; as published: 2007-trainval 2012-trainval)."""
+    test_set: tuple[str, ...] = ()
+    """Sets of images to measure on, named as those of --train-set (val2017; 2012-val; as published: 2007-test)."""
     init: Literal["both", "checkpoint", "scratch"] = "both"
     """Where the backbone starts."""
     seeds: int = 3
@@ -283,10 +284,10 @@ def check(options: Any) -> None:
             require(fulfils(one), field.name, one, f"pass {remedy}")
         if several and len(set(value)) < len(value) and field.name != "epochs":
             raise ConfigError(f"{flag(field.name)} {' '.join(map(str, value))}: pass every value once")
-    for name in ("train_set", "test_set"):
-        value = getattr(options, name, "")
-        if value and options.dataset == "voc" and not all(value.partition("-")):
-            raise ConfigError(f"{flag(name)} {value}: pass the year and the image set of VOC, as in 2012-train")
+    if getattr(options, "dataset", "") == "voc":
+        for name in ("train_set", "test_set"):
+            for value in getattr(options, name):
+                require(all(value.partition("-")), name, value, "pass the year and the image set of VOC, as 2012-train")
     fractions, epochs = getattr(options, "fractions", None), getattr(options, "epochs", None)
     if fractions is not None and epochs is not None and len(epochs) != len(fractions):
         raise ConfigError(

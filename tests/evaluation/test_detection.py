@@ -1,6 +1,7 @@
 """Detection: exact boxes, COCO and VOC folders, detectors on any backbone, training that learns, the metric."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from simclr_fast.data import ImageArrays, load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.detection.detector import Scale, StageMaps, build_detector
 from simclr_fast.evaluation.detection.scenes import INK_THRESHOLD, DigitScenes, InMemory
-from simclr_fast.evaluation.detection.train import Schedule, detect, evaluate_detector, train_detector
+from simclr_fast.evaluation.detection.train import METRICS, Schedule, detect, evaluate_detector, train_detector
 
 CPU = torch.device("cpu")
 SMALL = Scale(image_size=(96, 96), width=16, anchors=32, boxes=16, proposals=(30, 30))
@@ -172,11 +173,38 @@ def test_metric(digits: ImageArrays) -> None:
     scenes = InMemory(DigitScenes(digits, 6, seed=0))
     targets = [target for _, target in scenes.items]
     exact = evaluate_detector(_Oracle(targets, 0.0), scenes, CPU, batch_size=4)
-    assert exact == pytest.approx({"map": 1.0, "map_50": 1.0, "map_75": 1.0})
+    assert exact == pytest.approx(dict.fromkeys(METRICS, 1.0))
     shifted = evaluate_detector(_Oracle(targets, 3.0), scenes, CPU)
     assert shifted["map"] < 0.9
     assert shifted["map_75"] < shifted["map_50"]
     assert evaluate_detector(_Oracle(targets, 50.0), scenes, CPU)["map_50"] < 0.05
+
+
+def eleven_points(found: list[bool], positives: int) -> Fraction:
+    """VOC 2007's average precision of boxes, best first, each right or not, by its words and in exact numbers."""
+    points = [(sum(found[:n]), n) for n in range(1, len(found) + 1)]
+    best = [max((Fraction(tp, n) for tp, n in points if 10 * tp >= k * positives), default=0) for k in range(11)]
+    return Fraction(sum(best), 11)
+
+
+def test_eleven_points_are_those_of_voc_2007() -> None:
+    """Boxes far from each other, some found and some missed, in an order of scores; of two classes."""
+    torch.manual_seed(1)
+    positives, right = 10, [True, False, True, True, False, False, True, False, True, False]  # recall 0.1, ..., 0.5
+    corners = torch.arange(20) * 20.0
+    boxes = torch.stack([corners, corners, corners + 10, corners + 10], dim=1)
+    places = torch.where(torch.tensor(right), torch.arange(10), torch.arange(10, 20))
+    target = {"boxes": boxes[:positives], "labels": torch.ones(positives, dtype=torch.int64)}
+    second = {"boxes": boxes[:1], "labels": torch.tensor([2])}  # found at IoU 0.5, not at 0.75
+    shifted = boxes[:1] + torch.tensor([[0.0, 0, 0, 5]])
+    found = [{"boxes": boxes[places], "labels": torch.ones(10, dtype=torch.int64)}, {**second, "boxes": shifted}]
+    images = [(torch.zeros(1, 400, 400, dtype=torch.uint8), one) for one in (target, second)]
+    scores = evaluate_detector(_Oracle(found, 0.0), images, CPU)
+    first = float(eleven_points(right, positives))
+    assert scores["voc_map_50"] == pytest.approx((first + 1) / 2)
+    assert scores["voc_map_75"] == pytest.approx(first / 2)
+    assert scores["voc_map"] == pytest.approx((first + 0.4) / 2), "the second counts at 4 of the 10 thresholds"
+    assert abs(scores["map_50"] - scores["voc_map_50"]) > 0.005
 
 
 def test_what_is_found_in_a_crowd_is_no_mistake() -> None:

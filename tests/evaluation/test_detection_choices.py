@@ -16,7 +16,7 @@ from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.evaluation import detect
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
-from simclr_fast.evaluation.detection.train import Schedule, train_detector
+from simclr_fast.evaluation.detection.train import METRICS, Schedule, train_detector
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.models import build_backbone
@@ -67,7 +67,7 @@ def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: p
             assert detector is built[-1]["detector"]
             built[-1]["scored"] = data
             score = held_out[built[-1]["lr"]] if data.seed == 2 else len(built) / 100
-            return dict.fromkeys(("map", "map_50", "map_75"), score)
+            return dict.fromkeys(METRICS, score)
 
         for name, stand_in in (
             ("load_dataset", lambda _: digits),

@@ -11,14 +11,9 @@ from simclr_fast.cli import main, parse
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.detect import image_size
-from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, open_parts, read_coco, read_voc
-from tests.data.conftest import save_image
-
-
-def write_image(path: Path, height: int, width: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = torch.full((3, height, width), 100, dtype=torch.uint8)
-    save_image(path, image)
+from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, joined, open_parts, read_coco
+from simclr_fast.evaluation.detection.voc import open_sets, read_objects, require_apart
+from tests.evaluation.voc_folders import write_annotation, write_image, write_voc
 
 
 def write_coco(root: Path, part: str = "train2017", **changes: object) -> tuple[Path, Path]:
@@ -39,25 +34,10 @@ def write_coco(root: Path, part: str = "train2017", **changes: object) -> tuple[
     return root / part, annotations
 
 
-def write_voc(root: Path, image_set: str, *names: str, suffix: str = ".jpg") -> None:
-    """One image named like its set, with an object of each class."""
-    base = root / "VOCdevkit" / "VOC2012"
-    write_image(base / "JPEGImages" / f"{image_set}{suffix}", 30, 50)
-    for folder, text in (
-        ("ImageSets/Main", f"{image_set}\n"),
-        (
-            "Annotations",
-            "<annotation>"
-            + "".join(
-                f"<object><name>{name}</name><bndbox><xmin>4.5</xmin><ymin>5</ymin><xmax>30</xmax><ymax>20</ymax>"
-                "</bndbox></object>"
-                for name in names
-            )
-            + "</annotation>",
-        ),
-    ):
-        (base / folder).mkdir(parents=True, exist_ok=True)
-        (base / folder / f"{image_set}{'.txt' if 'Sets' in folder else '.xml'}").write_text(text)
+def voc(root: Path, name: str) -> Annotations:
+    """The objects of one image set."""
+    (one,) = open_sets(root, (name,), "train_set")
+    return read_objects(one)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -77,8 +57,9 @@ def test_crowds_and_difficult_objects_are_marked(tmp_path: Path) -> None:
     boxes = [{"id": n, "image_id": 1, "category_id": 3, "bbox": [5, 6, 20, 10], "iscrowd": n} for n in (0, 1)]
     part = read_coco(*write_coco(tmp_path, annotations=boxes))
     assert open_parts(part, part, 3)[0][0][1]["iscrowd"].tolist() == [0, 1]
-    write_voc(tmp_path, "train", "cat</name><difficult>1</difficult><name>cat", "dog")
-    part = read_voc(tmp_path, "2012", "train")
+    write_voc(tmp_path, "2012-train")
+    write_annotation(tmp_path / "VOCdevkit" / "VOC2012", "train", {"cat": True, "dog": False})
+    part = voc(tmp_path, "2012-train")
     assert open_parts(part, part, 3)[0][0][1]["iscrowd"].tolist() == [1, 0]
 
 
@@ -105,9 +86,9 @@ def test_parts_share_one_list_of_classes_by_name(tmp_path: Path) -> None:
 
 
 def test_voc_folder(tmp_path: Path) -> None:
-    write_voc(tmp_path, "train", "cat")
-    write_voc(tmp_path, "val", "person", "cat", suffix=".png")
-    train, test = open_parts(read_voc(tmp_path, "2012", "train"), read_voc(tmp_path, "2012", "val"), channels=3)
+    write_voc(tmp_path, "2012-train", "cat")
+    write_voc(tmp_path, "2012-val", "person", "cat", suffix=".png")
+    train, test = open_parts(voc(tmp_path, "2012-train"), voc(tmp_path, "2012-val"), channels=3)
     assert train.classes == ["background", *VOC_CLASSES]
     assert len(VOC_CLASSES) == 20
     image, target = train[0]
@@ -117,9 +98,9 @@ def test_voc_folder(tmp_path: Path) -> None:
 
 
 def test_voc_folder_of_own_classes(tmp_path: Path) -> None:
-    write_voc(tmp_path, "train", "helmet", "cat")
-    write_voc(tmp_path, "val", "$x^$")
-    train, test = open_parts(read_voc(tmp_path, "2012", "train"), read_voc(tmp_path, "2012", "val"), channels=3)
+    write_voc(tmp_path, "2012-train", "helmet", "cat")
+    write_voc(tmp_path, "2012-val", "$x^$")
+    train, test = open_parts(voc(tmp_path, "2012-train"), voc(tmp_path, "2012-val"), channels=3)
     assert train.classes == test.classes == ["background", "cat", "helmet", "$x^$"]
     assert train[0][1]["labels"].tolist() == [2, 1]
     assert test[0][1]["labels"].tolist() == [3]
@@ -164,24 +145,97 @@ def test_missing_coco_files_are_named(tmp_path: Path) -> None:
         read_coco(images, annotations)
 
 
-@pytest.mark.parametrize("missing", ["VOCdevkit", "Annotations/train.xml", "JPEGImages/train.jpg"])
-def test_missing_voc_files_are_named(missing: str, tmp_path: Path) -> None:
-    write_voc(tmp_path, "train", "cat")
-    base = tmp_path / "VOCdevkit" / "VOC2012"
-    if missing == "VOCdevkit":
-        base.rename(tmp_path / "elsewhere")
-    else:
-        (base / missing).unlink()
-    with pytest.raises(ConfigError, match="no VOC2012 'train' there" if missing == "VOCdevkit" else missing):
-        read_voc(tmp_path, "2012", "train")
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (
+            "../../VOCdevkit",
+            "--train-set 2012-train: there is no folder .*VOC2012; pass the folder that holds VOCdevkit",
+        ),
+        ("../VOC2012", r"--train-set 2012-train: there is no folder .*VOC2012; pass one of the years there \(2007\)"),
+        ("ImageSets/Main/train.txt", r"--train-set 2012-train: no image set .*; pass one of val$"),
+        ("Annotations/train.xml", r"Annotations/train\.xml: no VOC annotation"),
+        ("JPEGImages/train.jpg", r"1 of its 1 images are missing, the first: .*JPEGImages/train\.jpg"),
+    ],
+)
+def test_missing_voc_files_are_named(missing: str, said: str, tmp_path: Path) -> None:
+    write_voc(tmp_path, "2012-train", "cat")
+    write_voc(tmp_path, "2012-val", "cat")
+    write_voc(tmp_path, "2007-train", "cat")
+    (tmp_path / "VOCdevkit" / "VOC2012" / missing).resolve().rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=said) as refusal:
+        voc(tmp_path, "2012-train")
+    assert "\n" not in str(refusal.value)
+
+
+def test_sets_of_several_years_are_joined(tmp_path: Path) -> None:
+    """Images of one name are of two years; each year may know classes that the other lacks."""
+    for name, thing in (("2007-trainval", "cat"), ("2012-trainval", "zebra"), ("2007-test", "cat")):
+        write_voc(tmp_path, name, thing, stem="000001" if "train" in name else "000002")
+    sets = open_sets(tmp_path, ("2007-trainval", "2012-trainval"), "train_set")
+    train, test = joined([read_objects(one) for one in sets]), voc(tmp_path, "2007-test")
+    train_data, test_data = open_parts(train, test, channels=3)
+    assert [image.path.parts[-3:] for image in train.images] == [
+        (f"VOC{year}", "JPEGImages", "000001.jpg") for year in (2007, 2012)
+    ]
+    assert train_data.classes == test_data.classes == ["background", "cat", "zebra"]
+    assert [train_data[i][1]["labels"].tolist() for i in range(2)] == [[1], [2]]
+
+
+def test_an_image_counts_once(tmp_path: Path) -> None:
+    for name in ("2007-train", "2007-trainval", "2012-train"):
+        write_voc(tmp_path, name, "cat", stem="000001")
+    with pytest.raises(
+        ConfigError, match=r"--train-set 2007-train 2007-trainval: VOC2007 000001 is in them twice; pass"
+    ):
+        open_sets(tmp_path, ("2007-train", "2007-trainval"), "train_set")
+    train, test, other = (
+        open_sets(tmp_path, (f"{name}",), "x") for name in ("2007-train", "2007-trainval", "2012-train")
+    )
+    require_apart(train, other, "test_set")
+    with pytest.raises(
+        ConfigError, match=r"--test-set 2007-trainval: 1 of its images are trained on as well, .*000001"
+    ):
+        require_apart(train, test, "test_set")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_set_without_an_object_that_counts_is_refused(part: str, run_folder: Path, tmp_path: Path, capsys) -> None:
+    write_voc(tmp_path, "2012-train", "cat", difficult=part == "train")
+    write_voc(tmp_path, "2012-val", "cat", difficult=part == "test")
+    write_voc(tmp_path, "2012-empty")
+    options = [
+        "--dataset",
+        "voc",
+        "--data",
+        str(tmp_path),
+        "--workers",
+        "0",
+        "--output",
+        str(tmp_path),
+        "--threads",
+        "1",
+    ]
+    assert main(["detect", "--checkpoint", str(run_folder), *options]) == 2
+    assert (
+        f"--{part}-set as it is by default: none of its 1 images has an object that counts" in capsys.readouterr().err
+    )
+    assert main(["detect", "--checkpoint", str(run_folder), *options, f"--{part}-set", "2012-empty"]) == 2
+    assert f"--{part}-set 2012-empty: none of its 1 images" in capsys.readouterr().err
+
+
+def test_a_set_without_its_year_is_refused(run_folder: Path, capsys) -> None:
+    arguments = ["--checkpoint", str(run_folder), "--dataset", "voc", "--train-set", "2007-trainval", "trainval"]
+    assert main(["detect", *arguments]) == 2
+    assert "--train-set trainval: pass the year and the image set of VOC, as 2012-train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["<annotation><object></object></annotation>", "<annotation>", ""])
 def test_bad_voc_annotations_are_named(text: str, tmp_path: Path) -> None:
-    write_voc(tmp_path, "train", "cat")
+    write_voc(tmp_path, "2012-train", "cat")
     (tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "train.xml").write_text(text)
     with pytest.raises(ConfigError, match=r"train\.xml: no VOC annotation"):
-        read_voc(tmp_path, "2012", "train")
+        voc(tmp_path, "2012-train")
 
 
 def test_an_orientation_does_not_turn_an_image_away_from_its_boxes(tmp_path: Path) -> None:
@@ -240,8 +294,8 @@ def test_names_are_no_formulas_in_pictures(tmp_path: Path) -> None:
 
 
 def test_command_on_own_classes_at_the_images_own_size(run_folder: Path, tmp_path: Path) -> None:
-    write_voc(tmp_path, "train", "helmet", "$x^$")
-    write_voc(tmp_path, "val", "helmet")
+    write_voc(tmp_path, "2012-train", "helmet", "$x^$")
+    write_voc(tmp_path, "2012-val", "helmet")
     arguments = ["--dataset", "voc", "--data", str(tmp_path), "--steps", "1", "--batch-size", "1", "--seeds", "1"]
     arguments += ["--init", "scratch", "--workers", "0", "--threads", "1", "--output", str(tmp_path)]
     assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 0

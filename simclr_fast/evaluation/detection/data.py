@@ -1,4 +1,4 @@
-"""Detection data in COCO's and VOC's format: checked when it is opened, images read when they are asked for."""
+"""Detection data, and COCO's format of it: checked when it is opened, images read when they are asked for."""
 
 import dataclasses
 import json
@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
-from xml.etree import ElementTree
 
 import torch
 from PIL import Image
@@ -23,7 +22,6 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-VOC_SUFFIXES = (".jpg", ".jpeg", ".png")
 SIZE_SAMPLES = 200  # images whose size tells how large the images of a data set are
 
 
@@ -108,6 +106,12 @@ def open_parts(train: Annotations, test: Annotations, channels: int) -> tuple[De
     return DetectionFolder(train.images, classes, channels), DetectionFolder(test.images, classes, channels)
 
 
+def joined(parts: Sequence[Annotations]) -> Annotations:
+    """The images of all parts one after the other, and every class that one of them knows of, in their order."""
+    images = [image for part in parts for image in part.images]
+    return Annotations(images, list(dict.fromkeys(name for part in parts for name in part.classes)))
+
+
 def read_coco(folder: Path, annotations: Path) -> Annotations:
     """Images in a folder, boxes in COCO's JSON; classes in the order of their ids, which may be any integers.
 
@@ -128,7 +132,7 @@ def read_coco(folder: Path, annotations: Path) -> Annotations:
         raise ConfigError(f"{annotations}: no COCO annotations ({type(error).__name__}: {error})") from error
     if not names:
         raise ConfigError(f"{annotations}: no COCO annotations ('categories' is empty)")
-    return Annotations(_existing(list(images.values()), annotations), list(dict.fromkeys(names.values())))
+    return Annotations(existing(list(images.values()), annotations), list(dict.fromkeys(names.values())))
 
 
 def _add_coco(entry: dict[str, Any], images: dict[int, Annotated], names: dict[int, str], source: Path) -> None:
@@ -147,37 +151,7 @@ def _add_coco(entry: dict[str, Any], images: dict[int, Annotated], names: dict[i
     annotated.crowds.append(bool(entry.get("iscrowd", 0)))
 
 
-def read_voc(root: Path, year: str, image_set: str) -> Annotations:
-    """An image set of VOCdevkit/VOC<year> below root, with the classes that its objects are of, sorted by name.
-
-    Raises ConfigError for what is missing and for XML of another layout.
-    """
-    base = root / "VOCdevkit" / f"VOC{year}"
-    listing = base / "ImageSets" / "Main" / f"{image_set}.txt"
-    try:
-        stems = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise ConfigError(f"{root}: no VOC{year} {image_set!r} there ({error})") from error
-    images = [_read_voc_image(base, stem) for stem in stems]
-    return Annotations(_existing(images, listing), sorted({name for image in images for name in image.names}))
-
-
-def _read_voc_image(base: Path, stem: str) -> Annotated:
-    file = base / "Annotations" / f"{stem}.xml"
-    candidates = [base / "JPEGImages" / f"{stem}{suffix}" for suffix in VOC_SUFFIXES]
-    annotated = Annotated(next((path for path in candidates if path.is_file()), candidates[0]))
-    try:
-        for thing in ElementTree.parse(file).getroot().iter("object"):
-            box = thing.find("bndbox")
-            annotated.boxes.append(tuple(float(box.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax")))
-            annotated.names.append(thing.find("name").text.strip())
-            annotated.crowds.append(thing.findtext("difficult", "0").strip() == "1")
-    except (OSError, ElementTree.ParseError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"{file}: no VOC annotation ({type(error).__name__}: {error})") from error
-    return annotated
-
-
-def _existing(images: list[Annotated], source: Path) -> list[Annotated]:
+def existing(images: list[Annotated], source: Path) -> list[Annotated]:
     """The images, all of which exist. Raises ConfigError."""
     if not images:
         raise ConfigError(f"{source}: it lists no image")
