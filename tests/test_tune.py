@@ -1,0 +1,132 @@
+"""The search for a recipe: what it goes on with, that it goes on where it stopped, and that it sees no test image."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+from simclr_fast.data import Dataset
+from simclr_fast.data.sources import ImageArrays
+from simclr_fast.errors import ConfigError
+from simclr_fast.recipes import RECIPES
+from tools.tune import __main__ as program
+from tools.tune import trial
+from tools.tune.demo import STUDY
+from tools.tune.study import MARGIN, Axis, Results, Study, Tried, finals, search
+from tools.tune.trial import Extras, changed, training_images
+
+TINY = {"size": 8, "head_hidden": 8, "head_dim": 4, "batch_size": 16}
+
+
+def study(*axes: Axis, finalists: tuple[dict, ...] = ()) -> Study:
+    return Study("demo", {"lr": 1.0}, axes, finalists, steps=10, final_steps=40, final_seeds=(0, 1))
+
+
+def scored(score: float) -> dict:
+    probes = dict.fromkeys(("linear", "1nn", "linear_unscaled", "1nn_standardised"), score)
+    return {"step_seconds": 0.1, "readouts": {"backbone": probes, "averaged weights": probes}}
+
+
+def kept(axes: list[tuple[str, list[Tried]]]) -> list[dict]:
+    return [row.changes for _, rows in axes for row in rows if row.kept]
+
+
+def test_the_search_goes_on_with_the_best_and_only_if_it_is_better_by_a_margin(tmp_path: Path) -> None:
+    asked = []
+
+    def measure(changes: dict, steps: int, seed: int) -> dict:
+        asked.append((changes, steps))
+        return scored(0.5 + 0.1 * changes["lr"] - 0.1 * (changes.get("b") == 2) + 0.5 * MARGIN * ("c" in changes))
+
+    axes = (
+        Axis("lr", ({"lr": 3.0}, {"lr": 2.0})),
+        Axis("b", ({"b": 2}, {"b": 2, "steps": 20})),
+        Axis("c", ({"c": 1},)),
+    )
+    found = list(search(study(*axes), Results(tmp_path / "a.jsonl", measure), say=lambda text: None))
+    assert [title for title, _ in found] == ["start", "lr", "b", "c"]
+    assert kept(found) == [{}, {"lr": 3.0}]
+    assert asked[3:] == [({"lr": 3.0, "b": 2}, 10), ({"lr": 3.0, "b": 2}, 20), ({"lr": 3.0, "c": 1}, 10)]
+
+
+def test_finalists_train_longer_over_seeds_and_the_mean_decides(tmp_path: Path) -> None:
+    asked = []
+
+    def measure(changes: dict, steps: int, seed: int) -> dict:
+        asked.append((steps, seed))
+        return scored({1.0: (0.9, 0.5), 2.0: (0.8, 0.7)}[changes["lr"]][seed])
+
+    two = study(finalists=({}, {"lr": 2.0, "steps": 20}))
+    rows = finals(two, Results(tmp_path / "a.jsonl", measure), say=lambda text: None)
+    assert asked == [(40, 0), (40, 1), (80, 0), (80, 1)]
+    assert [row.kept for row in rows] == [False, True]
+    assert rows[0].score == pytest.approx(0.7)
+    assert rows[1].by_seed == pytest.approx((0.8, 0.7))
+
+
+def test_what_is_in_the_file_is_not_measured_again_unless_the_images_are_others(tmp_path: Path) -> None:
+    count = []
+    measure = lambda changes, steps, seed: count.append(1) or scored(0.5)
+    for identity in ("a", "a", "b"):
+        results = Results(tmp_path / "a.jsonl", measure, identity)
+        assert results.of({"lr": 1.0, "scale": [0.2, 1.0]}, 5, 0)["readouts"]["backbone"]["linear"] == 0.5
+    assert len(count) == 2
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
+
+
+def test_changes_reach_the_options_of_every_group_and_unknown_ones_are_refused() -> None:
+    config, extras = changed(RECIPES["demo"], {"scale": [0.1, 1.0], "temperature": 0.3, "decoupled": True})
+    assert config.augment.scale == (0.1, 1.0)
+    assert config.optimization.temperature == 0.3
+    assert extras == Extras(decoupled=True)
+    with pytest.raises(ConfigError, match=r"^temprature=0.3: no option") as refusal:
+        changed(RECIPES["demo"], {"temprature": 0.3})
+    assert "\n" not in str(refusal.value)
+
+
+def test_every_candidate_of_the_demo_has_options_that_are_there_and_start_says_what_the_axes_change() -> None:
+    for value in (STUDY.start, *(value for axis in STUDY.axes for value in axis.values), *STUDY.finalists):
+        changed(RECIPES["demo"], {name: v for name, v in value.items() if name != "steps"})
+    names = {name for axis in STUDY.axes for value in axis.values for name in value}
+    assert names <= STUDY.start.keys() | vars(Extras()).keys() | {"steps"}
+
+
+def test_the_parts_are_training_images_in_equal_shares_of_every_class() -> None:
+    parts = training_images(RECIPES["demo"].data, 0.2, 400)
+    assert [len(parts.train), len(parts.held_out)] == [320, 80]
+    assert torch.bincount(parts.held_out.labels).tolist() == [8] * 10
+
+
+def test_a_study_trains_judges_and_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On data whose test images cannot be looked at."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(8).repeat(10)
+    images = torch.randint(0, 60, (80, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(80), 0, labels] += 180  # each class has a bright row of its own
+    train = ImageArrays(images, labels)
+    monkeypatch.setattr(trial, "load_dataset", lambda options: Dataset(train, train, test=None))
+    monkeypatch.setattr(trial, "DRAWS", 2)
+    tiny = Study("demo", TINY, (Axis("head", ({"head_layers": 3},)),), ({},), 2, 3, final_seeds=(0,))
+    monkeypatch.setitem(program.STUDIES, "demo", tiny)
+    threads = torch.get_num_threads()
+    arguments = ["demo", "--results", str(tmp_path / "a.jsonl"), "--table", str(tmp_path / "recipe.json")]
+    try:
+        assert program.main(arguments) == 0
+        trained = (tmp_path / "a.jsonl").read_text()
+        assert program.main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert (tmp_path / "a.jsonl").read_text() == trained, "nothing is trained again"
+    assert len(trained.splitlines()) == 3
+    table = json.loads((tmp_path / "recipe.json").read_text())
+    assert table["images"] == {"train": 64, "held_out": 16}
+    assert [row["axis"] for row in table["axes"]] == ["start", "head"]
+    assert table["raw_pixels"]["1nn"] > 0.9
+    final = table["finalists"][0]
+    assert final["steps"] == 3
+    assert final["score"] == pytest.approx(statistics.mean(final["backbone"][p] for p in ("linear", "1nn")), abs=1e-4)
+    page = (tmp_path / "recipe.md").read_text()
+    assert "| head | head_layers 3 | " in page or "| head | **head_layers 3** | " in page
+    assert "| first layer of the head | " in page
