@@ -41,7 +41,7 @@ def pretrain(
     whole process's.
 
     Args:
-        recipe: What every option that is not named is by default: photos, demo, cifar10 or imagenet.
+        recipe: What every option that is not named is by default: photos, or another recipe of docs/recipes.md.
         data: Folder or file of the images.
         output: Folder of the run (checkpoints, metrics, pictures).
         model: Name of the backbone.
