@@ -133,6 +133,10 @@ class PretrainedRun:
         """Train an object detector on the backbone, from the checkpoint and from scratch."""
         return self._command("detect", options)
 
+    def multi_label(self, **options: Any) -> dict[str, Any]:
+        """Train linear classifiers on frozen features where an image has several classes, as in VOC 2007."""
+        return self._command("multi-label", options)
+
     def export(self, **options: Any) -> dict[str, Any]:
         """Write the backbone for other programs, with a model card."""
         return self._command("export", options)

@@ -54,6 +54,9 @@ COMMANDS = {
     "few-label": _on_checkpoint("linear classifier from a few labels per class", "FewLabelOptions"),
     "finetune": _on_checkpoint("train the whole network on 1%, 10% and 100% of the labels", "FinetuneOptions"),
     "detect": _on_checkpoint("train an object detector on the backbone", "DetectOptions"),
+    "multi-label": _on_checkpoint(
+        "linear classifiers where an image has several classes (VOC 2007)", "MultiLabelOptions"
+    ),
     "export": _on_checkpoint("write the backbone: torchvision keys, safetensors, torch.export, ONNX", "ExportOptions"),
     "embed": _on_checkpoint("features of any images as files, nearest neighbours, near-duplicates", "EmbedOptions"),
     "report": _on_checkpoint("gather everything of a run on one HTML page", "ReportOptions"),

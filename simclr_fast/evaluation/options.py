@@ -179,6 +179,26 @@ class DetectOptions(ComputeOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiLabelOptions(ComputeOptions):
+    """Linear classifiers of frozen features where an image has several classes, measured as on VOC 2007."""
+
+    command: ClassVar[str] = "multi-label"
+    data: Path = Path("data")
+    """Folder that holds the data set: VOC's VOCdevkit."""
+    train_set: tuple[str, ...] = ("2007-train",)
+    """Sets of images to train on, as <year>-<image set>, one or more."""
+    val_set: tuple[str, ...] = ("2007-val",)
+    """Sets of images that choose the penalty of logistic regression; afterwards they are trained on as well."""
+    test_set: tuple[str, ...] = ("2007-test",)
+    """Sets of images to measure on."""
+    classifier: Literal["logistic", "svm"] = "logistic"
+    """Logistic regression by L-BFGS; or the linear SVM of Goyal et al. 2019, whose penalty three-fold cross-validation
+    chooses for every class."""
+    penalty_c: tuple[float, ...] | None = None
+    """Inverse L2 penalties tried; None is 1e-5 to 10 in half powers of ten, and 0.01 to 1000 for the SVM."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbedOptions(DataChoice):
     """Features of every image of a data set as files, with nearest neighbours as a picture and near-duplicates."""
 
@@ -284,9 +304,9 @@ def check(options: Any) -> None:
             require(fulfils(one), field.name, one, f"pass {remedy}")
         if several and len(set(value)) < len(value) and field.name != "epochs":
             raise ConfigError(f"{flag(field.name)} {' '.join(map(str, value))}: pass every value once")
-    if getattr(options, "dataset", "") == "voc":
-        for name in ("train_set", "test_set"):
-            for value in getattr(options, name):
+    if options.command == "multi-label" or (options.command == "detect" and options.dataset == "voc"):
+        for name in ("train_set", "val_set", "test_set"):
+            for value in getattr(options, name, ()):
                 require(all(value.partition("-")), name, value, "pass the year and the image set of VOC, as 2012-train")
     fractions, epochs = getattr(options, "fractions", None), getattr(options, "epochs", None)
     if fractions is not None and epochs is not None and len(epochs) != len(fractions):

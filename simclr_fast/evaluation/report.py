@@ -121,6 +121,7 @@ def _commands(folder: Path) -> list[page.Section]:
         "few-label": "Few labels",
         "finetune": "Fine-tuning",
         "detect": "Object detection",
+        "multi-label": "Multi-label classification",
     }
     sections = []
     for command, title in titles.items():
