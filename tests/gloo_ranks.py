@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing import start_processes
+
+from tests.forked import CONTEXT
 
 
 def _run(rank: int, world: int, folder: Path, work: Callable[[int, int], Any]) -> None:
@@ -22,7 +24,7 @@ def _run(rank: int, world: int, folder: Path, work: Callable[[int, int], Any]) -
 
 def on_ranks(work: Callable[[int, int], Any], world: int, folder: Path) -> list:
     """What work(rank, world), a function of a module, returns on each rank; the folder, an empty one, holds files."""
-    mp.spawn(_run, (world, folder, work), nprocs=world)
+    start_processes(_run, (world, folder, work), nprocs=world, start_method=CONTEXT.get_start_method())
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(world)]
 
 

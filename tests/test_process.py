@@ -13,7 +13,8 @@ from simclr_fast import errors
 from simclr_fast.process import StopSignals, exit_status, start_process, stop_process
 from simclr_fast.run_files import write_results
 from simclr_fast.visualize import save
-from tests.training.processes import CONTEXT, finish, free_port
+from tests.forked import CONTEXT
+from tests.training.processes import finish, free_port
 
 WORLD = 3
 

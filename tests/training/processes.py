@@ -1,6 +1,5 @@
-"""Trains in processes of their own, which can be killed; they are forked from one that has the package imported."""
+"""Trains in processes of their own, which can be killed."""
 
-import multiprocessing
 import os
 import socket
 import time
@@ -12,9 +11,8 @@ import torch
 
 from simclr_fast.checkpoint import load_newest
 from simclr_fast.run_files import METRICS_FILE, read_metrics
+from tests.forked import CONTEXT
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["simclr_fast.training.pretrain"])
 PATIENCE = 600  # seconds
 
 # A demo that takes about a second: 8-pixel views, 8 steps per epoch.

@@ -17,7 +17,7 @@ from simclr_fast.process import Process
 from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE
 from simclr_fast.training.folder import RunFolder
-from tests.training.processes import CONTEXT
+from tests.forked import CONTEXT
 
 ALONE = Process(0, 1, torch.device("cpu"))
 

@@ -12,8 +12,9 @@ from simclr_fast.config import AugmentOptions
 from simclr_fast.models import build_model
 from simclr_fast.training.step import TrainStep, frozen_running_statistics
 from simclr_fast.training.views import Views
+from tests.forked import CONTEXT
 from tests.training.exactness import BATCH, config, images, run_rank, weights_after
-from tests.training.processes import CONTEXT, finish, free_port
+from tests.training.processes import finish, free_port
 
 
 def in_processes(options, world_size: int, tmp_path: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
