@@ -1,24 +1,18 @@
 """The command `finetune`: backbone and classifier trained on a part of the labels, pretrained and from scratch."""
 
-import dataclasses
 import statistics
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from simclr_fast.errors import ConfigError, NonFiniteLossError
-from simclr_fast.evaluation.features import REFERENCE_BATCH, LabelledBatches, Pixels, embed, preprocess_of
+from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.classifier import Schedule, Speed, fine_tune
+from simclr_fast.evaluation.features import Pixels, embed, preprocess_of
 from simclr_fast.evaluation.probes import fit_linear, standardize
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction
 from simclr_fast.evaluation.tables import TOP, ResultTable, accuracy, class_names, spread, top5_accuracy
-from simclr_fast.optim import lr_at
-from simclr_fast.process import Process, autocast_dtype, compile_backend
-from simclr_fast.sync_bn import synchronize_batch_norm
+from simclr_fast.process import autocast_dtype, compile_backend
 
 COLUMNS = {"raw": "raw pixels, linear", "scratch": "from scratch", "checkpoint": "from the checkpoint"}
 PUBLISHED_EPOCHS = {0.01: 60, 0.1: 30}  # Chen et al. 2020, B.5
@@ -60,18 +54,16 @@ def main(session: Session) -> dict[str, Any]:
             logits["raw"].append(raw.logits(raw_test))
             for init in inits:
                 seed = options.seed * options.draws + draw
-                batches = LabelledBatches(data.labelled.subset(chosen), batch_size, run, seed, session.process)
-                steps = max(min_steps, epochs_of_it * batches.steps_per_epoch)
-                model = train_classifier(
-                    _classifier(session, init, seed, classes),
-                    batches,
-                    steps=steps,
-                    lr=options.lr_base * batch_size / REFERENCE_BATCH,
+                of_draw, steps = fine_tune(
+                    *(run, init, data.labelled.subset(chosen), data.test),
+                    Schedule(epochs_of_it, min_steps, batch_size, options.lr_base),
+                    classes=classes,
+                    seed=seed,
                     process=session.process,
                     speed=speed,
                     title=f"{fraction:.0%} of the labels, {COLUMNS[init]}, draw {draw + 1} of {draws}",
                 )
-                logits[init].append(embed(model, data.test, preprocess, device))
+                logits[init].append(of_draw)
         results[f"{fraction:g}"] = {
             "images": len(chosen),
             "steps": steps,
@@ -88,79 +80,6 @@ def main(session: Session) -> dict[str, Any]:
     return session.finish(results, ResultTable.of(title, "labels", columns, rows))
 
 
-class Classifier(nn.Module):
-    """A backbone [B, C, S, S] -> [B, features] and a linear layer -> [B, classes]."""
-
-    def __init__(self, backbone: nn.Module, features: int, classes: int):
-        super().__init__()
-        self.backbone = backbone
-        self.fc = nn.Linear(features, classes)
-        nn.init.zeros_(self.fc.weight)  # the first steps then move the classifier, not yet the backbone
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.backbone(images))
-
-
-@dataclasses.dataclass(frozen=True)
-class Speed:
-    """How training is made fast; autocast: a dtype or None."""
-
-    autocast: torch.dtype | None = None
-    channels_last: bool = True
-    compile_backend: str | None = None  # of torch.compile; None compiles nothing
-
-
-def train_classifier(
-    model: Classifier,
-    batches: LabelledBatches,
-    *,
-    steps: int,
-    lr: float,
-    process: Process,
-    speed: Speed,
-    title: str = "",
-) -> Classifier:
-    """Train all parameters by SGD-Nesterov 0.9 with a cosine and no decay (Chen et al. 2020, B.5); returns the model.
-
-    Under torchrun gradients are averaged and batch norm is synchronised over the processes. Raises NonFiniteLossError
-    where the loss is not finite.
-    """
-    device = process.device
-    if process.world_size > 1:
-        model = synchronize_batch_norm(model, device)
-    model = model.to(device).train()
-    if speed.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    wrapped: nn.Module = model
-    if process.world_size > 1:
-        wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
-
-    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(device.type, speed.autocast, enabled=speed.autocast is not None):
-            logits = wrapped(images)
-        return F.cross_entropy(logits.float(), labels)
-
-    backend = speed.compile_backend
-    compute = loss_of if backend is None else torch.compile(loss_of, backend=backend, dynamic=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=speed.autocast == torch.float16)
-    bar = tqdm(batches.steps(steps), total=steps, desc=title, unit="step", disable=not process.is_main)
-    for step, (images, labels) in enumerate(bar):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, lr, steps, 0)
-        optimizer.zero_grad(set_to_none=True)
-        loss = compute(images, labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        if step % 20 == 0 or step == steps - 1:  # seldom, because looking at it waits for the device
-            if not loss.isfinite():
-                raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}; lower the learning rate {lr:g}")
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    return model.eval()
-
-
 def _scores(logits: list[Tensor], truth: Tensor) -> dict[str, object]:
     """Accuracies over draws; logits [Q, classes] of each."""
     draws = [accuracy(of_draw, truth) for of_draw in logits]
@@ -168,11 +87,3 @@ def _scores(logits: list[Tensor], truth: Tensor) -> dict[str, object]:
     if logits[0].shape[1] > TOP:
         scores["top5_mean"] = statistics.mean(top5_accuracy(of_draw, truth) for of_draw in logits)
     return scores
-
-
-def _classifier(session: Session, init: str, seed: int, classes: int) -> Classifier:
-    run = session.run
-    backbone = run.encoder() if init == "checkpoint" else run.random_init(seed)
-    with torch.no_grad():
-        features = backbone(torch.zeros(1, run.channels, *[run.config.augment.size] * 2)).shape[1]
-    return Classifier(backbone, features, classes)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation import comparison, few_label, finetune, probes, session
+from simclr_fast.evaluation import classifier, comparison, few_label, finetune, probes, session
 from simclr_fast.evaluation import features as features_module
 from simclr_fast.evaluation import knn as knn_command
 from simclr_fast.evaluation import linear as linear_command
+from simclr_fast.evaluation.classifier import Classifier
 from simclr_fast.evaluation.features import Pixels, all_features, preprocess_of
-from simclr_fast.evaluation.finetune import Classifier
 from simclr_fast.evaluation.linear import Standardize
 from simclr_fast.evaluation.probes import knn_accuracy, standardize
 from simclr_fast.evaluation.run import Run
@@ -274,7 +274,7 @@ def test_fine_tuning_trains_on_the_fraction_and_is_scored_on_test_images(
     data: Dataset, run_folder: Path, run_command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, scored, sources = [], [], []
-    embed, batches = finetune.embed, finetune.LabelledBatches
+    embed, batches = classifier.embed, classifier.LabelledBatches
 
     def classify(model, source, preprocess, device):
         if isinstance(model, Classifier):
@@ -286,10 +286,10 @@ def test_fine_tuning_trains_on_the_fraction_and_is_scored_on_test_images(
         trained.append((model.backbone.state_dict(), options))
         return model
 
-    monkeypatch.setattr(finetune, "embed", classify)
-    monkeypatch.setattr(finetune, "train_classifier", train)
+    monkeypatch.setattr(classifier, "embed", classify)
+    monkeypatch.setattr(classifier, "train_classifier", train)
     monkeypatch.setattr(
-        finetune, "LabelledBatches", lambda source, *rest: sources.append(source) or batches(source, *rest)
+        classifier, "LabelledBatches", lambda source, *rest: sources.append(source) or batches(source, *rest)
     )
     arguments = ["--fractions", "0.25", "1", "--draws", "2", "--epochs", "2", "3", "--min-steps", "0"]
     results = run_command("finetune", finetune.main, data, *arguments, "--batch-size", "6", "--lr-base", "0.4")

@@ -13,8 +13,8 @@ from torch import nn
 from simclr_fast.cli import main
 from simclr_fast.data import ImageArrays
 from simclr_fast.errors import ConfigError, NonFiniteLossError
+from simclr_fast.evaluation.classifier import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.features import LabelledBatches, embed, preprocess_of
-from simclr_fast.evaluation.finetune import Classifier, Speed, train_classifier
 from simclr_fast.evaluation.run import Run
 from simclr_fast.process import Process
 from tests.evaluation.conftest import plain_config, recorded_rates, write_run
