@@ -12,11 +12,11 @@ from simclr_fast.config import flag
 from simclr_fast.data import load_dataset
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import pictures
-from simclr_fast.evaluation.detection.data import BACKGROUND, Annotations, joined, open_parts, read_coco
+from simclr_fast.evaluation.detection.data import BACKGROUND, Annotations, joined, open_parts, read_coco, require_apart
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.scenes import CLASSES, DigitScenes, InMemory
 from simclr_fast.evaluation.detection.train import METRICS, Schedule, detect, evaluate_detector, train_detector
-from simclr_fast.evaluation.detection.voc import open_sets, read_objects, require_apart
+from simclr_fast.evaluation.detection.voc import open_sets, read_objects
 from simclr_fast.evaluation.options import DetectOptions
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
@@ -172,15 +172,7 @@ def scenes_task(session: Session) -> Task:
 def folder_task(session: Session) -> Task:
     """COCO's or VOC's folder at the published schedule, and at the published scale where the images are that large."""
     options = session.options
-    parts = _annotations(options)
-    for name, part in zip(("train_set", "test_set"), parts):
-        if all(all(image.crowds) for image in part.images):
-            shown = " ".join(getattr(options, name)) or "as it is by default"
-            raise ConfigError(
-                f"{flag(name)} {shown}: none of its {len(part.images)} images has an object that counts (crowds and "
-                "difficult ones do not); pass a set with objects"
-            )
-    train, test = open_parts(*parts, channels=session.run.channels)
+    train, test = open_parts(*_annotations(options), channels=session.run.channels)
     batch_size = options.batch_size or 16
     steps = options.steps or (90_000 if options.dataset == "coco" else 24_000)
     reference = 0.02 if options.architecture == "faster-rcnn" else 0.01
@@ -211,15 +203,24 @@ def image_size(options: DetectOptions, own: int) -> tuple[int, int]:
 
 
 def _annotations(options: DetectOptions) -> tuple[Annotations, Annotations]:
-    """The training and the test part, each of one or more sets."""
-    if options.dataset == "coco":
-        train_sets, test_sets = options.train_set or ("train2017",), options.test_set or ("val2017",)
-        return _read_coco_sets(options.data, train_sets), _read_coco_sets(options.data, test_sets)
-    train_sets, test_sets = options.train_set or ("2012-train",), options.test_set or ("2012-val",)
-    train, test = open_sets(options.data, train_sets, "train_set"), open_sets(options.data, test_sets, "test_set")
-    require_apart(train, test, "test_set")
-    return joined([read_objects(one) for one in train]), joined([read_objects(one) for one in test])
+    """The training and the test part, each of one or more sets. Raises ConfigError where they share an image."""
+    default = {"coco": ("train2017", "val2017"), "voc": ("2012-train", "2012-val")}[options.dataset]
+    read = _read_coco_sets if options.dataset == "coco" else _read_voc_sets
+    train_sets, test_sets = options.train_set or default[:1], options.test_set or default[1:]
+    train, test = read(options.data, train_sets, "train_set"), read(options.data, test_sets, "test_set")
+    require_apart((one.path for one in train.images), (one.path for one in test.images), "test_set", test_sets)
+    for name, sets, part in (("train_set", train_sets, train), ("test_set", test_sets, test)):
+        if all(all(image.crowds) for image in part.images):
+            raise ConfigError(
+                f"{flag(name)} {' '.join(sets)}: none of its {len(part.images)} images has an object that counts "
+                "(crowds and difficult ones do not); pass a set with objects"
+            )
+    return train, test
 
 
-def _read_coco_sets(root: Path, names: tuple[str, ...]) -> Annotations:
+def _read_coco_sets(root: Path, names: tuple[str, ...], option: str) -> Annotations:
     return joined([read_coco(root / name, root / "annotations" / f"instances_{name}.json") for name in names])
+
+
+def _read_voc_sets(root: Path, names: tuple[str, ...], option: str) -> Annotations:
+    return joined([read_objects(one) for one in open_sets(root, names, option)])

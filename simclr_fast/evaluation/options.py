@@ -308,6 +308,9 @@ def check(options: Any) -> None:
         for name in ("train_set", "val_set", "test_set"):
             for value in getattr(options, name, ()):
                 require(all(value.partition("-")), name, value, "pass the year and the image set of VOC, as 2012-train")
+    for name in ("train_set", "val_set", "test_set"):
+        value = getattr(options, name, ())
+        require(len(set(value)) == len(value), name, " ".join(value), "pass every set once")
     fractions, epochs = getattr(options, "fractions", None), getattr(options, "epochs", None)
     if fractions is not None and epochs is not None and len(epochs) != len(fractions):
         raise ConfigError(

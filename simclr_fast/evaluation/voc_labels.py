@@ -11,8 +11,8 @@ from simclr_fast.data import EncodedImages
 from simclr_fast.data.sources import Files
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.average_precision import ABSENT, DIFFICULT, PRESENT
-from simclr_fast.evaluation.detection.data import Annotated, existing
-from simclr_fast.evaluation.detection.voc import ImageSet, open_sets, read_objects, require_apart
+from simclr_fast.evaluation.detection.data import Annotated, existing, require_apart
+from simclr_fast.evaluation.detection.voc import ImageSet, open_sets, read_objects
 
 LABELS = {str(label): label for label in (PRESENT, DIFFICULT, ABSENT)}
 
@@ -43,7 +43,8 @@ def read_parts(root: Path, names: dict[str, tuple[str, ...]]) -> MultiLabelData:
     sets: dict[str, list[ImageSet]] = {}
     for option, of_option in names.items():
         opened = open_sets(root, of_option, option)
-        require_apart([one for others in sets.values() for one in others], opened, option)
+        earlier = [place for others in sets.values() for one in others for place in one.places]
+        require_apart(earlier, [place for one in opened for place in one.places], option, of_option)
         sets[option] = opened
     labels = {one.name: _labels_of(one) for part in sets.values() for one in part}
     classes = sorted({name for of_set in labels.values() for name in of_set.by_class})

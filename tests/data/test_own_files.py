@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from simclr_fast.cli import main
+from simclr_fast.cli import COMMANDS, main
 from simclr_fast.config import DataOptions
 from simclr_fast.data import load_dataset
 from simclr_fast.data.auto import found_in
-from simclr_fast.data.own_files import require_apart
+from simclr_fast.data.own_files import mark_among, require_apart
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import KnnOptions
 from simclr_fast.evaluation.session import Session
@@ -54,6 +54,14 @@ def test_a_folder_that_this_program_wrote_is_left_out_and_named(mark: str, tmp_p
     assert data.ignored == ((str(run), f"folder that simclr-fast wrote ({mark} is in it)"),)
     assert f"ignored 1 (1 folder that simclr-fast wrote ({mark} is in it): runs/photos)" in caplog.text
     assert "no image of" not in caplog.text, "runs is no class"
+
+
+def test_the_results_of_every_command_are_known(tmp_path: Path) -> None:
+    on_checkpoints = [name for name, command in COMMANDS.items() if "evaluation" in command.options]
+    assert len(on_checkpoints) > 8
+    for name in on_checkpoints:
+        (tmp_path / f"{name}.json").write_bytes(b'{\n  "command": "')
+        assert mark_among(str(tmp_path), [f"{name}.json"]), name
 
 
 @pytest.mark.parametrize("name", OTHERS)

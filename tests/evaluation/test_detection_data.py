@@ -12,7 +12,7 @@ from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation import pictures
 from simclr_fast.evaluation.detect import image_size
 from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, joined, open_parts, read_coco
-from simclr_fast.evaluation.detection.voc import open_sets, read_objects, require_apart
+from simclr_fast.evaluation.detection.voc import open_sets, read_objects
 from tests.evaluation.voc_folders import write_annotation, write_image, write_voc
 
 
@@ -182,21 +182,26 @@ def test_sets_of_several_years_are_joined(tmp_path: Path) -> None:
     assert [train_data[i][1]["labels"].tolist() for i in range(2)] == [[1], [2]]
 
 
-def test_an_image_counts_once(tmp_path: Path) -> None:
+def test_an_image_counts_once(run_folder: Path, tmp_path: Path, capsys) -> None:
     for name in ("2007-train", "2007-trainval", "2012-train"):
         write_voc(tmp_path, name, "cat", stem="000001")
     with pytest.raises(
-        ConfigError, match=r"--train-set 2007-train 2007-trainval: VOC2007 000001 is in them twice; pass"
+        ConfigError, match=r"--train-set 2007-train 2007-trainval: .*/000001 is in them twice; pass sets"
     ):
         open_sets(tmp_path, ("2007-train", "2007-trainval"), "train_set")
-    train, test, other = (
-        open_sets(tmp_path, (f"{name}",), "x") for name in ("2007-train", "2007-trainval", "2012-train")
-    )
-    require_apart(train, other, "test_set")
-    with pytest.raises(
-        ConfigError, match=r"--test-set 2007-trainval: 1 of its images are trained on as well, .*000001"
+    write_coco(tmp_path)
+    common = ["--checkpoint", str(run_folder), "--data", str(tmp_path), "--output", str(tmp_path), "--threads", "1"]
+    for kind, train, test, image in (
+        ("voc", "2007-train", ["2012-train", "2007-trainval"], "VOC2007/JPEGImages/000001.jpg"),
+        ("coco", "train2017", ["train2017"], "train2017/1.png"),
     ):
-        require_apart(train, test, "test_set")
+        assert main(["detect", *common, "--dataset", kind, "--train-set", train, "--test-set", *test]) == 2
+        line = capsys.readouterr().err
+        assert f"--test-set {' '.join(test)}: " in line
+        assert "of its images are trained on as well, the first: " in line
+        assert image in line
+        assert main(["detect", *common, "--dataset", kind, "--train-set", train, train]) == 2
+        assert f"--train-set {train} {train}: pass every set once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -218,7 +223,8 @@ def test_a_set_without_an_object_that_counts_is_refused(part: str, run_folder: P
     ]
     assert main(["detect", "--checkpoint", str(run_folder), *options]) == 2
     assert (
-        f"--{part}-set as it is by default: none of its 1 images has an object that counts" in capsys.readouterr().err
+        f"--{part}-set 2012-{'val' if part == 'test' else part}: none of its 1 images has an object that counts"
+        in capsys.readouterr().err
     )
     assert main(["detect", "--checkpoint", str(run_folder), *options, f"--{part}-set", "2012-empty"]) == 2
     assert f"--{part}-set 2012-empty: none of its 1 images" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
+from simclr_fast.config import flag
 from simclr_fast.errors import ConfigError, DataError
 
 BACKGROUND = "background"
@@ -110,6 +111,17 @@ def joined(parts: Sequence[Annotations]) -> Annotations:
     """The images of all parts one after the other, and every class that one of them knows of, in their order."""
     images = [image for part in parts for image in part.images]
     return Annotations(images, list(dict.fromkeys(name for part in parts for name in part.classes)))
+
+
+def require_apart(train: Iterable[Path], test: Iterable[Path], option: str, names: Sequence[str]) -> None:
+    """Raise ConfigError where an image of the sets of these names, which `option` gave, is one that is trained on."""
+    trained = set(train)
+    shared = [path for path in test if path in trained]
+    if shared:
+        raise ConfigError(
+            f"{flag(option)} {' '.join(names)}: {len(shared)} of its images are trained on as well, the first: "
+            f"{shared[0]}; pass sets without common images"
+        )
 
 
 def read_coco(folder: Path, annotations: Path) -> Annotations:

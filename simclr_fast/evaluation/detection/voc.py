@@ -25,6 +25,11 @@ class ImageSet:
         return self.name.partition("-")[2]
 
     @property
+    def places(self) -> list[Path]:
+        """A path of each image, without the suffix that its file has."""
+        return [self.base / "JPEGImages" / stem for stem in self.stems]
+
+    @property
     def listing(self) -> Path:
         return self.base / "ImageSets" / "Main" / f"{self.part}.txt"
 
@@ -42,13 +47,12 @@ def open_sets(root: Path, names: tuple[str, ...], option: str) -> list[ImageSet]
     sets = [_open_set(root, name, option) for name in names]
     seen: set[Path] = set()
     for one in sets:
-        for stem in one.stems:
-            if one.base / stem in seen:
+        for place in one.places:
+            if place in seen:
                 raise ConfigError(
-                    f"{flag(option)} {' '.join(names)}: VOC{one.name.partition('-')[0]} {stem} is in them twice; pass "
-                    "sets without common images"
+                    f"{flag(option)} {' '.join(names)}: {place} is in them twice; pass sets without common images"
                 )
-            seen.add(one.base / stem)
+            seen.add(place)
     return sets
 
 
@@ -72,18 +76,6 @@ def _open_set(root: Path, name: str, option: str) -> ImageSet:
     if not one.stems:
         raise ConfigError(f"{flag(option)} {name}: {one.listing} lists no image; pass another set")
     return one
-
-
-def require_apart(train: list[ImageSet], test: list[ImageSet], option: str) -> None:
-    """Raise ConfigError where an image of the sets of `option` is one of those that are trained on."""
-    trained = {one.base / stem for one in train for stem in one.stems}
-    shared = [one.base / stem for one in test for stem in one.stems if one.base / stem in trained]
-    if shared:
-        names = " ".join(one.name for one in test)
-        raise ConfigError(
-            f"{flag(option)} {names}: {len(shared)} of its images are trained on as well, the first: "
-            f"{shared[0].name}; pass sets without common images"
-        )
 
 
 def read_objects(image_set: ImageSet) -> Annotations:
