@@ -135,7 +135,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
     knn = OnlineKnn(dataset, config, torch.device("cpu")).accuracy(trained.backbone)
     assert [line["knn"] for line in metrics if "knn" in line] == pytest.approx([knn], abs=0.01)
     assert list(folder.glob("events.out.tfevents.*"))
-    for name in ("views.png", "curves.png", "embeddings.png"):
+    for name in ("views.png", "curves.png", "embeddings.png", "neighbours.png"):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 400
 

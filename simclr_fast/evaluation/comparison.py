@@ -13,6 +13,7 @@ from simclr_fast.evaluation.splits import few_label_draws, fixed_part, rarest_cl
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_accuracies, class_table
 
 LARGEST = (50_000, 10_000)  # training and test images that are compared on
+LABELS_PER_CLASS = 10  # of the few-label probes
 PROBES = {
     "few_label_1nn": "1-NN, {few}",
     "few_label_linear": "linear, {few}",
@@ -30,7 +31,7 @@ def compare(
     device: torch.device,
     *,
     names: list[str],
-    labels_per_class: int = 10,
+    labels_per_class: int = LABELS_PER_CLASS,
     draws: int = 5,
 ) -> dict[str, Any]:
     """Test accuracies (fractions) by probe and encoder, on fixed random parts of sets that are larger than LARGEST.
@@ -68,7 +69,7 @@ def probe_accuracies(
     queries: Tensor,
     truth: Tensor,
     classes: int,
-    labels_per_class: int = 10,
+    labels_per_class: int = LABELS_PER_CLASS,
     draws: int = 5,
     device: torch.device | None = None,
 ) -> dict[str, Any]:

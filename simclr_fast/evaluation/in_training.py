@@ -11,18 +11,21 @@ from simclr_fast.config import Config
 from simclr_fast.data import Dataset
 from simclr_fast.data.shrink import side_of
 from simclr_fast.data.sources import shrunk_to
-from simclr_fast.evaluation.comparison import compare, comparison_by_class, comparison_table
-from simclr_fast.evaluation.features import Preprocess, embed
-from simclr_fast.evaluation.probes import knn_accuracy
+from simclr_fast.evaluation.comparison import LABELS_PER_CLASS, compare, comparison_by_class, comparison_table
+from simclr_fast.evaluation.features import ENCODERS, Pixels, Preprocess, embed
+from simclr_fast.evaluation.probes import knn_accuracy, nearest
 from simclr_fast.evaluation.session import measurable
-from simclr_fast.evaluation.splits import random_part
+from simclr_fast.evaluation.splits import few_label_draws, random_part
 from simclr_fast.evaluation.tables import class_names
 from simclr_fast.models import build_model
 from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics, write_results
 
 QUERY_SHARE = 0.1
+LARGEST_QUERIES = 1000  # test images whose neighbours are looked for, a fixed random part
 LARGEST_SAMPLE = 50_000  # images, queries and bank together; of a larger set a fixed random part is used
 PICTURE_COLUMNS = 10
+PICTURE_LINES = 10  # queries whose neighbours are shown, of a class each
+PICTURE_NEIGHBOURS = 5
 
 
 class OnlineKnn:
@@ -52,7 +55,8 @@ def draw_pictures(
     views: Callable[[Tensor | list[Tensor], Tensor], Tensor],
     device: torch.device,
 ) -> list[Path]:
-    """The view grid, the learning curves and, where there are labelled test images, the map of their embeddings.
+    """The view grid and the learning curves; where there are labelled test images, the map of their embeddings, and
+    where there are labelled training images, too, the nearest of a few of these by raw pixels and by the encoder.
 
     views: gives two views [2n, C, S, S], view-major, of n images uint8 [C, H, W] at indices int64 [n].
     """
@@ -72,7 +76,44 @@ def draw_pictures(
         features = embed(encoder, dataset.test, Preprocess.of(config.augment), device, chosen)
         title = f"Encoder features of {len(chosen)} test images"
         visualize.embedding_map(paths[2], features, dataset.test.labels[chosen], title, class_names(dataset))
+    if measurable(dataset):
+        paths.append(_draw_neighbours(config, dataset, encoder, device))
     return paths
+
+
+def _draw_neighbours(config: Config, dataset: Dataset, encoder: nn.Module, device: torch.device) -> Path:
+    """Test images of different classes with the most alike of a few labelled images, by raw pixels and by the encoder.
+
+    The queries are the first of their class in a random order, whatever is found for them; the labelled images those
+    of the comparison's first draw.
+    """
+    from simclr_fast.evaluation import neighbour_picture as picture
+
+    labelled, test, preprocess = dataset.labelled, dataset.test, Preprocess.of(config.augment)
+    few = few_label_draws(labelled.labels, LABELS_PER_CLASS, draws=1)[0]
+    asked = random_part(len(test), LARGEST_QUERIES)
+    labels, truth = labelled.labels[few], test.labels[asked]
+    classes = truth.unique()
+    shown = classes[torch.linspace(0, len(classes) - 1, min(PICTURE_LINES, len(classes))).long()]
+    lines = torch.stack([(truth == label).nonzero()[0, 0] for label in shown])
+    found = {}
+    for name, one in (("raw", Pixels()), ("simclr", encoder)):
+        bank, queries = embed(one, labelled, preprocess, device, few), embed(one, test, preprocess, device, asked)
+        near = nearest(bank, queries, PICTURE_NEIGHBOURS, device)[1]  # [Q, k]
+        same = labels[near] == truth[:, None]
+        found[f"{ENCODERS[name]}: {same.float().mean():.0%} right"] = [
+            [
+                picture.Shown(image, same=right)
+                for image, right in zip(picture.thumbnails(labelled, few[near[line]]), same[line].tolist())
+            ]
+            for line in lines.tolist()
+        ]
+    queries = [picture.Shown(image) for image in picture.thumbnails(test, asked[lines])]
+    title = (
+        f"Test images, and the {near.shape[1]} that each finds most alike of {len(few)} labelled ones "
+        f"({LABELS_PER_CLASS} per class).\nGreen: of the query's class. Shares: of what {len(asked)} test images find."
+    )
+    return picture.draw_side_by_side(config.run.output / picture.PICTURE_FILE, queries, found, title)
 
 
 def evaluate(

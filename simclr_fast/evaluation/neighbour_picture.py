@@ -1,9 +1,9 @@
-"""The picture of nearest neighbours: each query with the images that are most like it, their names and similarities."""
+"""Pictures of nearest neighbours: each query with the images most like it, named, or by one encoder beside another."""
 
 import dataclasses
 import functools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib import font_manager
@@ -13,12 +13,16 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from torch import Tensor
 
+from simclr_fast.data import Source
+from simclr_fast.evaluation.features import TAKEN_FILES
 from simclr_fast.evaluation.pictures import FOUND_BOX, TRUE_BOX
-from simclr_fast.visualize import new_figure, save
+from simclr_fast.visualize import new_figure, save, shrunk
 
 PICTURE_FILE = "neighbours.png"
 CELL, TEXT = 1.5, 0.5  # inches: side of an image in the picture, height of the text below it
 GAP, HEAD = 0.12, 0.42  # inches between cells, and above them for the title
+SMALL_SIDE = 192  # pixels of an image in the picture without names: twice what is drawn of it
+SMALL_CELL, SMALL_GAP, GROUP_GAP, LINE = 0.66, 0.07, 0.2, 0.22  # inches, of the picture without names
 THINNEST = 0.02  # inches that a side of an image has at least
 TEXT_SIZE = 7  # points
 QUERY = "#1f77b4"
@@ -52,9 +56,14 @@ class Shown:
     """
 
     image: Tensor | None
-    name: str
+    name: str = ""
     similarity: float | None = None
     same: bool | None = None
+
+
+def thumbnails(source: Source, indices: Tensor) -> list[Tensor]:
+    """Images uint8 [C, H, W] on the CPU, in their own proportions, as large as the picture without names shows them."""
+    return [shrunk(image.cpu(), SMALL_SIDE) for few in indices.split(TAKEN_FILES) for image in source.take(few)]
 
 
 def draw(path: Path, lines: Sequence[Sequence[Shown]], title: str) -> Path:
@@ -71,7 +80,7 @@ def draw(path: Path, lines: Sequence[Sequence[Shown]], title: str) -> Path:
         for j, shown in enumerate(line):
             left = GAP + j * step + (GAP if j else 0)  # the query stands apart
             top = height - HEAD - i * row
-            _show(axis, shown, left, top, is_query=j == 0)
+            _show(axis, shown, left, top, CELL, is_query=j == 0)
             _write(axis, shown, left + CELL / 2, top - CELL, is_query=j == 0)
     axis.text(GAP, height - 0.1, readable(title), va="top", fontsize=10, parse_math=False, family=_family())
     axis.set(xlim=(0, width), ylim=(0, height))
@@ -79,23 +88,52 @@ def draw(path: Path, lines: Sequence[Sequence[Shown]], title: str) -> Path:
     return save(figure, path)
 
 
-def _show(axis: Axes, shown: Shown, left: float, top: float, is_query: bool) -> None:
+def draw_side_by_side(
+    path: Path, queries: Sequence[Shown], found: Mapping[str, Sequence[Sequence[Shown]]], title: str = ""
+) -> Path:
+    """A line for each query: the query, then under each heading of `found` its neighbours, without names.
+
+    Returns the path. found: heading -> as many neighbours for each query, the most alike first.
+    """
+    step = SMALL_CELL + SMALL_GAP
+    widths = [len(lines[0]) * step for lines in found.values()]
+    starts = [2 * SMALL_GAP + step + GROUP_GAP + sum(widths[:i]) + i * GROUP_GAP for i in range(len(widths))]
+    head = HEAD + LINE * len(title.splitlines())
+    width, height = starts[-1] + widths[-1] + SMALL_GAP, len(queries) * step + head
+    figure = new_figure((width, height))
+    axis = figure.add_axes((0, 0, 1, 1))
+    for i, query in enumerate(queries):
+        top = height - head - i * step
+        _show(axis, query, 2 * SMALL_GAP, top, SMALL_CELL, is_query=True)
+        for start, lines in zip(starts, found.values()):
+            for j, shown in enumerate(lines[i]):
+                _show(axis, shown, start + j * step, top, SMALL_CELL, is_query=False)
+    style = {"va": "bottom", "parse_math": False, "fontsize": 10}
+    for start, heading in zip([2 * SMALL_GAP, *starts], ["query", *found]):
+        axis.text(start, height - head + SMALL_GAP, heading, **style)
+    axis.text(2 * SMALL_GAP, height - SMALL_GAP, title, **(style | {"va": "top", "linespacing": 1.4}))
+    axis.set(xlim=(0, width), ylim=(0, height))
+    axis.axis("off")
+    return save(figure, path)
+
+
+def _show(axis: Axes, shown: Shown, left: float, top: float, cell: float, is_query: bool) -> None:
     """An image in the middle of its cell, as large as it can be there, and a frame around the cell."""
-    middle = (left + CELL / 2, top - CELL / 2)
+    middle = (left + cell / 2, top - cell / 2)
     background = MISSING if shown.image is None else CELL_COLOR
-    axis.add_patch(Rectangle((left, top - CELL), CELL, CELL, facecolor=background, linewidth=0, zorder=-1))
+    axis.add_patch(Rectangle((left, top - cell), cell, cell, facecolor=background, linewidth=0, zorder=-1))
     if shown.image is None:
         axis.text(*middle, "cannot be read", ha="center", va="center", fontsize=TEXT_SIZE)
     else:
         height, width = shown.image.shape[-2:]
-        halves = [max(THINNEST, CELL * side / max(height, width)) / 2 for side in (width, height)]
+        halves = [max(THINNEST, cell * side / max(height, width)) / 2 for side in (width, height)]
         place = (middle[0] - halves[0], middle[0] + halves[0], middle[1] - halves[1], middle[1] + halves[1])
         pixels = shown.image.permute(1, 2, 0).squeeze(-1).numpy()
         axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=place, aspect="auto")
     is_known = shown.same is not None
     color = QUERY if is_query else {True: TRUE_BOX, False: FOUND_BOX, None: "#bbbbbb"}[shown.same]
     strength = 2.5 if is_query or is_known else 0.8
-    frame = Rectangle((left, top - CELL), CELL, CELL, fill=False, edgecolor=color, linewidth=strength, zorder=3)
+    frame = Rectangle((left, top - cell), cell, cell, fill=False, edgecolor=color, linewidth=strength, zorder=3)
     axis.add_patch(frame)
 
 

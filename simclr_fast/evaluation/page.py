@@ -51,10 +51,11 @@ _HINT = '<p class="note hint">The picture is wider than the window: move it side
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading and the HTML below it."""
+    """A heading and the HTML below it. files: the pictures that were drawn for it."""
 
     title: str
     body: str
+    files: tuple[Path, ...] = ()
 
     @property
     def anchor(self) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of results: accuracy over labels, detections, nearest neighbours, confusion matrix."""
+"""Pictures of results: accuracy over labels, detections, confusion matrix."""
 
 import functools
 from pathlib import Path
@@ -60,26 +60,6 @@ def detections(
                 axis.text(left, top - 1, classes[label], color=color, fontsize=8, va="bottom", parse_math=False)
         line[0].set_ylabel(name)
     figure.suptitle(f"Objects found on test images (score at least {score:g})")
-    return _save(figure, path)
-
-
-def neighbours(path: Path, queries: list[Tensor], found: list[list[Tensor]], correct: Tensor | None) -> Path:
-    """A row per query: the query, then its nearest training images; a frame tells whether the class is the query's.
-
-    queries: n images, uint8 [C, H, W] of any sizes; found: k of each, nearest first; correct: bool [n, k], or None
-    without labels.
-    """
-    n, k = len(found), len(found[0])
-    figure, axes = subplots(n, k + 1, figsize=(1.0 * (k + 1), 1.0 * n), squeeze=False)
-    for row in range(n):
-        for column, axis in enumerate(axes[row]):
-            show_image(axis, queries[row] if column == 0 else found[row][column - 1])
-            known = column > 0 and correct is not None
-            color = "black" if not known else TRUE_BOX if correct[row, column - 1] else FOUND_BOX
-            for side in axis.spines.values():
-                side.set(color=color, linewidth=2.5)
-    axes[0, 0].set_title("query", fontsize=9)
-    axes[0, 1].set_title("nearest", fontsize=9)
     return _save(figure, path)
 
 

@@ -16,8 +16,8 @@ from simclr_fast.errors import naming
 from simclr_fast.evaluation import page, pictures
 from simclr_fast.evaluation.card_metadata import name_of
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
-from simclr_fast.evaluation.features import TAKEN_FILES, embed, preprocess_of
-from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE
+from simclr_fast.evaluation.features import embed, preprocess_of
+from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE, Shown, draw_side_by_side, thumbnails
 from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
 from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
 from simclr_fast.evaluation.splits import fixed_part, random_part
@@ -37,7 +37,7 @@ def main(session: Session) -> dict[str, Any]:
     parts = _training(session)
     results = read_comparison(run.folder)
     if results is not None:
-        parts.append(_comparison(results))
+        parts.append(_comparison(results, run.folder / PICTURE_FILE))
     parts += _representation(session, data)
     parts += _commands(session.folder)
     parts += _embedded(run.folder / FEATURES_FOLDER)
@@ -48,7 +48,8 @@ def main(session: Session) -> dict[str, Any]:
     path = session.folder / PAGE_FILE
     with naming(path):
         path.write_text(page.render(title, parts), encoding="utf-8")
-    return session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(path,))
+    drawn = [file for part in parts for file in part.files]
+    return session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(*drawn, path))
 
 
 def _name(session: Session) -> str:
@@ -91,14 +92,17 @@ def _training(session: Session) -> list[page.Section]:
     if lines:
         curves = session.folder / "curves.png"
         visualize.learning_curves(curves, lines, chance_level(run.config.optimization.batch_size))
-        sections.append(page.Section("Learning curves", page.picture(curves, "Loss, accuracy and learning rate.")))
+        text = "Loss, accuracy and learning rate."
+        sections.append(page.Section("Learning curves", page.picture(curves, text), (curves,)))
     return sections
 
 
-def _comparison(results: dict) -> page.Section:
-    tables = (comparison_table(results), comparison_by_class(results))
-    text = page.note("As measured at the end of training.")
-    return page.Section("Against the baselines", "".join(map(_table, tables)) + text)
+def _comparison(results: dict, drawing: Path) -> page.Section:
+    overall, by_class = (_table(table(results)) for table in (comparison_table, comparison_by_class))
+    text = "What raw pixels and the encoder find most alike among a few labelled images."
+    picture = page.picture(drawing, text) if drawing.exists() else ""
+    note = page.note("As measured at the end of training.")
+    return page.Section("Against the baselines", overall + picture + by_class + note)
 
 
 def _representation(session: Session, data: Dataset) -> list[page.Section]:
@@ -106,7 +110,7 @@ def _representation(session: Session, data: Dataset) -> list[page.Section]:
     encoder, preprocess = run.encoder().to(device), preprocess_of(run)
     features = lambda source, indices: embed(encoder, source, preprocess, device, indices)
     sections = labelled_sections if measurable(data) else training_sections
-    return sections(data, features, session.folder, run.config.augment.size, device)
+    return sections(data, features, session.folder, device)
 
 
 def _table(one: ResultTable) -> str:
@@ -149,9 +153,7 @@ def _embedded(folder: Path) -> list[page.Section]:
     return [page.Section("Features of your images", page.picture(drawing, text, wide=True) + tables + note)]
 
 
-def labelled_sections(
-    data: Dataset, features_of: FeaturesOf, folder: Path, size: int, device: torch.device
-) -> list[page.Section]:
+def labelled_sections(data: Dataset, features_of: FeaturesOf, folder: Path, device: torch.device) -> list[page.Section]:
     """Map of the test embeddings, nearest training images of sample test images, confusion matrix of kNN."""
     names = class_names(data)
     chosen = [fixed_part(len(source), limit) for source, limit in zip((data.labelled, data.test), LARGEST)]
@@ -168,11 +170,8 @@ def labelled_sections(
 
     samples = _samples(predicted, truth)
     near = index[samples, :SAMPLE_NEIGHBOURS]  # [queries, neighbours]
-    neighbours = pictures.neighbours(
-        folder / "neighbours.png",
-        _thumbnails(data.test, chosen[1][samples], size),
-        [_thumbnails(data.labelled, chosen[0][row], size) for row in near],
-        labels[near] == truth[samples, None],
+    neighbours = _draw_neighbours(
+        *(folder, data.test, chosen[1][samples], data.labelled, chosen[0][near]), labels[near] == truth[samples, None]
     )
     title = f"kNN, k = {k}: {accuracy(votes, truth):.1%} of {len(truth)} test images right"
     confusion = pictures.confusion(folder / "confusion.png", predicted, truth, names, title)
@@ -185,6 +184,7 @@ def labelled_sections(
                 "Test images and their nearest training images by cosine similarity; green: same class, red: another. "
                 "The last rows are images that kNN takes for another class, where there are any.",
             ),
+            (neighbours,),
         ),
         page.Section(
             "Confusions",
@@ -192,13 +192,12 @@ def labelled_sections(
                 confusion,
                 f"Weighted kNN with {k} neighbour(s), in percent; the training images chose k, leaving one out.",
             ),
+            (confusion,),
         ),
     ]
 
 
-def training_sections(
-    data: Dataset, features_of: FeaturesOf, folder: Path, size: int, device: torch.device
-) -> list[page.Section]:
+def training_sections(data: Dataset, features_of: FeaturesOf, folder: Path, device: torch.device) -> list[page.Section]:
     """Where there are no labelled test images: a map of the training images, and their nearest ones; no accuracies."""
     source = data.train if data.labelled is None or len(data.labelled) < 2 else data.labelled
     chosen = fixed_part(len(source), LARGEST[0])
@@ -206,19 +205,27 @@ def training_sections(
     labels = None if source.labels is None else source.labels[chosen]
     samples = random_part(len(bank), SAMPLE_QUERIES)
     _, near = nearest(bank, None, SAMPLE_NEIGHBOURS, device, samples)
-    neighbours = pictures.neighbours(
-        folder / "neighbours.png",
-        _thumbnails(source, chosen[samples], size),
-        [_thumbnails(source, chosen[row], size) for row in near],
-        None if labels is None else labels[near] == labels[samples, None],
-    )
+    same = None if labels is None else labels[near] == labels[samples, None]
+    neighbours = _draw_neighbours(folder, source, chosen[samples], source, chosen[near], same)
     frames = "" if labels is None else "; green: same class, red: another"
     text = f"Training images and their nearest other training images by cosine similarity{frames}."
     missing = page.note("The data has no labelled training and test images, so that no accuracy can be measured.")
     return [
         _map(folder, bank, labels, class_names(data), "training images"),
-        page.Section("Nearest neighbours", page.picture(neighbours, text) + missing),
+        page.Section("Nearest neighbours", page.picture(neighbours, text) + missing, (neighbours,)),
     ]
+
+
+def _draw_neighbours(
+    folder: Path, asked: Source, queries: Tensor, source: Source, near: Tensor, same: Tensor | None
+) -> Path:
+    """A line for each of the images at `queries` int64 [Q] with those at `near` int64 [Q, k]; same: bool [Q, k]."""
+    known = [[None] * near.shape[1]] * len(near) if same is None else same.tolist()
+    lines = [
+        [Shown(image, same=one) for image, one in zip(thumbnails(source, row), line)] for row, line in zip(near, known)
+    ]
+    shown = [Shown(image) for image in thumbnails(asked, queries)]
+    return draw_side_by_side(folder / "nearest.png", shown, {"nearest first": lines})
 
 
 def _map(folder: Path, features: Tensor, labels: Tensor | None, names: list[str], images: str) -> page.Section:
@@ -227,7 +234,7 @@ def _map(folder: Path, features: Tensor, labels: Tensor | None, names: list[str]
     title = f"t-SNE of the features of {len(some)} {images}"
     visualize.embedding_map(path, features[some], None if labels is None else labels[some], title, names)
     colors = "." if labels is None else ", coloured by class."
-    return page.Section("Map of the embeddings", page.picture(path, f"{len(some)} {images}{colors}"))
+    return page.Section("Map of the embeddings", page.picture(path, f"{len(some)} {images}{colors}"), (path,))
 
 
 def _samples(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -244,8 +251,3 @@ def _readable(source: Source, indices: Tensor, features: Tensor) -> tuple[Tensor
         return indices, features
     kept = torch.tensor([source.name(index) not in bad for index in indices.tolist()])
     return indices[kept], features[kept.to(features.device)]
-
-
-def _thumbnails(source: Source, indices: Tensor, size: int) -> list[Tensor]:
-    """Images uint8 [C, H, W] in their own proportions, with sides of `size` pixels at most."""
-    return [visualize.shrunk(image.cpu(), size) for few in indices.split(TAKEN_FILES) for image in source.take(few)]

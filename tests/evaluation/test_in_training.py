@@ -1,11 +1,16 @@
-"""The online kNN: its queries are no part of its bank, and its accuracy is the one by definition."""
+"""What the training loop measures: the online kNN by definition, and whose neighbours are shown at the end."""
+
+import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.evaluation import in_training, neighbour_picture
 from simclr_fast.evaluation.in_training import OnlineKnn
+from simclr_fast.evaluation.splits import few_label_draws
 from simclr_fast.recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -37,3 +42,44 @@ def test_accuracy_is_the_share_of_queries_of_the_class_around_them(wrong: int) -
     knn = monitor(labels.clone(), pixels)
     knn.source.labels[knn.queries[:wrong]] = 1 - knn.source.labels[knn.queries[:wrong]]
     assert knn.accuracy(nn.Flatten()) == pytest.approx(1 - wrong / 10)
+
+
+class Level(nn.Module):
+    """A direction per brightness, of which there are four."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.eye(4)[(images.amax(dim=(1, 2, 3)) * 255 / 50).long()]
+
+
+def levels(labels: torch.Tensor) -> ImageArrays:
+    """Noise under a brightest pixel, anywhere, that tells the class."""
+    pixels = torch.randint(0, 40, (len(labels), 1, 28, 28), dtype=torch.uint8)
+    pixels.flatten(1)[torch.arange(len(labels)), torch.randint(0, 784, (len(labels),))] = 50 * labels.byte() + 49
+    return ImageArrays(pixels, labels)
+
+
+def test_each_class_asks_once_for_those_most_alike_among_the_few_labelled_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    train, test = levels(torch.arange(120) % 4), levels(torch.tensor([3, 1, 1, 0, 3]))  # no test image of class 2
+    config = dataclasses.replace(RECIPES["demo"], run=dataclasses.replace(RECIPES["demo"].run, output=tmp_path))
+    drawn, draw = [], neighbour_picture.draw_side_by_side
+    monkeypatch.setattr(neighbour_picture, "draw_side_by_side", lambda *given: drawn.append(given) or draw(*given))
+    path = in_training._draw_neighbours(config, Dataset(train, train, test), Level(), CPU)
+    assert path == tmp_path / "neighbours.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    ((_, queries, found, title),) = drawn
+    class_of = lambda shown: int(shown.image.max()) // 50
+    assert [class_of(query) for query in queries] == [0, 1, 3]
+    raw, simclr = found
+    assert simclr == "SimCLR encoder: 100% right"
+    assert raw.startswith("raw pixels: ")
+    assert int(raw.split()[2][:-1]) < 80
+    assert "the 5 that each finds most alike of 40 labelled ones (10 per class)" in title
+    (few,) = few_label_draws(train.labels, 10, draws=1)
+    labelled = {image.numpy().tobytes() for image in train.images[few]}
+    for lines in found.values():
+        for query, line in zip(queries, lines):
+            assert [shown.same for shown in line] == [class_of(shown) == class_of(query) for shown in line]
+            assert {shown.image.numpy().tobytes() for shown in line} <= labelled

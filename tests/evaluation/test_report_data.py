@@ -1,5 +1,6 @@
 """The page on data as users have it: without labels, without a test part, with classes that one part lacks."""
 
+import base64
 import io
 import json
 from collections.abc import Callable
@@ -11,13 +12,15 @@ import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from sklearn.manifold import TSNE
+from torch import nn
 
 from simclr_fast.cli import main, parse
 from simclr_fast.data import Dataset, EncodedImages, ImageArrays
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures, report, session
-from simclr_fast.evaluation.features import ENCODERS, preprocess_of
+from simclr_fast.evaluation.comparison import compare
+from simclr_fast.evaluation.features import ENCODERS, Preprocess, preprocess_of
 from simclr_fast.evaluation.model_card import write_model_card
 from simclr_fast.evaluation.probes import standardize
 from simclr_fast.evaluation.run import Run
@@ -62,6 +65,22 @@ def start(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     return session_of
 
 
+def drawn_lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of each later picture of neighbours the queries, the images that are shown as theirs, and whether they agree."""
+    seen = []
+    draw = report.draw_side_by_side
+
+    def record(path: Path, queries: list, found: dict) -> Path:
+        (lines,) = found.values()
+        asked, images = torch.stack([one.image for one in queries]), [[one.image for one in line] for line in lines]
+        same = torch.tensor([[one.same for one in line] for line in lines])
+        seen.append((asked, torch.stack([torch.stack(line) for line in images]), same))
+        return draw(path, queries, found)
+
+    monkeypatch.setattr(report, "draw_side_by_side", record)
+    return seen
+
+
 def test_an_unlabelled_run_has_a_page(folder: Path, tmp_path: Path, start) -> None:
     report.main(start(Dataset(images(None, 30)), "report", str(folder)))
     content = json.loads((tmp_path / "report.json").read_text())["results"]["sections"]
@@ -84,9 +103,26 @@ def test_what_is_left_out_is_counted_and_no_image_stands_for_another(folder: Pat
     source = EncodedImages(9, encoded.__getitem__, "image {}.png".format, bad=BadImages(2))
     features = lambda source, indices: torch.stack([one.float().mean((1, 2)) for one in source.take(indices)])
     found = Dataset(source, ignored=(("notes.txt", "no image"),) * 3)
-    sections = report.training_sections(found, features, tmp_path, 28, CPU.device)
+    sections = report.training_sections(found, features, tmp_path, CPU.device)
     assert "8 training images" in sections[0].body
     assert report._left_out(found).startswith("3 ignored, 1 of those looked at here unreadable; ignored.txt")
+
+
+def test_what_was_measured_at_the_end_of_training_is_shown(folder: Path, tmp_path: Path, start) -> None:
+    data = Dataset(images([0, 1] * 10), images([0, 1] * 10), images([0, 1] * 4), ("ant", "bee"))
+    encoder = nn.Flatten()
+    scores = compare(
+        encoder, encoder, data.labelled, data.test, Preprocess(28, (0.0,), (1.0,)), CPU.device, names=["ant", "bee"]
+    )
+    write_results(folder / "results.json", scores)
+    drawing = folder / "neighbours.png"
+    drawing.write_bytes(b"\x89PNG of the run")
+    session = start(data, "report", str(folder), "--output", str(tmp_path))
+    report.main(session)
+    text = (tmp_path / "report.html").read_text()
+    section = text.partition('id="against-the-baselines"')[2].partition("<h2")[0]
+    assert base64.b64encode(drawing.read_bytes()).decode() in section
+    assert "1-NN, 10 labels/class" in section
 
 
 @pytest.mark.parametrize("test", ["none", "unlabelled"])
@@ -95,12 +131,9 @@ def test_a_run_without_labelled_test_images_has_a_page(
 ) -> None:
     train = images([0, 1] * 10)
     data = Dataset(train, train, None if test == "none" else images(None, 5), ("ant", "bee"))
-    seen = []
-    drawn = pictures.neighbours
-    monkeypatch.setattr(pictures, "neighbours", lambda *given: seen.append(given) or drawn(*given))
+    seen = drawn_lines(monkeypatch)
     report.main(start(data, "report", str(folder)))
-    _, queries, found, correct = seen[0]
-    queries, found = torch.stack(queries), torch.stack([torch.stack(row) for row in found])
+    queries, found, correct = seen[0]
     brightness = lambda pixels: pixels.flatten(-3).float().mean(dim=-1) > 45  # 20 and 70 are the means of the classes
     assert torch.equal(correct, brightness(queries)[:, None] == brightness(found))
     assert not (queries[:, None] == found).flatten(2).all(dim=2).any(), "no image is its own neighbour"
@@ -226,14 +259,11 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
 
 def test_neighbours_shown_are_training_images(tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Dataset(images([0, 1] * 10), images([0, 1] * 10), images([0, 1] * 4), ("ant", "bee"))
-    seen = []
-    monkeypatch.setattr(pictures, "neighbours", lambda *given: seen.append(given) or tmp_path / "curves.png")
-    (tmp_path / "curves.png").touch()
+    seen = drawn_lines(monkeypatch)
     features = lambda source, indices: source.images[indices].flatten(1).float()
     start(data, "report", str(tmp_path))
-    report.labelled_sections(data, features, tmp_path, 28, CPU.device)
-    _, queries, found, correct = seen[0]
-    queries, found = torch.stack(queries), torch.stack([torch.stack(row) for row in found])
+    report.labelled_sections(data, features, tmp_path, CPU.device)
+    queries, found, correct = seen[0]
     rows = F.normalize(data.labelled.images.flatten(1).float(), dim=1)
     nearest = (F.normalize(queries.flatten(1).float(), dim=1) @ rows.T).topk(8, dim=1).indices
     assert torch.equal(found, data.labelled.images[nearest])
