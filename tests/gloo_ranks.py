@@ -15,7 +15,7 @@ from tests.forked import CONTEXT
 def _run(rank: int, world: int, folder: Path, work: Callable[[int, int], Any]) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=120))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=datetime.timedelta(seconds=600))
     try:
         torch.save(work(rank, world), folder / f"rank{rank}.pt")
     finally:

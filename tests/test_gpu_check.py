@@ -130,7 +130,7 @@ def test_a_check_that_is_cut_off_has_written_what_it_knows(tmp_path: Path) -> No
         if "tests: running" in line:
             break
     check.send_signal(signal.SIGTERM)
-    output = check.communicate(timeout=60)[0]
+    output = check.communicate(timeout=600)[0]
     found = json.loads((out / "gpu_check.json").read_text())
     assert check.returncode == 1
     assert found["check"]["state"] == "cut off by SIGTERM"

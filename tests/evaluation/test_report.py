@@ -189,7 +189,7 @@ def open_in_chromium(page_file: Path, folder: Path) -> tuple[list[str], list[str
     quiet += ["--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]  # the browser's own calls go nowhere
     where = [f"--user--data={folder / 'profile'}", f"--log-net-log={log}", f"--screenshot={folder / 'page.png'}"]
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *quiet, *where]
-    run = subprocess.run([*command, page_file.as_uri()], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([*command, page_file.as_uri()], capture_output=True, text=True, timeout=600)
     assert (folder / "page.png").exists(), run.stderr
     requests = [event["params"] for event in json.loads(log.read_text())["events"] if "params" in event]
     asked = [one["url"] for one in requests if one.get("initiator", "not an origin") != "not an origin"]

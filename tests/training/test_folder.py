@@ -18,6 +18,7 @@ from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE
 from simclr_fast.training.folder import RunFolder
 from tests.forked import CONTEXT
+from tests.training.processes import PATIENCE
 
 ALONE = Process(0, 1, torch.device("cpu"))
 
@@ -98,7 +99,7 @@ def hold(folder: Path, connection: Connection) -> None:
     with RunFolder(config(folder), ALONE) as run:
         run.prepare(None, 0)
         connection.send("held")
-        connection.poll(60)  # until the other end is closed
+        connection.poll(PATIENCE)  # until the other end is closed
 
 
 @contextlib.contextmanager
@@ -108,11 +109,11 @@ def held(folder: Path):
     process = CONTEXT.Process(target=hold, args=(folder, theirs), daemon=True)
     process.start()
     try:
-        assert ours.poll(60)
+        assert ours.poll(PATIENCE)
         yield process
     finally:
         ours.close()
-        process.join(60)
+        process.join(PATIENCE)
 
 
 @pytest.mark.parametrize("resume", [None, "auto"])
@@ -146,9 +147,9 @@ def test_two_runs_of_one_process_are_refused_and_the_first_keeps_its_lock(tmp_pa
         ours, theirs = CONTEXT.Pipe()
         process = CONTEXT.Process(target=try_to_hold, args=(folder, theirs), daemon=True)
         process.start()
-        assert ours.poll(60)
+        assert ours.poll(PATIENCE)
         assert f"another run is writing there (process {os.getpid()} on" in ours.recv()
-        process.join(60)
+        process.join(PATIENCE)
     prepare(config(folder))
 
 
@@ -163,7 +164,7 @@ def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with held(folder) as process:
         process.kill()
-        process.join(60)
+        process.join(PATIENCE)
         prepare(config(folder))
 
 

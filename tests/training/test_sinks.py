@@ -175,7 +175,7 @@ def wandb_holds(folder: Path) -> list[tuple[str, int, float]]:
 
     found = []
     for path in folder.glob("wandb/offline-run-*/*.wandb"):
-        records, deadline = [], time.monotonic() + 60
+        records, deadline = [], time.monotonic() + 600
         while not records or not records[-1].HasField("exit"):
             assert time.monotonic() < deadline, f"{path} was not finished"
             time.sleep(0.05)
