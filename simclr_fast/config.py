@@ -112,7 +112,7 @@ class ModelOptions:
 
     model: str = "resnet50"
     """Backbone: torchvision's by name (resnet50, convnext_tiny, efficientnet_v2_s, regnet_y_400mf, vit_b_16, swin_t),
-    timm/NAME, package.module:function, or resnet_mini (for 28-pixel digits); docs/backbones.md says what each can."""
+    timm/NAME, package.module:function, or resnet_mini (for small images); docs/backbones.md says what each can."""
     model_kwargs: tuple[str, ...] = ()
     """Arguments of the backbone, key=value each (numbers, true, false, words), as in drop_path_rate=0.1."""
     stem: Literal["imagenet", "cifar"] = "imagenet"

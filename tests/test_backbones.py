@@ -150,7 +150,19 @@ def test_an_argument_that_is_there_twice_is_refused() -> None:
             32,
             r"^--model-kwargs depth=3: timm/resnet18",
         ),
-        ({"model": "resnet_mini", "model_kwargs": ("depth=3",)}, 32, r"^--model-kwargs depth: resnet_mini takes no"),
+        (
+            {"model": "resnet_mini", "model_kwargs": ("grid=3", "depth=3")},
+            32,
+            r"^--model-kwargs grid=3 depth=3: resnet_mini has one argument, grid; leave depth out",
+        ),
+        *(
+            (
+                {"model": "resnet_mini", "model_kwargs": (f"grid={grid}",)},
+                32,
+                rf"^--model-kwargs grid={grid}: pass a grid of 1 to 16 cells a side",
+            )
+            for grid in ("0", "17", "2.5", "true", "wide")
+        ),
         ({"model": "timm/hf-hub:someone/model"}, 32, r"timm lists no such model"),
         ({"model": "timm/local-dir:/tmp"}, 32, r"timm lists no such model"),
         ({"model": "timm/resnet18.a1_in1k"}, 32, r"such as resnet18, .*\(without a tag\)"),

@@ -17,6 +17,17 @@ def test_backbone_gives_its_number_of_features(name: str, features: int) -> None
     assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, features)
 
 
+def test_grid_of_the_mini_keeps_where_features_are_and_one_cell_is_their_average() -> None:
+    images = torch.rand(2, 1, 24, 24)
+    of_grid = {}
+    for grid in (1, 3):
+        torch.manual_seed(0)
+        model = build_model(ModelOptions(model="resnet_mini", model_kwargs=(f"grid={grid}",)), channels=1, size=24)
+        assert model.features == 128 * grid**2
+        of_grid[grid] = model.backbone.eval()(images).unflatten(1, (128, grid, grid))
+    torch.testing.assert_close(of_grid[3].mean((2, 3), keepdim=True), of_grid[1])
+
+
 def test_backbone_keys_are_torchvisions() -> None:
     ours = build_backbone("resnet18")[0].state_dict()
     theirs = torchvision.models.resnet18().state_dict()
