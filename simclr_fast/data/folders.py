@@ -60,5 +60,5 @@ def _split(root: Path, options: SourceOptions) -> Split:
     codes = torch.tensor([number.get(name.split(os.sep, 1)[0], -1) if os.sep in name else -1 for name in names])
     files = Files(root, names)
     bad = BadImages(allowance(options.max_bad_images, len(names)))
-    source = EncodedImages(len(names), files.read, files.name, bad=bad, identity=files.identity)
+    source = EncodedImages(len(names), files.read, files.name, bad=bad, identity=files.identity, file=files.name)
     return Split(str(root), source, codes, classes, "the images lie in no class folders", tuple(ignored))

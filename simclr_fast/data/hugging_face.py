@@ -74,7 +74,7 @@ def _split(name: str, table: Any, label: str, options: SourceOptions) -> Split:
     images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     reader = TableColumn(images, column, folders_of(options.data), f"split {name!r}, ")
     bad = BadImages(allowance(options.max_bad_images, len(table)))
-    source = EncodedImages(len(table), reader.read, reader.name, bad=bad, identity=reader.identity)
+    source = EncodedImages(len(table), reader.read, reader.name, bad=bad, identity=reader.identity, file=reader.file)
     return Split(f"split {name!r}", source, codes, classes, reason)
 
 

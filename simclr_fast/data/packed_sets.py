@@ -1,5 +1,6 @@
 """Reads a packed data set: JPEG bytes from Arrow files, or pixels of one size from an .npy file."""
 
+import bisect
 import os
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def source_of(root: Path, name: str, manifest: dict[str, Any], max_bad_images: f
     if manifest["format"] == "raw":
         return StoredImages(records, tuple(manifest["image"]), torch.arange(count))
     bad = BadImages(allowance(max_bad_images, count))
-    return EncodedImages(count, records.read, records.name, bad=bad, identity=records.identity)
+    names = PackedNames(root / name, manifest["splits"][name])
+    return EncodedImages(count, records.read, records.name, bad=bad, identity=records.identity, file=names)
 
 
 def records_of(root: Path, name: str, manifest: dict[str, Any]) -> Records:
@@ -105,3 +107,32 @@ def _column(path: Path, count: int) -> np.ndarray:
     if len(column) != count:
         raise DataError(f"{path}: {len(column)} entries for {count} images")
     return column
+
+
+class PackedNames:
+    """The paths that images had when they were packed, from the Arrow files of a split. entry: its manifest's."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any]):
+        counts = [shard["images"] for shard in entry["shards"]]
+        self.paths = [folder / shard_name(number, len(counts)) for number in range(len(counts))]
+        self.ends = torch.tensor(counts).cumsum(0).tolist()
+        self.held: tuple[int, Any] = (-1, None)  # the shard that was asked last, and its names
+
+    def __call__(self, index: int) -> str:
+        shard = bisect.bisect_right(self.ends, index)
+        number, names = self.held
+        if number != shard:
+            names = self._names(self.paths[shard])
+            self.held = (shard, names)
+        return names[index - (self.ends[shard - 1] if shard else 0)].as_py()
+
+    @staticmethod
+    def _names(path: Path) -> Any:
+        import pyarrow
+
+        with pyarrow.memory_map(str(path)) as file:
+            batches = list(pyarrow.ipc.open_stream(file))
+            # A copy, so that the file need not stay open for the names alone.
+            return pyarrow.concat_arrays(
+                [pyarrow.array(batch.column(0).field("path").to_pylist()) for batch in batches]
+            )

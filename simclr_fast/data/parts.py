@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.messages import on_one_line
 from simclr_fast.data.packed import MANIFEST, read_manifest
-from simclr_fast.data.packed_shape import shard_name
+from simclr_fast.data.packed_sets import PackedNames
 from simclr_fast.data.sources import Dataset, EncodedImages, Source
 from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.threads import Place
@@ -158,32 +158,3 @@ class AllImages:
         """The bytes of an image as they are stored."""
         part, index = self.place(number)
         return bytes(self.parts[part].source.read(index))
-
-
-class PackedNames:
-    """The paths that images had when they were packed, from the Arrow files of a split. entry: its manifest's."""
-
-    def __init__(self, folder: Path, entry: dict[str, Any]):
-        counts = [shard["images"] for shard in entry["shards"]]
-        self.paths = [folder / shard_name(number, len(counts)) for number in range(len(counts))]
-        self.ends = torch.tensor(counts).cumsum(0).tolist()
-        self.held: tuple[int, Any] = (-1, None)  # the shard that was asked last, and its names
-
-    def __call__(self, index: int) -> str:
-        shard = bisect.bisect_right(self.ends, index)
-        number, names = self.held
-        if number != shard:
-            names = self._names(self.paths[shard])
-            self.held = (shard, names)
-        return names[index - (self.ends[shard - 1] if shard else 0)].as_py()
-
-    @staticmethod
-    def _names(path: Path) -> Any:
-        import pyarrow
-
-        with pyarrow.memory_map(str(path)) as file:
-            batches = list(pyarrow.ipc.open_stream(file))
-            # A copy, so that the file need not stay open for the names alone.
-            return pyarrow.concat_arrays(
-                [pyarrow.array(batch.column(0).field("path").to_pylist()) for batch in batches]
-            )

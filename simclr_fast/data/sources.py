@@ -1,6 +1,7 @@
 """Where images come from: one uint8 array in memory, or encoded files that are decoded when they are asked for."""
 
 import dataclasses
+import functools
 import os
 import re
 import zlib
@@ -76,6 +77,7 @@ class EncodedImages:
     channels: int = 3
     bad: BadImages = dataclasses.field(default_factory=BadImages)
     identity: Callable[[int], str] | None = None
+    file: Callable[[int], str | None] | None = None
     shrink_to: int = 0
 
     def __len__(self) -> int:
@@ -130,6 +132,7 @@ class EncodedImages:
             read=lambda index: self.read(int(indices[index])),
             name=lambda index: self.name(int(indices[index])),
             identity=None if self.identity is None else lambda index: self.identity(int(indices[index])),
+            file=None if self.file is None else lambda index: self.file(int(indices[index])),
             labels=None if self.labels is None else self.labels[indices],
         )
 
@@ -238,3 +241,12 @@ class TableColumn:
 
     def name(self, index: int) -> str:
         return f"{self.title}row {index} of column {self.column!r}"
+
+    def file(self, index: int) -> str | None:
+        """The path that the row holds beside its image, if any."""
+        return self._paths[index]
+
+    @functools.cached_property
+    def _paths(self) -> list[str | None]:
+        path = f"{self.column}.path"
+        return self.table.flatten().select_columns([path])[path][:]  # alone: the images would take all memory

@@ -125,5 +125,5 @@ def _split(name: str, folder: TableFolder, rows: Rows) -> Split:
     codes, classes, reason = classes_of(rows.labels)
     files = Files(folder.root, rows.names)
     bad = BadImages(allowance(folder.options.max_bad_images, len(rows.names)))
-    source = EncodedImages(len(rows.names), files.read, files.name, bad=bad, identity=files.identity)
+    source = EncodedImages(len(rows.names), files.read, files.name, bad=bad, identity=files.identity, file=files.name)
     return Split(name, source, codes, classes, reason)
