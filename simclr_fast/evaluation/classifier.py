@@ -1,6 +1,8 @@
 """Training of a whole network on labelled images: a classifier on a backbone, from a checkpoint or from scratch."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +44,17 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long a classifier is trained, and with which batches. lr_base: learning rate per 256 images of a batch."""
+    """How long a classifier is trained, and with which batches. lr_base: learning rate per 256 images of a batch.
+
+    nesterov: whether the momentum is Nesterov's; crop: options of the augmentation that take the place of the recipe's.
+    """
 
     epochs: int
     min_steps: int
     batch_size: int  # over all processes
     lr_base: float
+    nesterov: bool = True
+    crop: Mapping[str, Any] | None = None
 
 
 def fine_tune(
@@ -68,7 +75,7 @@ def fine_tune(
     init: "checkpoint" starts from the run's backbone, "scratch" from one as `seed` makes it; the seed decides on the
     batches and their crops, too. title: of the progress bar, which stays away without one.
     """
-    batches = LabelledBatches(train, schedule.batch_size, run, seed, process)
+    batches = LabelledBatches(train, schedule.batch_size, run, seed, process, schedule.crop)
     steps = max(schedule.min_steps, schedule.epochs * batches.steps_per_epoch)
     model = train_classifier(
         _initial(run, init, seed, classes),
@@ -77,6 +84,7 @@ def fine_tune(
         lr=schedule.lr_base * schedule.batch_size / REFERENCE_BATCH,
         process=process,
         speed=speed,
+        nesterov=schedule.nesterov,
         title=title,
     )
     return embed(model, test, preprocess_of(run), process.device), steps
@@ -90,9 +98,10 @@ def train_classifier(
     lr: float,
     process: Process,
     speed: Speed,
+    nesterov: bool = True,
     title: str = "",
 ) -> Classifier:
-    """Train all parameters by SGD-Nesterov 0.9 with a cosine and no decay (Chen et al. 2020, B.5); returns the model.
+    """Train all parameters by SGD, momentum 0.9, with a cosine and no decay (Chen et al. 2020, B.5); returns the model.
 
     Under torchrun gradients are averaged and batch norm is synchronised over the processes. Raises NonFiniteLossError
     where the loss is not finite.
@@ -114,7 +123,7 @@ def train_classifier(
 
     backend = speed.compile_backend
     compute = loss_of if backend is None else torch.compile(loss_of, backend=backend, dynamic=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=nesterov)
     scaler = torch.amp.GradScaler(device.type, enabled=speed.autocast == torch.float16)
     bar = tqdm(batches.steps(steps), total=steps, desc=title, unit="step", disable=not process.is_main or not title)
     for step, (images, labels) in enumerate(bar):

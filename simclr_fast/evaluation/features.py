@@ -1,7 +1,8 @@
 """How images reach encoders: the test-time view and what encoders make of it, and augmented batches with labels."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,21 +119,30 @@ class LabelledBatches:
 
     Random resized crop and, where the recipe flips, a horizontal flip (Chen et al. 2020, B.5 and B.6); no colour. The
     images of a step and their crops depend on (seed, step) alone. batch_size is global; one larger than the data set
-    is cut to it. How the run's images reached its device does not matter: this may be another, without its memory or
-    its nvJPEG. Raises ConfigError for fewer images than processes.
+    is cut to it. crop: options of the augmentation that take the place of the recipe's. How the run's images reached
+    its device does not matter: this may be another, without its memory or its nvJPEG. Raises ConfigError for fewer
+    images than processes.
     """
 
-    def __init__(self, source: Source, batch_size: int, run: Run, seed: int, process: Process):
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        run: Run,
+        seed: int,
+        process: Process,
+        crop: Mapping[str, Any] | None = None,
+    ):
         batch_size = min(batch_size, len(source) // process.world_size * process.world_size)
         if batch_size == 0:
             raise ConfigError(f"{len(source)} labelled images cannot be shared by {process.world_size} processes")
         self.labels = source.labels.to(process.device)
         self.seed = seed
         options = dataclasses.replace(run.config.data, resident="auto", decode_device="cpu")
-        ranks, shrink_to = (process.rank, process.world_size), side_of(run.config.augment)
+        crop_and_flip = dataclasses.replace(run.config.augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0, **(crop or {}))
+        ranks, shrink_to = (process.rank, process.world_size), side_of(crop_and_flip)
         self.loader = build_loader(source, batch_size, seed, process.device, options, *ranks, shrink_to)
         self.steps_per_epoch = self.loader.sampler.steps_per_epoch
-        crop_and_flip = dataclasses.replace(run.config.augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0)
         self.augment = SimCLRAugment(**crop_and_flip.fused(), views=1)
 
     def steps(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:

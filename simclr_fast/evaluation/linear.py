@@ -13,7 +13,10 @@ from tqdm.auto import tqdm
 
 from simclr_fast.data import Dataset
 from simclr_fast.evaluation.features import ENCODERS, REFERENCE_BATCH, LabelledBatches, all_features, encoders
-from simclr_fast.evaluation.probes import LinearClassifier, floored_std, standardize, sweep_linear
+from simclr_fast.evaluation.label_list import with_labels_of
+from simclr_fast.evaluation.penalty_sweep import sweep_linear
+from simclr_fast.evaluation.probes import LinearClassifier, floored_std, standardize
+from simclr_fast.evaluation.protocols import Protocol, described, protocol_of
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import hold_out
 from simclr_fast.evaluation.tables import (
@@ -32,12 +35,13 @@ DEMO_EPOCHS = 30
 METHODS = {"sgd": "SGD, augmented images", "lbfgs": "L-BFGS, cached features"}
 SCORES = {"accuracy": "", "top5_accuracy": ", top-5"}
 MOMENTUM = 0.9
+DROP = 0.1  # what a protocol's drops multiply the learning rate by
 
 
 def main(session: Session) -> dict[str, Any]:
     """Test accuracy by method and encoder; hyper-parameters are chosen on a held-out part of the training images."""
     options = session.options
-    data = session.labelled_data()
+    data = with_labels_of(session.labelled_data(), options.label_list)
     names, truth = class_names(data), data.test.labels
     methods = [method for method in METHODS if options.method in ("both", method)]
     results: dict[str, dict[str, dict[str, Any]]] = {method: {} for method in methods}
@@ -57,7 +61,9 @@ def main(session: Session) -> dict[str, Any]:
         for score, title in SCORES.items()
         if score in scores["simclr"]
     }
-    tables = [ResultTable.of("Linear classifier, all labels: test accuracy (%)", "", ENCODERS, rows)]
+    listed = f"the {len(data.labelled)} labels of {options.label_list.name}" if options.label_list else "all labels"
+    title = f"Linear classifier, {listed}: test accuracy (%){described(options)}"
+    tables = [ResultTable.of(title, "", ENCODERS, rows)]
     for method, scores in results.items():
         by_class = {encoder: one["per_class"] for encoder, one in scores.items()}
         tables.append(class_table(f"Accuracy by class (%), {METHODS[method]}", names, truth, by_class, ENCODERS))
@@ -67,12 +73,19 @@ def main(session: Session) -> dict[str, Any]:
 def _by_sgd(
     session: Session, data: Dataset, name: str, train: Tensor, test: Tensor, classes: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Test logits [Q, classes] of the probe that the held-out images choose, and what was chosen."""
+    """Test logits [Q, classes] of the probe that the held-out images choose, and what was chosen.
+
+    One learning rate leaves nothing to choose: then nothing is held out, and the accuracy there is None.
+    """
     options, run, labels = session.options, session.run, data.labelled.labels
-    kept, held_out = hold_out(labels, options.held_out, options.seed)
+    protocol = protocol_of(options)
+    source, kept, held_out = data.labelled, torch.arange(len(labels)), None
+    if len(options.lr_base) > 1:
+        kept, held_out = hold_out(labels, options.held_out, options.seed)
+        source = source.subset(kept)
     epochs = options.epochs or (DEMO_EPOCHS if run.config.recipe == "demo" else PUBLISHED_EPOCHS)
-    batches = LabelledBatches(data.labelled.subset(kept), options.batch_size, run, options.seed, session.process)
-    scale = Standardize(train[kept])
+    batches = LabelledBatches(source, options.batch_size, run, options.seed, session.process, protocol.crop)
+    scale = Standardize(train[kept]) if protocol.standardize else nn.Identity()
     probes = train_probes(
         nn.Sequential(encoders(run)[name], scale).to(session.device),
         train.shape[1],
@@ -81,10 +94,13 @@ def _by_sgd(
         steps=epochs * batches.steps_per_epoch,
         batch_size=options.batch_size,
         lr_base=options.lr_base,
+        protocol=protocol,
         title=f"{METHODS['sgd']}, {ENCODERS[name]}",
     )
     scale = scale.cpu()
-    probe, score = best_probe(probes, scale(train[held_out]), labels[held_out])
+    probe, score = probes[0], None
+    if held_out is not None:
+        probe, score = best_probe(probes, scale(train[held_out]), labels[held_out])
     found = {"held_out_accuracy": score, "lr_base": probe.lr_base, "epochs": epochs}
     return probe.classifier.logits(scale(test)), found
 
@@ -92,7 +108,7 @@ def _by_sgd(
 def _by_lbfgs(session: Session, data: Dataset, train: Tensor, test: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """Test logits [Q, classes] with the penalty that the held-out images choose, and what was chosen."""
     options = session.options
-    scaled_train, scaled_test = standardize(train, test)
+    scaled_train, scaled_test = standardize(train, test) if protocol_of(options).standardize else (train, test)
     sweep = sweep_linear(
         scaled_train,
         data.labelled.labels,
@@ -140,9 +156,12 @@ def train_probes(
     steps: int,
     batch_size: int,
     lr_base: tuple[float, ...],
+    protocol: Protocol,
     title: str = "",
 ) -> list[Probe]:
-    """One classifier per learning rate, all trained on the same features by SGD-Nesterov with a cosine, no decay.
+    """One classifier per learning rate, from zero, all trained on the same features by SGD with momentum, no decay.
+
+    protocol: what kind of momentum, and how the learning rate falls.
 
     encoder: [B, C, S, S] -> [B, features]; runs in eval mode without gradients, so neither its parameters nor its batch
     norm statistics move.
@@ -163,11 +182,19 @@ def train_probes(
         with torch.no_grad():
             for p, grad, momentum in zip((weight, bias), grads, momenta):
                 momentum.mul_(MOMENTUM).add_(grad)
-                p.sub_(peaks * lr_at(step, 1.0, steps, 0) * (grad + MOMENTUM * momentum))  # Nesterov, as torch's SGD
+                update = grad + MOMENTUM * momentum if protocol.nesterov else momentum  # as torch's SGD
+                p.sub_(peaks * share_of_peak(protocol, step, steps) * update)
     return [
         Probe(lr, LinearClassifier(w.detach(), b.detach()[0]))
         for lr, w, b in zip(lr_base, weight.unbind(), bias.unbind())
     ]
+
+
+def share_of_peak(protocol: Protocol, step: int, steps: int) -> float:
+    """The learning rate of a step as a share of the highest, by the protocol's drops or by a cosine."""
+    if not protocol.drops:
+        return lr_at(step, 1.0, steps, 0)
+    return DROP ** sum(100 * step >= percent * steps for percent in protocol.drops)
 
 
 def best_probe(probes: list[Probe], features: Tensor, labels: Tensor) -> tuple[Probe, float]:

@@ -21,6 +21,7 @@ from simclr_fast.config import (
     require,
 )
 from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.protocols import PROTOCOLS, ProtocolName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,33 +71,54 @@ class DataChoice(ComputeOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KnnOptions(DataChoice):
-    """Weighted nearest-neighbour classification of test and, leaving one out, training images."""
+class ByProtocol(DataChoice):
+    """Options of which some are as a protocol says, where they are None."""
 
-    command: ClassVar[str] = "knn"
-    knn_k: tuple[int, ...] = (1, 5, 10, 20, 50, 100, 200)
-    """Neighbours that vote (counts); the training images choose one, leaving one out."""
-    knn_t: float = 0.1
-    """Temperature of their weights exp(similarity / t) (no unit, > 0)."""
+    protocol: ProtocolName = "own"
+    """Whose evaluation is followed: this package's own, or a published one, so that a figure can be put beside theirs;
+    options that are given win, and the table's title names them. docs/protocols.md says what each does."""
+
+    def __post_init__(self) -> None:
+        protocol = PROTOCOLS[self.command].get(self.protocol)
+        for name, value in protocol.values.items() if protocol is not None else ():  # `check` refuses unknown ones
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearOptions(DataChoice):
-    """Linear classifier on frozen features: the published SGD protocol, and L-BFGS on cached features."""
+class KnnOptions(ByProtocol):
+    """Weighted nearest-neighbour classification of test and, leaving one out, training images."""
+
+    command: ClassVar[str] = "knn"
+    knn_k: tuple[int, ...] | None = None
+    """Neighbours that vote (counts); the training images choose one, leaving one out; None is the protocol's (own: 1 5
+    10 20 50 100 200)."""
+    knn_t: float | None = None
+    """Temperature of their weights exp(similarity / t) (no unit, > 0); None is the protocol's (own: 0.1)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearOptions(ByProtocol):
+    """Linear classifier on frozen features: SGD on augmented images, and L-BFGS on cached features."""
 
     command: ClassVar[str] = "linear"
-    method: Literal["both", "sgd", "lbfgs"] = "both"
-    """SGD on augmented images, L-BFGS on the features of centre crops, or both."""
+    method: Literal["both", "sgd", "lbfgs"] | None = None
+    """SGD on augmented images, L-BFGS on the features of centre crops, or both; None is the protocol's (own: both)."""
+    label_list: Path | None = None
+    """File that names the labelled training images, a line each, by file name or path, as the published 1% and 10% of
+    ImageNet do; None takes all."""
     epochs: int | None = None
-    """Passes over the training set by SGD; None is the published 90, and 30 for the demo."""
-    batch_size: int = 256
-    """Images per step of SGD."""
-    lr_base: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    """Learning rate per 256 images of a batch: those tried at once by SGD; the held-out training images choose one."""
-    penalty_c: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    """Inverse L2 penalties tried by L-BFGS; the held-out training images choose one."""
+    """Passes over the training set by SGD; None is the protocol's (own: 90, and 30 for the demo)."""
+    batch_size: int | None = None
+    """Images per step of SGD; None is the protocol's (own: 256)."""
+    lr_base: tuple[float, ...] | None = None
+    """Learning rate per 256 images of a batch: those tried at once by SGD, between which the held-out training images
+    choose; None is the protocol's (own: 0.003 0.01 0.03 0.1 0.3 1.0)."""
+    penalty_c: tuple[float, ...] | None = None
+    """Inverse L2 penalties tried by L-BFGS, between which the held-out training images choose; None is the protocol's
+    (own: 1e-4 1e-3 1e-2 1e-1 1)."""
     held_out: float = 0.1
-    """Share of the training images that chooses between them (fraction)."""
+    """Share of the training images that chooses, where there is more than one value to choose from (fraction)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,12 +133,15 @@ class FewLabelOptions(DataChoice):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(DataChoice):
+class FinetuneOptions(ByProtocol):
     """Train backbone and classifier on a part of the labels, from the checkpoint and from scratch."""
 
     command: ClassVar[str] = "finetune"
-    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
-    """Shares of the training labels, the same in every class (fractions)."""
+    fractions: tuple[float, ...] | None = None
+    """Shares of the training labels, the same in every class (fractions); None is the protocol's (own: 0.01 0.1 1)."""
+    label_list: Path | None = None
+    """File that names the labelled training images, a line each, by file name or path, as the published 1% and 10% of
+    ImageNet do; takes the place of --fractions. None draws them."""
     draws: int = 3
     """Random choices of the labelled images; all of them need one (count)."""
     init: Literal["both", "checkpoint", "scratch"] = "both"
@@ -127,15 +152,21 @@ class FinetuneOptions(DataChoice):
     min_steps: int | None = None
     """Fewest steps, where epochs of a small part would be too few; None is 0, and 300 for the demo."""
     batch_size: int | None = None
-    """Images per step over all processes; None is 256, and 64 for the demo."""
-    lr_base: float = 0.05
-    """Learning rate per 256 images of a batch."""
+    """Images per step over all processes; None is the protocol's (own: 256, and 64 for the demo)."""
+    lr_base: float | None = None
+    """Learning rate per 256 images of a batch; None is the protocol's (own: 0.05)."""
     amp_dtype: AmpDtype = "auto"
     """Autocast type; auto is bfloat16 on CUDA and float32 on the CPU."""
     channels_last: bool = True
     """NHWC memory layout."""
     torchcompile: Compiler = "auto"
     """Backend of torch.compile for forward and loss; auto is inductor on CUDA and off on the CPU."""
+
+    def __post_init__(self) -> None:
+        is_given = self.fractions is not None
+        super().__post_init__()
+        if self.label_list is not None and not is_given:
+            object.__setattr__(self, "fractions", None)  # the list takes their place
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -292,6 +323,9 @@ RULES: dict[str, Rule] = {
 
 def check(options: Any) -> None:
     """Raise ConfigError, which names the option, its value and the remedy, for a value that cannot work."""
+    if isinstance(options, ByProtocol) and options.protocol not in PROTOCOLS[options.command]:
+        known = ", ".join(PROTOCOLS[options.command])
+        raise ConfigError(f"--protocol {options.protocol}: it has no {options.command}; pass one of {known}")
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if field.name not in RULES or value is None:
@@ -311,8 +345,19 @@ def check(options: Any) -> None:
     for name in ("train_set", "val_set", "test_set"):
         value = getattr(options, name, ())
         require(len(set(value)) == len(value), name, " ".join(value), "pass every set once")
-    fractions, epochs = getattr(options, "fractions", None), getattr(options, "epochs", None)
-    if fractions is not None and epochs is not None and len(epochs) != len(fractions):
-        raise ConfigError(
-            f"--epochs {' '.join(map(str, epochs))}: pass one number for each of the {len(fractions)} --fractions"
-        )
+    label_list = getattr(options, "label_list", None)
+    if label_list is not None and not label_list.is_file():
+        raise ConfigError(f"--label-list {label_list}: there is no such file; pass one that names an image a line")
+    if isinstance(options, FinetuneOptions):
+        _check_parts(options)
+
+
+def _check_parts(options: FinetuneOptions) -> None:
+    """Raise ConfigError where the parts of the labels are named twice, or have not their number of epochs each."""
+    parts = options.fractions or (1.0,)
+    if options.label_list is not None and options.fractions is not None:
+        given = " ".join(map(str, options.fractions))
+        raise ConfigError(f"--fractions {given}: --label-list {options.label_list} takes their place; pass one of them")
+    if options.epochs is not None and len(options.epochs) != len(parts):
+        of = "the --label-list" if options.label_list is not None else f"each of the {len(parts)} --fractions"
+        raise ConfigError(f"--epochs {' '.join(map(str, options.epochs))}: pass one number for {of}")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_fast.evaluation.splits import fixed_part, hold_out
+from simclr_fast.evaluation.splits import fixed_part
 from simclr_fast.evaluation.tables import TOP, accuracy, share_right, top5_accuracy
 
 # Rows of queries and of the bank whose similarities are held at a time: 256 MiB of float32, whatever their number.
@@ -151,17 +151,19 @@ def fit_linear(
     *,
     classes: int | None = None,
     device: torch.device | None = None,
+    start: LinearClassifier | None = None,
 ) -> LinearClassifier:
     """Multinomial logistic regression: minimises C * (sum of cross-entropies) + |weight|^2 / 2, as scikit-learn does.
 
-    features [N, D] on a common scale (see `standardize`), labels int64 [N]. Full-batch L-BFGS from zero, on the device.
+    features [N, D] on a common scale (see `standardize`), labels int64 [N]. Full-batch L-BFGS on the device, from
+    `start`, or from zero: the optimum is one, and nearer from that of a similar C.
     """
     if not penalty_c > 0:
         raise ValueError(f"penalty_c={penalty_c}: pass a number > 0")
     x, y = features.to(device).float(), labels.to(device)
     classes = classes if classes is not None else int(labels.max()) + 1
-    weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
-    bias = x.new_zeros(classes).requires_grad_()
+    begin = start or LinearClassifier(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
+    weight, bias = (begun.clone().requires_grad_() for begun in (begin.weight, begin.bias))
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=MAX_ITERATIONS,
@@ -196,29 +198,6 @@ def floored_std(features: Tensor) -> Tensor:
     """
     std = features.std(dim=0, correction=min(1, len(features) - 1))  # of one row 0
     return std.clamp_min(0.01 * std.mean()).clamp_min(SMALLEST_STD)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """What the held-out images chose. classifier: refitted on all training images with it."""
-
-    penalty_c: float
-    held_out_accuracy: float
-    classifier: LinearClassifier
-
-
-def sweep_linear(
-    features: Tensor, labels: Tensor, candidates: tuple[float, ...], *, held_out: float, seed: int, device: torch.device
-) -> Sweep:
-    """`fit_linear` with the penalty of `candidates` that serves best on a held-out part of the training images."""
-    kept, chosen_by = hold_out(labels, held_out, seed)
-    classes = int(labels.max()) + 1
-    scores = {}
-    for candidate in candidates:
-        classifier = fit_linear(features[kept], labels[kept], candidate, classes=classes, device=device)
-        scores[candidate] = accuracy(classifier.logits(features[chosen_by]), labels[chosen_by])
-    best = max(scores, key=scores.get)
-    return Sweep(best, scores[best], fit_linear(features, labels, best, classes=classes, device=device))
 
 
 def few_label_accuracies(

@@ -37,10 +37,11 @@ def accuracy(scores: Tensor, truth: Tensor) -> float:
 def top5_accuracy(scores: Tensor, truth: Tensor) -> float:
     """Share of the rows of scores [N, classes] whose class is among the five largest; of use beyond five classes.
 
-    Not for votes of neighbours: of few neighbours too few classes have a vote.
+    A class of score -inf, for which no neighbour voted, is no answer.
     """
-    answers = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
-    return (answers.cpu() == truth.cpu()[:, None]).any(dim=1).float().mean().item()
+    best, answers = scores.topk(min(TOP, scores.shape[1]), dim=1)
+    right = (answers == truth.to(answers.device)[:, None]) & (best > -torch.inf)
+    return right.any(dim=1).float().mean().item()
 
 
 def class_accuracies(predicted: Tensor, truth: Tensor, classes: int) -> list[float | None]:

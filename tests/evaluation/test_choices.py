@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation import classifier, comparison, few_label, finetune, probes, session
+from simclr_fast.evaluation import classifier, comparison, few_label, finetune, penalty_sweep, probes, session
 from simclr_fast.evaluation import features as features_module
 from simclr_fast.evaluation import knn as knn_command
 from simclr_fast.evaluation import linear as linear_command
@@ -121,7 +121,7 @@ def test_test_images_change_figures_and_no_choice(
     command: str, main: Callable, arguments: list[str], data: Dataset, run_command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = Seen(monkeypatch)
-    seen.watch("fit_linear", probes)
+    seen.watch("fit_linear", probes, penalty_sweep)
     seen.watch("choose_k", probes, knn_command)
     seen.watch("best_probe", linear_command)
     seen.watch("Standardize", linear_command)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,15 @@ from torch import nn
 
 from simclr_fast.data import EncodedImages, ImageArrays
 from simclr_fast.data.loading import StoredLoader
+from simclr_fast.evaluation import penalty_sweep
 from simclr_fast.evaluation.features import LabelledBatches
 from simclr_fast.evaluation.linear import Probe, Standardize, best_probe, train_probes
-from simclr_fast.evaluation.probes import LinearClassifier, fit_linear, standardize, sweep_linear
+from simclr_fast.evaluation.penalty_sweep import sweep_linear
+from simclr_fast.evaluation.probes import LinearClassifier, fit_linear, standardize
+from simclr_fast.evaluation.protocols import PROTOCOLS, Protocol
 from simclr_fast.evaluation.run import Run
+from simclr_fast.evaluation.splits import hold_out
+from simclr_fast.evaluation.tables import accuracy
 from simclr_fast.optim import lr_at
 from simclr_fast.process import Process
 from tests.data.test_resident import stored
@@ -61,7 +67,41 @@ def test_sweep_chooses_on_the_held_out_part() -> None:
     assert sweep.penalty_c == 1e-3
     assert 0.5 < sweep.held_out_accuracy < 1.0
     refitted = fit_linear(features, labels, 1e-3)
-    torch.testing.assert_close(sweep.classifier.weight, refitted.weight)
+    torch.testing.assert_close(sweep.classifier.weight, refitted.weight, atol=1e-4, rtol=0)
+
+
+def test_the_papers_grid_finds_the_optima_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each penalty of the path from the optimum of a stronger one; C is 1 / penalty there. Of equals the strongest."""
+    features, labels = clusters(240, spread=1.5, classes=3, features=5)  # they overlap: every optimum is finite
+    calls: list[tuple[float, LinearClassifier | None, LinearClassifier]] = []
+
+    def recorded(x, y, penalty_c, *, start=None, **options):
+        calls.append((penalty_c, start, fit_linear(x, y, penalty_c, start=start, **options)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(penalty_sweep, "fit_linear", recorded)
+    grid = PROTOCOLS["linear"]["simclr"].values["penalty_c"]
+    np.testing.assert_allclose(grid, 1 / np.logspace(5, -6, 45))
+    sweep = sweep_linear(features, labels, grid[::-1], held_out=0.25, seed=0)
+    path, refit = calls[:-1], calls[-1]
+    fitted = {c: found for c, _, found in path}
+    assert [c for c, _, _ in path] == list(grid), "the strongest penalty, which is the smallest C, comes first"
+    assert [start for _, start, _ in path] == [None, *list(fitted.values())[:-1]]
+    kept, held_out = hold_out(labels, 0.25, seed=0)
+    for c in (grid[4], grid[20], grid[32], grid[44]):
+        theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-9).fit(features[kept].double().numpy(), labels[kept])
+        torch.testing.assert_close(fitted[c].weight.double(), torch.from_numpy(theirs.coef_), atol=2e-3, rtol=0)
+    scores = {c: accuracy(found.logits(features[held_out]), labels[held_out]) for c, found in fitted.items()}
+    assert sweep.held_out_accuracy == max(scores.values())
+    assert sweep.penalty_c == next(c for c in grid if scores[c] == sweep.held_out_accuracy)
+    assert refit == (sweep.penalty_c, fitted[sweep.penalty_c], sweep.classifier)
+
+
+def test_one_penalty_holds_nothing_out() -> None:
+    features, labels = clusters(80, spread=0.5)
+    sweep = sweep_linear(features, labels, (0.1,), held_out=0.25, seed=0)
+    assert (sweep.penalty_c, sweep.held_out_accuracy) == (0.1, None)
+    torch.testing.assert_close(sweep.classifier.weight, fit_linear(features, labels, 0.1).weight)
 
 
 def test_linear_accuracy_is_that_of_the_test_set() -> None:
@@ -81,27 +121,35 @@ def batches(run_folder) -> LabelledBatches:
 def test_probes_move_neither_parameters_nor_batch_norm_statistics(run_folder, batches: LabelledBatches) -> None:
     encoder = Run.open(run_folder).encoder().train()  # a caller that forgot eval mode
     before = copy.deepcopy(encoder.state_dict())
-    train_probes(encoder, 128, batches, 2, steps=6, batch_size=16, lr_base=(0.1,))
+    train_probes(encoder, 128, batches, 2, steps=6, batch_size=16, lr_base=(0.1,), protocol=Protocol({}))
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(p.grad is None for p in encoder.parameters())
 
 
-def test_probes_are_what_torch_sgd_trains(run_folder, batches: LabelledBatches) -> None:
+@pytest.mark.parametrize("protocol", ["own", "lightly", "solo-learn"])
+def test_probes_are_what_torch_sgd_trains(protocol: str, run_folder, batches: LabelledBatches) -> None:
+    """By a cosine with and without Nesterov's momentum, and by steps of torch's MultiStepLR."""
     encoder = Run.open(run_folder).encoder()
     steps, lr_base = 5, (0.1, 1.0)
-    probes = train_probes(encoder, 128, batches, 2, steps=steps, batch_size=16, lr_base=lr_base)
+    rule = PROTOCOLS["linear"][protocol]
+    probes = train_probes(encoder, 128, batches, 2, steps=steps, batch_size=16, lr_base=lr_base, protocol=rule)
     for probe, lr in zip(probes, lr_base):
         head = nn.Linear(128, 2)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        optimizer = torch.optim.SGD(head.parameters(), lr=lr, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD(head.parameters(), lr=lr * 16 / 256, momentum=0.9, nesterov=protocol == "own")
+        # In 5 steps, 60 and 80 of 100 epochs are after 3 and 4.
+        drops = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 4], gamma=0.1)
         for step, (images, labels) in enumerate(batches.steps(steps)):
-            optimizer.param_groups[0]["lr"] = lr_at(step, lr * 16 / 256, steps, 0)
+            if protocol != "solo-learn":
+                optimizer.param_groups[0]["lr"] = lr_at(step, lr * 16 / 256, steps, 0)
             optimizer.zero_grad()
             with torch.no_grad():
                 features = encoder(images)
             F.cross_entropy(head(features), labels).backward()
             optimizer.step()
+            if protocol == "solo-learn":
+                drops.step()
         assert probe.lr_base == lr
         torch.testing.assert_close(probe.classifier.weight, head.weight.detach())
         torch.testing.assert_close(probe.classifier.bias, head.bias.detach())
