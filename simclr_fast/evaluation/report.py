@@ -34,7 +34,8 @@ FeaturesOf = Callable[[Source, Tensor], Tensor]  # (images, indices int64 [N]) -
 def main(session: Session) -> dict[str, Any]:
     """Draw what is missing, gather what the other commands left, write report.html."""
     run, data = session.run, session.data()
-    parts = _training(session)
+    lines = read_metrics(run.folder / METRICS_FILE) if (run.folder / METRICS_FILE).exists() else []
+    parts = _warnings(lines) + _training(session, lines)
     results = read_comparison(run.folder)
     if results is not None:
         parts.append(_comparison(results, run.folder / PICTURE_FILE))
@@ -81,14 +82,19 @@ def _unreadable(source: Source | None) -> Collection[str]:
     return source.bad.messages if isinstance(source, EncodedImages) else ()
 
 
-def _training(session: Session) -> list[page.Section]:
+def _warnings(lines: list[dict]) -> list[page.Section]:
+    """What the run said to be wrong while it trained."""
+    rows = [[str(line["step"]), line["message"]] for line in lines if "warning" in line]
+    return [page.Section("Warnings", page.table(["step", "warning"], rows, ""))] if rows else []
+
+
+def _training(session: Session, lines: list[dict]) -> list[page.Section]:
     """Views and learning curves; the curves are drawn again, so that they reach to the end of a resumed run."""
     run, sections = session.run, []
-    views, metrics = run.folder / "views.png", run.folder / METRICS_FILE
+    views = run.folder / "views.png"
     if views.exists():
         text = "Each column is an image and the two random views that SimCLR learns to recognise as one."
         sections.append(page.Section("Views", page.picture(views, text)))
-    lines = read_metrics(metrics) if metrics.exists() else []
     if lines:
         curves = session.folder / "curves.png"
         visualize.learning_curves(curves, lines, chance_level(run.config.optimization.batch_size))

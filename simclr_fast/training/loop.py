@@ -16,6 +16,7 @@ from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, compile_backend
 from simclr_fast.run_files import chance_level
 from simclr_fast.training.bound import Circumstances, verdict
+from simclr_fast.training.embedding_spread import EmbeddingSpread
 from simclr_fast.training.failure import FailureBundle
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.metrics import MetricsLog, StepClock, log_interval_of, print_summary, step_metrics
@@ -24,6 +25,7 @@ from simclr_fast.training.state import CheckpointSaver, TrainState, data_identit
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.step_graph import graphed
 from simclr_fast.training.views import Views, check_channels
+from simclr_fast.training.warnings import EarlyWarnings
 
 
 def train(config: Config, dataset: Dataset, process: Process, console: Console, folder: RunFolder) -> int:
@@ -58,6 +60,8 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
     records = process.is_main and profiler is None  # a profile leaves the run in the folder as it is
     log = MetricsLog(config, enabled=records, step=state.step, total_steps=total_steps)
     saver = CheckpointSaver(config, state, enabled=records, settle=step.settle)
+    spread = EmbeddingSpread(config, process, state.model)
+    warnings = EarlyWarnings(config, step=state.step, warmup_steps=warmup_steps)
     clock = StepClock()
     log_interval = run.log_interval or log_interval_of(total_steps)
     failure = FailureBundle(config, state, process.rank)
@@ -76,7 +80,11 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
                 if at_log_step:
                     step.settle()
                     epochs_done = state.step / steps_per_epoch
-                    log.write(state.step, step_metrics(result, options, epochs_done, lr, clock, loader, device))
+                    values = step_metrics(result, options, epochs_done, lr, clock, loader, device)
+                    values |= spread.measure(result.z)
+                    log.write(state.step, values)
+                    if (found := warnings.look(state.step, values)) is not None:
+                        log.warn(state.step, found, console)
                 log.advance()
                 if profiler is not None and (profile := profiler.step(clock.waited)) is not None:
                     step.settle()

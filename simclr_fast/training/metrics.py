@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -17,6 +18,7 @@ from simclr_fast.run_files import METRICS_FILE, chance_level, read_metrics
 from simclr_fast.training.profile import phase
 from simclr_fast.training.sinks import open_sinks
 from simclr_fast.training.step import StepResult
+from simclr_fast.training.warnings import EarlyWarning
 
 Item = TypeVar("Item")
 # What the progress bar shows: metric -> (short name, format).
@@ -65,6 +67,15 @@ class MetricsLog:
             sink.write(step, values)
         shown = {short: form.format(self.last[name]) for name, (short, form) in SHOWN.items() if name in self.last}
         self.bar.set_postfix(shown, refresh=False)
+
+    def warn(self, step: int, warning: EarlyWarning, console: Console) -> None:
+        """Say in one line what is wrong after so many steps, and record it."""
+        if not self.enabled:
+            return
+        with self.bar.external_write_mode(file=sys.stdout):  # the bar is drawn again below the line
+            console.print(f"warning: {warning.text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        for sink in self.sinks:
+            sink.warn(step, warning)
 
     def advance(self) -> None:
         """Move the progress bar by a step."""

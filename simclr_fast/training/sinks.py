@@ -1,6 +1,6 @@
 """Where the metrics of a run go: a file of JSON lines and TensorBoard always, Weights & Biases and MLflow when asked.
 
-To add another: a class with the two methods of `Sink`, its line in `open_sinks`, its option in `RunOptions`, and its
+To add another: a class with the methods of `Sink`, its line in `open_sinks`, its option in `RunOptions`, and its
 packages in `config.LOGGERS`.
 """
 
@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from simclr_fast.config import Config, as_dict
 from simclr_fast.errors import ConfigError, naming
 from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.training.warnings import EarlyWarning
 
 Ending = Literal["finished", "stopped", "failed"]
 PROJECT = "simclr_fast"
@@ -29,10 +30,13 @@ log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """What takes the metrics of the main process."""
+    """What takes the metrics of the main process, and its early warnings."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Take the values, by name, after so many steps; a step may come twice, with other names."""
+
+    def warn(self, step: int, warning: EarlyWarning) -> None:
+        """Take what was found wrong after so many steps."""
 
     def close(self, ending: Ending) -> None:
         """Write what is left."""
@@ -61,8 +65,14 @@ class JsonLines:
         self.file = self.path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        self._append({"step": step, **values})
+
+    def warn(self, step: int, warning: EarlyWarning) -> None:
+        self._append({"step": step, "warning": warning.kind, "message": warning.text})
+
+    def _append(self, line: dict[str, Any]) -> None:
         with naming(self.path):
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.write(json.dumps(line) + "\n")
             self.file.flush()
 
     def close(self, ending: Ending) -> None:
@@ -78,6 +88,9 @@ class TensorBoard:
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+    def warn(self, step: int, warning: EarlyWarning) -> None:
+        self.writer.add_text(f"warning/{warning.kind}", warning.text, step)
 
     def close(self, ending: Ending) -> None:
         self.writer.close()
@@ -101,6 +114,9 @@ class WeightsAndBiases:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.run.log(values, step=step)
+
+    def warn(self, step: int, warning: EarlyWarning) -> None:
+        self.run.alert(title=f"{warning.kind}, step {step}", text=warning.text, level="WARN")
 
     def close(self, ending: Ending) -> None:
         self.run.finish(exit_code=0 if ending == "finished" else 1)
@@ -174,6 +190,12 @@ class MLflow:
         new = {name: value for name, value in values.items() if step > self.logged.get(name, -1)}
         self.pending += [self.make[0](name, value, now, step) for name, value in new.items()]
         self._send()
+
+    def warn(self, step: int, warning: EarlyWarning) -> None:
+        try:
+            self.client.set_tag(self.run_id, f"warning.{warning.kind}", f"step {step}: {warning.text}")
+        except self.error as error:
+            log.warning("--log-mlflow: %s; a warning was not sent; %s has it", first_line(error), METRICS_FILE)
 
     def _send(self) -> None:
         if time.monotonic() < self.next_try:

@@ -50,6 +50,7 @@ def commands_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert main(["few-label", "--checkpoint", str(run_folder), *few, *common]) == 0
     assert main(["linear", "--checkpoint", str(run_folder), *linear, *common]) == 0
     metrics = [{"step": step, "loss": 5.0 - step / 10, "contrastive_accuracy": 0.1, "lr": 1e-3} for step in (1, 2, 3)]
+    metrics.insert(2, {"step": 2, "warning": "chance", "message": "nothing is learnt <yet>"})
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
     assert main(["report", str(run_folder), *common]) == 0
     return folder
@@ -99,6 +100,8 @@ def test_page_holds_every_section(commands_folder: Path) -> None:
     content = " ".join(parsed.text)
     for expected in (
         "Learning curves",
+        "Warnings",
+        "nothing is learnt <yet>",
         "Map of the embeddings",
         "Nearest neighbours",
         "Confusions",

@@ -120,6 +120,7 @@ def error(found: dict[str, Tensor], truth: dict[str, Tensor], expected: Expected
 def test_a_run_is_the_one_by_the_definitions(world_size: int, expected: Expected, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run((*OPTIONS, "--output", str(folder)), tmp_path / "log", world_size)
+    assert "warning:" not in (tmp_path / "log").read_text()
     content = load(checkpoints(folder)[-1])
     averaged = {name.removeprefix("module."): value for name, value in content["ema"].items()}
     assert content["step"] == 2 * STEPS_PER_EPOCH

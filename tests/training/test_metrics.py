@@ -14,6 +14,7 @@ from simclr_fast.config import Config, RunOptions
 from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.metrics import MetricsLog, StepClock, log_interval_of, print_summary
+from simclr_fast.training.warnings import EarlyWarning
 from simclr_fast.visualize import learning_curves
 
 
@@ -55,6 +56,17 @@ def test_metrics_reach_the_files(tmp_path: Path) -> None:
     ]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.5), (2, 0.75)]
+
+
+def test_a_warning_is_one_line_of_the_console_and_is_kept(tmp_path: Path) -> None:
+    said, text = io.StringIO(), f"nothing is learnt [yet]: {'long ' * 40}"
+    with MetricsLog(options(tmp_path), enabled=True, step=0, total_steps=2) as log:
+        log.write(1, {"loss": 1.5})
+        log.warn(1, EarlyWarning("chance", text), Console(file=said, width=40))
+    assert said.getvalue() == f"warning: {text}\n"
+    assert read_metrics(tmp_path / METRICS_FILE)[1:] == [{"step": 1, "warning": "chance", "message": text}]
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Tensors("warning/chance/text_summary")
+    assert (event.step, event.tensor_proto.string_val) == (1, [text.encode()])
 
 
 def test_resumed_run_drops_the_lines_it_does_again(tmp_path: Path) -> None:
@@ -101,9 +113,12 @@ def test_summary_of_a_run_whose_metrics_were_removed(tmp_path: Path) -> None:
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    said = io.StringIO()
     with MetricsLog(options(tmp_path / "run"), enabled=False, step=0, total_steps=2) as log:
         log.write(1, {"loss": 1.0})
+        log.warn(1, EarlyWarning("chance", "nothing is learnt"), Console(file=said))
         log.advance()
+    assert said.getvalue() == ""
     assert not (tmp_path / "run").exists()
     assert log.last == {"loss": 1.0}
 

@@ -1,6 +1,7 @@
 """The services that metrics also go to, for real and offline: what they hold, and going on in the same run."""
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -14,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from simclr_fast.config import LOGGERS, Config, OptimizationOptions, RunOptions, check
 from simclr_fast.errors import ConfigError
 from simclr_fast.run_files import METRICS_FILE
 from simclr_fast.training.metrics import MetricsLog
+from simclr_fast.training.warnings import EarlyWarning
 
 
 def alone(patch: pytest.MonkeyPatch) -> None:
@@ -36,19 +39,21 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recorded(config: Config, begin: int, end: int, total: int = 4) -> None:
-    """A part of a run: a step's metrics each, and at the second step another write with another name."""
+    """A part of a run: a step's metrics each, and at the second step another write with another name, and a warning."""
     with MetricsLog(config, enabled=True, step=begin, total_steps=total) as log:
         for step in range(begin + 1, end + 1):
             log.write(step, {"loss": 8.0 / step, "lr": 0.1})
             if step == 2:
                 log.write(step, {"knn": 0.5})
+                log.warn(step, EarlyWarning("chance", "nothing is learnt"), Console(file=io.StringIO()))
             log.advance()
 
 
 def lines(folder: Path) -> list[tuple[str, int, float]]:
     """Name, step and value of everything in the metrics file."""
     found = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
-    return sorted((name, line["step"], value) for line in found for name, value in line.items() if name != "step")
+    measured = [line for line in found if "warning" not in line]
+    return sorted((name, line["step"], value) for line in measured for name, value in line.items() if name != "step")
 
 
 def mlflow_holds(database: Path) -> tuple[list[tuple[str, int, float]], list[str], dict[str, str]]:
@@ -86,7 +91,9 @@ def test_mlflow_holds_the_same_and_a_resumed_run_goes_on_in_it(stopped_run: Path
     assert metrics == lines(folder)
     assert status == ["FINISHED"]
     with sqlite3.connect(folder / "mlflow.db") as store:
-        assert ("resumed.optimization.epochs", "200") in store.execute("select key, value from tags").fetchall()
+        tags = store.execute("select key, value from tags").fetchall()
+    assert ("resumed.optimization.epochs", "200") in tags
+    assert ("warning.chance", "step 2: nothing is learnt") in tags
 
 
 def test_mlflow_goes_where_its_variable_says_and_marks_what_failed(
@@ -166,35 +173,37 @@ def log_records(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def wandb_holds(folder: Path) -> list[tuple[str, int, float]]:
-    """Name, step and value of every offline file of Weights & Biases below a folder.
+def wandb_holds(folder: Path) -> tuple[list[tuple[str, int, float]], list[tuple[str, str]]]:
+    """Name, step and value, and title and text of alerts, of every offline file of Weights & Biases below a folder.
 
     Its process closes a file a moment after the run has finished: only then is the last record there.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found = []
+    found, alerts = [], []
     for path in folder.glob("wandb/offline-run-*/*.wandb"):
         records, deadline = [], time.monotonic() + 600
         while not records or not records[-1].HasField("exit"):
             assert time.monotonic() < deadline, f"{path} was not finished"
             time.sleep(0.05)
             records = [Record.FromString(data) for data in log_records(path.read_bytes())]
+        alerts += [(record.alert.title, record.alert.text) for record in records if record.HasField("alert")]
         for record in records:
             values = {
                 ".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
             }
             found += [(name, values["_step"], value) for name, value in values.items() if not name.startswith("_")]
-    return sorted(found)
+    return sorted(found), alerts
 
 
 def test_weights_and_biases_holds_the_same_and_goes_on_under_one_name(tmp_path: Path) -> None:
     config = Config(run=RunOptions(output=tmp_path, log_wandb=True))
     recorded(config, 0, 3)
-    assert wandb_holds(tmp_path) == lines(tmp_path)
+    alerts = [("chance, step 2", "nothing is learnt")]
+    assert wandb_holds(tmp_path) == (lines(tmp_path), alerts)
     time.sleep(1.1)  # W&B names its folders by the second
     recorded(config, 3, 4)
-    assert wandb_holds(tmp_path) == lines(tmp_path)
+    assert wandb_holds(tmp_path) == (lines(tmp_path), alerts)
     names = {path.name.rpartition("-")[2] for path in tmp_path.glob("wandb/offline-run-*")}
     assert names == {(tmp_path / "wandb-run.txt").read_text().strip()}
 

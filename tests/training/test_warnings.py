@@ -1,0 +1,195 @@
+"""Early warnings: real runs that go wrong in each way say so once, and good ones say nothing."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from simclr_fast.api import pretrain
+from simclr_fast.checkpoint import checkpoints
+from simclr_fast.cli import main
+from simclr_fast.config import DataOptions
+from simclr_fast.data import Dataset, ImageArrays, load_dataset
+from simclr_fast.recipes import RECIPES
+from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.training import pretrain as pretrain_module
+from simclr_fast.training.warnings import EARLIEST, EASY_LINES, LATEST, WINDOW, EarlyWarnings
+from tests.data.conftest import write_image
+from tests.training.processes import run
+
+TINY = ("demo", "--size", "8", "--head-hidden", "32", "--threads", "1", "--no-eval", "--knn-epochs", "0")
+TINY += ("--log-interval", "1")
+UNCHANGED = ("--scale", "1", "1", "--ratio", "1", "1", "--rotate", "0", "--shear", "0", "--jitter", "0", "0", "0", "0")
+
+Train = Callable[..., dict[str, int]]
+
+
+def digits(count: int = 128) -> Tensor:
+    return load_dataset(DataOptions(dataset="mnist5k")).train.images[:count]
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Trains on images by options in tmp_path / "run"; returns the step of each warning by its kind."""
+
+    def trained(images: Tensor, *options: str) -> dict[str, int]:
+        monkeypatch.setattr(pretrain_module, "load_dataset", lambda _: Dataset(train=ImageArrays(images)))
+        assert main(["pretrain", *TINY, *options, "--output", str(tmp_path / "run")]) == 0
+        return warned(tmp_path / "run")
+
+    return trained
+
+
+def warned(folder: Path) -> dict[str, int]:
+    """Step of each warning in a run's metrics by its kind, which comes once."""
+    lines = [line for line in read_metrics(folder / METRICS_FILE) if "warning" in line]
+    found = {line["warning"]: line["step"] for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+def said(text: str) -> list[str]:
+    """The warnings on a console, each of which is one line."""
+    return re.findall(r"^warning: (.*)$", text, flags=re.MULTILINE)
+
+
+def test_identical_views(train: Train, capsys) -> None:
+    assert train(digits(32), "--batch-size", "16", "--epochs", "2", *UNCHANGED) == {"identical views": 1}
+    (line,) = said(capsys.readouterr().out)
+    assert "(the mean cosine of their embeddings is 1.0000)" in line
+    assert "--scale (now 1)" in line
+
+
+def test_views_that_are_too_much_alike(train: Train, capsys) -> None:
+    weak = (*UNCHANGED, "--rotate", "1")
+    assert train(digits(32), "--batch-size", "16", "--epochs", "2", *weak) == {"identical views": EASY_LINES}
+    assert "too much alike (an untrained encoder finds" in said(capsys.readouterr().out)[0]
+
+
+def test_micro_batches_that_batch_norm_leaks_through(train: Train, capsys) -> None:
+    leaking = ("--batch-size", "16", "--epochs", "3")
+    assert train(digits(32), *leaking, "--micro-batch-size", "4") == {"batch norm": WINDOW}
+    assert "--micro-batch-size (now 4), or --norm group" in said(capsys.readouterr().out)[0]
+    assert train(digits(32), *leaking, "--micro-batch-size", "4", "--norm", "group") == {}, "the remedy helps"
+
+
+def test_processes_that_batch_norm_leaks_through(tmp_path: Path) -> None:
+    for i in range(16):
+        write_image(tmp_path / "data" / f"{i:02d}.png", 12, 12, seed=i)
+    options = ("photos", "--data", str(tmp_path / "data"), "--workers", "0", "--model", "resnet_mini", "--size", "8")
+    options += ("--batch-size", "8", "--epochs", "3", "--warmup-epochs", "1", "--no-eval", "--log-interval", "1")
+    options += ("--threads", "1", "--no-sync-bn", "--output", str(tmp_path / "run"))
+    run(options, tmp_path / "log", 2)
+    assert warned(tmp_path / "run") == {"batch norm": WINDOW}
+    (line,) = said((tmp_path / "log").read_text())
+    assert "Pass --sync-bn, or" in line
+
+
+def test_a_learning_rate_that_is_too_high_for_what_was_learnt(train: Train, tmp_path: Path, capsys) -> None:
+    usual = ("--batch-size", "32", "--epochs", "12")
+    assert train(digits(), *usual) == {}, "a good run"
+    assert said(capsys.readouterr().out) == []
+    (tmp_path / "run").rename(tmp_path / "good")
+    too_high = ("--pretrained", str(checkpoints(tmp_path / "good")[-1]), "--lr", "0.5", "--warmup-epochs", "10")
+    (kind,) = found = train(digits(), *usual, *too_high)
+    assert kind == "learning rate"
+    assert WINDOW < found[kind] <= 12
+    assert "lower --lr (its peak is 0.5)" in said(capsys.readouterr().out)[0]
+
+
+def test_a_learning_rate_that_is_too_high_from_the_start(train: Train) -> None:
+    found = train(digits(), "--batch-size", "32", "--epochs", "8", "--opt", "sgd", "--lr", "30")
+    assert found.keys() <= {"learning rate", "collapse"}
+    assert len(found) == 1, "what follows is not told"
+
+
+def test_images_that_are_all_the_same_collapse(train: Train, capsys) -> None:
+    images = digits(1).repeat(32, 1, 1, 1)
+    assert train(images, "--batch-size", "8", "--epochs", "26", "--norm", "group") == {"collapse": EARLIEST}
+    assert "or the images are all the same: look at views.png" in said(capsys.readouterr().out)[0]
+
+
+def test_views_with_nothing_in_common_stay_at_chance(train: Train, capsys) -> None:
+    noise = torch.randint(0, 256, (32, 1, 9, 9), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    small = ("--scale", "0.02", "0.02")
+    assert train(noise, "--batch-size", "8", "--epochs", "26", *small) == {"chance": EARLIEST}
+    assert "--scale, now 0.02" in said(capsys.readouterr().out)[0]
+
+
+def test_a_call_says_it_and_so_does_a_run_that_goes_on(train: Train, tmp_path: Path, capsys) -> None:
+    leaking = {"batch_size": 16, "micro_batch_size": 4}
+    train(digits(64), "--batch-size", "16", "--micro-batch-size", "4", "--epochs", "2")
+    assert len(said(capsys.readouterr().out)) == 1
+    tiny = {"size": 8, "head_hidden": 32, "threads": 1, "eval": False, "knn_epochs": 0, "log_interval": 1}
+    pretrain("demo", output=tmp_path / "run", epochs=4, warmup_epochs=1, resume="auto", **tiny, **leaking)
+    assert len(said(capsys.readouterr().out)) == 1
+    lines = [line for line in read_metrics(tmp_path / "run" / METRICS_FILE) if "warning" in line]
+    assert [line["step"] for line in lines] == [WINDOW, 8 + WINDOW]
+
+
+CHANCE, TEMPERATURE = 5.541, 0.2
+GOOD = {
+    "loss": 4.0,
+    "chance": CHANCE,
+    "contrastive_accuracy": 0.3,
+    "positive_logit": 0.7 / TEMPERATURE,
+    "temperature": TEMPERATURE,
+    "grad_norm": 3.0,
+    "effective_dimension": 12.0,
+}
+
+
+def kinds(lines: list[dict[str, float]], *, first: int = 1, begun: int = 0, warmup_steps: int = 31) -> dict[str, int]:
+    """Step of each warning of a run of the demo that goes on behind step `begun`, with a line each step."""
+    found = EarlyWarnings(RECIPES["demo"], step=begun, warmup_steps=warmup_steps)
+    told = {step: found.look(step, GOOD | line) for step, line in enumerate(lines, start=first)}
+    return {warning.kind: step for step, warning in told.items() if warning is not None}
+
+
+def test_exploding_gradients_are_told_while_the_loss_is_still_below_chance() -> None:
+    usual, exploding = {"grad_norm": 3.0}, {"grad_norm": 31.0, "loss": 4.9}
+    assert kinds([usual] * 20 + [exploding] * 9) == {"learning rate": 25}
+    assert kinds([usual] * 20 + [exploding | {"grad_norm": 29.0}] * 9) == {}, "ten times, not less"
+    assert kinds([usual] * 20 + [exploding | {"loss": 4.0}] * 9) == {}, "with a loss that rises"
+    assert kinds([usual | {"grad_norm": float("inf")}] * 20 + [exploding] * 4) == {}, "float16 looks for its scale"
+
+
+def test_one_line_is_chance() -> None:
+    bad = {"loss": 9.0, "grad_norm": 99.0, "effective_dimension": 1.0, "batch_norm_gap": 1.0}
+    assert kinds([{"batch_norm_gap": 0.0}, *[{"batch_norm_gap": 0.0}] * 9, bad] * 9) == {}
+
+
+def test_loss_at_chance_is_told_after_the_warm_up_and_a_long_one_is_not_waited_for() -> None:
+    chance = [{"loss": CHANCE}] * 2500
+    assert kinds(chance, warmup_steps=31) == {"chance": EARLIEST}
+    assert kinds(chance, warmup_steps=300) == {"chance": 300}
+    assert kinds(chance, warmup_steps=9999) == {"chance": LATEST}
+    below = CHANCE - 0.021 / TEMPERATURE
+    assert kinds([{"loss": below}] * 200) == {}
+    assert kinds([*chance[:90], *[{"loss": below}] * 6, *chance[:300]], warmup_steps=99) == {"chance": 101}
+
+
+def test_a_collapse_is_told_at_once_where_embeddings_were_spread() -> None:
+    collapsed = {"loss": CHANCE, "effective_dimension": 1.2}
+    assert kinds([collapsed] * 200) == {"collapse": EARLIEST}, "which may be how it begins"
+    assert kinds([{"loss": CHANCE}, *[collapsed] * 200]) == {"collapse": 1 + WINDOW}
+    assert kinds([{}] * 9 + [{"effective_dimension": 1.2}] * 200) == {}, "with a loss that tells more than two apart"
+
+
+def test_what_follows_from_a_cause_is_not_told() -> None:
+    diverged = {"loss": CHANCE, "effective_dimension": 1.2}
+    assert kinds([{}] * 9 + [diverged] * 200) == {"learning rate": 9 + WINDOW}
+    assert kinds([{"loss": CHANCE, "batch_norm_gap": 0.5}] * 200) == {"batch norm": WINDOW}
+
+
+def test_only_an_untrained_encoder_is_not_to_find_all_pairs() -> None:
+    easy = [{"contrastive_accuracy": 0.97}] * 9
+    assert kinds(easy) == {"identical views": EASY_LINES}
+    assert kinds(easy, first=501, begun=500) == {}
+    assert kinds([{}, *easy]) == {}, "not from the start"
+    same = {"contrastive_accuracy": 1.0, "positive_logit": 0.9995 / TEMPERATURE}
+    assert kinds([same] * 9, first=501, begun=500) == {"identical views": 501}
+    assert kinds([same | {"contrastive_accuracy": 0.0}] * 9) == {}, "all images are alike, not the views of one"
