@@ -66,6 +66,7 @@ def test_two_processes_train_together_and_one_of_them_reports(tmp_path: Path) ->
         said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 0, said
     assert said.count("8 steps of 500 on 2 x cpu") == 1, said
+    assert "warning:" not in said, said
     assert [line["step"] for line in read_metrics(folder / METRICS_FILE)] == list(range(1, 9))
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-000000008.pt"]
 
