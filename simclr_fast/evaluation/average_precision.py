@@ -28,7 +28,7 @@ def average_precisions(labels: Tensor, scores: Tensor) -> dict[str, float]:
     precision, recall, _ = precision_recall_curve(truth, ranked)
     precision, recall = precision[-2::-1], recall[-2::-1]  # best scores first, without scikit-learn's point of recall 0
     positives = truth.sum()
-    found = np.rint(recall * positives)  # whole numbers, by which a recall of 3 in 10 reaches the point 0.3
+    found = np.rint(recall * positives)  # whole numbers, by which a recall of 63 in 90 reaches the point 0.7
     best = np.maximum.accumulate(precision[::-1])[::-1]  # the largest precision at this recall or a higher one
     reached = np.searchsorted(10 * found, np.arange(11) * positives)
     return {

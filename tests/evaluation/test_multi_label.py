@@ -65,11 +65,11 @@ def test_average_precisions_are_exact(levels: int, share: float) -> None:
         assert found["area"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_recall_of_three_in_ten_reaches_its_point() -> None:
-    """In floats 3 / 10 is less than 3 * 0.1."""
-    labels = torch.tensor([1] * 3 + [-1] * 90 + [1] * 7)
-    found = average_precisions(labels, torch.arange(100.0).flip(0))
-    assert found["eleven_points"] == pytest.approx(4 / 11 + 7 * 0.1 / 11)
+def test_a_recall_of_seven_in_ten_reaches_its_point() -> None:
+    """In floats 63 / 90 * 90 is less than 63."""
+    labels = torch.tensor([1] * 63 + [-1] * 810 + [1] * 27)
+    found = average_precisions(labels, torch.arange(900.0).flip(0))
+    assert found["eleven_points"] == pytest.approx((8 + 3 * 0.1) / 11)
 
 
 def problem(images: int = 90, features: int = 6, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
