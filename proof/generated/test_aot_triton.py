@@ -1,5 +1,6 @@
 """The Triton NT-Xent kernels compiled ahead of time: no spills, tensor cores in use, the committed table is true."""
 
+import itertools
 import json
 import re
 from typing import Any
@@ -7,11 +8,30 @@ from typing import Any
 import pytest
 import triton
 
-from proof.generated import triton_tables
-from proof.generated.triton_code import ROOT, TABLES, compare_with_committed, compile_launch
-from proof.generated.triton_tables import aot_keys, aot_markdown, aot_table, committed, launches
+from proof.generated import triton_code, triton_tables
+from proof.generated.triton_code import (
+    ROOT,
+    TABLES,
+    check_digests,
+    compare_with_committed,
+    compile_launch,
+    made_of,
+    specialise,
+    written_in,
+)
+from proof.generated.triton_tables import (
+    EVERY_KERNEL,
+    aot_keys,
+    aot_launches,
+    aot_markdown,
+    aot_sample,
+    aot_table,
+    committed,
+    launches,
+)
 from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.triton_tiles import Target
+from simclr_fast.triton_launch import Launch
 
 # What a program may use: 99 KiB on sm_86, sm_89 and sm_120, which the entries for sm_80 serve too.
 SHARED_LIMIT = {"sm_80": 99 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
@@ -40,7 +60,7 @@ def check(
 
 def test_tile_kernels_at_128() -> None:
     assert not triton.knobs.runtime.interpret, "compilation needs a process without TRITON_INTERPRET"
-    check(aot_table(aot_keys(small=True)))
+    check(aot_table(EVERY_KERNEL))
 
 
 def test_tables_are_of_the_pinned_release() -> None:
@@ -82,8 +102,31 @@ def test_rendered_table() -> None:
     assert (TABLES / "aot_triton.md").read_text() == aot_markdown(committed("aot"))
 
 
+def test_every_row_is_of_the_code_as_it_is() -> None:
+    check(committed("aot"))
+    check_digests(aot_launches, aot_keys(), committed("aot"))
+
+
 @pytest.mark.proof
-def test_every_variant() -> None:
-    table = aot_table(aot_keys())
-    check(table)
-    assert set(table["kernels"]) == set(committed("aot")["kernels"])
+def test_every_two_settings_compile_as_the_table_says() -> None:
+    """The others' rows are made of the same code, see above."""
+    sample = aot_sample()
+    for first, second in itertools.combinations(range(len(sample[0])), 2):
+        assert {(key[first], key[second]) for key in sample} == {(key[first], key[second]) for key in aot_keys()}
+    check(aot_table(sample))
+
+
+def test_a_digest_changes_with_the_code_and_its_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    (launch,) = [launch for launch in launches(EVERY_KERNEL[0]) if launch.kernel.__name__ == "ntxent_fwd_kernel"]
+    texts = written_in(launch.kernel)
+    module = "simclr_fast.ops.ntxent.triton_sums"  # whose functions the kernel calls
+    function, constant = f"{module}.read_temperature", f"{module}.LOG2_E"
+    assert "tl.load" in texts[function]
+    assert texts[constant].startswith("constexpr[1.4426")
+    assert not any("0x" in text for text in (*texts.values(), *map(repr, specialise(launch)))), "addresses differ"
+    digests = {made_of(launch, 80), made_of(launch, 90)}
+    tiles = launch.constants | {"BLOCK_D": 1}
+    digests |= {made_of(Launch.of(launch.kernel, launch.grid, launch.arguments, tiles, **launch.how), 80)}
+    monkeypatch.setattr(triton_code, "written_in", lambda kernel: texts | {function: "return 1"})
+    digests |= {made_of(launch, 80)}
+    assert len(digests) == 4

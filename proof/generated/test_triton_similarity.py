@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from proof.generated.test_aot_triton import check
-from proof.generated.triton_code import TABLES, ptxlab, scratch_apart, simulate
+from proof.generated.triton_code import TABLES, check_digests, ptxlab, scratch_apart, simulate
 from proof.generated.triton_similarity_tables import (
     TILE_KERNELS,
     aot_keys,
+    aot_launches,
     aot_markdown,
     aot_table,
     committed,
@@ -41,8 +42,13 @@ CASES = {
 }
 
 
+def test_every_row_is_of_the_code_as_it_is() -> None:
+    check_digests(aot_launches, aot_keys(), committed())
+
+
 @pytest.mark.proof
 def test_compiled_ahead_of_time() -> None:
+    """For every architecture, with both variants among them; the others' rows are made of the same code, see above."""
     check(aot_table(aot_keys(small=True)), committed(), TILE_KERNELS)
 
 

@@ -3,6 +3,7 @@
 python -m proof.generated.triton_augment_tables [aot] [counts] writes docs/tables/{aot,counts}_triton_augment.{json,md}
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,21 +99,23 @@ def launches(variant: Variant) -> list[Launch]:
     return recorded
 
 
-def aot_rows(key: tuple[str, int]) -> dict[str, dict[str, int]]:
-    """Resources of the kernels of one variant on one architecture."""
+def aot_launches(key: tuple[str, int]) -> dict[str, tuple[Launch, int]]:
+    """The launches of one variant on one architecture, by the names of the table's rows."""
     name, arch = key
-    return {
-        f"{launch.kernel.__name__}, {name}, sm_{arch}": resources(compile_launch(launch, arch))
-        for launch in launches(VARIANTS[name])
-    }
+    return {f"{launch.kernel.__name__}, {name}, sm_{arch}": (launch, arch) for launch in launches(VARIANTS[name])}
 
 
-def aot_keys(names: tuple[str, ...] = tuple(VARIANTS)) -> list[tuple[str, int]]:
-    return [(name, arch) for name in names for arch in ARCHS]
+def aot_keys() -> list[tuple[str, int]]:
+    return [(name, arch) for name in VARIANTS for arch in ARCHS]
+
+
+def aot_sample() -> list[tuple[str, int]]:
+    """Every variant, each for one of the architectures."""
+    return list(zip(VARIANTS, itertools.cycle(ARCHS)))
 
 
 def aot_table(keys: list[tuple[str, int]]) -> dict[str, Any]:
-    return compile_in_processes(aot_rows, keys)
+    return compile_in_processes(aot_launches, keys)
 
 
 def aot_markdown(table: dict[str, Any]) -> str:

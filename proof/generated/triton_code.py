@@ -1,8 +1,12 @@
 """The machine code of a Triton launch: compiled ahead of time for any architecture, and run by ptxlab on the CPU.
 
+Compiling all that the tables hold takes minutes. So a row notes what it was made of: that it would come out the same is
+told without compiling.
+
 ptxlab is a PTX simulator outside the repository: found at ../shared/ptxlab, or through the environment variable PTXLAB.
 """
 
+import ast
 import json
 import multiprocessing
 import os
@@ -13,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,13 +27,18 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITCallable
 
+from proof.kept import digest
 from simclr_fast.ops.ntxent import triton_host
 from simclr_fast.triton_launch import Launch
 from tools.tables import write_table
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "docs" / "tables"
+REWRITE = (
+    "rewrite docs/tables: python -m proof.generated.triton_tables, triton_similarity_tables, triton_augment_tables"
+)
 SASS_OPS = ("HMMA", "HGMMA", "UTCHMMA", "LDSM", "LDGSTS", "STL", "LDL")
 _TYPES = {
     torch.float32: "*fp32",
@@ -93,11 +102,61 @@ def resources(compiled) -> dict[str, int]:
     }
 
 
-def compile_in_processes(rows_of: Callable[[Any], dict[str, Any]], keys: list[Any]) -> dict[str, Any]:
-    """The table of all that `rows_of` says of the keys, compiled in two processes of their own."""
+def made_of(launch: Launch, arch: int) -> str:
+    """Digest of all that a launch's machine code is made of, but for the release of Triton, which a table names."""
+    return digest(written_in(launch.kernel), *specialise(launch), launch.how, arch)
+
+
+@cache
+def written_in(kernel: JITCallable) -> dict[str, str]:
+    """The code of a kernel and of the functions that it calls, without comments, and the constants that they name.
+
+    By module and name.
+    """
+    found: dict[str, str] = {}
+    waiting = [(f"{kernel.__module__}.{kernel.__name__}", kernel)]
+    while waiting:
+        name, value = waiting.pop()
+        if name in found or value in (triton, triton.language):
+            continue
+        if isinstance(value, JITCallable):
+            tree, known = value.parse(), value.__globals__
+            found[name] = ast.unparse(tree)
+            named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            waiting += [(f"{value.__module__}.{other}", known[other]) for other in named & known.keys()]
+        else:
+            found[name] = str(getattr(value, "_fields", value))
+    return dict(sorted(found.items()))
+
+
+LaunchesOf = Callable[[Any], dict[str, tuple[Launch, int]]]  # a table's rows of a key, each a launch and architecture
+
+
+def _compiled_rows(launches_of: LaunchesOf, key: Any) -> dict[str, dict[str, Any]]:
+    return {
+        name: resources(compile_launch(launch, arch)) | {"made_of": made_of(launch, arch)}
+        for name, (launch, arch) in launches_of(key).items()
+    }
+
+
+def compile_in_processes(launches_of: LaunchesOf, keys: list[Any]) -> dict[str, Any]:
+    """The table of the resources of all launches of the keys, compiled in two processes of their own."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = {name: row for part in pool.map(rows_of, keys) for name, row in part.items()}
+        rows = {
+            name: row for part in pool.map(partial(_compiled_rows, launches_of), keys) for name, row in part.items()
+        }
     return {"triton": triton.__version__, "kernels": rows}
+
+
+def check_digests(launches_of: LaunchesOf, keys: list[Any], table: dict[str, Any]) -> None:
+    """Asserts that a committed table has the rows of these keys and no others, each made of what the code is now.
+
+    So they are what compilation would give; of another release of Triton the names alone are compared.
+    """
+    found = {name: made_of(*launched) for key in keys for name, launched in launches_of(key).items()}
+    assert found.keys() == table["kernels"].keys(), REWRITE
+    if is_of_this_release(table):
+        assert found == {name: row["made_of"] for name, row in table["kernels"].items()}, REWRITE
 
 
 def committed_table(name: str) -> dict[str, Any]:
@@ -127,7 +186,7 @@ def compare_with_committed(rows: Any, expected: Any, table: dict[str, Any]) -> N
     Other releases emit other code: of theirs, the callers' bounds say what is right.
     """
     if is_of_this_release(table):
-        assert rows == expected, "rewrite docs/tables (python -m proof.generated.triton_tables, triton_augment_tables)"
+        assert rows == expected, REWRITE
 
 
 @cache

@@ -70,36 +70,47 @@ def _pass_through(backend, columns, dim, dtype, precision, temperature, need_dt)
     backend.bwd(torch.tensor(1.0), z0, z1, u, inv_norm, lse_neg, s_pos, *numbers)
 
 
-def aot_keys(small: bool = False) -> list[Key]:
+def aot_keys() -> list[Key]:
     """Every architecture, operand, D and variant."""
-    if small:
-        return [(arch, "fp16", 128, "constant max") for arch in ARCHS]
     return list(itertools.product(ARCHS, OPERANDS, DIMS, VARIANTS))
 
 
-def aot_rows(key: Key) -> dict[str, dict[str, int]]:
-    """Resources of the tile kernels of one variant; of every kernel at D = 128 with fp16 operands.
+def aot_sample() -> list[Key]:
+    """A sixth of them, in which every two values of architecture, operand, D and variant meet."""
+    operands, variants = tuple(OPERANDS), tuple(VARIANTS)
+    return [
+        (arch, operands[(i + k) % len(operands)], dim, variants[(i + k) % len(variants)])
+        for i, arch in enumerate(ARCHS)
+        for k, dim in enumerate(DIMS)
+    ]
 
-    There, too, of the two that differ where forward makes the gradient, which is then float32.
+
+# Of these every kernel is in the table; of the others the tile kernels.
+EVERY_KERNEL = [(arch, "fp16", 128, "constant max") for arch in ARCHS]
+
+
+def aot_launches(key: Key) -> dict[str, tuple[Launch, int]]:
+    """The launches of the table, by the names of its rows: of the tile kernels, or of every kernel.
+
+    Of every kernel, those two a second time that differ where forward makes the gradient, which is then float32.
     """
     arch, operand, dim, variant = key
-    every = (operand, dim, variant) == ("fp16", 128, "constant max")
-    rows = {}
+    every = key in EVERY_KERNEL
+    found = {}
     for launch in launches(key):
         name = launch.kernel.__name__
         label = variant.removesuffix(", dt") if name == "ntxent_fwd_kernel" else variant
         if name in TILE_KERNELS or every:
-            rows[f"{name}, {operand}, D={dim}, {label}, sm_{arch}"] = resources(compile_launch(launch, arch))
+            found[f"{name}, {operand}, D={dim}, {label}, sm_{arch}"] = launch, arch
     for launch in launches_at_once(key) if every else []:
         name = launch.kernel.__name__
         if name in OF_FWD_BWD:
-            name = f"{name}, {operand}, D={dim}, {variant}, in forward, sm_{arch}"
-            rows[name] = resources(compile_launch(launch, arch))
-    return rows
+            found[f"{name}, {operand}, D={dim}, {variant}, in forward, sm_{arch}"] = launch, arch
+    return found
 
 
 def aot_table(keys: list[Key]) -> dict[str, Any]:
-    return compile_in_processes(aot_rows, keys)
+    return compile_in_processes(aot_launches, keys)
 
 
 def markdown_of_aot(table: dict[str, Any], title: str, command: str) -> str:
