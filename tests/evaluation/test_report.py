@@ -202,13 +202,11 @@ def open_in_chromium(page_file: Path, folder: Path) -> tuple[list[str], list[str
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="opens the page in Chromium, which is not installed")
 
 
-@pytest.mark.proof
 @needs_chromium
 def test_browser_sees_no_console_message_and_no_request(commands_folder: Path, tmp_path: Path) -> None:
     assert open_in_chromium(commands_folder / "report.html", tmp_path) == ([], [])
 
 
-@pytest.mark.proof
 @needs_chromium
 def test_browser_would_see_them(tmp_path: Path) -> None:
     file = tmp_path / "bad.html"
