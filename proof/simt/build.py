@@ -31,6 +31,7 @@ class Flavour:
     runtime_flags: tuple[str, ...] = ()
 
 
+# Sanitizers name the lines of what they find: -g1 is enough for that, and compiles faster than what debuggers want.
 FLAVOURS = {
     f.name: f
     for f in (
@@ -38,10 +39,16 @@ FLAVOURS = {
         Flavour("plain", ("-O2", "-fwrapv")),
         Flavour(
             "asan",
-            ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"),
+            (
+                "-O1",
+                "-g1",
+                "-fsanitize=address,undefined",
+                "-fno-sanitize-recover=undefined",
+                "-fno-omit-frame-pointer",
+            ),
             ("-DSIMT_ASAN",),
         ),
-        Flavour("tsan", ("-O1", "-g", "-fsanitize=thread"), ("-DSIMT_TSAN",)),
+        Flavour("tsan", ("-O1", "-g1", "-fsanitize=thread"), ("-DSIMT_TSAN",)),
     )
 }
 # Kernels read registers through pointers of other types, which nvcc lets them. The runtime must not turn its copies
