@@ -101,13 +101,21 @@ def few_labels(results: dict[str, Any]) -> str:
 
 
 def comparison_table(results: dict[str, Any]) -> ResultTable:
-    """The accuracies in percent; results: what `compare` gives, and the number of neighbours of kNN."""
+    """The accuracies in percent; results: what `compare` gives, and the number of neighbours of kNN.
+
+    Where it was measured, also "one_label_fine_tuned": what `one_label_accuracies` gives.
+    """
     few = few_labels(results)
     rows = {title.format(few=few): results[probe] for probe, title in PROBES.items() if probe in results}
     rows["its k"] = {encoder: str(k) for encoder, k in results["knn_k"].items()}
+    fine_tuned = results.get("one_label_fine_tuned")
+    if fine_tuned is not None:
+        rows["fine-tuned, 1 label/class"] = fine_tuned
     title = (
         f"Accuracy on {results['test_images']} held-out test images (%; few-label rows: mean of {results['draws']} "
-        "draws; k: chosen on the training images, leaving one out)"
+        "draws; k: chosen on the training images, leaving one out"
+        + ("" if fine_tuned is None else f"; fine-tuned: {fine_tuned['draws']} draws, raw pixels: linear")
+        + ")"
     )
     return ResultTable.of(title, "", ENCODERS, rows)
 

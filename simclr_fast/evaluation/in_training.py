@@ -13,11 +13,14 @@ from simclr_fast.data.shrink import side_of
 from simclr_fast.data.sources import shrunk_to
 from simclr_fast.evaluation.comparison import LABELS_PER_CLASS, compare, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import ENCODERS, Pixels, Preprocess, embed
+from simclr_fast.evaluation.one_label import is_cheap, one_label_accuracies
 from simclr_fast.evaluation.probes import knn_accuracy, nearest
+from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import measurable
 from simclr_fast.evaluation.splits import few_label_draws, random_part
 from simclr_fast.evaluation.tables import class_names
 from simclr_fast.models import build_model
+from simclr_fast.process import Process
 from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics, write_results
 
 QUERY_SHARE = 0.1
@@ -128,6 +131,8 @@ def evaluate(
 ) -> dict:
     """Compare with the baselines, print the table, write results.json, and return what is in it.
 
+    On small images fine-tuning from a label per class is compared, too.
+
     steps, seconds: how long the encoder has trained.
     """
     results: dict = {"seed": config.run.seed, "train_seconds": round(seconds, 1), "steps": steps}
@@ -138,6 +143,9 @@ def evaluate(
         scores = compare(
             random_init, encoder, dataset.labelled, dataset.test, preprocess, device, names=class_names(dataset)
         )
+        run = Run(config.run.output, config.run.output, steps, config, dataset.train.channels, encoder.state_dict())
+        if is_cheap(run, dataset):
+            scores["one_label_fine_tuned"] = one_label_accuracies(run, dataset, Process(0, 1, device))
         console.print(comparison_table(scores).rich())
         console.print(comparison_by_class(scores).rich())
         results |= scores
