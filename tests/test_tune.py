@@ -93,6 +93,17 @@ def test_every_candidate_of_the_demo_has_options_that_are_there_and_start_says_w
     assert names <= STUDY.start.keys() | vars(Extras()).keys() | {"steps"}
 
 
+def test_the_demo_holds_what_the_committed_table_kept() -> None:
+    table = json.loads((Path(__file__).parents[1] / "docs/tables/recipe_demo.json").read_text())
+    options = dict(table["start"])
+    for row in table["axes"]:
+        options |= row["changes"] if row["kept"] else {}
+    for name in ("epochs", "steps", "model_ema_decay"):  # how long, and what no recipe of a short run has
+        options.pop(name)
+    chosen, recipe = changed(RECIPES["demo"], options)[0], RECIPES["demo"]
+    assert chosen == recipe
+
+
 def test_the_parts_are_training_images_in_equal_shares_of_every_class() -> None:
     parts = training_images(RECIPES["demo"].data, 0.2, 400)
     assert [len(parts.train), len(parts.held_out)] == [320, 80]

@@ -19,8 +19,10 @@ COMMANDS = {kind.command: kind for kind in vars(options).values() if hasattr(kin
 
 
 def demo_config(**model_options: object) -> Config:
+    """The demo's options for images that are taken as they are, at 28 pixels."""
     config = RECIPES["demo"]
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **model_options))
+    model, augment = dataclasses.replace(config.model, **model_options), dataclasses.replace(config.augment, size=28)
+    return dataclasses.replace(config, model=model, augment=augment)
 
 
 def plain_config(**augment_options: object) -> Config:

@@ -88,7 +88,7 @@ def test_command_writes_and_compares_every_format(export_folder: Path) -> None:
     assert all(difference <= 1e-6 for difference in differences.values())
     card = (export_folder / "README.md").read_text()
     assert "resnet_mini" in card
-    assert "| temperature | 0.2 |" in card
+    assert f"| temperature | {demo_config().optimization.temperature} |" in card
 
 
 def test_card_and_export_say_how_images_are_normalised(tmp_path: Path) -> None:

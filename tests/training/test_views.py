@@ -10,7 +10,7 @@ from simclr_fast.errors import ConfigError
 from simclr_fast.recipes import RECIPES
 from simclr_fast.training.views import Views, check_channels
 
-DEMO = RECIPES["demo"].augment
+DEMO = dataclasses.replace(RECIPES["demo"].augment, size=28)
 INDICES = torch.tensor([5, 9, 2, 7, 11, 0])
 
 

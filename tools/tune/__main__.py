@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(file, train_and_judge, data_identity(parts.train)["sha256"])
     axes = list(search(study, results))
     last = finals(study, results)
-    pixels = raw_pixels(parts, Preprocess.of(changed(config, study.start)[0].augment))
+    chosen = next((row.changes for row in last if row.kept), {})
+    pixels = raw_pixels(parts, Preprocess.of(changed(config, study.start | chosen)[0].augment))
     sizes = {"train": len(parts.train), "held_out": len(parts.held_out)}
     path = options.table or ROOT / f"docs/tables/recipe_{name}.json"
     write_table(path, table(study, axes, last, pixels, sizes), page(study, axes, last, pixels, sizes))

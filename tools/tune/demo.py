@@ -3,6 +3,7 @@
 from tools.tune.study import Axis, Study
 
 START = {
+    "size": 28,
     "scale": [0.4, 1.0],
     "ratio": [0.75, 4 / 3],
     "jitter": [0.4, 0.4, 0.0, 0.0],
@@ -22,21 +23,24 @@ START = {
     "model_ema_decay": 0.99,
 }
 
+CHOSEN = {"size": 16, "temperature": 0.4, "jitter": [0.8, 0.8, 0.0, 0.0], "batch_size": 64, "epochs": 45, "steps": 660}
+
+# A step at 28 pixels costs as much as 2.1 at 20 and 2.9 at 16.
 STUDY = Study(
     recipe="demo",
     start=START,
-    steps=250,
-    final_steps=900,
+    steps=150,
+    final_steps=634,
+    final_seeds=(0,),
     axes=(
-        Axis("temperature", ({"temperature": 0.1}, {"temperature": 0.3}, {"temperature": 0.5})),
-        Axis("scale", ({"scale": [0.2, 1.0]}, {"scale": [0.6, 1.0]})),
-        Axis("warp", ({"rotate": 15.0, "shear": 0.2}, {"rotate": 35.0, "shear": 0.5})),
-        Axis("blur", ({"blur_p": 0.5},)),
-        Axis("jitter", ({"jitter_p": 0.0}, {"jitter": [0.8, 0.8, 0.0, 0.0]})),
-        Axis("batch", ({"batch_size": 64, "steps": 500}, {"batch_size": 256, "steps": 125})),
-        Axis("learning rate", ({"lr": 1e-3}, {"lr": 4e-3})),
-        Axis("head", ({"head_hidden": 512}, {"head_hidden": 1024}, {"head_layers": 3})),
-        Axis("loss", ({"decoupled": True},)),
+        Axis("size", ({"size": 20, "steps": 330}, {"size": 16, "steps": 330})),
+        Axis("crop", ({"scale": [0.25, 1.0]},)),
+        Axis("warp", ({"rotate": 35.0, "shear": 0.5},)),
+        Axis("temperature", ({"temperature": 0.1}, {"temperature": 0.4}, {"temperature": 0.6})),
+        Axis("learning rate", ({"lr": 4e-3},)),
+        Axis("larger batch", ({"batch_size": 256, "steps": 165},)),
+        Axis("jitter", ({"jitter": [0.8, 0.8, 0.0, 0.0]},)),
+        Axis("smaller batch", ({"batch_size": 64, "steps": 660},)),
     ),
-    finalists=({},),
+    finalists=(CHOSEN,),
 )
