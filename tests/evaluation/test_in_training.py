@@ -12,6 +12,7 @@ from simclr_fast.evaluation import in_training, neighbour_picture
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.splits import few_label_draws
 from simclr_fast.recipes import RECIPES
+from tests.evaluation.conftest import demo_config
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,7 @@ def test_each_class_asks_once_for_those_most_alike_among_the_few_labelled_images
 ) -> None:
     torch.manual_seed(0)
     train, test = levels(torch.arange(120) % 4), levels(torch.tensor([3, 1, 1, 0, 3]))  # no test image of class 2
-    config = dataclasses.replace(RECIPES["demo"], run=dataclasses.replace(RECIPES["demo"].run, output=tmp_path))
+    config = dataclasses.replace(demo_config(), run=dataclasses.replace(demo_config().run, output=tmp_path))
     drawn, draw = [], neighbour_picture.draw_side_by_side
     monkeypatch.setattr(neighbour_picture, "draw_side_by_side", lambda *given: drawn.append(given) or draw(*given))
     path = in_training._draw_neighbours(config, Dataset(train, train, test), Level(), CPU)
