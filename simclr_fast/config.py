@@ -230,9 +230,9 @@ class RunOptions:
 class Config:
     """Train SimCLR: simclr-fast pretrain RECIPE [OPTIONS]. The defaults shown are those of the recipe."""
 
-    recipe: Positional[Literal["photos", "demo", "cifar10-r18", "cifar10", "stl10", "imagenet-100ep", "imagenet"]] = (
-        "photos"
-    )
+    recipe: Positional[
+        Literal["photos", "demo", "small-images", "cifar10-r18", "cifar10", "stl10", "imagenet-100ep", "imagenet"]
+    ] = "photos"
     """Recipe whose constants are the defaults of every option; it comes first on the command line."""
     data: DataOptions = DataOptions()
     augment: AugmentOptions = AugmentOptions()

@@ -13,7 +13,6 @@ from simclr_fast.errors import ConfigError
 from simclr_fast.recipes import RECIPES
 from tools.tune import __main__ as program
 from tools.tune import trial
-from tools.tune.demo import STUDY
 from tools.tune.study import MARGIN, Axis, Results, Study, Tried, finals, search
 from tools.tune.trial import Extras, changed, training_images
 
@@ -86,11 +85,14 @@ def test_changes_reach_the_options_of_every_group_and_unknown_ones_are_refused()
     assert "\n" not in str(refusal.value)
 
 
-def test_every_candidate_of_the_demo_has_options_that_are_there_and_start_says_what_the_axes_change() -> None:
-    for value in (STUDY.start, *(value for axis in STUDY.axes for value in axis.values), *STUDY.finalists):
-        changed(RECIPES["demo"], {name: v for name, v in value.items() if name != "steps"})
-    names = {name for axis in STUDY.axes for value in axis.values for name in value}
-    assert names <= STUDY.start.keys() | vars(Extras()).keys() | {"steps"}
+@pytest.mark.parametrize("recipe", program.STUDIES)
+def test_every_candidate_has_options_that_are_there_and_start_says_what_the_axes_change(recipe: str) -> None:
+    found = program.STUDIES[recipe]
+    assert found.recipe == recipe
+    for value in (found.start, *(value for axis in found.axes for value in axis.values), *found.finalists):
+        changed(RECIPES[recipe], {name: v for name, v in value.items() if name != "steps"})
+    names = {name for axis in found.axes for value in axis.values for name in value}
+    assert names <= found.start.keys() | vars(Extras()).keys() | {"steps"}
 
 
 def test_the_demo_holds_what_the_committed_table_kept() -> None:

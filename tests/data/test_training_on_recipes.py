@@ -34,3 +34,18 @@ def test_two_steps(recipe: str, files: str, batch: int, request: pytest.FixtureR
     for kept in ("opt", "temperature", "weight_decay", "lr_base", "lr_base_scale"):
         assert trained["optimization"][kept] == own["optimization"][kept]
     assert trained["model"]["model"] == own["model"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "channels"),
+    [("mnist_root", ["--dataset", "fashion-mnist", "--batch-size", "6"], 1), ("folder_root", ["--batch-size", "8"], 3)],
+)
+def test_small_images_takes_grey_ones_and_those_in_colour(
+    files: str, options: list[str], channels: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    data = ["--data", str(request.getfixturevalue(files)), *options]
+    assert main(["pretrain", "small-images", *data, *SMALL, "--output", str(output)]) == 0
+    trained = load(output / "checkpoint-000000002.pt")
+    assert trained["channels"] == channels
+    assert trained["model"]["head.0.weight"].shape == (16, 128 * 4 * 4), "the places of the last map are features"

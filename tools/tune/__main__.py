@@ -16,13 +16,13 @@ from simclr_fast.process import exit_status
 from simclr_fast.recipes import RECIPES
 from simclr_fast.training.state import data_identity
 from tools.tables import write_table
-from tools.tune import demo
+from tools.tune import demo, small_images
 from tools.tune.page import page, table
 from tools.tune.study import Changes, Results, finals, search
 from tools.tune.trial import changed, measure, raw_pixels, training_images
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STUDIES = {"demo": demo.STUDY}
+STUDIES = {"demo": demo.STUDY, "small-images": small_images.STUDY}
 
 
 def main(arguments: list[str] | None = None) -> int:
