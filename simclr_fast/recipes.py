@@ -61,7 +61,7 @@ RECIPES: dict[str, Config] = {
         ),
         model=ModelOptions(model="resnet_mini", model_kwargs=("grid=4",), head_hidden=256),
         optimization=OptimizationOptions(
-            temperature=0.2,
+            temperature=0.4,
             epochs=4,
             batch_size=128,
             opt="adamw",

@@ -42,6 +42,8 @@ STUDY = Study(
         Axis("temperature", ({"temperature": 0.1},)),
         Axis("scale", ({"scale": [0.4, 1.0]},)),
         Axis("flip", ({"hflip": 0.0},)),
+        Axis("smaller batch", ({"batch_size": 64, "steps": 400},)),
+        Axis("higher temperature", ({"temperature": 0.4},)),
     ),
     finalists=(),
     final_seeds=(0,),
