@@ -10,7 +10,10 @@ import importlib
 import io
 import itertools
 import logging
+import os
 import re
+import select
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -20,6 +23,13 @@ from typing import Annotated, Any
 PROGRAM = "simclr-fast"
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 COMPLETION = "--tyro-write-completion"  # tyro's name
+
+# tyro completes no word that stands by its place, only commands: a recipe becomes a command below `pretrain`. (Python,
+# in the file that tyro writes; that of tcsh is another, which has the recipes.)
+RECIPES_COMPLETED = (
+    "PRETRAIN = COMPLETION_SPEC['subcommands']['pretrain']\n"
+    "PRETRAIN['subcommands'] = dict.fromkeys({recipes}, PRETRAIN | {{'description': 'recipe', 'subcommands': {{}}}})"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,13 +218,36 @@ def write_completion(arguments: Sequence[str]) -> None:
     with contextlib.suppress(SystemExit):  # with which tyro ends when it has written the file
         app.cli(args=[COMPLETION, *arguments], prog=PROGRAM)
     # A line that ends inside an explanation would be taken for another answer.
-    one_line = lambda found: found[0].replace(r"\n", " ")
-    path.write_text(re.sub(r"^COMPLETION_SPEC = .*$", one_line, path.read_text(), flags=re.MULTILINE))
+    mended = lambda found: found[0].replace(r"\n", " ") + f"\n{RECIPES_COMPLETED.format(recipes=[*RECIPES])}"
+    path.write_text(re.sub(r"^COMPLETION_SPEC = .*$", mended, path.read_text(), flags=re.MULTILINE))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status (see `errors.EXIT_STATUS`); 128 + the signal's number after a stop by one."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Returns the exit status (see `errors.EXIT_STATUS`); 128 + the signal's number after a stop by one.
+
+    That is how it ends, too, where nobody reads on what it prints, as with `| head`.
+    """
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written at the exit
+        return 128 + signal.SIGPIPE
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """As `main`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0 if arguments else 2

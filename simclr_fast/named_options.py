@@ -37,9 +37,14 @@ def unknown(what: str, name: str, known: Collection[str], otherwise: str | None 
 
     what: command, option ...; otherwise: the remedy where none is near, which else is the list of them.
     """
-    near = difflib.get_close_matches(name, known, n=1) or [one for one in known if name in one.split("_")]
-    remedy = f"did you mean {near[0]}?" if near else otherwise or f"choose one of {', '.join(known)}"
+    near = nearest(name, known) or next((one for one in known if name in one.split("_")), None)
+    remedy = f"did you mean {near}?" if near else otherwise or f"choose one of {', '.join(known)}"
     return ConfigError(f"{name}: there is no such {what}; {remedy}")
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that a misspelt one is most like; None where it is like none of them."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def unknown_recipe(name: str) -> ConfigError:

@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import os
 import re
+import signal
 import subprocess
 import sys
 import typing
@@ -158,6 +160,9 @@ def test_underscores_are_as_good_as_hyphens(tmp_path, capsys) -> None:
         ("f", {"few-label", "finetune"}),
         ("pretrain --temp", {"--temperature"}),
         ("pretrain demo --opt ", {"lars", "sgd", "adamw"}),
+        ("pretrain imagenet-", {"imagenet-100ep"}),
+        ("pretrain d", {"demo"}),
+        ("knn d", set()),
         ("knn --knn", {"--knn-k", "--knn-t"}),
         ("pack --form", {"--format"}),
     ],
@@ -180,6 +185,39 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "new" / "simclr-fast"
     assert main(["--tyro-write-completion", "bash", str(path)]) == 0
     return path
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"), [("zsh", "PRETRAIN = "), ("fish", "PRETRAIN = "), ("tcsh", "'n/pretrain/(")]
+)
+def test_other_shells_know_the_recipes(shell: str, line: str, tmp_path: Path) -> None:
+    assert main(["--tyro-write-completion", shell, str(tmp_path / "file")]) == 0
+    text = (tmp_path / "file").read_text()
+    assert line in text
+    assert [name for name in RECIPES if name not in text] == []
+
+
+@pytest.mark.parametrize("words", ["--help", "knn --help", "--version"])
+def test_it_ends_quietly_where_nobody_reads_on(words: str) -> None:
+    """As any tool does before `head`: as if by the signal for it, which Python ignores."""
+    command = [sys.executable, "-m", "simclr_fast", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.close()
+        assert (program.stderr.read(), program.wait()) == (b"", 128 + signal.SIGPIPE)
+
+
+def test_another_broken_pipe_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thread that reads images, or of a service that metrics go to."""
+
+    def fail(_: list[str]) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_run", fail)
+    read, write = os.pipe()
+    with os.fdopen(read), os.fdopen(write, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(BrokenPipeError):
+            main(["knn"])
 
 
 def test_a_shell_without_completion_is_named(capsys) -> None:

@@ -54,7 +54,7 @@ def test_help_explains_every_option_with_the_recipes_default(recipe: str | None,
     ("arguments", "said"),
     [
         (["imagenet", "--data", "no/such/folder"], "--data no/such/folder: there is no such folder"),
-        (["demo", "--model", "resnet51"], "--model resnet51: unknown backbone; pass one of"),
+        (["demo", "--model", "resnet51"], "--model resnet51: unknown backbone; did you mean resnet50?"),
         (["demo", "--batch-size", "4001"], "--batch-size 4001: the data set has only 4000 training images"),
         (["demo", "--batch-size", "1"], "--batch-size 1: pass 2 or more; one image has no others to differ from"),
         (["demo", "--temperature", "0"], "--temperature 0.0: pass a number > 0"),

@@ -13,8 +13,13 @@ from simclr_fast.backbones.torchvision_families import FAMILIES, RESNETS
 from simclr_fast.backbones.without_memory import WithoutMemory
 from simclr_fast.config import ModelOptions
 from simclr_fast.errors import ConfigError
+from simclr_fast.named_options import nearest
 
 PROBE_SIZE = 64  # pixels; of a backbone whose images may have any size
+MODELS = (
+    "pass one of torchvision's ResNet, ResNeXt, ConvNeXt, EfficientNet, RegNet, ViT or Swin by its name (resnet50, "
+    "convnext_tiny, vit_b_16), timm/NAME, package.module:function, or resnet_mini"
+)
 
 
 def backbone_names() -> list[str]:
@@ -34,11 +39,9 @@ def family_of(name: str) -> Family:
         for family in FAMILIES:
             if name.startswith(family.prefixes):
                 return family
-    raise ConfigError(
-        f"--model {model_kwargs.shown(name)}: unknown backbone; pass one of torchvision's ResNet, ResNeXt, ConvNeXt, "
-        "EfficientNet, RegNet, ViT or Swin by its name (resnet50, convnext_tiny, vit_b_16), timm/NAME, "
-        "package.module:function, or resnet_mini"
-    )
+    near = nearest(name, backbone_names())
+    remedy = f"did you mean {near}?" if near else MODELS
+    raise ConfigError(f"--model {model_kwargs.shown(name)}: unknown backbone; {remedy}")
 
 
 def spec_of(options: ModelOptions, channels: int, size: int | None) -> Spec:

@@ -11,6 +11,7 @@ from simclr_fast.backbones.family import Spec, Stage
 from simclr_fast.backbones.model_kwargs import refused_by_library, shown
 from simclr_fast.backbones.torchvision_families import require_patches
 from simclr_fast.errors import CheckpointError, ConfigError
+from simclr_fast.named_options import nearest
 
 PREFIX = "timm/"
 PYRAMID_STRIDES = (4, 8, 16, 32)
@@ -92,8 +93,10 @@ def _timm(name: str) -> ModuleType:
     import timm  # takes seconds, and only its models need it
 
     plain = name.removeprefix(PREFIX)
-    if plain not in timm.list_models():
-        near = timm.list_models(f"{plain.partition('.')[0][:12]}*")[:4] if plain[:1].isalnum() else []
+    known = timm.list_models()
+    if plain not in known:
+        begins, guess = plain.partition(".")[0], nearest(plain, known)
+        near = [one for one in known if begins and one.startswith(begins[:12])][:4] or ([guess] if guess else [])
         remedy = f"such as {', '.join(near)}" if near else "as timm.list_models() has it"
         raise ConfigError(f"--model {shown(name)}: timm lists no such model; pass a name {remedy} (without a tag)")
     return timm

@@ -3,15 +3,17 @@
 import dataclasses
 import logging
 from collections.abc import Set
+from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from simclr_fast.backbones.registry import family_of
-from simclr_fast.config import Config, check
+from simclr_fast.checkpoint import checkpoints, load
+from simclr_fast.config import Config, RunOptions, check
 from simclr_fast.data import load_dataset
 from simclr_fast.data.own_files import require_apart
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import describe_encoder
 from simclr_fast.optim import peak_lr
 from simclr_fast.process import start_process
@@ -44,8 +46,13 @@ def pretrain(config: Config, named: Set[str] = frozenset()) -> int:
 
 
 def with_fitting_warmup(config: Config) -> Config:
-    """The options with a warm-up that the epochs leave room for, where the recipe's is longer than the whole run."""
-    options = config.optimization
+    """The options with a warm-up that the epochs leave room for, where the recipe's is longer than the whole run.
+
+    A run that goes on for more epochs keeps the one that it began with.
+    """
+    options, begun = config.optimization, warmup_begun_with(config.run)
+    if begun is not None and begun <= options.epochs:
+        return dataclasses.replace(config, optimization=dataclasses.replace(options, warmup_epochs=begun))
     if options.warmup_epochs <= options.epochs:
         return config
     fitting = dataclasses.replace(options, warmup_epochs=options.epochs / 10)
@@ -55,6 +62,20 @@ def with_fitting_warmup(config: Config) -> Config:
         fitting.warmup_epochs,
     )
     return dataclasses.replace(config, optimization=fitting)
+
+
+def warmup_begun_with(run: RunOptions) -> float | None:
+    """The warm-up (epochs) in the checkpoint that --resume goes on from; None without one that can be used.
+
+    What is wrong with a checkpoint is said where the run goes on from it.
+    """
+    newest_first = [*reversed(checkpoints(run.output))] if run.resume == "auto" else [Path(run.resume or "")]
+    for path in newest_first if run.resume is not None else ():
+        try:
+            return float(load(path)["config"]["optimization"]["warmup_epochs"])
+        except (CheckpointError, KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def with_fitting_batch(config: Config, images: int, world_size: int) -> Config:

@@ -1,5 +1,6 @@
 """Runs that were killed, stopped or damaged, and go on exactly."""
 
+import dataclasses
 import math
 import os
 import signal
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from simclr_fast.checkpoint import checkpoints
+from simclr_fast.checkpoint import checkpoints, save
+from simclr_fast.config import Config, as_dict
+from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.training.pretrain import with_fitting_warmup
 from tests.data.conftest import write_image
 from tests.training.processes import SMALL, final_state, finish, run, start, wait_for_step
 
@@ -153,3 +157,34 @@ def test_pretrained_inside_the_folder_that_is_renamed(tmp_path: Path) -> None:
     assert_same(final_state(tmp_path / "run.old-1"), expected)
     weight = "model.backbone.conv1.weight"
     torch.testing.assert_close(final_state(folder)[weight], expected[weight], rtol=1e-5, atol=1e-7)
+
+
+def test_an_automatic_warm_up_stays_that_of_the_run_which_goes_on(tmp_path: Path) -> None:
+    """`--epochs 1`, then `--epochs 2 --resume auto`: the warm-up of a tenth of the run is that of the first."""
+
+    def fitting(epochs: int, resume: str | None = None) -> Config:
+        config = RECIPES["photos"]
+        return with_fitting_warmup(
+            dataclasses.replace(
+                config,
+                optimization=dataclasses.replace(config.optimization, epochs=epochs),
+                run=dataclasses.replace(config.run, output=tmp_path, resume=resume),
+            )
+        )
+
+    begun = fitting(1)
+    assert begun.optimization.warmup_epochs == 0.1
+    path = save(tmp_path, 3, {"config": as_dict(begun)}, keep=2)
+    for epochs in (1, 2, 30):
+        for resume in ("auto", str(path)):
+            assert fitting(epochs, resume).optimization.warmup_epochs == 0.1
+        assert fitting(epochs).optimization.warmup_epochs == (10 if epochs == 30 else epochs / 10)
+    (tmp_path / "checkpoint-000000009.pt").write_bytes(b"damaged")
+    assert fitting(2, "auto").optimization.warmup_epochs == 0.1, "of the newest whole one"
+    assert fitting(2, str(tmp_path / "checkpoint-000000009.pt")).optimization.warmup_epochs == 0.2, (
+        "and is refused later"
+    )
+    save(tmp_path, 12, {"config": as_dict(fitting(100))}, keep=5)
+    assert fitting(5, "auto").optimization.warmup_epochs == 0.5, (
+        "fewer epochs than before are refused for what they are"
+    )
