@@ -102,8 +102,35 @@ def test_the_demo_holds_what_the_committed_table_kept() -> None:
         options |= row["changes"] if row["kept"] else {}
     for name in ("epochs", "steps", "model_ema_decay"):  # how long, and what no recipe of a short run has
         options.pop(name)
-    chosen, recipe = changed(RECIPES["demo"], options)[0], RECIPES["demo"]
-    assert chosen == recipe
+    assert changed(RECIPES["demo"], options) == (RECIPES["demo"], Extras())
+
+
+@pytest.fixture
+def bright_rows() -> ImageArrays:
+    """80 images of 8 classes, each class with a bright row of its own."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(8).repeat(10)
+    images = torch.randint(0, 60, (80, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    images[torch.arange(80), 0, labels] += 180
+    return ImageArrays(images, labels)
+
+
+def test_what_is_no_option_of_pretrain_changes_what_is_trained(bright_rows: ImageArrays) -> None:
+    """Each of them on weights that are the same without it."""
+
+    def weights(**extras: int | bool) -> torch.Tensor:
+        config, found = changed(RECIPES["demo"], TINY | {"blur_p": 1.0} | extras)
+        state, _ = trial.train(config, found, bright_rows, 2)
+        depths.append(sum(isinstance(layer, torch.nn.Linear) for layer in state.model.head))
+        return torch.cat([p.detach().flatten() for p in state.model.backbone.parameters()])
+
+    depths = []
+    plain = weights()
+    assert torch.equal(weights(decoupled=False, head_layers=2), plain)
+    assert torch.equal(weights(blur_kernel=1), plain), "a tenth of 8 pixels blurs nothing"
+    for extra in ({"decoupled": True}, {"head_layers": 3}, {"blur_kernel": 3}):
+        assert not torch.equal(weights(**extra), plain), extra
+    assert depths == [2, 2, 2, 2, 3, 2]
 
 
 def test_the_parts_are_training_images_in_equal_shares_of_every_class() -> None:
@@ -112,14 +139,11 @@ def test_the_parts_are_training_images_in_equal_shares_of_every_class() -> None:
     assert torch.bincount(parts.held_out.labels).tolist() == [8] * 10
 
 
-def test_a_study_trains_judges_and_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_trains_judges_and_writes_its_table(
+    bright_rows: ImageArrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On data whose test images cannot be looked at."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(8).repeat(10)
-    images = torch.randint(0, 60, (80, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    images[torch.arange(80), 0, labels] += 180  # each class has a bright row of its own
-    train = ImageArrays(images, labels)
-    monkeypatch.setattr(trial, "load_dataset", lambda options: Dataset(train, train, test=None))
+    monkeypatch.setattr(trial, "load_dataset", lambda options: Dataset(bright_rows, bright_rows, test=None))
     monkeypatch.setattr(trial, "DRAWS", 2)
     tiny = Study("demo", TINY, (Axis("head", ({"head_layers": 3},)),), ({},), 2, 3, final_seeds=(0,))
     monkeypatch.setitem(program.STUDIES, "demo", tiny)

@@ -38,6 +38,10 @@ STUDY = Study(
         Axis("larger batch", ({"batch_size": 256, "steps": 165},)),
         Axis("jitter", ({"jitter": [0.8, 0.8, 0.0, 0.0]},)),
         Axis("smaller batch", ({"batch_size": 64, "steps": 660},)),
+        Axis("blur", ({"blur_p": 0.5, "blur_kernel": 3},)),  # a tenth of 16 pixels would be a kernel of 1: no blur
+        Axis("width of the head", ({"head_hidden": 512},)),
+        Axis("depth of the head", ({"head_layers": 3},)),
+        Axis("decoupled loss", ({"decoupled": True},)),
     ),
     finalists=(),  # the test digits alone judged the recipe at its full length
 )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simclr_fast.augmentation import SimCLRAugment
 from simclr_fast.config import Config, DataOptions, check
 from simclr_fast.data import build_loader, load_dataset
 from simclr_fast.data.sources import ImageArrays
@@ -40,6 +41,8 @@ class Extras:
     """The decoupled loss (Yeh et al. 2022, arXiv:2110.06848)."""
     head_layers: int = 2
     """Layers of the projection head."""
+    blur_kernel: int | None = None
+    """Taps of the blur (odd); None is a tenth of the view's height, made odd: none below 20 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,17 @@ def changed(config: Config, changes: dict[str, Any]) -> tuple[Config, Extras]:
     return config, Extras(**extras)
 
 
+def draw_views(config: Config, extras: Extras, dtype: torch.dtype | None) -> Views:
+    """The views of a training run, blurred by a kernel of the size that `extras` asks for."""
+    views = Views(config.augment, config.run.seed, dtype=dtype, channels_last=config.speed.channels_last)
+    if extras.blur_kernel is not None:
+        own = views.augment
+        views.augment = SimCLRAugment(
+            **config.augment.fused(), blur_kernel=extras.blur_kernel, dtype=own.dtype, memory_format=own.memory_format
+        )
+    return views
+
+
 def deepen(model: nn.Module, layers: int) -> None:
     """Give the head of a SimCLR model so many layers, of the width of the hidden one."""
     hidden = model.head[0].out_features
@@ -102,7 +116,7 @@ def train(config: Config, extras: Extras, images: ImageArrays, steps: int) -> tu
         deepen(state.model, extras.head_layers)
         state.optimizer = build_optimizer(state.model, options)
         state.ema = WeightAverage(state.model, options.model_ema_decay)
-    views = Views(config.augment, config.run.seed, dtype=autocast, channels_last=config.speed.channels_last)
+    views = draw_views(config, extras, autocast)
     step = build_step(state, views, config, Process(0, 1, CPU), autocast)
     step.criterion = NTXentLoss(options.temperature, decoupled=extras.decoupled)
     warmup = round(steps * options.warmup_epochs / options.epochs)
