@@ -89,7 +89,8 @@ class AugmentOptions:
     gray_p: float = 0.2
     """Conversion to grey (probability)."""
     blur_p: float = 0.5
-    """Gaussian blur of sigma 0.1 to 2 pixels (probability)."""
+    """Gaussian blur of sigma 0.1 to 2 pixels, its kernel a tenth of the side, so that views below 20 pixels have none
+    (probability)."""
     rotate: float = 0.0
     """Largest rotation either way (degrees)."""
     shear: float = 0.0
