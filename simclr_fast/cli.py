@@ -126,6 +126,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     import tyro
 
     from simclr_fast.errors import ConfigError
+    from simclr_fast.expectations import described
     from simclr_fast.named_options import check_spelling, unknown, unknown_recipe
     from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -143,7 +144,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     recipe = rest[0] if rest and not rest[0].startswith("-") else DEFAULT_RECIPE
     if recipe not in RECIPES:
         raise unknown_recipe(recipe)
-    config = _said_in_one_line(functools.partial(read, default=RECIPES[recipe]))
+    about = f"{kind.__doc__}\n\n{described(recipe, RECIPES[recipe].optimization)} docs/recipes.md has all figures."
+    config = _said_in_one_line(functools.partial(read, default=RECIPES[recipe], description=about))
     if config.recipe != recipe:
         raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
     return name, config

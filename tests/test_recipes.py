@@ -1,4 +1,4 @@
-"""The recipes: each can work, and holds the constants of what it follows."""
+"""The recipes: each can work, holds the constants of what it follows, and says what to expect of it."""
 
 import dataclasses
 import math
@@ -6,9 +6,15 @@ import typing
 
 import pytest
 
+from simclr_fast.cli import main
 from simclr_fast.config import Config, check
+from simclr_fast.evaluation.comparison import PROBES
+from simclr_fast.expectations import EXPECTATIONS, IMAGES, NOTHING_EXPECTED, SPEEDS, headline
 from simclr_fast.optim import peak_lr
 from simclr_fast.recipes import RECIPES
+from tests.docs.blocks import ROOT, check_command
+
+PAGE = ROOT / "docs" / "recipes.md"
 
 # Written down from the sources, not from the recipes; a mutant of a recipe's constant is another value than here.
 PAPER_VIEWS = {"scale": (0.08, 1.0), "gray_p": 0.2, "hflip": 0.5, "jitter_p": 0.8}  # Chen et al. 2020, appendix A
@@ -75,3 +81,65 @@ def test_learning_rates_are_the_published_ones() -> None:
         assert at("imagenet", batch) == pytest.approx(0.3 * batch / 256)
         assert at("cifar10-r18", batch) == pytest.approx(0.03 * batch / 256)
     assert at("imagenet", 4096) == pytest.approx(at("imagenet-100ep", 4096)), "equal at the paper's batch"
+
+
+def test_every_recipe_says_what_to_expect_or_why_nothing() -> None:
+    assert sorted([*EXPECTATIONS, *NOTHING_EXPECTED]) == sorted(RECIPES)
+    assert EXPECTATIONS.keys() == IMAGES.keys() >= SPEEDS.keys()
+    for recipe, several in EXPECTATIONS.items():
+        assert len(set(several)) == len(several), recipe
+        for one in several:
+            assert 0 < one.accuracy < 1
+            assert one.result is None or one.result in PROBES
+            assert one.source.is_ours or one.source.url.startswith("https://")
+
+
+def test_commands_that_measure_can_be_parsed() -> None:
+    commands = {one.command_for("runs/mine") for several in EXPECTATIONS.values() for one in several}
+    assert len(commands) > 5
+    for command in commands:
+        program, *arguments = command.split()
+        assert program == "simclr-fast"
+        check_command(arguments)
+
+
+def test_the_page_has_every_recipe_and_every_figure() -> None:
+    lines = PAGE.read_text().splitlines()
+    for recipe, several in EXPECTATIONS.items():
+        assert any(line.startswith(f"| `{recipe}` |") for line in lines)
+        for one in several:
+            figures = f"{100 * one.accuracy:.1f} | {one.epochs} | {one.batch_size or '-'}"
+            source = f"[{one.source.name}]({one.source.url.removeprefix('docs/')})"
+            command = one.command_for(RECIPES[recipe].run.output)
+            row = f"| `{recipe}` | {one.measure} | {figures} | {source} | {one.differs or '-'} | `{command}` |"
+            assert row in lines, f"{PAGE.name} lacks\n{row}"
+    figures = sum(line.startswith("| `") and line.endswith("` |") for line in lines)
+    assert figures == sum(map(len, EXPECTATIONS.values())), "the page has no figure that is not expected"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (
+            "cifar10-r18",
+            "Expected: kNN (k = 10) 90.3% after 500 epochs of batches of 512 (dkobak/simclr-cifar10); 500 ",
+        ),
+        ("cifar10-r18", "500 epochs take 9.3 min at 44,769 images/s measured on an NVIDIA H200 (steps alone"),
+        ("cifar10", "1000 epochs take 10.2 h at 1,355 images/s of dkobak/simclr-cifar10 on an NVIDIA A100 (36.9 s per"),
+        ("imagenet-100ep", "Expected: linear 62.8% after 100 epochs of batches of 256 (Chen et al. 2020)"),
+        ("stl10", "5-NN 85.7% after 2000 epochs (Ermolov et al. 2021, table 1). docs/recipes.md has all figures."),
+        ("photos", "Nothing was published for it to be compared with: every folder of photos is another data set"),
+    ],
+)
+def test_help_says_what_to_expect(recipe: str, said: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", recipe, "--help"])
+    assert end.value.code == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("batch_size", "accuracy"), [(256, 0.628), (300, 0.628), (4096, 0.645), (2**14, 0.648)])
+def test_the_headline_is_of_the_nearest_training(batch_size: int, accuracy: float) -> None:
+    one = headline("imagenet-100ep", 100, batch_size)
+    assert (one.measure, one.batch_size is not None, one.accuracy) == ("linear", True, accuracy)
+    assert headline("imagenet", 90, 256).epochs == 100

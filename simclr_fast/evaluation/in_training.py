@@ -15,6 +15,7 @@ from simclr_fast.evaluation.comparison import LABELS_PER_CLASS, compare, compari
 from simclr_fast.evaluation.features import ENCODERS, Pixels, Preprocess, embed
 from simclr_fast.evaluation.one_label import is_cheap, one_label_accuracies
 from simclr_fast.evaluation.probes import knn_accuracy, nearest
+from simclr_fast.evaluation.published import beside_published
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import measurable
 from simclr_fast.evaluation.splits import few_label_draws, random_part
@@ -149,5 +150,9 @@ def evaluate(
         console.print(comparison_table(scores).rich())
         console.print(comparison_by_class(scores).rich())
         results |= scores
+        found = beside_published(config, dataset, scores)
+        if found is not None:
+            console.print(found["line"], soft_wrap=True, markup=False, highlight=False)
+            results["published"] = found
     write_results(config.run.output / RESULTS_FILE, results)
     return results

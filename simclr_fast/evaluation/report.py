@@ -19,6 +19,7 @@ from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comp
 from simclr_fast.evaluation.features import embed, preprocess_of
 from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE, Shown, draw_side_by_side, thumbnails
 from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
+from simclr_fast.evaluation.published import published_table
 from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
 from simclr_fast.evaluation.splits import fixed_part, random_part
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_names
@@ -39,6 +40,7 @@ def main(session: Session) -> dict[str, Any]:
     results = read_comparison(run.folder)
     if results is not None:
         parts.append(_comparison(results, run.folder / PICTURE_FILE))
+        parts += _published(results)
     parts += _representation(session, data)
     parts += _commands(session.folder)
     parts += _embedded(run.folder / FEATURES_FOLDER)
@@ -109,6 +111,14 @@ def _comparison(results: dict, drawing: Path) -> page.Section:
     picture = page.picture(drawing, text) if drawing.exists() else ""
     note = page.note("As measured at the end of training.")
     return page.Section("Against the baselines", overall + picture + by_class + note)
+
+
+def _published(results: dict) -> list[page.Section]:
+    found = results.get("published")
+    if found is None:
+        return []
+    content = page.note(found["line"]) + _table(published_table(found))
+    return [page.Section("Beside what was published", content)]
 
 
 def _representation(session: Session, data: Dataset) -> list[page.Section]:

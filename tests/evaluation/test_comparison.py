@@ -24,6 +24,8 @@ from simclr_fast.evaluation.comparison import (
 )
 from simclr_fast.evaluation.features import ENCODERS, Preprocess
 from simclr_fast.evaluation.probes import KNN_K, knn_accuracy, knn_predict, standardize
+from simclr_fast.expectations import IMAGES, Images
+from simclr_fast.recipes import RECIPES
 from tests.evaluation.conftest import demo_config, linear_accuracy
 
 CPU = torch.device("cpu")
@@ -150,6 +152,8 @@ def test_summary_names_the_trained_encoder_and_writes_what_it_prints(coded: Data
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, output=tmp_path))
     monkeypatch.setattr(in_training.Preprocess, "of", lambda augment: Preprocess(SIDE, (0.0,), (1.0,)))
     monkeypatch.setattr(in_training, "build_model", lambda *_: SimpleNamespace(backbone=Coded(False)))
+    monkeypatch.setitem(RECIPES, "demo", config)
+    monkeypatch.setitem(IMAGES, "demo", Images("coded", len(coded.train), len(coded.test), coded.classes))
     console = Console(record=True, width=140)
     results = in_training.evaluate(config, coded, Coded(True), CPU, console, steps=3, seconds=1.0)
     assert results["knn"]["simclr"] == 1.0
@@ -158,6 +162,8 @@ def test_summary_names_the_trained_encoder_and_writes_what_it_prints(coded: Data
     printed = console.export_text()
     assert "10 labels/class" in printed
     assert "three" in printed
+    assert f"\n{results['published']['line']}\n" in printed
+    assert "; expected " in printed
 
 
 def test_labels_measured_are_said() -> None:

@@ -15,6 +15,7 @@ import griffe
 import simclr_fast
 from simclr_fast.cli import COMMANDS, PROGRAM, imported
 from simclr_fast.config import Config, flag
+from simclr_fast.expectations import described
 from simclr_fast.recipes import RECIPES
 
 # Heading of a group of public names, and the modules that define them; the last has what no other has.
@@ -81,7 +82,11 @@ def _pretrain_options(kind: type) -> Iterator[str]:
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     chosen = defaults.pop("recipe")
     names = ", ".join(f"`{name}`" for name in RECIPES)
-    yield f"Recipes: {names}. Without one it is `{chosen}`, whose defaults are shown; what others change stands behind."
+    yield (
+        f"Recipes: {names}. Without one it is `{chosen}`, whose defaults are shown; what others change stands behind. "
+        "[Recipes](../recipes.md) has all figures."
+    )
+    yield "\n".join(f"- `{name}`: {cell(described(name, one.optimization))}" for name, one in RECIPES.items())
     for group in defaults:
         by_recipe = {name: vars(getattr(config, group)) for name, config in RECIPES.items()}
         owner = type(getattr(RECIPES[chosen], group))
