@@ -51,7 +51,8 @@ class BadImages:
         for name, message in found.items():
             if name not in self.messages:
                 self.messages[name] = message
-                log.warning("unreadable image, replaced by another: %s", message)
+                replaced = ", replaced by another" if len(self) <= self.allowed else ""
+                log.warning("unreadable image%s: %s", replaced, message)
         if found:
             self._list()
         if len(self) > self.allowed:

@@ -173,6 +173,7 @@ def folder_task(session: Session) -> Task:
     """COCO's or VOC's folder at the published schedule, and at the published scale where the images are that large."""
     options = session.options
     train, test = open_parts(*_annotations(options), channels=session.run.channels)
+    test.require_readable(options.workers)  # before hours of training rather than after them
     batch_size = options.batch_size or 16
     steps = options.steps or (90_000 if options.dataset == "coco" else 24_000)
     reference = 0.02 if options.architecture == "faster-rcnn" else 0.01

@@ -12,7 +12,7 @@ from simclr_fast.data.sources import Files
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.average_precision import ABSENT, DIFFICULT, PRESENT
 from simclr_fast.evaluation.detection.data import Annotated, existing, require_apart
-from simclr_fast.evaluation.detection.voc import ImageSet, open_sets, read_objects
+from simclr_fast.evaluation.detection.voc import SUFFIXES, ImageSet, open_sets, read_objects
 
 LABELS = {str(label): label for label in (PRESENT, DIFFICULT, ABSENT)}
 
@@ -72,11 +72,13 @@ FILES, ANNOTATIONS = "ImageSets/Main/<class>_<set>.txt", "Annotations"
 def _labels_of(one: ImageSet) -> _Labels:
     suffix = f"_{one.part}.txt"
     files = {
-        path.name.removesuffix(suffix): path for path in one.listing.parent.iterdir() if path.name.endswith(suffix)
+        path.name.removesuffix(suffix): path
+        for path in one.listing.parent.iterdir()
+        if path.name.endswith(suffix) and not _is_of_longer_name(path, one)
     }
     read = {name: rows for name, path in files.items() if (rows := _read_file(path, one)) is not None}
     if read:
-        existing([Annotated(one.image(stem)) for stem in one.stems], one.listing)
+        existing([Annotated(one.image(stem)) for stem in one.stems], one.listing, SUFFIXES)
         return _Labels(read, FILES)
     found: dict[str, dict[str, int]] = {}
     for stem, image in zip(one.stems, read_objects(one).images):
@@ -84,6 +86,21 @@ def _labels_of(one: ImageSet) -> _Labels:
             of_class = found.setdefault(name, {})
             of_class[stem] = max(of_class.get(stem, DIFFICULT), DIFFICULT if is_difficult else PRESENT)
     return _Labels(found, ANNOTATIONS)
+
+
+def _is_of_longer_name(path: Path, one: ImageSet) -> bool:
+    """Whether a file of labels belongs to another set: cat_my_train.txt to my_train, where that is a list of images."""
+    words = path.stem.removesuffix(f"_{one.part}").split("_")[1:]
+    sets = ("_".join([*words[start:], one.part]) for start in range(len(words)))
+    return any(_lists_images(path.with_name(f"{name}.txt")) for name in sets)
+
+
+def _lists_images(path: Path) -> bool:
+    """Whether a file lists images without labels."""
+    try:
+        return all(len(line.split()) < 2 for line in path.read_text().splitlines())
+    except (OSError, ValueError):  # no such set: the file is of the shorter name
+        return False
 
 
 def _read_file(path: Path, one: ImageSet) -> dict[str, int] | None:
@@ -100,6 +117,9 @@ def _read_file(path: Path, one: ImageSet) -> dict[str, int] | None:
                 f"{path}: the line {' '.join(row)!r} must be an image and 1 (present), 0 (difficult) or -1 (absent)"
             )
     labels = {stem: LABELS[label] for stem, label in rows}
+    for stem, label in rows:
+        if labels[stem] != LABELS[label]:
+            raise ConfigError(f"{path}: it labels {stem} twice, {label} and {labels[stem]}; leave one of the lines")
     missing = [stem for stem in one.stems if stem not in labels]
     if missing:
         raise ConfigError(

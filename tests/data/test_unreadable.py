@@ -66,6 +66,7 @@ def test_as_many_as_are_allowed_pass_and_one_more_does_not(caplog) -> None:
         DataError, match=r"^3 unreadable images, more than --max-bad-images allows \(2 of.*: c: broken$"
     ):
         bad.note({"c": "c: broken"})
+    assert caplog.messages[-1] == "unreadable image: c: broken", "nothing takes its place"
 
 
 @pytest.mark.parametrize(

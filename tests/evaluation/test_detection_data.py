@@ -9,7 +9,7 @@ from PIL import Image
 
 from simclr_fast.cli import main, parse
 from simclr_fast.errors import ConfigError, DataError
-from simclr_fast.evaluation import pictures
+from simclr_fast.evaluation import detect, pictures
 from simclr_fast.evaluation.detect import image_size
 from simclr_fast.evaluation.detection.data import VOC_CLASSES, Annotated, Annotations, joined, open_parts, read_coco
 from simclr_fast.evaluation.detection.voc import open_sets, read_objects
@@ -262,6 +262,24 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "train2017" / "1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1\.png: unreadable"):
         data[0]
+    with pytest.raises(DataError, match=r"1\.png: unreadable"):
+        data.require_readable(threads=2)
+
+
+def test_an_unreadable_test_image_is_met_before_the_training(
+    run_folder: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    write_voc(tmp_path, "2012-train", "helmet")
+    write_voc(tmp_path, "2012-val", "helmet", suffix=".JPG")
+    (tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "val.JPG").write_bytes(b"no image")
+    monkeypatch.setattr(detect, "trained_detector", lambda *_: pytest.fail("it trains"))
+    arguments = ["--dataset", "voc", "--data", str(tmp_path), "--threads", "1", "--output", str(tmp_path)]
+    assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 1
+    assert "val.JPG: unreadable" in capsys.readouterr().err
+    (tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "val.JPG").unlink()
+    assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 2
+    assert "1 of its 1 images are missing, the first: " in (said := capsys.readouterr().err)
+    assert "val.jpg, also under the suffixes .jpg .jpeg .png .JPG" in said
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,20 @@ def test_sets_of_several_years_are_joined(tmp_path: Path) -> None:
     assert torch.equal(part.images.take(torch.tensor([14]))[0][:, 0, 0], torch.full((3,), 50, dtype=torch.uint8))
 
 
+def test_label_files_of_another_set_and_doubled_images(tmp_path: Path) -> None:
+    base = write_devkit(tmp_path)
+    write_set(base, "my_train", ["000000"])
+    (base / "ImageSets" / "Main" / "cat_my_train.txt").write_text("000000 1\n")
+    assert read_parts(tmp_path, PARTS).classes == list(CLASSES), "the file is of my_train, and cat_my is no class"
+    path = base / "ImageSets" / "Main" / f"{CLASSES[0]}_train.txt"
+    labels = path.read_text()
+    path.write_text(labels + "000000 -1\n")
+    assert read_parts(tmp_path, PARTS).classes == list(CLASSES), "twice the same"
+    path.write_text(labels + "000000  1\n")
+    with pytest.raises(ConfigError, match=r"_train.txt: it labels 000000 twice, -1 and 1; leave one of the lines"):
+        read_parts(tmp_path, PARTS)
+
+
 def arguments(run: Path, data: Path, output: Path) -> list[str]:
     return ["--checkpoint", str(run), "--data", str(data), "--output", str(output), "--threads", "1"]
 

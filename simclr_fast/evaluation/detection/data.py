@@ -5,6 +5,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -87,6 +88,18 @@ class DetectionFolder(Dataset):
         solid = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])  # COCO holds a few boxes without area
         return image, {"boxes": boxes[solid], "labels": labels[solid], "iscrowd": crowds[solid]}
 
+    def require_readable(self, threads: int) -> None:
+        """Decode every image once. Raises DataError, which names the first of those that cannot be read.
+
+        For images that are met after hours of training only.
+        """
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            for _ in pool.map(self._decode, range(len(self))):
+                pass
+
+    def _decode(self, index: int) -> None:
+        self[index]
+
     def shorter_side(self) -> int:
         """Median of the images' shorter sides (pixels), of a sample spread over the data set."""
         chosen = self.images[:: max(1, len(self.images) // SIZE_SAMPLES)]
@@ -163,11 +176,14 @@ def _add_coco(entry: dict[str, Any], images: dict[int, Annotated], names: dict[i
     annotated.crowds.append(bool(entry.get("iscrowd", 0)))
 
 
-def existing(images: list[Annotated], source: Path) -> list[Annotated]:
-    """The images, all of which exist. Raises ConfigError."""
+def existing(images: list[Annotated], source: Path, suffixes: Sequence[str] = ()) -> list[Annotated]:
+    """The images, all of which exist. suffixes: those that were looked for, too. Raises ConfigError."""
     if not images:
         raise ConfigError(f"{source}: it lists no image")
     missing = [image.path for image in images if not image.path.is_file()]
     if missing:
-        raise ConfigError(f"{source}: {len(missing)} of its {len(images)} images are missing, the first: {missing[0]}")
+        of_voc = f", also under the suffixes {' '.join(suffixes)}" if suffixes else ""
+        raise ConfigError(
+            f"{source}: {len(missing)} of its {len(images)} images are missing, the first: {missing[0]}{of_voc}"
+        )
     return images

@@ -8,7 +8,7 @@ from simclr_fast.config import flag
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.detection.data import Annotated, Annotations, existing
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_objects(image_set: ImageSet) -> Annotations:
     """
     images = [_read_image(image_set, stem) for stem in image_set.stems]
     classes = sorted({name for image in images for name in image.names})
-    return Annotations(existing(images, image_set.listing), classes)
+    return Annotations(existing(images, image_set.listing, SUFFIXES), classes)
 
 
 def _read_image(image_set: ImageSet, stem: str) -> Annotated:
