@@ -13,7 +13,7 @@ BY_NAME = re.compile(r"checkpoint-\d+\.pt|metrics\.jsonl|embedd(ed|ing)\.json|pa
 # Others may lie among anybody's images, so that they must also begin as this program's do.
 BY_CONTENT = {
     re.compile(r"\.lock"): re.compile(rb"process \d+ on "),
-    re.compile(r"(knn|linear|few-label|finetune|detect|multi-label|export|report|embed)\.json"): re.compile(
+    re.compile(r"(knn|linear|few-label|finetune|detect|multi-label|export|report|embed)(-.+)?\.json"): re.compile(
         rb'\{\s*"command": "'
     ),
     re.compile(r"ignored\.txt"): re.compile(rb"[^\n]+\t"),

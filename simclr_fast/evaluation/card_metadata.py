@@ -8,11 +8,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.results import LIST, left_by, list_name, share_of_labels
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import RESULTS_FOLDER
-from simclr_fast.run_files import read_comparison, read_results
+from simclr_fast.run_files import read_comparison
 
 COMMANDS = ("knn", "linear", "few-label", "finetune")  # those that measure accuracies
+CHOSEN_K = "weighted kNN, k chosen on training images"
 LIBRARY = "simclr_fast"
 TASK = "image-feature-extraction"
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -45,14 +47,14 @@ def data_name(run: Run) -> str:
     return name_of(run.config.data.dataset, run.config.data.data)
 
 
-def results_of(run: Run) -> dict[str, dict[str, Any]]:
-    """What the commands of the evaluation left in the run's folder about this checkpoint, by command."""
-    found = {}
-    for command in COMMANDS:
-        content = read_results(run.folder / RESULTS_FOLDER / f"{command}.json")
-        if content is not None and (content.get("step"), _file(content)) == (run.step, run.checkpoint.name):
-            found[command] = content
-    return found
+def results_of(run: Run) -> list[dict[str, Any]]:
+    """What the commands of the evaluation left in the run's folder about this checkpoint, by protocol and list."""
+    return [
+        content
+        for command in COMMANDS
+        for content in left_by(command, run.folder / RESULTS_FOLDER).values()
+        if (content.get("step"), _file(content)) == (run.step, run.checkpoint.name)
+    ]
 
 
 def comparison_of(run: Run) -> dict[str, Any] | None:
@@ -69,29 +71,40 @@ def accuracies(run: Run) -> Iterator[EvalResult]:
     if comparison is not None:
         few = comparison["labels_per_class"]
         yield _result(*of_run, f"linear classifier, {few} labels per class", comparison["few_label_linear"]["simclr"])
-        if "knn" not in found:
-            yield _result(*of_run, "weighted kNN, k chosen on training images", comparison["knn"]["simclr"])
-    for command, content in found.items():
+        if not any(content["command"] == "knn" and not content["protocol"] for content in found):
+            yield _result(*of_run, CHOSEN_K, comparison["knn"]["simclr"])
+    for content in found:
         options = content["options"]
         data = options.get("dataset") or of_run[0], Path(options["data"]) if options.get("data") else of_run[1]
-        for name, value in _named(command, content["results"]):
-            yield _result(*data, name, value)
+        for name, value in _named(content):
+            yield _result(*data, name + (f", {content['protocol']}" if content["protocol"] else ""), value)
 
 
-def _named(command: str, results: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def _named(content: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """The accuracies in one command's results, each with what it is of."""
+    command, results, options = (content[key] for key in ("command", "results", "options"))
     if command == "knn":
-        yield "weighted kNN, k chosen on training images", results["test"]["chosen"]["simclr"]
+        k = results["chosen_k"]["simclr"]
+        name = CHOSEN_K if len(options["knn_k"]) > 1 else f"weighted kNN, k = {k}"
+        yield f"{name}, t = {options['knn_t']:g}", results["test"]["chosen"]["simclr"]
     elif command == "linear":
         for method, by_encoder in results.items():
-            yield f"linear classifier, all labels ({method})", by_encoder["simclr"]["accuracy"]
+            of_it = by_encoder["simclr"]
+            labels = (
+                f"all {of_it['images']} labels"
+                if (of := list_name(content)) is None
+                else f"{of_it['images']} labels of {of}"
+            )
+            yield f"linear classifier, {labels} ({method})", of_it["accuracy"]
     elif command == "few-label":
         for count, by_encoder in results["linear"].items():
             yield f"linear classifier, {count} labels per class, mean of draws", by_encoder["simclr"]["mean"]
     else:
-        for fraction, by_init in results.items():
-            if "checkpoint" in by_init:
-                yield f"fine-tuned on {float(fraction):.0%} of the labels, mean of draws", by_init["checkpoint"]["mean"]
+        for part, of_it in results.items():
+            labels = list_name(content) if part == LIST else f"{share_of_labels(float(part))} of the labels"
+            if (scores := of_it.get("checkpoint")) is not None:
+                mean = ", mean of draws" if len(scores["draws"]) > 1 else ""
+                yield f"fine-tuned on {labels} ({of_it['images']} images{mean})", scores["mean"]
 
 
 def _result(dataset: str, folder: Path, name: str, value: float) -> EvalResult:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from simclr_fast.data import Source
 from simclr_fast.errors import NonFiniteLossError
-from simclr_fast.evaluation.features import REFERENCE_BATCH, LabelledBatches, embed, preprocess_of
+from simclr_fast.evaluation.features import LabelledBatches, embed, preprocess_of
 from simclr_fast.evaluation.run import Run
 from simclr_fast.optim import lr_at
 from simclr_fast.process import Process
@@ -44,15 +44,16 @@ class Speed:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long a classifier is trained, and with which batches. lr_base: learning rate per 256 images of a batch.
+    """How long a classifier is trained, and with which batches, which are cut to the images that there are.
 
-    nesterov: whether the momentum is Nesterov's; crop: options of the augmentation that take the place of the recipe's.
+    lr: the highest learning rate, for the batch as it is; nesterov: whether the momentum is Nesterov's; crop: options
+    of the augmentation that take the place of the recipe's.
     """
 
     epochs: int
     min_steps: int
     batch_size: int  # over all processes
-    lr_base: float
+    lr: float
     nesterov: bool = True
     crop: Mapping[str, Any] | None = None
 
@@ -81,7 +82,7 @@ def fine_tune(
         _initial(run, init, seed, classes),
         batches,
         steps=steps,
-        lr=schedule.lr_base * schedule.batch_size / REFERENCE_BATCH,
+        lr=schedule.lr,
         process=process,
         speed=speed,
         nesterov=schedule.nesterov,

@@ -114,14 +114,27 @@ def all_features(run: Run, data: Dataset, device: torch.device) -> Iterator[tupl
         yield name, Features(*(embed(encoder, part, preprocess, device) for part in (data.labelled, data.test)))
 
 
+def fitting_batch(batch_size: int, images: int, processes: int = 1) -> int:
+    """The batch that is taken where one of batch_size images over all processes is asked for: of no more than all."""
+    return min(batch_size, images // processes * processes)
+
+
+def cut_batch(batch_size: int, asked: int) -> str:
+    """What is said of a batch that was cut."""
+    return (
+        f"there are only batches of {batch_size} images, not of {asked}; the learning rate, per {REFERENCE_BATCH} "
+        "images of a batch, follows"
+    )
+
+
 class LabelledBatches:
     """Batches (images [b, C, S, S] normalised, labels int64 [b]) of one process, on its device.
 
     Random resized crop and, where the recipe flips, a horizontal flip (Chen et al. 2020, B.5 and B.6); no colour. The
     images of a step and their crops depend on (seed, step) alone. batch_size is global; one larger than the data set
-    is cut to it. crop: options of the augmentation that take the place of the recipe's. How the run's images reached
-    its device does not matter: this may be another, without its memory or its nvJPEG. Raises ConfigError for fewer
-    images than processes.
+    is cut to it, as the attribute of that name says. crop: options of the augmentation that take the place of the
+    recipe's. How the run's images reached its device does not matter: this may be another, without its memory or its
+    nvJPEG. Raises ConfigError for fewer images than processes.
     """
 
     def __init__(
@@ -133,7 +146,7 @@ class LabelledBatches:
         process: Process,
         crop: Mapping[str, Any] | None = None,
     ):
-        batch_size = min(batch_size, len(source) // process.world_size * process.world_size)
+        self.batch_size = batch_size = fitting_batch(batch_size, len(source), process.world_size)
         if batch_size == 0:
             raise ConfigError(f"{len(source)} labelled images cannot be shared by {process.world_size} processes")
         self.labels = source.labels.to(process.device)

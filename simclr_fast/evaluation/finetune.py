@@ -7,11 +7,12 @@ from torch import Tensor
 
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.classifier import Schedule, Speed, fine_tune
-from simclr_fast.evaluation.features import Pixels, embed, preprocess_of
+from simclr_fast.evaluation.features import REFERENCE_BATCH, Pixels, cut_batch, embed, fitting_batch, preprocess_of
 from simclr_fast.evaluation.label_list import with_labels_of
 from simclr_fast.evaluation.options import FinetuneOptions
 from simclr_fast.evaluation.probes import fit_linear, standardize
 from simclr_fast.evaluation.protocols import OWN, described, protocol_of
+from simclr_fast.evaluation.results import LIST, fraction_key, share_of_labels
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction
 from simclr_fast.evaluation.tables import TOP, ResultTable, accuracy, class_names, spread, top5_accuracy
@@ -36,14 +37,15 @@ def main(session: Session) -> dict[str, Any]:
     min_steps = options.min_steps if options.min_steps is not None else (DEMO_MIN_STEPS if demo else 0)
     if batch_size % session.process.world_size:
         raise ConfigError(f"--batch-size {batch_size}: it must divide by the {session.process.world_size} processes")
-    epochs = options.epochs or [
+    published = tuple(
         (DEMO_EPOCHS if demo else PUBLISHED_EPOCHS).get(
             # Of a list's: the published ones have 1.00% and 10.00% of the labels.
             fraction if options.label_list is None else round(len(data.labelled) / all_labels, 2),
             OTHER_EPOCHS,
         )
         for fraction in fractions
-    ]
+    )
+    epochs, protocol_text = options.epochs or published, described(options, epochs=published)
     speed = Speed(
         autocast_dtype(options.amp_dtype, device),
         options.channels_last,
@@ -61,13 +63,23 @@ def main(session: Session) -> dict[str, Any]:
         for draw in range(draws):
             chosen = balanced_fraction(data.labelled.labels, fraction, options.seed * options.draws + draw)
             labels = data.labelled.labels[chosen]
+            batch = fitting_batch(batch_size, len(chosen), session.process.world_size)
+            if draw == 0 and 0 < batch < batch_size:
+                session.say(f"{_part(options, fraction)} of the labels: {cut_batch(batch, batch_size)}")
             raw = fit_linear(raw_train[chosen], labels, classes=classes, device=device)
             logits["raw"].append(raw.logits(raw_test))
             for init in inits:
                 seed = options.seed * options.draws + draw
                 of_draw, steps = fine_tune(
                     *(run, init, data.labelled.subset(chosen), data.test),
-                    Schedule(epochs_of_it, min_steps, batch_size, options.lr_base, protocol.nesterov, protocol.crop),
+                    Schedule(
+                        epochs=epochs_of_it,
+                        min_steps=min_steps,
+                        batch_size=batch,
+                        lr=options.lr_base * batch / REFERENCE_BATCH,
+                        nesterov=protocol.nesterov,
+                        crop=protocol.crop,
+                    ),
                     classes=classes,
                     seed=seed,
                     process=session.process,
@@ -75,25 +87,28 @@ def main(session: Session) -> dict[str, Any]:
                     title=f"{_part(options, fraction)} of the labels, {COLUMNS[init]}, draw {draw + 1} of {draws}",
                 )
                 logits[init].append(of_draw)
-        results[f"{fraction:g}"] = {
+        results[LIST if options.label_list is not None else fraction_key(fraction)] = {
             "images": len(chosen),
+            "batch_size": batch,
+            "epochs": epochs_of_it,
             "steps": steps,
             **{name: _scores(of_draws, truth) for name, of_draws in logits.items()},
         }
     columns = {name: title for name, title in COLUMNS.items() if name in ("raw", *inits)}
     rows = {}
-    for fraction, result in results.items():
-        row = f"{_part(options, float(fraction))} ({result['images']} images)"
+    for fraction, result in zip(fractions, results.values()):
+        row = f"{_part(options, fraction)} ({result['images']} images)"
         rows[row] = result
         if classes > TOP:
             rows[f"{row}, top-5"] = {name: result[name]["top5_mean"] for name in columns}
-    title = f"Fine-tuning: test accuracy (%), mean and standard deviation over draws{described(options)}"
-    return session.finish(results, ResultTable.of(title, "labels", columns, rows))
+    listed = f" on the {len(data.labelled)} labels of {options.label_list.name}" if options.label_list else ""
+    title = f"Fine-tuning{listed}: test accuracy (%), mean and standard deviation over draws{protocol_text}"
+    return session.finish(results, ResultTable.of(title, "labels", columns, rows), protocol=protocol_text)
 
 
 def _part(options: FinetuneOptions, fraction: float) -> str:
     """What the labels that are trained on are called."""
-    return f"{100 * fraction:g}%" if options.label_list is None else options.label_list.name
+    return share_of_labels(fraction) if options.label_list is None else options.label_list.name
 
 
 def _scores(logits: list[Tensor], truth: Tensor) -> dict[str, object]:

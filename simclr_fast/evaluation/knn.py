@@ -33,13 +33,14 @@ def main(session: Session) -> dict[str, Any]:
     names, labels, truth = class_names(data), data.labelled.labels, data.test.labels
     results: dict[str, Any] = {**{split: {} for split in SPLITS}, "top5_accuracy": {}, "chosen_k": {}, "per_class": {}}
     for encoder, features in all_features(session.run, data, session.device):
-        k, _ = choose_k(
+        chosen, _ = choose_k(
             features.train, labels, options.knn_k, knn_t=options.knn_t, classes=len(names), device=session.device
         )
-        results["chosen_k"][encoder] = k
+        results["chosen_k"][encoder] = k = min(chosen, len(labels))
         for split, queries, classes in (("test", features.test, truth), ("train", None, labels)):
             similarity, index = nearest(features.train, queries, max(options.knn_k), session.device)
-            votes = {n: vote(similarity[:, :n], labels[index[:, :n]], options.knn_t, len(names)) for n in options.knn_k}
+            counts = dict.fromkeys(min(n, similarity.shape[1]) for n in options.knn_k)  # no more than there are
+            votes = {n: vote(similarity[:, :n], labels[index[:, :n]], options.knn_t, len(names)) for n in counts}
             for n, of_k in votes.items():
                 results[split].setdefault(str(n), {})[encoder] = accuracy(of_k, classes)
                 if split == "test" and n >= TOP5_LEAST_K and len(names) > TOP:
@@ -48,8 +49,13 @@ def main(session: Session) -> dict[str, Any]:
                 results[split].setdefault(CHOSEN, {})[encoder] = accuracy(votes[k], classes)
                 results["per_class"][encoder] = class_accuracies(votes[k].argmax(dim=1), classes, len(names))
         del features, queries, similarity, index, votes  # the next encoder's need the room
-    title = f"Weighted kNN, t = {options.knn_t}: accuracy (%); train: leaving one out{described(options)}"
-    table = ResultTable.of(title, "images", ENCODERS, _rows(results))
+    if max(options.knn_k) >= len(labels):
+        session.say(
+            f"--knn-k {max(options.knn_k)}: there are only {len(labels)} training images, so that all of them vote"
+        )
+    protocol = described(options)
+    title = f"Weighted kNN, t = {options.knn_t}: accuracy (%); train: leaving one out{protocol}"
+    table = ResultTable.of(title, "images", ENCODERS, _rows(results, len(labels)))
     by_class = class_table(
         "Accuracy by class (%), test images, k chosen on the training images",
         names,
@@ -57,17 +63,19 @@ def main(session: Session) -> dict[str, Any]:
         results["per_class"],
         ENCODERS,
     )
-    return session.finish(results, table, by_class)
+    return session.finish(results, table, by_class, protocol=protocol)
 
 
-def _rows(results: dict[str, Any]) -> dict[str, dict[str, Cell]]:
-    rows = {}
+def _rows(results: dict[str, Any], images: int) -> dict[str, dict[str, Cell]]:
+    """Cells by setting; images: those that can be neighbours, of which a training image has one fewer."""
+    most, rows = {"test": images, "train": images - 1}, {}
     for split in SPLITS:
         for k, scores in results[split].items():
+            row = f"{split}, k = {k}{' (all)' * (k == str(most[split]))}"
             if k != CHOSEN:
-                rows[f"{split}, k = {k}"] = scores
+                rows[row] = scores
             if split == "test" and k in results["top5_accuracy"]:
-                rows[f"{split}, k = {k}, top-5"] = results["top5_accuracy"][k]
+                rows[f"{row}, top-5"] = results["top5_accuracy"][k]
     chosen = {
         encoder: f"{percent(score)} (k = {results['chosen_k'][encoder]})"
         for encoder, score in results["test"][CHOSEN].items()

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from simclr_fast.data import Dataset
-from simclr_fast.evaluation.features import ENCODERS, REFERENCE_BATCH, LabelledBatches, all_features, encoders
+from simclr_fast.evaluation.features import (
+    ENCODERS,
+    REFERENCE_BATCH,
+    LabelledBatches,
+    all_features,
+    cut_batch,
+    encoders,
+)
 from simclr_fast.evaluation.label_list import with_labels_of
 from simclr_fast.evaluation.penalty_sweep import sweep_linear
 from simclr_fast.evaluation.probes import LinearClassifier, floored_std, standardize
@@ -53,7 +60,13 @@ def main(session: Session) -> dict[str, Any]:
                 logits, found = _by_lbfgs(session, data, features.train, features.test)
             top5 = {"top5_accuracy": top5_accuracy(logits, truth)} if len(names) > TOP else {}
             by_class = class_accuracies(logits.argmax(dim=1), truth, len(names))
-            results[method][name] = {"accuracy": accuracy(logits, truth), **top5, **found, "per_class": by_class}
+            results[method][name] = {
+                "accuracy": accuracy(logits, truth),
+                **top5,
+                "images": len(data.labelled),
+                **found,
+                "per_class": by_class,
+            }
         del features  # the next encoder's need the room
     rows = {
         METHODS[method] + title: {encoder: one[score] for encoder, one in scores.items()}
@@ -62,12 +75,13 @@ def main(session: Session) -> dict[str, Any]:
         if score in scores["simclr"]
     }
     listed = f"the {len(data.labelled)} labels of {options.label_list.name}" if options.label_list else "all labels"
-    title = f"Linear classifier, {listed}: test accuracy (%){described(options)}"
+    protocol = described(options)
+    title = f"Linear classifier, {listed}: test accuracy (%){protocol}"
     tables = [ResultTable.of(title, "", ENCODERS, rows)]
     for method, scores in results.items():
         by_class = {encoder: one["per_class"] for encoder, one in scores.items()}
         tables.append(class_table(f"Accuracy by class (%), {METHODS[method]}", names, truth, by_class, ENCODERS))
-    return session.finish(results, *tables)
+    return session.finish(results, *tables, protocol=protocol)
 
 
 def _by_sgd(
@@ -85,6 +99,8 @@ def _by_sgd(
         source = source.subset(kept)
     epochs = options.epochs or (DEMO_EPOCHS if run.config.recipe == "demo" else PUBLISHED_EPOCHS)
     batches = LabelledBatches(source, options.batch_size, run, options.seed, session.process, protocol.crop)
+    if batches.batch_size < options.batch_size and name == next(iter(ENCODERS)):  # once for all encoders
+        session.say(cut_batch(batches.batch_size, options.batch_size))
     scale = Standardize(train[kept]) if protocol.standardize else nn.Identity()
     probes = train_probes(
         nn.Sequential(encoders(run)[name], scale).to(session.device),
@@ -92,7 +108,6 @@ def _by_sgd(
         batches,
         classes,
         steps=epochs * batches.steps_per_epoch,
-        batch_size=options.batch_size,
         lr_base=options.lr_base,
         protocol=protocol,
         title=f"{METHODS['sgd']}, {ENCODERS[name]}",
@@ -101,7 +116,12 @@ def _by_sgd(
     probe, score = probes[0], None
     if held_out is not None:
         probe, score = best_probe(probes, scale(train[held_out]), labels[held_out])
-    found = {"held_out_accuracy": score, "lr_base": probe.lr_base, "epochs": epochs}
+    found = {
+        "held_out_accuracy": score,
+        "lr_base": probe.lr_base,
+        "batch_size": batches.batch_size,
+        "epochs": epochs,
+    }
     return probe.classifier.logits(scale(test)), found
 
 
@@ -154,7 +174,6 @@ def train_probes(
     classes: int,
     *,
     steps: int,
-    batch_size: int,
     lr_base: tuple[float, ...],
     protocol: Protocol,
     title: str = "",
@@ -170,7 +189,7 @@ def train_probes(
     encoder.eval()
     weight = torch.zeros(len(lr_base), classes, features, device=device, requires_grad=True)
     bias = torch.zeros(len(lr_base), 1, classes, device=device, requires_grad=True)
-    peaks = torch.tensor(lr_base, device=device).view(-1, 1, 1) * batch_size / REFERENCE_BATCH
+    peaks = torch.tensor(lr_base, device=device).view(-1, 1, 1) * batches.batch_size / REFERENCE_BATCH
     momenta = [torch.zeros_like(p) for p in (weight, bias)]
     for step, (images, labels) in enumerate(tqdm(batches.steps(steps), total=steps, desc=title, unit="step")):
         with torch.no_grad():

@@ -116,7 +116,7 @@ def _metrics(run: Run) -> str:
     """The tables of everything that was measured of this checkpoint, but for those by class."""
     comparison = comparison_of(run)
     tables = [] if comparison is None else [comparison_table(comparison)]
-    tables += [ResultTable(**content["tables"][0]) for content in results_of(run).values()]
+    tables += [ResultTable(**content["tables"][0]) for content in results_of(run)]
     return "\n\n".join(map(_table, tables)) or "Not evaluated yet."
 
 

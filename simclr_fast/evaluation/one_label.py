@@ -18,7 +18,7 @@ from simclr_fast.process import Process
 DRAWS = 3
 # On held-out training digits 150 steps at this rate are as good as 300 at that of `finetune`, for training from scratch
 # (28.9 and 27.1%) and from the checkpoint (42.9 and 41.7%).
-SCHEDULE = Schedule(epochs=0, min_steps=150, batch_size=64, lr_base=0.2)
+SCHEDULE = Schedule(epochs=0, min_steps=150, batch_size=64, lr=0.05)
 INITS = {"random_init": "scratch", "simclr": "checkpoint"}
 # Larger images take minutes for what takes seconds of small ones; the command `finetune` is for them.
 LARGEST_SIDE = 32  # pixels

@@ -1,6 +1,7 @@
 """The options of every evaluation command, and the checks on them before anything is read or computed."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +22,7 @@ from simclr_fast.config import (
     require,
 )
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation.protocols import PROTOCOLS, ProtocolName
+from simclr_fast.evaluation.protocols import HELD_OUT, PROTOCOLS, ProtocolName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ class LinearOptions(ByProtocol):
     penalty_c: tuple[float, ...] | None = None
     """Inverse L2 penalties tried by L-BFGS, between which the held-out training images choose; None is the protocol's
     (own: 1e-4 1e-3 1e-2 1e-1 1)."""
-    held_out: float = 0.1
+    held_out: float = HELD_OUT
     """Share of the training images that chooses, where there is more than one value to choose from (fraction)."""
 
 
@@ -142,8 +143,8 @@ class FinetuneOptions(ByProtocol):
     label_list: Path | None = None
     """File that names the labelled training images, a line each, by file name or path, as the published 1% and 10% of
     ImageNet do; takes the place of --fractions. None draws them."""
-    draws: int = 3
-    """Random choices of the labelled images; all of them need one (count)."""
+    draws: int | None = None
+    """Random choices of the labelled images (count); all of them need one. None is 3, and 1 with --label-list."""
     init: Literal["both", "checkpoint", "scratch"] = "both"
     """Where the backbone starts."""
     epochs: tuple[int, ...] | None = None
@@ -167,6 +168,8 @@ class FinetuneOptions(ByProtocol):
         super().__post_init__()
         if self.label_list is not None and not is_given:
             object.__setattr__(self, "fractions", None)  # the list takes their place
+        if self.draws is None:
+            object.__setattr__(self, "draws", 3 if self.label_list is None else 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -346,10 +349,34 @@ def check(options: Any) -> None:
         value = getattr(options, name, ())
         require(len(set(value)) == len(value), name, " ".join(value), "pass every set once")
     label_list = getattr(options, "label_list", None)
-    if label_list is not None and not label_list.is_file():
-        raise ConfigError(f"--label-list {label_list}: there is no such file; pass one that names an image a line")
+    if label_list is not None and not os.path.isfile(label_list):
+        what = "it is a folder" if os.path.isdir(label_list) else "there is no such file"
+        raise ConfigError(f"--label-list {label_list}: {what}; pass a file that names an image a line")
+    if isinstance(options, LinearOptions):
+        _check_method(options)
     if isinstance(options, FinetuneOptions):
         _check_parts(options)
+
+
+def _check_method(options: LinearOptions) -> None:
+    """Raise ConfigError for a method that the protocol has no penalties for, and for options that go with another."""
+    method, theirs = options.method, PROTOCOLS[options.command][options.protocol].values
+    if method != "sgd" and options.penalty_c is None:
+        raise ConfigError(
+            f"--method {method}: --protocol {options.protocol} has no penalties for L-BFGS; pass --method sgd, a "
+            "--penalty-c, or --protocol own"
+        )
+    for name in {"sgd": ("penalty_c",), "lbfgs": ("epochs", "batch_size", "lr_base")}.get(method, ()):
+        value = getattr(options, name)
+        if value != theirs.get(name):
+            given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise ConfigError(f"{flag(name)} {given}: --method {method} does not use it; leave it out")
+    tried = options.lr_base * (method != "lbfgs"), (options.penalty_c or ()) * (method != "sgd")
+    if options.held_out != HELD_OUT and all(len(values) < 2 for values in tried):
+        raise ConfigError(
+            f"--held-out {options.held_out}: with one value of each option nothing is chosen, and nothing held out; "
+            "leave it out"
+        )
 
 
 def _check_parts(options: FinetuneOptions) -> None:
@@ -358,6 +385,10 @@ def _check_parts(options: FinetuneOptions) -> None:
     if options.label_list is not None and options.fractions is not None:
         given = " ".join(map(str, options.fractions))
         raise ConfigError(f"--fractions {given}: --label-list {options.label_list} takes their place; pass one of them")
+    if options.label_list is not None and options.draws != 1:
+        raise ConfigError(
+            f"--draws {options.draws}: --label-list {options.label_list} leaves nothing to draw; leave it out"
+        )
     if options.epochs is not None and len(options.epochs) != len(parts):
         of = "the --label-list" if options.label_list is not None else f"each of the {len(parts)} --fractions"
         raise ConfigError(f"--epochs {' '.join(map(str, options.epochs))}: pass one number for {of}")

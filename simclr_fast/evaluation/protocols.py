@@ -15,7 +15,7 @@ OWN = "own"
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """How one command evaluates. values: by option, what it is where it is not given.
+    """How one command evaluates. values: by option, what it is where it is not given; None where none was published.
 
     The rest is about training on labels: nesterov: whether SGD's momentum, always 0.9, is Nesterov's; drops: when the
     learning rate falls to a tenth (percent of the steps), without any it follows a cosine to 0; standardize: whether a
@@ -38,6 +38,8 @@ CROP_AND_FLIP = {"scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "hflip": 0.5}
 # beside the sum of the cross-entropies (Kornblith et al. 2019, arXiv:1805.08974), so that each is the inverse of
 # scikit-learn's C, which penalty_c is; from the strongest to the weakest.
 SIMCLR_PENALTY_C = tuple(10.0 ** (k / 4 - 5) for k in range(45))
+
+HELD_OUT = 0.1  # share of the training images that chooses, where there is something to choose
 
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "knn": {
@@ -64,6 +66,7 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
                 "batch_size": 4096,
                 "lr_base": (0.1,),
                 "penalty_c": SIMCLR_PENALTY_C,
+                "held_out": HELD_OUT,
             },
             standardize=False,
             crop=CROP_AND_FLIP,
@@ -71,7 +74,14 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
         # lightly-ai/lightly: benchmarks/imagenet/resnet50/linear_eval.py (epochs, views),
         # lightly/utils/benchmarking/linear_classifier.py (optimizer).
         "lightly": Protocol(
-            {"method": "sgd", "epochs": 90, "batch_size": 256, "lr_base": (0.1,)},
+            {
+                "method": "sgd",
+                "epochs": 90,
+                "batch_size": 256,
+                "lr_base": (0.1,),
+                "penalty_c": None,
+                "held_out": HELD_OUT,
+            },
             nesterov=False,
             standardize=False,
             crop=CROP_AND_FLIP,
@@ -80,7 +90,14 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
         # images and the momentum 0.9, in solo/methods/linear.py the rate falls to a tenth; the views are those of
         # solo/data/classification_dataloader.py.
         "solo-learn": Protocol(
-            {"method": "sgd", "epochs": 100, "batch_size": 256, "lr_base": (1.0,)},
+            {
+                "method": "sgd",
+                "epochs": 100,
+                "batch_size": 256,
+                "lr_base": (1.0,),
+                "penalty_c": None,
+                "held_out": HELD_OUT,
+            },
             nesterov=False,
             drops=(60, 80),
             standardize=False,
@@ -90,7 +107,7 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "finetune": {
         OWN: Protocol({"fractions": (0.01, 0.1, 1.0), "lr_base": 0.05}),
         # Epochs follow from the share of the labels, in finetune.py: 60 of 1% and 30 of 10%, as Chen et al. 2020, B.5,
-        # have them, and 30 of all, as lightly has them.
+        # have them, and 30 of all, as lightly has them; `described` is told.
         "simclr": Protocol(
             {"fractions": (0.01, 0.1), "min_steps": 0, "batch_size": 4096, "lr_base": 0.05}, crop=CROP_AND_FLIP
         ),
@@ -109,18 +126,25 @@ def protocol_of(options: Any) -> Protocol:
     return PROTOCOLS[options.command][options.protocol]
 
 
-def described(options: Any) -> str:
+def described(options: Any, **theirs: Any) -> str:
     """What a table's title says of the protocol: nothing of this package's own, else its name.
 
     Options that are other than the protocol's are named, too, as figures are then none of that protocol. options: those
-    of a command that has protocols.
+    of a command that has protocols; theirs: what the protocol has for options whose value follows from the data.
     """
     if options.protocol == OWN:
         return ""
-    theirs = protocol_of(options).values
+    theirs = {**protocol_of(options).values, **theirs}
     ours = {name: getattr(options, name) for name in theirs}
-    other = [f"{flag(name)} {_words(one)}" for name, one in ours.items() if one not in (None, theirs[name])]
+    other = [f"{flag(name)} {_words(one)}" for name, one in ours.items() if not _follows(name, one, theirs[name])]
     return f"; protocol {options.protocol}" + (f", but {', '.join(other)}" if other else "")
+
+
+def _follows(name: str, ours: Any, theirs: Any) -> bool:
+    """Whether an option's value is the protocol's; one of its methods or a part of its fractions is."""
+    if name == "fractions" and ours is not None:
+        return set(ours) <= set(theirs)
+    return ours in (None, theirs) or (name == "method" and theirs == "both")
 
 
 def _words(value: Any) -> str:

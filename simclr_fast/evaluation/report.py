@@ -20,6 +20,7 @@ from simclr_fast.evaluation.features import embed, preprocess_of
 from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE, Shown, draw_side_by_side, thumbnails
 from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
 from simclr_fast.evaluation.published import published_table
+from simclr_fast.evaluation.results import heading, left_by
 from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
 from simclr_fast.evaluation.splits import fixed_part, random_part
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_names
@@ -134,7 +135,7 @@ def _table(one: ResultTable) -> str:
 
 
 def _commands(folder: Path) -> list[page.Section]:
-    """A section for every other command that has left its results here."""
+    """A section for every protocol and list by which another command has left its results here."""
     titles = {
         "knn": "Nearest-neighbour classification",
         "linear": "Linear classification",
@@ -145,15 +146,13 @@ def _commands(folder: Path) -> list[page.Section]:
     }
     sections = []
     for command, title in titles.items():
-        content = read_results(folder / f"{command}.json")
-        if content is None:
-            continue
-        blocks = [_table(ResultTable(**one)) for one in content["tables"]]
-        drawing = folder / f"{command}.png"
-        if drawing.exists():
-            blocks.append(page.picture(drawing, ""))
-        note = f"After {content['step']} steps, on {content['device']}, in {content['seconds']:.0f} s."
-        sections.append(page.Section(title, "".join(blocks) + page.note(note)))
+        for path, content in left_by(command, folder).items():
+            blocks = [_table(ResultTable(**one)) for one in content["tables"]]
+            drawing = path.with_suffix(".png")
+            if drawing.exists():
+                blocks.append(page.picture(drawing, ""))
+            note = f"After {content['step']} steps, on {content['device']}, in {content['seconds']:.0f} s."
+            sections.append(page.Section(title + heading(content), "".join(blocks) + page.note(note)))
     return sections
 
 

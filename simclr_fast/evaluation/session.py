@@ -17,6 +17,7 @@ from simclr_fast.data import Dataset, load_dataset
 from simclr_fast.data.own_files import require_apart
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import CheckpointOptions, DataChoice, check
+from simclr_fast.evaluation.results import other_options, stem_of
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.tables import ResultTable
 from simclr_fast.process import Process, start_process
@@ -54,7 +55,20 @@ class Session:
                 raise ConfigError(
                     f"--output {folder}: nothing can be written there ({error.strerror}); pass another folder"
                 ) from error
-        return Session(command, options, run, process, folder, Console(quiet=not process.is_main))
+        session = Session(command, options, run, process, folder, Console(quiet=not process.is_main))
+        if other := other_options(session.results_file, options):
+            text = f"{session.results_file} holds results of {other}; these will take their place: --output keeps both"
+            session.say(text)
+        return session
+
+    def say(self, text: str) -> None:
+        """A line on the console, from the first process alone."""
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    @property
+    def results_file(self) -> Path:
+        """Where the figures go: a file for every protocol and every list of labelled images."""
+        return self.folder / f"{stem_of(self.command, self.options)}.json"
 
     @property
     def device(self) -> torch.device:
@@ -96,14 +110,20 @@ class Session:
             )
         return dataset
 
-    def finish(self, results: dict[str, Any], *tables: ResultTable, files: tuple[Path, ...] = ()) -> dict[str, Any]:
-        """Print the tables, write `<command>.json`, say where things are, and return what was written."""
+    def finish(
+        self, results: dict[str, Any], *tables: ResultTable, files: tuple[Path, ...] = (), protocol: str = ""
+    ) -> dict[str, Any]:
+        """Print the tables, write the file of results, say where things are, and return what was written.
+
+        protocol: what `protocols.described` says of it; nothing of this package's own.
+        """
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         content = {
             "command": self.command,
             "checkpoint": str(self.run.checkpoint),
             "step": self.run.step,
             "options": as_dict(self.options),
+            "protocol": protocol.removeprefix("; "),
             "device": f"{self.device.type} ({device})",
             "torch": torch.__version__,
             "seconds": round(time.perf_counter() - self.begin, 1),
@@ -112,7 +132,7 @@ class Session:
         }
         content = json.loads(json.dumps(content))  # plain values, the same to the caller as to a reader of the file
         if self.process.is_main:
-            path = self.folder / f"{self.command}.json"
+            path = self.results_file
             write_results(path, content)
             for table in tables:
                 self.console.print(table.rich())
@@ -122,7 +142,7 @@ class Session:
 
 
 def run_command(options: CheckpointOptions) -> dict[str, Any]:
-    """Run the command whose options these are, and return what its `<command>.json` holds.
+    """Run the command whose options these are, and return what its file of results holds.
 
     Raises the errors of `errors.EXIT_STATUS`.
     """

@@ -154,8 +154,9 @@ def test_raw_packed_sets_have_no_names(photos: Path, tmp_path: Path) -> None:
 def test_options_that_cannot_go_with_a_list(tmp_path: Path, capsys) -> None:
     path = str(write(tmp_path, b"1.jpg"))
     for arguments, said in (
-        (["--label-list", str(tmp_path)], "there is no such file; pass one that names an image a line"),
+        (["--label-list", str(tmp_path)], "it is a folder; pass a file that names an image a line"),
         (["--label-list", path, "--fractions", "0.1"], f"--fractions 0.1: --label-list {path} takes their place"),
+        (["--label-list", path, "--draws", "3"], f"--draws 3: --label-list {path} leaves nothing to draw"),
         (["--label-list", path, "--epochs", "1", "2"], "--epochs 1 2: pass one number for the --label-list"),
     ):
         assert main(["finetune", "--checkpoint", "x", *arguments]) == 2
@@ -179,11 +180,14 @@ def test_commands_train_on_the_list(color_run: Path, photos: Path, tmp_path: Pat
     ]
     common += ["--threads", "1", "--label-list", str(path)]
     assert main(["finetune", *common, "--init", "checkpoint", "--min-steps", "0", "--epochs", "1"]) == 0
-    found = json.loads((tmp_path / "finetune.json").read_text())
-    assert found["results"]["1"]["images"] == 6
-    assert len(found["results"]["1"]["checkpoint"]["draws"]) == 1, "a list leaves nothing to draw"
+    found = json.loads((tmp_path / "finetune-list.json").read_text())
+    (result,) = found["results"].values()
+    assert set(found["results"]) == {"list"}, "not 1, which is all labels"
+    assert (result["images"], result["batch_size"], result["epochs"], found["options"]["draws"]) == (6, 6, 1, 1)
+    assert len(result["checkpoint"]["draws"]) == 1, "a list leaves nothing to draw"
+    assert found["tables"][0]["title"].startswith("Fine-tuning on the 6 labels of list.txt: ")
     assert found["tables"][0]["rows"][0][0] == "list.txt (6 images)"
     assert main(["linear", *common, "--method", "lbfgs", "--penalty-c", "0.1"]) == 0
-    found = json.loads((tmp_path / "linear.json").read_text())
+    found = json.loads((tmp_path / "linear-list.json").read_text())
     assert found["tables"][0]["title"] == "Linear classifier, the 6 labels of list.txt: test accuracy (%)"
     capsys.readouterr()

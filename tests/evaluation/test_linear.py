@@ -121,7 +121,7 @@ def batches(run_folder) -> LabelledBatches:
 def test_probes_move_neither_parameters_nor_batch_norm_statistics(run_folder, batches: LabelledBatches) -> None:
     encoder = Run.open(run_folder).encoder().train()  # a caller that forgot eval mode
     before = copy.deepcopy(encoder.state_dict())
-    train_probes(encoder, 128, batches, 2, steps=6, batch_size=16, lr_base=(0.1,), protocol=Protocol({}))
+    train_probes(encoder, 128, batches, 2, steps=6, lr_base=(0.1,), protocol=Protocol({}))
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(p.grad is None for p in encoder.parameters())
 
@@ -132,7 +132,7 @@ def test_probes_are_what_torch_sgd_trains(protocol: str, run_folder, batches: La
     encoder = Run.open(run_folder).encoder()
     steps, lr_base = 5, (0.1, 1.0)
     rule = PROTOCOLS["linear"][protocol]
-    probes = train_probes(encoder, 128, batches, 2, steps=steps, batch_size=16, lr_base=lr_base, protocol=rule)
+    probes = train_probes(encoder, 128, batches, 2, steps=steps, lr_base=lr_base, protocol=rule)
     for probe, lr in zip(probes, lr_base):
         head = nn.Linear(128, 2)
         nn.init.zeros_(head.weight)

@@ -15,10 +15,16 @@ from tests.evaluation.conftest import demo_config, write_run
 
 # What each command leaves, as far as the card reads it.
 RESULTS = {
-    "knn": {"test": {"chosen": {"raw": 0.9, "random_init": 0.6, "simclr": 0.96}}},
-    "linear": {"lbfgs": {"simclr": {"accuracy": 0.97912}, "raw": {"accuracy": 0.9}}},
+    "knn": {"chosen_k": {"simclr": 5}, "test": {"chosen": {"raw": 0.9, "random_init": 0.6, "simclr": 0.96}}},
+    "linear": {"lbfgs": {"simclr": {"accuracy": 0.97912, "images": 4000}, "raw": {"accuracy": 0.9}}},
     "few-label": {"rarest_class": 40, "linear": {"1": {"simclr": {"mean": 0.63, "std": 0.02}}}},
-    "finetune": {"0.01": {"images": 40, "scratch": {"mean": 0.7}, "checkpoint": {"mean": 0.82, "std": 0.01}}},
+    "finetune": {
+        "0.01": {
+            "images": 40,
+            "scratch": {"mean": 0.7},
+            "checkpoint": {"mean": 0.82, "std": 0.01, "draws": [0.8, 0.84]},
+        }
+    },
 }
 COMPARISON = {
     "steps": 3,
@@ -40,7 +46,8 @@ def evaluated(run: Run, step: int | None = None, **options: str) -> None:
     folder.mkdir(exist_ok=True)
     for command, results in RESULTS.items():
         table = {"title": f"Table of {command}", "columns": ["", "SimCLR"], "rows": [["a|b", "96.0"]]}
-        content = {"checkpoint": str(run.checkpoint), "step": run.step if step is None else step, "options": options}
+        content = {"command": command, "checkpoint": str(run.checkpoint), "step": run.step if step is None else step}
+        content |= {"options": {"knn_k": [1, 5], "knn_t": 0.1, **options}, "protocol": ""}
         write_results(folder / f"{command}.json", content | {"results": results, "tables": [table, table]})
 
 
@@ -71,10 +78,10 @@ def test_card_holds_what_was_measured(run: Run, tmp_path: Path) -> None:
     assert card.data.license == "apache-2.0"
     assert accuracies(card) == {
         "linear classifier, 10 labels per class": 0.907,
-        "weighted kNN, k chosen on training images": 0.96,  # the command's, which comes after
-        "linear classifier, all labels (lbfgs)": 0.9791,
+        "weighted kNN, k chosen on training images, t = 0.1": 0.96,  # the command's, which comes after
+        "linear classifier, all 4000 labels (lbfgs)": 0.9791,
         "linear classifier, 1 labels per class, mean of draws": 0.63,
-        "fine-tuned on 1% of the labels, mean of draws": 0.82,
+        "fine-tuned on 1% of the labels (40 images, mean of draws)": 0.82,
     }
     assert {(result.dataset_name, result.dataset_split) for result in card.data.eval_results} == {("mnist5k", "test")}
     assert card.text.count("Table of") == len(RESULTS)  # the first table of each
@@ -82,6 +89,41 @@ def test_card_holds_what_was_measured(run: Run, tmp_path: Path) -> None:
     index = card.data.to_dict()["model-index"]
     assert index[0]["results"][0]["task"] == {"type": "image-classification"}
     json.dumps(index)
+
+
+def left(run: Run, stem: str, results: dict, protocol: str = "", **options: object) -> None:
+    """Leave results of a protocol or of a list."""
+    content = {"command": stem.partition("-")[0], "checkpoint": str(run.checkpoint), "step": run.step}
+    table = {"title": f"Table of {stem}", "columns": ["", "SimCLR"], "rows": []}
+    content |= {"options": {"label_list": None, **options}, "protocol": protocol, "results": results, "tables": [table]}
+    (run.folder / "evaluation").mkdir(exist_ok=True)
+    write_results(run.folder / "evaluation" / f"{stem}.json", content)
+
+
+def test_card_says_by_which_protocol_and_of_which_labels(run: Run, tmp_path: Path) -> None:
+    """A part of the labels is nowhere called all of them, and a k that nobody chose is named."""
+    write_results(run.folder / RESULTS_FILE, COMPARISON)
+    listed = {"label_list": "lists/1percent.txt"}
+    knn = {"test": {"chosen": {"simclr": 0.91}}, "chosen_k": {"simclr": 200}}
+    left(run, "knn-lightly", knn, "protocol lightly", knn_k=[200], knn_t=0.1)
+    linear = {"sgd": {"simclr": {"accuracy": 0.5, "images": 40}}}
+    left(run, "linear-1percent", linear, **listed)
+    left(run, "linear-simclr", linear, "protocol simclr, but --epochs 2")
+    part = {"images": 40, "checkpoint": {"mean": 0.6, "draws": [0.6]}}
+    left(run, "finetune-simclr-1percent", {"list": part}, "protocol simclr", **listed)
+    left(run, "finetune", {"0.005": part, "0.999": part})
+    card = ModelCard.load(write_model_card(run, tmp_path))
+    assert set(accuracies(card)) == {
+        "linear classifier, 10 labels per class",
+        "weighted kNN, k chosen on training images",
+        "weighted kNN, k = 200, t = 0.1, protocol lightly",
+        "linear classifier, 40 labels of 1percent.txt (sgd)",
+        "linear classifier, all 40 labels (sgd), protocol simclr, but --epochs 2",
+        "fine-tuned on 1percent.txt (40 images), protocol simclr",
+        "fine-tuned on 0.5% of the labels (40 images)",
+        "fine-tuned on 99.9% of the labels (40 images)",
+    }
+    assert card.text.count("Table of") == 5
 
 
 def test_card_holds_nothing_of_another_checkpoint(run: Run, tmp_path: Path) -> None:

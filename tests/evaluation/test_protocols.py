@@ -18,6 +18,7 @@ from simclr_fast.evaluation.features import LabelledBatches, embed, encoders, pr
 from simclr_fast.evaluation.linear import share_of_peak
 from simclr_fast.evaluation.options import KnnOptions, check
 from simclr_fast.evaluation.protocols import PROTOCOLS, described
+from simclr_fast.evaluation.results import stem_of
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.tables import top5_accuracy
@@ -95,6 +96,47 @@ def test_what_is_given_wins_and_the_title_says_so() -> None:
     assert described(options_of("knn", "--protocol", "solo-learn", "--knn-t", "0.07")) == "; protocol solo-learn"
     assert KnnOptions(checkpoint=Path("x"), protocol="lightly").knn_k == (200,), "as calls of the package make them"
     assert options_of("knn", "--knn-k", "3").knn_t == 0.1
+    epochs = options_of("finetune", "--protocol", "simclr", "--fractions", "0.1", "--epochs", "1")
+    assert described(epochs, epochs=(30,)) == "; protocol simclr, but --epochs 1"
+    assert described(epochs, epochs=(1,)) == "; protocol simclr"
+    held_out = options_of("linear", "--protocol", "simclr", "--method", "lbfgs", "--held-out", "0.2")
+    assert described(held_out) == "; protocol simclr, but --held-out 0.2"
+    both = options_of("linear", "--protocol", "lightly", "--method", "both", "--penalty-c", "0.1")
+    assert described(both) == "; protocol lightly, but --method both, --penalty-c 0.1"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["linear", "--protocol", "simclr", "--method", "sgd"],
+        ["linear", "--protocol", "simclr", "--method", "lbfgs"],
+        ["finetune", "--protocol", "simclr", "--fractions", "0.1"],
+    ],
+)
+def test_a_part_of_what_a_protocol_does_is_that_protocol(arguments: list[str]) -> None:
+    assert described(options_of(*arguments)) == "; protocol simclr"
+    other = ["--fractions", "0.1", "0.5"] if arguments[0] == "finetune" else ["--protocol", "lightly"]
+    if arguments[-1] != "lbfgs":
+        assert ("but --fractions 0.1 0.5" in described(options_of(*arguments, *other))) == ("finetune" in arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--protocol", "lightly", "--method", "lbfgs"], "--method lbfgs: --protocol lightly has no penalties"),
+        (["--protocol", "solo-learn", "--method", "both"], "--method both: --protocol solo-learn has no penalties"),
+        (["--method", "sgd", "--penalty-c", "1"], "--penalty-c 1.0: --method sgd does not use it"),
+        (["--method", "lbfgs", "--epochs", "5"], "--epochs 5: --method lbfgs does not use it"),
+        (
+            ["--protocol", "simclr", "--method", "lbfgs", "--lr-base", "1", "2"],
+            "--lr-base 1.0 2.0: --method lbfgs does",
+        ),
+        (["--protocol", "lightly", "--held-out", "0.2"], "--held-out 0.2: with one value of each option nothing is"),
+    ],
+)
+def test_options_without_effect_are_refused(arguments: list[str], said: str, capsys) -> None:
+    assert main(["linear", "--checkpoint", "x", *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("command", "protocol"), [("knn", "simclr"), ("finetune", "solo-learn")])
@@ -117,7 +159,7 @@ def results_of(module: Any, data: Dataset, folder: Path, output: Path, monkeypat
     monkeypatch.setattr(session, "load_dataset", lambda _: data)
     name, options = parse([*arguments[:1], "--checkpoint", str(folder), *arguments[1:]])
     module.main(Session(name, options, Run.open(folder), CPU, output, Console(quiet=True)))
-    return json.loads((output / f"{name}.json").read_text())
+    return json.loads((output / f"{stem_of(name, options)}.json").read_text())
 
 
 def test_linear_follows_the_protocol(data: Dataset, run_folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -138,9 +180,10 @@ def test_linear_follows_the_protocol(data: Dataset, run_folder: Path, tmp_path: 
     assert found["options"]["lr_base"] == [1.0]
     assert set(found["results"]) == {"sgd"}
     assert found["results"]["sgd"]["simclr"]["held_out_accuracy"] is None
+    assert [found["results"]["sgd"]["simclr"][key] for key in ("images", "batch_size")] == [36, 36]
     for (encoder, options), given in zip(seen, sources, strict=True):
         assert options["steps"] == 100, "36 images are one batch, and an epoch a step"
-        assert (options["lr_base"], options["batch_size"]) == ((1.0,), 256)
+        assert options["lr_base"] == (1.0,)
         assert options["protocol"] == PROTOCOLS["linear"]["solo-learn"]
         assert isinstance(encoder[1], torch.nn.Identity)
         assert given[0] is data.labelled
@@ -158,7 +201,8 @@ def test_lbfgs_of_the_paper_sees_features_as_they_are(data: Dataset, run_folder:
         assert torch.equal(features, embed(encoder, data.labelled, preprocess_of(run), CPU.device))
         assert torch.equal(labels, data.labelled.labels)
         assert len(candidates) == 45
-    assert found["tables"][0]["title"].endswith("; protocol simclr, but --method lbfgs")
+    assert found["tables"][0]["title"].endswith("; protocol simclr, but --held-out 0.4")
+    assert found["protocol"] == "protocol simclr, but --held-out 0.4"
 
 
 def test_crops_of_a_protocol_take_the_place_of_the_recipes(data: Dataset, run_folder: Path) -> None:
@@ -175,11 +219,12 @@ def test_finetune_follows_the_protocol(data: Dataset, run_folder: Path, tmp_path
     trained, crops, batches = [], [], classifier.LabelledBatches
     monkeypatch.setattr(classifier, "train_classifier", lambda model, b, **o: trained.append(o) or model.eval())
     monkeypatch.setattr(classifier, "LabelledBatches", lambda *given: crops.append(given[5]) or batches(*given))
-    for protocol, steps, lr in (("lightly", [30], 0.05), ("simclr", [60, 30], 0.8)):
+    for protocol, steps, batches_of in (("lightly", [30], [36]), ("simclr", [60, 30], [6, 6])):
         arguments = ("finetune", "--protocol", protocol, "--init", "checkpoint", "--draws", "1")
         found = results_of(finetune, data, run_folder, tmp_path, monkeypatch, *arguments)
         assert [one["steps"] for one in trained] == steps, "of batches that hold all images: epochs, on the demo, too"
-        assert [one["lr"] for one in trained] == pytest.approx([lr] * len(steps))
+        assert [one["lr"] for one in trained] == pytest.approx([0.05 * batch / 256 for batch in batches_of])
+        assert [one["batch_size"] for one in found["results"].values()] == batches_of
         assert {one["nesterov"] for one in trained} == {protocol == "simclr"}
         assert all(crop == PROTOCOLS["finetune"][protocol].crop for crop in crops)
         assert found["tables"][0]["title"].endswith(f"; protocol {protocol}")
@@ -200,6 +245,18 @@ def test_knn_gives_top5_where_twenty_or_more_vote(data: Dataset, run_folder: Pat
     rows = [row[0] for row in found["tables"][0]["rows"]]
     assert rows[rows.index("test, k = 20") + 1] == "test, k = 20, top-5"
     assert sum("top-5" in row for row in rows) == 1
+
+
+def test_of_fewer_images_than_k_all_vote_and_the_row_says_so(
+    data: Dataset, run_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    found = results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--knn-k", "35", "100", "200")
+    assert [set(found["results"][split]) for split in ("test", "train")] == [{"35", "36", "chosen"}, {"35"}]
+    found = results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--protocol", "lightly")
+    assert found["results"]["chosen_k"]["simclr"] == 36
+    rows = {row[0]: row[-1] for row in found["tables"][0]["rows"]}
+    assert set(rows) == {"test, chosen k", "test, k = 36 (all)", "test, k = 36 (all), top-5", "train, k = 35 (all)"}
+    assert rows["test, chosen k"] == f"{rows['test, k = 36 (all)']} (k = 36)"
 
 
 def test_a_class_without_a_vote_is_no_answer() -> None:
