@@ -12,6 +12,8 @@ from simclr_fast.process import Process
 # Images whose embeddings are compared, over all processes: their 512 x 512 cosines take a GPU microseconds. With fewer,
 # `batch_norm_gap`, which is of the few pairs that share statistics, would be noise.
 SAMPLE = 256
+# Of lower temperatures than this, exp(cosine / temperature) is that of the few most alike pairs, and its mean noise.
+LOWEST_TEMPERATURE = 0.1
 
 
 class EmbeddingSpread:
@@ -20,15 +22,15 @@ class EmbeddingSpread:
     effective_dimension: 1 / (mean squared cosine of embeddings of different images), which is D where they fill a
         sphere of D dimensions evenly, and 1 where they lie in one point or on one line.
     batch_norm_gap: how much likelier an image's embeddings make it seem that another one shares its batch statistics
-        than that it does not, in nats at the loss's temperature: the log of the mean of exp(cosine / temperature) over
-        pairs of images that batch norm normalised together, minus that over pairs that it did not. 0 where an embedding
-        depends on its own image alone. Only where a step has several sets of batch statistics: with micro-batches, and
-        with several processes that do not synchronise them.
+        than that it does not, in nats at the loss's temperature, but at 0.1 where that is lower: the log of the mean of
+        exp(cosine / temperature) over pairs of images that batch norm normalised together, minus that over pairs that
+        it did not. 0 where an embedding depends on its own image alone. Only where a step has several sets of batch
+        statistics: with micro-batches, and with several processes that do not synchronise them.
     """
 
     def __init__(self, config: Config, process: Process, model: nn.Module):
         options, several = config.optimization, process.world_size > 1
-        self.temperature = options.temperature
+        self.temperature = max(options.temperature, LOWEST_TEMPERATURE)
         self.group = distributed.default_group() if several else None
         local = options.batch_size // process.world_size
         # Two of each process at least, so that some of what shares statistics is compared.

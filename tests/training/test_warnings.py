@@ -1,5 +1,7 @@
 """Early warnings: real runs that go wrong in each way say so once, and good ones say nothing."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ from simclr_fast.data import Dataset, ImageArrays, load_dataset
 from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training import pretrain as pretrain_module
-from simclr_fast.training.warnings import EARLIEST, EASY_LINES, LATEST, WINDOW, EarlyWarnings
+from simclr_fast.training.warnings import EARLIEST, EASY_LINES, EASY_STEPS, LATEST, WINDOW, EarlyWarnings
 from tests.data.conftest import write_image
 from tests.training.processes import run
 
@@ -65,7 +67,7 @@ def test_identical_views(train: Train, capsys) -> None:
 
 def test_views_that_are_too_much_alike(train: Train, capsys) -> None:
     weak = (*UNCHANGED, "--rotate", "1")
-    assert train(digits(32), "--batch-size", "16", "--epochs", "2", *weak) == {"identical views": EASY_LINES}
+    assert train(digits(64), "--batch-size", "64", "--epochs", "4", *weak) == {"identical views": EASY_LINES}
     assert "too much alike (an untrained encoder finds" in said(capsys.readouterr().out)[0]
 
 
@@ -89,7 +91,8 @@ def test_processes_that_batch_norm_leaks_through(tmp_path: Path) -> None:
 
 
 def test_a_learning_rate_that_is_too_high_for_what_was_learnt(train: Train, tmp_path: Path, capsys) -> None:
-    usual = ("--batch-size", "32", "--epochs", "12")
+    usual = ("--batch-size", "32", "--epochs", "12", "--temperature", "0.2")
+    usual += ("--scale", "0.6", "1", "--jitter", "0.4", "0.4", "0", "0")
     assert train(digits(), *usual) == {}, "a good run"
     assert said(capsys.readouterr().out) == []
     (tmp_path / "run").rename(tmp_path / "good")
@@ -130,7 +133,8 @@ def test_a_call_says_it_and_so_does_a_run_that_goes_on(train: Train, tmp_path: P
     assert [line["step"] for line in lines] == [WINDOW, 8 + WINDOW]
 
 
-CHANCE, TEMPERATURE = 5.541, 0.2
+CHANCE, TEMPERATURE = 5.541, 0.2  # of 128 images
+AT_CHANCE = {"loss": CHANCE, "contrastive_accuracy": 1 / 255}
 GOOD = {
     "loss": 4.0,
     "chance": CHANCE,
@@ -142,9 +146,13 @@ GOOD = {
 }
 
 
-def kinds(lines: list[dict[str, float]], *, first: int = 1, begun: int = 0, warmup_steps: int = 31) -> dict[str, int]:
+def kinds(
+    lines: list[dict[str, float]], *, first: int = 1, begun: int = 0, warmup_steps: int = 31, **optimization: float
+) -> dict[str, int]:
     """Step of each warning of a run of the demo that goes on behind step `begun`, with a line each step."""
-    found = EarlyWarnings(RECIPES["demo"], step=begun, warmup_steps=warmup_steps)
+    options = dataclasses.replace(RECIPES["demo"].optimization, **({"batch_size": 128} | optimization))
+    config = dataclasses.replace(RECIPES["demo"], optimization=options)
+    found = EarlyWarnings(config, step=begun, warmup_steps=warmup_steps)
     told = {step: found.look(step, GOOD | line) for step, line in enumerate(lines, start=first)}
     return {warning.kind: step for step, warning in told.items() if warning is not None}
 
@@ -164,26 +172,29 @@ def test_one_line_is_chance() -> None:
 
 
 def test_loss_at_chance_is_told_after_the_warm_up_and_a_long_one_is_not_waited_for() -> None:
-    chance = [{"loss": CHANCE}] * 2500
+    chance = [AT_CHANCE] * 2500
     assert kinds(chance, warmup_steps=31) == {"chance": EARLIEST}
     assert kinds(chance, warmup_steps=300) == {"chance": 300}
     assert kinds(chance, warmup_steps=9999) == {"chance": LATEST}
     below = CHANCE - 0.021 / TEMPERATURE
-    assert kinds([{"loss": below}] * 200) == {}
-    assert kinds([*chance[:90], *[{"loss": below}] * 6, *chance[:300]], warmup_steps=99) == {"chance": 101}
+    assert kinds([AT_CHANCE | {"loss": below}] * 200) == {}
+    assert kinds([*chance[:90], *[AT_CHANCE | {"loss": below}] * 6, *chance[:300]], warmup_steps=99) == {"chance": 101}
 
 
 def test_a_collapse_is_told_at_once_where_embeddings_were_spread() -> None:
-    collapsed = {"loss": CHANCE, "effective_dimension": 1.2}
+    collapsed = AT_CHANCE | {"effective_dimension": 1.2}
     assert kinds([collapsed] * 200) == {"collapse": EARLIEST}, "which may be how it begins"
-    assert kinds([{"loss": CHANCE}, *[collapsed] * 200]) == {"collapse": 1 + WINDOW}
-    assert kinds([{}] * 9 + [{"effective_dimension": 1.2}] * 200) == {}, "with a loss that tells more than two apart"
+    assert kinds([AT_CHANCE, *[collapsed] * 200]) == {"collapse": 1 + WINDOW}
+    assert kinds([{}] * 9 + [collapsed | {"loss": 4.0}] * 200) == {}, "with a loss that tells more than two apart"
+    assert kinds([{}] * 9 + [collapsed | {"contrastive_accuracy": 0.2}] * 200) == {}, "or finds the pairs"
 
 
 def test_what_follows_from_a_cause_is_not_told() -> None:
-    diverged = {"loss": CHANCE, "effective_dimension": 1.2}
+    diverged = AT_CHANCE | {"effective_dimension": 1.2}
+    drifted = [diverged | {"loss": CHANCE + 0.05}] * 30 + [diverged | {"loss": CHANCE + 0.5}] * 170
+    assert kinds(drifted) == {"collapse": EARLIEST}, "images that are all the same: nothing was learnt and lost"
     assert kinds([{}] * 9 + [diverged] * 200) == {"learning rate": 9 + WINDOW}
-    assert kinds([{"loss": CHANCE, "batch_norm_gap": 0.5}] * 200) == {"batch norm": WINDOW}
+    assert kinds([AT_CHANCE | {"batch_norm_gap": 0.5}] * 200) == {"batch norm": WINDOW}
 
 
 def test_only_an_untrained_encoder_is_not_to_find_all_pairs() -> None:
@@ -193,4 +204,46 @@ def test_only_an_untrained_encoder_is_not_to_find_all_pairs() -> None:
     assert kinds([{}, *easy]) == {}, "not from the start"
     same = {"contrastive_accuracy": 1.0, "positive_logit": 0.9995 / TEMPERATURE}
     assert kinds([same] * 9, first=501, begun=500) == {"identical views": 501}
+    assert kinds([{}, *[same] * 9]) == {}, "a few images that are learnt by heart"
+    assert kinds(easy, first=EASY_STEPS + 1) == {}, "the lines of a long interval are of a trained encoder"
+    assert kinds(easy, batch_size=32) == {}, "32 photographs may all be very different"
     assert kinds([same | {"contrastive_accuracy": 0.0}] * 9) == {}, "all images are alike, not the views of one"
+
+
+def run_at(temperature: float, losses: list[float], accuracies: list[float]) -> list[dict[str, float]]:
+    """Lines of 64 images, each loss and accuracy of which comes 12 times."""
+    of_all = {"temperature": temperature, "positive_logit": 0.1 / temperature, "chance": math.log(127)}
+    return [
+        of_all | {"loss": loss, "contrastive_accuracy": accuracy}
+        for loss, accuracy in zip(losses, accuracies)
+        for _ in range(12)
+    ]
+
+
+def test_a_low_temperature_begins_above_chance_and_learns_from_there() -> None:
+    """The demo's own curves, of 64 images."""
+    losses = [47.5, 58.0, 50.9, 53.5, 55.2, 50.1, 55.7, 45.6, 49.5, 45.5, 37.8, 39.8, 42.7, 36.6, 35.2, 29.8, 31.4]
+    found = [0.008, 0.008, 0.04, 0.03, 0.03, 0.02, 0.05, 0.04, 0.06, 0.08, 0.09, 0.09, 0.05, 0.06, 0.06, 0.11, 0.08]
+    coldest = run_at(0.01, losses, found)
+    assert kinds(coldest, batch_size=64, temperature=0.01) == {}
+    losses = [10.1, 12.2, 11.2, 10.9, 11.3, 10.5, 11.5, 10.6, 10.3, 9.6, 8.8, 8.2, 8.2, 7.2, 6.0, 6.4, 7.4]
+    cold = run_at(0.05, losses, found)
+    assert kinds(cold, batch_size=64, temperature=0.05) == {}
+    stuck = run_at(0.05, [10.1] * 200, [0.03] * 200)
+    assert kinds(stuck, batch_size=64, temperature=0.05) == {"chance": LATEST}, "an untrained encoder finds as many"
+    assert kinds(stuck, batch_size=64, temperature=0.05, first=501, begun=500) == {}, "what it began with is unknown"
+    lost = run_at(0.05, [4.0, 4.0, 7.0, 7.0], [0.2, 0.2, 0.008, 0.008])
+    assert kinds(lost, batch_size=64, temperature=0.05).keys() == {"learning rate"}
+    assert kinds(run_at(0.05, [4.0, 7.0], [0.2, 0.2]), batch_size=64, temperature=0.05) == {}, "it finds as many"
+
+
+def test_no_loss_of_two_images_is_below_chance_by_what_is_asked_of_many_at_a_low_temperature() -> None:
+    learnt = {"temperature": 0.01, "loss": 0.3, "chance": math.log(3), "contrastive_accuracy": 0.6}
+    assert kinds([learnt] * 300, batch_size=2, temperature=0.01) == {}
+
+
+def test_single_losses_of_two_images_are_noise() -> None:
+    """A run that learns: one batch of two in four has a low loss, and five of the others may come one after another."""
+    high, low = ({"chance": math.log(3), "loss": loss, "contrastive_accuracy": 0.6} for loss in (1.3, 0.05))
+    assert kinds([*[high] * 6, *[low] * 2] * 40, batch_size=2) == {}
+    assert kinds([high] * 400, batch_size=2) == {"chance": EARLIEST}
