@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from simclr_fast.config import RULES, Rule, require
+from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.pack import PackOptions, pack
-from simclr_fast.data.packed import read_manifest
+from simclr_fast.data.packed import MANIFEST, read_manifest
 from simclr_fast.data.verify import verify
 
 RULES_OF_PACK: dict[str, Rule] = {
@@ -45,6 +46,9 @@ def pack_command(options: PackOptions) -> int:
         print("simclr-fast pack: stopped; the same command goes on behind the last whole shard", file=sys.stderr)
         return 128 + signal.SIGINT
     _say_what_is_there(options.output, manifest)
+    ignored = [IGNORED_FILE] if (options.output / IGNORED_FILE).exists() else []
+    folders = [f"{name}/" for name in manifest["splits"]]
+    print(f"Written to {options.output}: {', '.join([*folders, MANIFEST, *manifest.get('files', {}), *ignored])}")
     return 0
 
 

@@ -25,7 +25,7 @@ from simclr_fast.data.unreadable import BadImageError
 from simclr_fast.errors import ConfigError, DataError, in_utf8
 from simclr_fast.evaluation import duplicates
 from simclr_fast.evaluation.embedding import Encoder, embed_missing
-from simclr_fast.evaluation.feature_set import FeatureSet
+from simclr_fast.evaluation.feature_set import MANIFEST, FeatureSet
 from simclr_fast.evaluation.features import preprocess_of
 from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE, Shown, draw
 from simclr_fast.evaluation.neighbours import nearest_rows
@@ -96,8 +96,12 @@ def main(session: Session) -> dict[str, Any]:
             "duplicates": alike,
         }
         tables = (_summary(results), _table(near))
-        lists = () if alike is None else (root / duplicates.CSV_FILE,)
-        return session.finish(results, *tables, files=(root / results["files"][0], root / PICTURE_FILE, *lists))
+        names = results["files"]
+        if options.format != "npy" and len(names) > 1:  # a file for each shard
+            names = [names[0].replace("-00000-", "-*-")]
+        lists = () if alike is None else (duplicates.CSV_FILE, duplicates.JSON_FILE)
+        names = (*names, MANIFEST, PICTURE_FILE, NEIGHBOURS_FILE, *lists)
+        return session.finish(results, *tables, files=tuple(root / name for name in names))
 
 
 @dataclasses.dataclass(frozen=True)

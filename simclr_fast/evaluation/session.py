@@ -14,6 +14,7 @@ from rich.console import Console
 
 from simclr_fast.config import DataOptions, as_dict
 from simclr_fast.data import Dataset, load_dataset
+from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.own_files import require_apart
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import CheckpointOptions, DataChoice, check
@@ -136,7 +137,8 @@ class Session:
             write_results(path, content)
             for table in tables:
                 self.console.print(table.rich())
-            written = ", ".join(str(file) for file in (*files, path))
+            ignored = [file] if (file := self.folder / IGNORED_FILE).exists() else []
+            written = ", ".join(str(file) for file in (*files, path, *ignored))
             self.console.print(f"{content['seconds']:.0f} s. Written: {written}", soft_wrap=True, markup=False)
         return content
 

@@ -8,19 +8,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset, build_loader
+from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.shrink import side_of
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
 from simclr_fast.losses import NTXentLoss
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, compile_backend
-from simclr_fast.run_files import chance_level
+from simclr_fast.run_files import RESULTS_FILE, chance_level
 from simclr_fast.training.bound import Circumstances, verdict
 from simclr_fast.training.embedding_spread import EmbeddingSpread
 from simclr_fast.training.failure import FailureBundle
 from simclr_fast.training.folder import RunFolder
 from simclr_fast.training.metrics import MetricsLog, StepClock, log_interval_of, print_summary, step_metrics
-from simclr_fast.training.profile import StepProfiler
+from simclr_fast.training.profile import TABLE_FILE, TRACE_FILE, StepProfiler
 from simclr_fast.training.state import CheckpointSaver, TrainState, data_identity, start_from
 from simclr_fast.training.step import TrainStep
 from simclr_fast.training.step_graph import graphed
@@ -92,6 +93,7 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
                     if process.is_main:
                         profiler.write(run.output, found)
                     say(found, soft_wrap=True)
+                    say(f"Written to {run.output}: {TABLE_FILE}, {TRACE_FILE}", soft_wrap=True)
                     return 0
                 # Several processes must agree on the step, and they meet on the host at log steps only: one that found
                 # a failure elsewhere would leave the others in the middle of a sum over all.
@@ -105,12 +107,16 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
             saver.save()
             if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
                 log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
-    if process.is_main and run.eval:
-        print_summary(config, state.step, state.seconds, console)
-        evaluate(config, dataset, state.evaluated, device, console, steps=state.step, seconds=state.seconds)
-        first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
-        pictures = draw_pictures(config, dataset, state.evaluated, first_views, device)
-        say(f"Written to {run.output}: {', '.join(p.name for p in pictures)}, results.json, metrics.jsonl, checkpoints")
+    if process.is_main:
+        written = [*log.files, "checkpoint-*.pt"]
+        if run.eval:
+            print_summary(config, state.step, state.seconds, console)
+            evaluate(config, dataset, state.evaluated, device, console, steps=state.step, seconds=state.seconds)
+            first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
+            pictures = draw_pictures(config, dataset, state.evaluated, first_views, device)
+            written = [*(picture.name for picture in pictures), RESULTS_FILE, *written]
+        ignored = [IGNORED_FILE] if (run.output / IGNORED_FILE).exists() else []
+        console.print(f"Written to {run.output}: {', '.join([*written, *ignored])}", markup=False, soft_wrap=True)
         say(f"Next: simclr-fast report {run.output}    (one page with everything measured so far)")
     process.barrier()
     return 0

@@ -41,9 +41,11 @@ class MetricsLog:
     def __init__(self, config: Config, *, enabled: bool, step: int, total_steps: int):
         self.enabled = enabled
         self.last: dict[str, float] = {}
+        self.files: list[str] = []  # of the run's folder that it writes
         if not enabled:
             return
         self.sinks = open_sinks(config, step)
+        self.files += [name for sink in self.sinks for name in sink.files]
         self.bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
 
     def __enter__(self) -> "MetricsLog":

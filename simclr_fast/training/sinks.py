@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """What takes the metrics of the main process, and its early warnings."""
+    """What takes the metrics of the main process, and its early warnings. files: what it writes in the run's folder."""
+
+    files: tuple[str, ...]
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Take the values, by name, after so many steps; a step may come twice, with other names."""
@@ -59,6 +61,8 @@ def open_sinks(config: Config, step: int) -> list[Sink]:
 class JsonLines:
     """`metrics.jsonl`. A resumed run does the steps after `step` again: their lines in an earlier file are dropped."""
 
+    files = (METRICS_FILE,)
+
     def __init__(self, folder: Path, step: int):
         self.path = folder / METRICS_FILE
         _drop_lines_after(self.path, step)
@@ -82,6 +86,8 @@ class JsonLines:
 class TensorBoard:
     """Event files; those of steps that a resumed run does again are purged by TensorBoard when it reads them."""
 
+    files = ("events.out.tfevents.*",)
+
     def __init__(self, folder: Path, step: int):
         self.writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
 
@@ -98,6 +104,8 @@ class TensorBoard:
 
 class WeightsAndBiases:
     """A run of Weights & Biases, as its environment variables say (WANDB_MODE=offline keeps it in the folder)."""
+
+    files = (REMEMBERED.format(service="wandb"), "wandb/")
 
     def __init__(self, folder: Path, options: dict[str, Any]):
         import wandb  # an optional package; `check` has seen that it is there
@@ -144,6 +152,7 @@ class MLflow:
         own = None if mlflow.is_tracking_uri_set() else f"sqlite:///{home / 'mlflow.db'}"
         self.client = mlflow.MlflowClient(own or mlflow.get_tracking_uri())
         note = folder / REMEMBERED.format(service="mlflow")
+        self.files = (note.name, *(("mlflow.db",) if own else ()))
         try:
             run = self._known(note.read_text().strip()) if note.exists() else None
             if run is None:
