@@ -94,10 +94,10 @@ def learning_curves(path: Path, metrics: list[dict], chance: float) -> None:
     if len(steps):
         accuracy_axis.plot(steps, 100 * knn, "o-", label=f"online kNN (training images, k = {ONLINE_KNN_K})")
     accuracy_axis.set(title="Accuracy", xlabel="step", ylabel="accuracy (%)", ylim=(0, 101))
-    accuracy_axis.legend(loc="lower right")
+    accuracy_axis.legend(loc="best")
     lr_axis.plot(*_series(metrics, "lr"), "o-", markersize=2, color="tab:green")
     lr_axis.set(title="Learning rate", xlabel="step", ylabel="learning rate")
-    lr_axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    lr_axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     for axis in (loss_axis, accuracy_axis, lr_axis):
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
