@@ -18,7 +18,7 @@ PROBES = {
     "few_label_1nn": "1-NN, {few}",
     "few_label_linear": "linear, {few}",
     "few_label_linear_top5": "its top-5 accuracy",
-    "knn": "weighted kNN, all labels",
+    "knn": "weighted kNN, {all}",
 }
 
 
@@ -37,8 +37,9 @@ def compare(
     """Test accuracies (fractions) by probe and encoder, on fixed random parts of sets that are larger than LARGEST.
 
     names: of the classes. Of a class with fewer than labels_per_class images the few-label probes see all. Beside the
-    probes: what was measured on ("labels_per_class", "rarest_class", "draws", "train_images", "test_images"), "knn_k"
-    by encoder, and "per_class", {"names", "images" (of the test part), an accuracy by kNN per encoder}.
+    probes: what was measured on ("labels_per_class", "rarest_class", "draws", "train_images" of the "labelled_images",
+    "test_images"), "knn_k" by encoder, and "per_class", {"names", "images" (of the test part), an accuracy by kNN per
+    encoder}.
     Nothing is selected on the test images.
     """
     parts = [(source, fixed_part(len(source), limit)) for source, limit in zip((train, test), LARGEST)]
@@ -48,6 +49,7 @@ def compare(
         "rarest_class": rarest_class(labels),
         "draws": draws,
         "train_images": len(labels),
+        "labelled_images": len(train),
         "test_images": len(truth),
         "knn_k": {},
         "per_class": {"names": names, "images": torch.bincount(truth, minlength=len(names)).tolist()},
@@ -100,13 +102,20 @@ def few_labels(results: dict[str, Any]) -> str:
     return f"{wanted} {unit}/class" + (f" ({rarest} in the rarest)" if rarest < wanted else "")
 
 
+def knn_labels(results: dict[str, Any]) -> str:
+    """How many labels kNN saw: all, or a random part of a large set; results: what `compare` gives."""
+    seen = results["train_images"]
+    labelled = results.get("labelled_images", seen)  # which runs of before did not write
+    return "all labels" if seen == labelled else f"{seen:,} of {labelled:,} labels"
+
+
 def comparison_table(results: dict[str, Any]) -> ResultTable:
     """The accuracies in percent; results: what `compare` gives, and the number of neighbours of kNN.
 
     Where it was measured, also "one_label_fine_tuned": what `one_label_accuracies` gives.
     """
-    few = few_labels(results)
-    rows = {title.format(few=few): results[probe] for probe, title in PROBES.items() if probe in results}
+    shown = {"few": few_labels(results), "all": knn_labels(results)}
+    rows = {title.format(**shown): results[probe] for probe, title in PROBES.items() if probe in results}
     rows["its k"] = {encoder: str(k) for encoder, k in results["knn_k"].items()}
     fine_tuned = results.get("one_label_fine_tuned")
     if fine_tuned is not None:
@@ -121,10 +130,10 @@ def comparison_table(results: dict[str, Any]) -> ResultTable:
 
 
 def comparison_by_class(results: dict[str, Any]) -> ResultTable:
-    """Accuracy of each class (%) by weighted kNN with all labels; results: what `compare` gives."""
+    """Accuracy of each class (%) by weighted kNN; results: what `compare` gives."""
     per_class = results["per_class"]
     scores = {encoder: per_class[encoder] for encoder in ENCODERS}
     images = torch.tensor(per_class["images"])
     truth = torch.arange(len(images)).repeat_interleave(images)
-    title = "Accuracy by class (%), weighted kNN, all labels"
+    title = f"Accuracy by class (%), weighted kNN, {knn_labels(results)}"
     return class_table(title, per_class["names"], truth, scores, ENCODERS)

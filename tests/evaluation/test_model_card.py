@@ -29,6 +29,7 @@ RESULTS = {
 COMPARISON = {
     "steps": 3,
     "labels_per_class": 10,
+    "train_images": 4000,
     "rarest_class": 40,
     "draws": 5,
     "test_images": 1000,

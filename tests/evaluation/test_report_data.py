@@ -246,6 +246,9 @@ def test_a_rare_class_that_the_compared_part_has_less_of(folder: Path, monkeypat
     results = compared(folder, rare, labels_per_class=10, draws=1)
     assert (results["train_images"], results["test_images"]) == (20, 10)
     assert 1 <= results["rarest_class"] < 10
+    tables = comparison.comparison_table(results), comparison.comparison_by_class(results)
+    assert "weighted kNN, 20 of 100 labels" in [row[0] for row in tables[0].rows]
+    assert tables[1].title == "Accuracy by class (%), weighted kNN, 20 of 100 labels"
     assert comparison.few_labels(results) == f"10 labels/class ({results['rarest_class']} in the rarest)"
 
 
