@@ -73,8 +73,11 @@ def other_options(path: Path, options: Any) -> str:
     theirs, ours = content.get("options", {}), as_dict(options)
     same = lambda a, b: (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
     other = [name for name in ours if name in theirs and name not in UNSAID and not same(theirs[name], ours[name])]
-    return ", ".join(f"{flag(name)} {_words(theirs[name])}" for name in other)
+    return ", ".join(_words(flag(name), theirs[name]) for name in other)
 
 
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _words(name: str, value: Any) -> str:
+    """An option as it was given."""
+    if value is None or value is False:
+        return f"no {name}"
+    return name if value is True else f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"

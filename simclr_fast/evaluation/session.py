@@ -57,7 +57,8 @@ class Session:
                     f"--output {folder}: nothing can be written there ({error.strerror}); pass another folder"
                 ) from error
         session = Session(command, options, run, process, folder, Console(quiet=not process.is_main))
-        if other := other_options(session.results_file, options):
+        measures = command not in (*FOLDERS, "report")
+        if measures and (other := other_options(session.results_file, options)):
             text = f"{session.results_file} holds results of {other}; these will take their place: --output keeps both"
             session.say(text)
         return session

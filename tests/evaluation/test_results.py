@@ -8,8 +8,9 @@ import pytest
 
 from simclr_fast.cli import main
 from simclr_fast.data.own_files import mark_among
+from simclr_fast.evaluation.options import KnnOptions
 from simclr_fast.evaluation.report import _commands
-from simclr_fast.evaluation.results import fraction_key, heading, left_by, share_of_labels, stem_of
+from simclr_fast.evaluation.results import fraction_key, heading, left_by, other_options, share_of_labels, stem_of
 from simclr_fast.run_files import write_results
 
 
@@ -57,6 +58,8 @@ def test_two_protocols_keep_both_and_what_is_replaced_is_said(run_folder: Path, 
     )
     assert main([*common, "--knn-k", "3"]) == 0
     assert "take their place" not in capsys.readouterr().out, "the same once more"
+    options = KnnOptions(checkpoint=run_folder, knn_k=(3,), data=tmp_path, dataset="mnist5k", download=True)
+    assert other_options(tmp_path / "knn.json", options) == "no --dataset, no --data"
     (tmp_path / "knn.json").write_text("{")
     assert main([*common, "--knn-k", "3"]) == 0, "a damaged file is renewed"
     sections = [section.title for section in _commands(tmp_path)]
