@@ -43,8 +43,10 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert list(left_by("knn", tmp_path)) == [tmp_path / "knn.json"]
 
 
-def test_two_protocols_keep_both_and_what_is_replaced_is_said(run_folder: Path, tmp_path: Path, capsys) -> None:
-    common = ["knn", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--threads", "1"]
+def test_two_protocols_keep_both_and_what_is_replaced_is_said(
+    color_run: Path, photos: Path, tmp_path: Path, capsys
+) -> None:
+    common = ["knn", "--checkpoint", str(color_run), "--data", str(photos), "--output", str(tmp_path), "--threads", "1"]
     assert main([*common, "--knn-k", "1"]) == 0
     first = (tmp_path / "knn.json").read_bytes()
     assert main([*common, "--protocol", "lightly"]) == 0
@@ -58,8 +60,8 @@ def test_two_protocols_keep_both_and_what_is_replaced_is_said(run_folder: Path, 
     )
     assert main([*common, "--knn-k", "3"]) == 0
     assert "take their place" not in capsys.readouterr().out, "the same once more"
-    options = KnnOptions(checkpoint=run_folder, knn_k=(3,), data=tmp_path, dataset="mnist5k", download=True)
-    assert other_options(tmp_path / "knn.json", options) == "no --dataset, no --data"
+    options = KnnOptions(checkpoint=color_run, knn_k=(3,), data=photos, dataset="imagefolder", download=True)
+    assert other_options(tmp_path / "knn.json", options) == "no --dataset"
     (tmp_path / "knn.json").write_text("{")
     assert main([*common, "--knn-k", "3"]) == 0, "a damaged file is renewed"
     sections = [section.title for section in _commands(tmp_path)]
