@@ -5,7 +5,7 @@ from typing import Any
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset
-from simclr_fast.evaluation.comparison import PROBES, few_labels
+from simclr_fast.evaluation.comparison import PROBES, few_labels, knn_labels
 from simclr_fast.evaluation.tables import ResultTable, percent
 from simclr_fast.expectations import EXPECTATIONS, IMAGES, Expectation, headline
 from simclr_fast.recipes import RECIPES
@@ -66,7 +66,7 @@ def _compared(published: Sequence[Expectation], config: Config, results: dict[st
     """The line, and whether the run is far below; published: results of one probe of `results`."""
     probe, epochs, batch = published[0].result, config.optimization.epochs, config.optimization.batch_size
     measured = results[probe]["simclr"]
-    title = PROBES[probe].format(few=few_labels(results))
+    title = PROBES[probe].format(few=few_labels(results), all=knn_labels(results))
     k = f" (k = {results['knn_k']['simclr']})" if probe == "knn" else ""
     by_epochs = sorted(published, key=lambda one: one.epochs)
     shorter = [one for one in by_epochs if one.epochs <= epochs]
