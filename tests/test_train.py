@@ -60,7 +60,7 @@ def test_help_explains_every_option_with_the_recipes_default(recipe: str | None,
         (["demo", "--temperature", "0"], "--temperature 0.0: pass a number > 0"),
         (["demo", "--temperature", "-0.5"], "--temperature -0.5: pass a number > 0"),
         (["demo", "--temperature", "nan"], "--temperature nan: pass a number > 0"),
-        (["demo", "--micro-batch-size", "100"], "--micro-batch-size 100: it must divide the 128 images"),
+        (["demo", "--micro-batch-size", "100"], "--micro-batch-size 100: it must divide the 64 images"),
         (["demo", "--resume", "no.pt"], "no.pt: there is no such checkpoint"),
         (["demo", "--mean", "0.1", "0.2", "0.3"], "--mean 0.1 0.2 0.3: the images have 1 channel(s)"),
         (["demo", "--log-wandb"], "--log-wandb True: wandb not installed; pip install 'simclr_fast[wandb]'"),
@@ -87,7 +87,7 @@ def test_every_rule_is_one_of_an_option() -> None:
 
 
 def test_global_batch_must_divide_by_the_processes() -> None:
-    with pytest.raises(ConfigError, match=r"--batch-size 128: it is the global batch and must divide by the 3"):
+    with pytest.raises(ConfigError, match=r"--batch-size 64: it is the global batch and must divide by the 3"):
         check(RECIPES["demo"], world_size=3)
 
 

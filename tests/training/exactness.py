@@ -19,10 +19,15 @@ def config(norm: str, micro_batch_size: int = 0, opt: str = "lars", **speed) -> 
     demo = RECIPES["demo"]
     return dataclasses.replace(
         demo,
-        augment=dataclasses.replace(demo.augment, size=12),
+        augment=dataclasses.replace(demo.augment, size=12, jitter=(0.4, 0.4, 0.0, 0.0)),
         model=dataclasses.replace(demo.model, norm=norm, head_hidden=32, head_dim=16),
         optimization=dataclasses.replace(
-            demo.optimization, batch_size=BATCH, micro_batch_size=micro_batch_size, opt=opt, lr=0.1
+            demo.optimization,
+            temperature=0.2,
+            batch_size=BATCH,
+            micro_batch_size=micro_batch_size,
+            opt=opt,
+            lr=0.1,
         ),
         speed=dataclasses.replace(demo.speed, **speed),
     )

@@ -21,10 +21,12 @@ from simclr_fast.training.views import Views
 from tests.training.processes import SMALL, run
 
 BATCH, STEPS_PER_EPOCH = 500, 8
+TEMPERATURE = 0.2
 # Of the way that the run moved: rounding comes to 0.01 of it; the average of the weights lies 0.1 of it behind them.
 TOLERANCE = 0.04
 OPTIONS = (*SMALL, "--epochs", "2", "--opt", "sgd", "--lr", "1e-4", "--weight-decay", "0.1", "--clip-grad", "8")
-OPTIONS += ("--momentum", "0.8", "--model-ema", "--model-ema-decay", "0.7", "--seed", "3")
+OPTIONS += ("--temperature", str(TEMPERATURE), "--momentum", "0.8", "--model-ema", "--model-ema-decay", "0.7")
+OPTIONS += ("--seed", "3")
 
 
 def nt_xent(z: Tensor, temperature: float) -> tuple[Tensor, float]:
@@ -134,11 +136,11 @@ def test_a_run_is_the_one_by_the_definitions(world_size: int, expected: Expected
     for line in recorded:
         assert line["epoch"] == line["step"] / STEPS_PER_EPOCH
         assert line["chance"] == pytest.approx(math.log(2 * BATCH - 1))
-        assert (line["temperature"], line["unreadable_images"], line["gpu_decode_fallbacks"]) == (0.2, 0, 0)
+        assert (line["temperature"], line["unreadable_images"], line["gpu_decode_fallbacks"]) == (TEMPERATURE, 0, 0)
         assert line["images_per_second"] > 0
     found, truth = ([line["contrastive_accuracy"] for line in lines] for lines in (recorded, expected.lines))
     assert found == pytest.approx(truth, abs=0.003)
     assert max(truth) > 0.003
     for line in recorded:  # exp(-x) is convex, and a logit is at most 1/t
         assert math.exp(-line["loss"]) <= line["positive_probability"] < 1
-        assert 0 < line["positive_logit"] < 1 / 0.2
+        assert 0 < line["positive_logit"] < 1 / TEMPERATURE

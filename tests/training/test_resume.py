@@ -127,7 +127,7 @@ def test_other_options_or_another_model_are_told(tmp_path: Path) -> None:
     run((*SMALL, "--epochs", "1", "--output", str(folder)), log)
     resume = (*SMALL, "--output", str(folder), "--resume", "auto", "--epochs", "1")
     assert finish(start((*resume, "--temperature", "0.3"), log)) == [2]
-    assert "--temperature: now 0.3, in the checkpoint 0.2" in log.read_text()
+    assert f"--temperature: now 0.3, in the checkpoint {RECIPES['demo'].optimization.temperature}" in log.read_text()
     assert finish(start((*resume, "--head-dim", "64"), log)) == [2]
     assert "another shape: head.3.weight is [64, 32], in the checkpoint [128, 32]" in log.read_text()
     assert "Traceback" not in log.read_text()
