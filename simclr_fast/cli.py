@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 PROGRAM = "simclr-fast"
-SHELLS = ("bash", "zsh", "tcsh", "fish")
+SHELLS = ("bash", "zsh", "fish")  # for tcsh tyro needs another package
 COMPLETION = "--tyro-write-completion"  # tyro's name
 
 # tyro completes no word that stands by its place, only commands: a recipe becomes a command below `pretrain`. (Python,
-# in the file that tyro writes; that of tcsh is another, which has the recipes.)
+# in the file that tyro writes.)
 RECIPES_COMPLETED = (
     "PRETRAIN = COMPLETION_SPEC['subcommands']['pretrain']\n"
     "PRETRAIN['subcommands'] = dict.fromkeys({recipes}, PRETRAIN | {{'description': 'recipe', 'subcommands': {{}}}})"
@@ -106,7 +106,7 @@ commands:
 
 `{PROGRAM} COMMAND --help` explains every option of a command. `python -m simclr_fast` is the same program; on several
 processes: torchrun --nproc-per-node 8 -m simclr_fast pretrain imagenet ...
-Completion of commands and options by the shell, here bash (also zsh, tcsh, fish):
+Completion of commands and options by the shell, here bash (also zsh, fish):
   {PROGRAM} {COMPLETION} bash ~/.local/share/bash-completion/completions/{PROGRAM}
 """
 

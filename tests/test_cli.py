@@ -187,13 +187,11 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("shell", "line"), [("zsh", "PRETRAIN = "), ("fish", "PRETRAIN = "), ("tcsh", "'n/pretrain/(")]
-)
-def test_other_shells_know_the_recipes(shell: str, line: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_know_the_recipes(shell: str, tmp_path: Path) -> None:
     assert main(["--tyro-write-completion", shell, str(tmp_path / "file")]) == 0
     text = (tmp_path / "file").read_text()
-    assert line in text
+    assert "PRETRAIN = " in text
     assert [name for name in RECIPES if name not in text] == []
 
 
@@ -222,7 +220,7 @@ def test_another_broken_pipe_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_shell_without_completion_is_named(capsys) -> None:
     assert main(["--tyro-write-completion", "cmd", "x"]) == 2
-    assert "--tyro-write-completion cmd x: pass a shell (bash, zsh, tcsh, fish) and a file" in capsys.readouterr().err
+    assert "--tyro-write-completion cmd x: pass a shell (bash, zsh, fish) and a file" in capsys.readouterr().err
 
 
 # Whose values are other things in other commands, each said by its explanation.
