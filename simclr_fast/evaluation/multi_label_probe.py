@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from simclr_fast.evaluation.average_precision import DIFFICULT, PRESENT, average_precisions, has_both
-from simclr_fast.evaluation.probes import MAX_ITERATIONS, LinearClassifier, standardize
+from simclr_fast.evaluation.probes import LinearClassifier, fit_penalised, standardize
 
 LOGISTIC_C = tuple(10 ** (half / 2) for half in range(-10, 3))  # from 1e-5 to 10
 SVM_C = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)  # as VISSL has them for VOC 2007
@@ -26,26 +26,13 @@ def fit_logistic(
     """
     x, labels = features.to(device).float(), labels.to(device)
     counted, truth = (labels != DIFFICULT).float(), (labels == PRESENT).float()
-    weight = x.new_zeros(labels.shape[1], x.shape[1]).requires_grad_()
-    bias = x.new_zeros(labels.shape[1]).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=MAX_ITERATIONS,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
-        line_search_fn="strong_wolfe",
-    )
-    decay = 1 / (2 * penalty_c * len(x))  # the objective divided by C * N: of order one whatever the number of images
+    start = LinearClassifier(x.new_zeros(labels.shape[1], x.shape[1]), x.new_zeros(labels.shape[1]))
 
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        losses = F.binary_cross_entropy_with_logits(F.linear(x, weight, bias), truth, counted, reduction="sum")
-        loss = losses / len(x) + decay * weight.square().sum()
-        loss.backward()
-        return loss
+    def loss_of(weight: Tensor, bias: Tensor) -> Tensor:
+        logits = F.linear(x, weight, bias)
+        return F.binary_cross_entropy_with_logits(logits, truth, counted, reduction="sum") / len(x)
 
-    optimizer.step(objective)
-    return LinearClassifier(weight.detach(), bias.detach())
+    return fit_penalised(start, penalty_c, len(x), loss_of)
 
 
 def by_logistic(

@@ -1,6 +1,7 @@
 """Probes of frozen features: nearest neighbours in bounded memory, linear classifiers by L-BFGS, both on few labels."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +164,17 @@ def fit_linear(
     x, y = features.to(device).float(), labels.to(device)
     classes = classes if classes is not None else int(labels.max()) + 1
     begin = start or LinearClassifier(x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
-    weight, bias = (begun.clone().requires_grad_() for begun in (begin.weight, begin.bias))
+    return fit_penalised(begin, penalty_c, len(x), lambda weight, bias: F.cross_entropy(F.linear(x, weight, bias), y))
+
+
+def fit_penalised(
+    start: LinearClassifier, penalty_c: float, images: int, loss_of: Callable[[Tensor, Tensor], Tensor]
+) -> LinearClassifier:
+    """Minimises C * images * loss_of(weight, bias) + |weight|^2 / 2 by full-batch L-BFGS from `start`.
+
+    loss_of: the mean loss of the images, a scalar.
+    """
+    weight, bias = (begun.clone().requires_grad_() for begun in (start.weight, start.bias))
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=MAX_ITERATIONS,
@@ -171,12 +182,11 @@ def fit_linear(
         tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
     )
-
-    decay = 1 / (2 * penalty_c * len(x))  # the objective divided by C * N: of order one whatever the number of images
+    decay = 1 / (2 * penalty_c * images)  # the objective divided by C * N: of order one whatever the number of images
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(x, weight, bias), y) + decay * weight.square().sum()
+        loss = loss_of(weight, bias) + decay * weight.square().sum()
         loss.backward()
         return loss
 
