@@ -51,6 +51,11 @@ def _disk_message(error: OSError) -> str:
     return f"{what}; make room, then go on from the files there"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def in_utf8(text: str) -> str:
     """Text that every file, terminal and column takes: bytes of file names that are not UTF-8 are written as \\xff.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 
 Value = bool | int | float | str
 
@@ -67,5 +67,5 @@ def _value(text: str) -> Value:
 
 def refused_by_library(name: str, kwargs: Mapping[str, Value], error: Exception) -> ConfigError:
     """The one line for arguments with which a library did not build the backbone."""
-    reason = shown((str(error).splitlines() or [type(error).__name__])[0])
+    reason = shown(first_line(error))
     return ConfigError(f"--model-kwargs {shown(' '.join(pairs(kwargs)))}: {name} cannot be built with them ({reason})")

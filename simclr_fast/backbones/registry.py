@@ -12,7 +12,7 @@ from simclr_fast.backbones.family import Family, Spec, Stage
 from simclr_fast.backbones.torchvision_families import FAMILIES, RESNETS
 from simclr_fast.backbones.without_memory import WithoutMemory
 from simclr_fast.config import ModelOptions
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 from simclr_fast.named_options import nearest
 
 PROBE_SIZE = 64  # pixels; of a backbone whose images may have any size
@@ -114,7 +114,7 @@ def _answer(module: nn.Module, spec: Spec, batch: int = 2, training: bool = Fals
     try:
         found = module.train(training)(torch.zeros(batch, spec.channels, size, size, device=weight.device))
     except Exception as error:  # whatever a network does with images that it cannot take
-        reason = model_kwargs.shown((str(error).splitlines() or [type(error).__name__])[0])
+        reason = model_kwargs.shown(first_line(error))
         raise ConfigError(
             f"--model {spec.name}: it cannot take images [B, {spec.channels}, {size}, {size}] ({reason}); pass another "
             "--size or --model"

@@ -13,7 +13,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from simclr_fast.backbones.family import Spec, Stage
 from simclr_fast.backbones.model_kwargs import refused_by_library
 from simclr_fast.backbones.without_memory import WithoutMemory
-from simclr_fast.errors import CheckpointError, ConfigError
+from simclr_fast.errors import CheckpointError, ConfigError, first_line
 from simclr_fast.tensor_file import read
 
 # patch_size, num_layers, num_heads, hidden_dim and mlp_dim of torchvision's ViTs, whose own functions let nobody change
@@ -151,9 +151,8 @@ def downloaded(url: str, name: str) -> dict[str, Tensor]:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None)
         except (OSError, URLError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(
-                f"--pretrained {name}: no {path}, and {url} cannot be downloaded ({reason})"
+                f"--pretrained {name}: no {path}, and {url} cannot be downloaded ({first_line(error)})"
             ) from error
     return read(path)
 

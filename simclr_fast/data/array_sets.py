@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.sources import Dataset, ImageArrays
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 
 # torchvision's readers, and the folder below --data where each keeps its files.
 KINDS = {
@@ -72,7 +72,7 @@ def torchvision_set(options: SourceOptions) -> Dataset:
             )
         train, test = (kind(root, train=part, download=download) for part in (True, False))
     except (RuntimeError, OSError) as error:  # torchvision's "Dataset not found or corrupted", or what a download met
-        raise ConfigError(_missing(options, (str(error).splitlines() or [type(error).__name__])[0])) from error
+        raise ConfigError(_missing(options, first_line(error))) from error
     arrays = _arrays(train.data, train.targets)
     return Dataset(arrays, arrays, _arrays(test.data, test.targets), tuple(train.classes))
 

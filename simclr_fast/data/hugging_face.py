@@ -15,7 +15,7 @@ from simclr_fast.data.labels import classes_of
 from simclr_fast.data.messages import Ignored, say
 from simclr_fast.data.sources import Dataset, EncodedImages, TableColumn
 from simclr_fast.data.unreadable import BadImages, allowance
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 
 HELD_OUT = ("test", "validation", "valid", "val")  # names of held-out splits; the first with labels serves
 SHARDS = (".parquet", ".arrow", ".tar")  # suffixes of files that hold images
@@ -60,8 +60,7 @@ def _loaded(options: SourceOptions) -> Mapping[str, Any]:
     except ConfigError:
         raise
     except Exception as error:  # of every kind: of libraries for YAML, JSON, Parquet and archives
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--data {root}: not a Hugging Face data set ({reason})") from error
+        raise ConfigError(f"--data {root}: not a Hugging Face data set ({first_line(error)})") from error
     return loaded if isinstance(loaded, dict) else {"train": loaded}
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 
 JPEG_START = b"\xff\xd8"  # the marker "start of image"
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -38,7 +38,7 @@ def torchcodec_decoders() -> ModuleType:
     except ImportError as error:
         raise ConfigError("image files need the package 'torchcodec'; pip install 'torchcodec>=0.17'") from error
     except (OSError, RuntimeError) as error:  # its library does not load: it was built for another torch
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"image files need torchcodec, which does not load beside this torch ({reason})") from error
     return decoders
 

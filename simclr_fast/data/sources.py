@@ -20,6 +20,7 @@ from simclr_fast.data.pixels import decode_rgb
 from simclr_fast.data.shrink import shrink
 from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
+from simclr_fast.errors import first_line
 
 DECODE_THREADS = 16
 CPU = torch.device("cpu")
@@ -27,7 +28,7 @@ CPU = torch.device("cpu")
 
 def one_line(error: Exception) -> str:
     """What went wrong, without torchcodec's source line and torch's stack."""
-    return re.sub(r"^.*\.cpp:\d+, ", "", (str(error).splitlines() or [type(error).__name__])[0])
+    return re.sub(r"^.*\.cpp:\d+, ", "", first_line(error))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 SEPARATORS = ",;\t|"  # of CSV; what European spreadsheets write has semicolons
@@ -42,8 +42,7 @@ class Table:
         try:
             return read(self.path, names, rows)
         except Exception as error:  # of every kind: of two columns of one name, pyarrow raises a KeyError
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise NoTableError(f"--data {self.path}: it cannot be read as a table ({reason})") from error
+            raise NoTableError(f"--data {self.path}: it cannot be read as a table ({first_line(error)})") from error
 
 
 def holds_images(path: Path) -> bool:

@@ -9,7 +9,7 @@ import torch
 from simclr_fast.backbones.family import Spec
 from simclr_fast.backbones.registry import family_of
 from simclr_fast.checkpoint import load_weights
-from simclr_fast.errors import CheckpointError, ConfigError
+from simclr_fast.errors import CheckpointError, ConfigError, first_line
 from simclr_fast.models import SimCLR
 from simclr_fast.tensor_file import read
 
@@ -65,5 +65,4 @@ def _read_file(name: str, spec: Spec, published: list[str]) -> Any:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: damaged or no safetensors file ({reason})") from error
+        raise CheckpointError(f"{path}: damaged or no safetensors file ({first_line(error)})") from error

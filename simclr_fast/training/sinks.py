@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from simclr_fast.config import Config, as_dict
-from simclr_fast.errors import ConfigError, naming
+from simclr_fast.errors import ConfigError, first_line, naming
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.warnings import EarlyWarning
 
@@ -235,11 +235,6 @@ def flat(options: dict[str, Any], prefix: str = "") -> dict[str, str]:
     for name, value in options.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
     return found
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -19,7 +19,7 @@ from simclr_fast.backbones.registry import spec_of
 from simclr_fast.checkpoint import load, load_newest, load_weights, require_entries, save
 from simclr_fast.config import Config, as_dict, flag
 from simclr_fast.data import Source
-from simclr_fast.errors import CheckpointError, ConfigError
+from simclr_fast.errors import CheckpointError, ConfigError, first_line
 from simclr_fast.models import SimCLR, build_model
 from simclr_fast.optim import build_optimizer, load_optimizer_state, optimizer_state
 from simclr_fast.sync_bn import synchronize_batch_norm
@@ -124,7 +124,7 @@ class TrainState:
                 self.ema.load_state_dict(content["ema"])
             set_random_state((content["random"]["cpu"], content["random"]["cuda"]))
         except Exception as error:  # torch checks little of what it is given, and fails where that does not work
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise CheckpointError(
                 f"{source}: the state of its optimizer, scaler (--amp-dtype) or average does not fit: {reason}"
             ) from error

@@ -16,7 +16,7 @@ from simclr_fast.config import Config, graph_conflict
 from simclr_fast.data import ResidentBatch
 from simclr_fast.data.loading import ReadingLoader
 from simclr_fast.data.resident import ArrayLoader
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 from simclr_fast.optim import set_learning_rate
 from simclr_fast.process import Process
 from simclr_fast.training.step import StepResult, TrainStep
@@ -144,8 +144,7 @@ class GraphedStep:
             first = error  # the one that spoilt the capture; to end a spoilt capture is an error again
             while first.__context__ is not None:
                 first = first.__context__
-            reason = (str(first).splitlines() or [type(first).__name__])[0]
-            raise ConfigError(f"--cuda-graph: the step cannot be captured ({reason}); pass off") from error
+            raise ConfigError(f"--cuda-graph: the step cannot be captured ({first_line(first)}); pass off") from error
         self._recorded = dict(zip(kinds, recorded, strict=True))
 
 
