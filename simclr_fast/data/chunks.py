@@ -18,7 +18,7 @@ from torch import Tensor
 
 from simclr_fast.data.sources import EncodedImages
 from simclr_fast.data.stored import StoredImages
-from simclr_fast.data.threads import EndedError, Place, Threads
+from simclr_fast.data.threads import EndedError, Place, Threads, done_at
 from simclr_fast.data.unreadable import load_or_replace
 
 # Images that a thread reads at a time: a batch is put together from such chunks, so that the memory held by reading
@@ -186,7 +186,6 @@ class ChunkReader:
             image = load_or_replace(load, index, len(self.source), bad, self.source.labels)
             take(image.numel() if buffer is None else buffer.growth(image))
             (images.append if buffer is None else buffer.add)(image)
-        place.leave()
         if buffer is None:
             return Chunk(images, None, bad)
         self.capacity = max(self.capacity, buffer.used)
@@ -201,7 +200,6 @@ def read_stored(source: StoredImages, parts: Iterable[tuple[Tensor, Tensor]], th
 
     def fill(part: tuple[Tensor, Tensor], place: Place) -> Tensor:
         source.fill(*part, place.enter)
-        place.leave()
         return part[1]
 
     return work_ahead(fill, parts, threads, source.name)
@@ -216,7 +214,7 @@ def work_ahead(
     iterator: at its end, when it is closed or forgotten, and when the program exits.
     """
     if threads == 0:
-        yield from (work(item, Place()) for item in items)
+        yield from (done_at(Place(), work, item) for item in items)
         return
     pool = Threads(work, threads)
     try:

@@ -231,7 +231,6 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
                 kept.append(index)
             except BadImageError as error:
                 bad.append(str(error))
-        place.leave()
         return kept, images, bad
 
     done = len(shards) * size

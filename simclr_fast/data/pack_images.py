@@ -121,7 +121,6 @@ def _all_shapes(source: Source, threads: int) -> set[tuple[int, ...]]:
         for index in indices:
             with contextlib.suppress(BadImageError):  # it is left out later, with its name
                 shapes.add(pixels(source, place.enter(index)).shape)
-        place.leave()
         return shapes
 
     found: set[tuple[int, ...]] = set()

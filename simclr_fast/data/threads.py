@@ -99,15 +99,21 @@ class Threads:
         return [(index, now - place.since) for place in self._places if (index := place.index) is not None]
 
 
+def done_at(place: Place, work: Callable[[Any, Place], Any], item: Any) -> Any:
+    """What `work` makes of an item at a place, where no image is being read afterwards."""
+    try:
+        return work(item, place)
+    finally:
+        place.leave()
+
+
 def _serve(todo: Tasks, work: Callable[[Any, Place], Any], place: Place) -> None:
     while (task := todo.get()) is not None:
         result, item = task
         try:
-            result.set_result(work(item, place))
+            result.set_result(done_at(place, work, item))
         except BaseException as error:  # whatever it is, it is for whoever waits for the result
             result.set_exception(error)
-        finally:
-            place.leave()
         del task, result, item  # the images must not lie in memory until the next ones are begun
 
 

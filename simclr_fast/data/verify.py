@@ -40,7 +40,6 @@ def _verify_records(name: str, records: Records, threads: int) -> None:
     def read(numbers: range, place: Place) -> int:
         for number in numbers:
             records.read(place.enter(number))
-        place.leave()
         return len(numbers)
 
     count = len(records)
@@ -59,7 +58,6 @@ def _verify_files(root: Path, manifest: dict[str, Any], threads: int) -> None:
 
     def read(number: int, place: Place) -> None:
         check_file(*known[place.enter(number)])
-        place.leave()
 
     name = lambda number: str(known[number][0])
     with contextlib.closing(work_ahead(read, range(len(known)), threads, name)) as files:
