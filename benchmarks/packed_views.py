@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from simclr_fast.data.pack_images import FILTER, JpegForm, resized
+from simclr_fast.data.pack_images import FILTER, JpegForm, shrunk
 
 VIEW = 224
 AREAS = ((0.08, 0.25), (0.25, 0.5), (0.5, 1.0))
@@ -30,8 +30,8 @@ def forms(original: Image.Image, size: int) -> dict[str, Image.Image]:
     wanted = tuple(round(side * size / shorter) for side in original.size)
     decoded = lambda image: Image.open(io.BytesIO(JpegForm(size, 90).encode(np.asarray(image)))).convert("RGB")
     return {
-        f"raw, {size}, {FILTER.name.lower()} (as packed)": Image.fromarray(resized(pixels, size)),
-        f"JPEG q90, {size}, {FILTER.name.lower()} (as packed)": decoded(resized(pixels, size)),
+        f"raw, {size}, {FILTER.name.lower()} (as packed)": Image.fromarray(shrunk(pixels, size)),
+        f"JPEG q90, {size}, {FILTER.name.lower()} (as packed)": decoded(shrunk(pixels, size)),
         f"JPEG q90, {size}, bilinear": decoded(original.resize(wanted, Image.Resampling.BILINEAR)),
         "JPEG q90, not shrunk": decoded(pixels),
     }

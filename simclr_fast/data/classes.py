@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.data.messages import Ignored, listed, say, say_ignored
-from simclr_fast.data.sources import Dataset, EncodedImages, Source
-from simclr_fast.data.stored import StoredImages
+from simclr_fast.data.sources import Dataset, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +114,6 @@ def _judged(split: Split, trained: str, classes: list[str]) -> tuple[Source, lis
 
 def _left_out(split: Split, known: Tensor) -> list[Ignored]:
     """The held-out images that are not evaluated on, and why."""
-    named = isinstance(split.source, EncodedImages | StoredImages)
     left_out = []
     for index in (~known).nonzero().flatten().tolist():
         code = int(split.codes[index])
@@ -124,7 +122,7 @@ def _left_out(split: Split, known: Tensor) -> list[Ignored]:
             if code < 0
             else f"held out, of class {split.classes[code]}, which is not trained on"
         )
-        left_out.append((split.source.name(index) if named else f"{split.name}, image {index}", reason))
+        left_out.append((split.source.name(index), reason))
     return left_out
 
 

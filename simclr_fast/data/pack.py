@@ -39,7 +39,7 @@ from simclr_fast.data.packed import (
     write_checked,
 )
 from simclr_fast.data.packed_shape import DATASET_DICT, check_shape
-from simclr_fast.data.parts import WHAT_TELLS_IMAGES, Part, digest_of, name_of, parts_of, pieces_of
+from simclr_fast.data.parts import WHAT_TELLS_IMAGES, Part, digest_of, parts_of, pieces_of
 from simclr_fast.data.sources import Dataset, Source
 from simclr_fast.data.threads import Place
 from simclr_fast.data.unreadable import BadImageError, allowance
@@ -236,7 +236,7 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
     done = len(shards) * size
     allowed = allowance(options.data.max_bad_images, len(source))
     pieces = pieces_of(done, len(source), size, piece)
-    converting = work_ahead(convert, pieces, options.data.workers, lambda i: name_of(source, i))
+    converting = work_ahead(convert, pieces, options.data.workers, source.name)
     progress = tqdm(total=len(source), initial=min(done, len(source)), desc=f"pack {name}", unit=" images")
     with writer, contextlib.closing(converting) as converted, progress:
         for number in range(len(shards), count):
@@ -255,7 +255,7 @@ def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, 
                         f"last: {bad[-1]}"
                     )
                 if images:
-                    names = [name_of(source, index).removeprefix(prefix) for index in kept]
+                    names = [source.name(index).removeprefix(prefix) for index in kept]
                     writer.add(images, codes[kept].numpy(), names)
                 progress.update(len(images) + len(bad))
             writer.end_shard(shard)

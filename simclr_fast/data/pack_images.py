@@ -12,7 +12,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from simclr_fast.data.chunks import CHUNK, work_ahead
-from simclr_fast.data.parts import name_of
 from simclr_fast.data.pixels import is_jpeg
 from simclr_fast.data.shrink import resize
 from simclr_fast.data.sources import EncodedImages, Source
@@ -43,7 +42,7 @@ class JpegForm:
         before = pixels(source, index)
         after = shrunk(before, self.size)
         if max(after.shape[:2]) > JPEG_SIDE:
-            raise BadImageError(f"{name_of(source, index)}: {_size(after.shape)}, more than a side of JPEG may have")
+            raise BadImageError(f"{source.name(index)}: {_size(after.shape)}, more than a side of JPEG may have")
         encoded = self.encode(after)
         if after is before and isinstance(source, EncodedImages):
             original = source.encoded(index)
@@ -97,7 +96,7 @@ class RawForm:
             return centre(image, self.shape[0])
         if image.shape != self.shape:
             raise DataError(
-                f"{name_of(source, index)}: {_size(image.shape)}, and all images had {_size(self.shape)} when the "
+                f"{source.name(index)}: {_size(image.shape)}, and all images had {_size(self.shape)} when the "
                 "packing began; remove the output folder, and begin again"
             )
         return image
@@ -135,23 +134,15 @@ def _all_shapes(source: Source, threads: int) -> set[tuple[int, ...]]:
 
 def pixels(source: Source, index: int) -> np.ndarray:
     """An image as it is, uint8 [H, W, C]. Raises BadImageError where it cannot be read."""
-    if isinstance(source, EncodedImages):
-        image = source.decode(index)
-    else:
-        image = source.take(torch.tensor([index]))[0]
-    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(source.decode(index).permute(1, 2, 0).numpy())
 
 
 def shrunk(image: np.ndarray, size: int) -> np.ndarray:
-    """An image uint8 [H, W, C] whose shorter side is at most `size`; the same object where it is."""
-    return image if min(image.shape[:2]) <= size else resized(image, size)
-
-
-def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """An image uint8 [H, W, C] whose shorter side is `size`, in the same proportions; C is 1 or 3."""
+    """An image uint8 [H, W, C] in the same proportions whose shorter side is at most `size`; the same object where it
+    is."""
     height, width, _ = image.shape
     shorter = min(height, width)
-    if shorter == size:
+    if shorter <= size:
         return image
     wanted = (round(height * size / shorter), round(width * size / shorter))
     return np.ascontiguousarray(resize(torch.from_numpy(image).permute(2, 0, 1), *wanted).permute(1, 2, 0).numpy())
@@ -162,20 +153,15 @@ def centre(image: np.ndarray, side: int) -> np.ndarray:
 
     Cut before it is enlarged: of a line of 65,000 pixels, the rest would take gigabytes.
     """
-    height, width, _ = image.shape
+    height, width, channels = image.shape
     shorter = min(height, width)
     if shorter == side:
         top, left = (height - side) // 2, (width - side) // 2
         return np.ascontiguousarray(image[top : top + side, left : left + side])
     top, left = (height - shorter) / 2, (width - shorter) / 2
-    return _from_box(image, (side, side), (left, top, left + shorter, top + shorter))
-
-
-def _from_box(image: np.ndarray, wanted: tuple[int, int], box: tuple[float, ...]) -> np.ndarray:
-    """wanted: width and height; box: left, top, right, bottom."""
-    channels = image.shape[2]
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.asarray(picture.resize(wanted, FILTER, box=box)).reshape(wanted[1], wanted[0], channels)
+    square = picture.resize((side, side), FILTER, box=(left, top, left + shorter, top + shorter))
+    return np.asarray(square).reshape(side, side, channels)
 
 
 def _size(shape: tuple[int, ...]) -> str:

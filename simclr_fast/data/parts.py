@@ -20,7 +20,6 @@ from simclr_fast.data.messages import on_one_line
 from simclr_fast.data.packed import MANIFEST, read_manifest
 from simclr_fast.data.packed_sets import PackedNames
 from simclr_fast.data.sources import Dataset, EncodedImages, Source
-from simclr_fast.data.stored import StoredImages
 from simclr_fast.data.threads import Place
 from simclr_fast.errors import DataError
 
@@ -54,11 +53,6 @@ def parts_of(dataset: Dataset) -> dict[str, Part]:
     }
 
 
-def name_of(source: Source, index: int) -> str:
-    """What messages call an image."""
-    return source.name(index) if isinstance(source, EncodedImages | StoredImages) else f"image {index}"
-
-
 def digest_of(source: Source, codes: Tensor, threads: int) -> str:
     """Tells a source from one with other images, another order or other labels, without reading image files.
 
@@ -72,7 +66,7 @@ def digest_of(source: Source, codes: Tensor, threads: int) -> str:
 
     digest = hashlib.sha256()
     pieces = (range(first, min(first + CHUNK, len(source))) for first in range(0, len(source), CHUNK))
-    with contextlib.closing(work_ahead(identities, pieces, threads, lambda i: name_of(source, i))) as identified:
+    with contextlib.closing(work_ahead(identities, pieces, threads, source.name)) as identified:
         for lines in tqdm(identified, desc="look at the source", unit=" chunks", delay=SILENT_SECONDS):
             digest.update(lines)
     return digest.hexdigest()
@@ -145,13 +139,12 @@ class AllImages:
     def message_name(self, number: int) -> str:
         """What messages call an image."""
         part, index = self.place(number)
-        return name_of(self.parts[part].source, index)
+        return self.parts[part].source.name(index)
 
     def load(self, number: int) -> Tensor:
         """An image as it is, uint8 [C, H, W]. Raises BadImageError for an unreadable one: no other takes its place."""
         part, index = self.place(number)
-        source = self.parts[part].source
-        return source.decode(index) if isinstance(source, EncodedImages) else source.take(torch.tensor([index]))[0]
+        return self.parts[part].source.decode(index)
 
     def read(self, number: int) -> bytes:
         """The bytes of an image as they are stored."""

@@ -49,9 +49,17 @@ class ImageArrays:
         """The bytes of one image, as its tensor holds them."""
         return self.images[index].cpu().numpy().tobytes()
 
+    def name(self, index: int) -> str:
+        """What messages call an image."""
+        return f"image {index}"
+
     def identity(self, index: int) -> str:
         """What tells an image from others."""
         return f"CRC-32 {zlib.crc32(self.read(index))}"
+
+    def decode(self, index: int) -> Tensor:
+        """One image, uint8 [C, H, W] on the CPU."""
+        return self.images[index].to(CPU)
 
     def take(self, indices: Tensor, device: torch.device = CPU) -> Tensor:
         """The images at indices int64 [n], uint8 [n, C, H, W] on the device."""

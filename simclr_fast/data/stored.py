@@ -145,6 +145,10 @@ class StoredImages:
         """What tells an image from others without reading it."""
         return self.records.identity(int(self.numbers[index]))
 
+    def decode(self, index: int) -> Tensor:
+        """One image, uint8 [C, H, W], channels-last. Raises DataError."""
+        return self.take(torch.tensor([index]))[0]
+
     def empty(self, count: int, pin: bool = False) -> Tensor:
         """Room for images, uint8 [count, H, W, C]."""
         return torch.empty((count, *self.shape), dtype=torch.uint8, pin_memory=pin)
