@@ -32,6 +32,11 @@ def listed(names: list[str], kind: tuple[str, str] = ("class", "classes")) -> st
     return f"{kind[0] if len(names) == 1 else f'{len(names)} {kind[1]}:'} {shown}"
 
 
+def size_text(count: float) -> str:
+    """So many bytes for a reader: in GB, or in MB what is less than one."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def say_ignored(name: str, ignored: Iterable[Ignored]) -> None:
     """Log how many files or rows were ignored and why, the most frequent reasons first, with a few names of each.
 

@@ -24,7 +24,7 @@ from simclr_fast.data.auto import about, found_in
 from simclr_fast.data.chunks import CHUNK, work_ahead
 from simclr_fast.data.datasets import load_dataset
 from simclr_fast.data.ignored import IgnoredFile
-from simclr_fast.data.messages import say
+from simclr_fast.data.messages import say, size_text
 from simclr_fast.data.pack_images import JpegForm, RawForm
 from simclr_fast.data.pack_writers import JpegWriter, RawWriter
 from simclr_fast.data.packed import (
@@ -192,20 +192,14 @@ def _prepare(journal: dict[str, Any], options: PackOptions, dataset: Dataset, pa
     if options.format == "raw":
         form = RawForm.of([source for source, _ in parts.values()], options.size, threads)
         about |= {"image": form.shape, "square": form.square}
-        _require_room(
-            options.output, sum(map(len, (source for source, _ in parts.values()))) * int(np.prod(form.shape))
-        )
+        needed = sum(len(source) for source, _ in parts.values()) * int(np.prod(form.shape))
+        if needed > (free := shutil.disk_usage(options.output).free):
+            raise ConfigError(f"--output {options.output}: needs {size_text(needed)}, and {size_text(free)} are free")
     elif dataset.train.channels != 3:
         raise ConfigError("--format jpeg: the images are grey, and would come back with 3 channels; pass --format raw")
     about["splits"] = {name: {"images": 0, "shards": [], "files": {}, "rows_crc32": {}} for name in parts}
     journal.update(json.loads(json.dumps(about)))
     write_checked(options.output / JOURNAL, journal)
-
-
-def _require_room(root: Path, needed: int) -> None:
-    free = shutil.disk_usage(root).free
-    if needed > free:
-        raise ConfigError(f"--output {root}: needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
 def _pack_split(name: str, source: Source, codes: Tensor, options: PackOptions, journal: dict[str, Any]) -> None:

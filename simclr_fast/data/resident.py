@@ -20,6 +20,7 @@ from torch import Tensor
 
 from simclr_fast.config import DataOptions
 from simclr_fast.data.chunks import CHUNK, read_stored
+from simclr_fast.data.messages import size_text
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.sources import ImageArrays
 from simclr_fast.data.stored import StoredImages
@@ -230,8 +231,3 @@ def free_bytes(device: torch.device) -> float:
         used = int((CONTAINER / "memory.current").read_text()) - int(values["inactive_file"])  # files give way
         free = min(free, int(most) - used)
     return free / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def size_text(count: float) -> str:
-    """So many bytes for a reader: in GB, or in MB what is less than one."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

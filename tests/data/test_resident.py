@@ -15,6 +15,7 @@ from simclr_fast.config import DataOptions
 from simclr_fast.data import build_loader, resident
 from simclr_fast.data.chunks import CHUNK
 from simclr_fast.data.loading import StoredLoader
+from simclr_fast.data.messages import size_text
 from simclr_fast.data.resident import ShareLoader, lies_on_device, owners, share_rows
 from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.data.stored import KeptMemory, Records, StoredImages
@@ -127,7 +128,7 @@ def test_a_container_has_what_its_limit_leaves(limit: str, free: int, tmp_path: 
 
 @pytest.mark.parametrize(("count", "said"), [(1.5e9, "1.5 GB"), (999e6, "999.0 MB"), (60e3, "0.1 MB")])
 def test_sizes_are_told_in_units_that_show_them(count: float, said: str) -> None:
-    assert resident.size_text(count) == said
+    assert size_text(count) == said
 
 
 @pytest.mark.parametrize(("size", "batch", "world"), [(103, 12, 4), (96, 12, 4), (7, 6, 3), (50, 4, 2), (5, 5, 1)])
