@@ -10,8 +10,7 @@ from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
 from simclr_fast.data.image_files import class_folders, images_below, is_folder, suffixes
 from simclr_fast.data.messages import Ignored, say
-from simclr_fast.data.sources import Dataset, EncodedImages, Files
-from simclr_fast.data.unreadable import BadImages, allowance
+from simclr_fast.data.sources import Dataset, Files
 from simclr_fast.errors import ConfigError
 
 TRAIN = ("train", "training")  # names of parts, in any case
@@ -58,7 +57,5 @@ def _split(root: Path, options: SourceOptions) -> Split:
     classes = class_folders(str(root), ignored)
     number = {name: k for k, name in enumerate(classes)}
     codes = torch.tensor([number.get(name.split(os.sep, 1)[0], -1) if os.sep in name else -1 for name in names])
-    files = Files(root, names)
-    bad = BadImages(allowance(options.max_bad_images, len(names)))
-    source = EncodedImages(len(names), files.read, files.name, bad=bad, identity=files.identity, file=files.name)
+    source = Files(root, names).images(options.max_bad_images)
     return Split(str(root), source, codes, classes, "the images lie in no class folders", tuple(ignored))

@@ -19,7 +19,7 @@ from simclr_fast.data.messages import Ignored
 from simclr_fast.data.pixels import decode_rgb
 from simclr_fast.data.shrink import shrink
 from simclr_fast.data.stored import StoredImages
-from simclr_fast.data.unreadable import BadImageError, BadImages, load_or_replace
+from simclr_fast.data.unreadable import BadImageError, BadImages, allowance, load_or_replace
 from simclr_fast.errors import first_line
 
 DECODE_THREADS = 16
@@ -190,6 +190,11 @@ class Files:
         self.root = str(root)
         self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         self.characters = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def images(self, max_bad_images: float = 0.0) -> EncodedImages:
+        """The images in the files, of which so large a share may be unreadable."""
+        bad = BadImages(allowance(max_bad_images, len(self.ends)))
+        return EncodedImages(len(self.ends), self.read, self.name, bad=bad, identity=self.identity, file=self.name)
 
     def read(self, index: int) -> bytes:
         with open(self.name(index), "rb") as file:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simclr_fast.config import SourceOptions
+from simclr_fast.data.folders import HELD_OUT, TRAIN
 from simclr_fast.data.image_files import images_below, is_file, is_image_name
 from simclr_fast.data.messages import Ignored, on_one_line
 from simclr_fast.data.named_files import NamedFiles, Way
 from simclr_fast.data.table_files import SUFFIXES, Column, NoTableError, Table, holds_images
 from simclr_fast.errors import ConfigError
 
-TRAIN = ("train", "training")  # names of parts, in any case
-HELD_OUT = ("val", "validation", "valid", "dev", "test", "testing")  # the first with labels serves
 # What people call columns, the likeliest first; compared in lower case and without signs.
 IMAGE_NAMES = ("path", "imagepath", "filepath", "filepaths", "file", "filename", "image", "imagefile", "imagename")
 IMAGE_NAMES += ("img", "imgpath", "imgname", "imageid", "imageindex", "name", "id")

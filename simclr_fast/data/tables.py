@@ -6,14 +6,14 @@ import os
 
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
+from simclr_fast.data.folders import HELD_OUT, TRAIN
 from simclr_fast.data.image_files import is_folder, why_no_image
 from simclr_fast.data.labels import classes_of
 from simclr_fast.data.messages import Ignored, on_one_line, say, say_ignored
 from simclr_fast.data.named_files import AmbiguousNameError
-from simclr_fast.data.sources import Dataset, EncodedImages, Files
-from simclr_fast.data.table_columns import HELD_OUT, TRAIN, Columns, TableFolder
+from simclr_fast.data.sources import Dataset, Files
+from simclr_fast.data.table_columns import Columns, TableFolder
 from simclr_fast.data.table_files import Column
-from simclr_fast.data.unreadable import BadImages, allowance
 from simclr_fast.errors import ConfigError
 
 
@@ -123,7 +123,5 @@ def _unnamed(folder: TableFolder, parts: list[Rows]) -> list[Ignored]:
 
 def _split(name: str, folder: TableFolder, rows: Rows) -> Split:
     codes, classes, reason = classes_of(rows.labels)
-    files = Files(folder.root, rows.names)
-    bad = BadImages(allowance(folder.options.max_bad_images, len(rows.names)))
-    source = EncodedImages(len(rows.names), files.read, files.name, bad=bad, identity=files.identity, file=files.name)
+    source = Files(folder.root, rows.names).images(folder.options.max_bad_images)
     return Split(name, source, codes, classes, reason)
