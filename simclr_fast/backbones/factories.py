@@ -9,10 +9,10 @@ import os
 import re
 import sys
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from simclr_fast.backbones.family import Spec, Stage
+from simclr_fast.backbones.family import Family, Spec, Stage
 from simclr_fast.backbones.model_kwargs import shown
 from simclr_fast.errors import ConfigError
 
@@ -24,7 +24,7 @@ def is_factory(name: str) -> bool:
     return ":" in name and not name.startswith("timm/")
 
 
-class FactoryFamily:
+class FactoryFamily(Family):
     """A function of keyword arguments that returns a module, images [B, C, S, S] -> features [B, F].
 
     The module may have an attribute `detection_stages`: names of modules in it, finest first, whose outputs are maps
@@ -50,12 +50,6 @@ class FactoryFamily:
 
     def stages(self, spec: Spec, module: nn.Module) -> tuple[Stage, ...]:
         return tuple(Stage(name) for name in getattr(module, "detection_stages", ()))
-
-    def weights(self, spec: Spec, name: str) -> dict[str, Tensor] | None:
-        return None
-
-    def weight_names(self, spec: Spec) -> list[str]:
-        return []
 
     def loading_code(self, spec: Spec) -> list[str]:
         module, _, function = spec.name.partition(":")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simclr_fast.backbones import model_kwargs
-from simclr_fast.backbones.family import Spec, Stage
+from simclr_fast.backbones.family import Family, Spec, Stage
 from simclr_fast.errors import ConfigError
 
 NAME = "resnet_mini"
@@ -53,10 +53,8 @@ class ResNetMini(nn.Module):
         return x.mean((2, 3)) if self.grid == 1 else F.adaptive_avg_pool2d(x, self.grid).flatten(1)
 
 
-class MiniFamily:
+class MiniFamily(Family):
     """The one backbone of this project's own."""
-
-    allocates_as_told = True
 
     def build(self, spec: Spec) -> nn.Module:
         kwargs = dict(spec.kwargs)
@@ -70,12 +68,3 @@ class MiniFamily:
 
     def stages(self, spec: Spec, module: nn.Module) -> tuple[Stage, ...]:
         return Stage("blocks.2"), Stage("blocks.3")  # its two coarsest, of strides 4 and 8
-
-    def weights(self, spec: Spec, name: str) -> None:
-        return None
-
-    def weight_names(self, spec: Spec) -> list[str]:
-        return []
-
-    def loading_code(self, spec: Spec) -> None:
-        return None

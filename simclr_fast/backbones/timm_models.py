@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from simclr_fast.backbones.family import Spec, Stage
+from simclr_fast.backbones.family import Family, Spec, Stage
 from simclr_fast.backbones.model_kwargs import refused_by_library, shown
 from simclr_fast.backbones.torchvision_families import require_patches
 from simclr_fast.errors import CheckpointError, ConfigError
@@ -17,10 +17,8 @@ PREFIX = "timm/"
 PYRAMID_STRIDES = (4, 8, 16, 32)
 
 
-class TimmFamily:
+class TimmFamily(Family):
     """Every model of timm that maps images to one feature vector each."""
-
-    allocates_as_told = True
 
     def build(self, spec: Spec) -> nn.Module:
         module = self._created(spec)

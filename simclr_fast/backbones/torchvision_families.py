@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from simclr_fast.backbones.family import Spec, Stage
+from simclr_fast.backbones.family import Family, Spec, Stage
 from simclr_fast.backbones.model_kwargs import refused_by_library
 from simclr_fast.backbones.without_memory import WithoutMemory
 from simclr_fast.errors import CheckpointError, ConfigError, first_line
@@ -29,7 +29,7 @@ VITS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TorchvisionFamily:
+class TorchvisionFamily(Family):
     """Backbones whose names begin with one of the prefixes.
 
     classifier: the module that the identity replaces; first: the convolution that sees the images; last_stages: for
@@ -41,7 +41,6 @@ class TorchvisionFamily:
     first: str
     last_stages: tuple[str, ...] = ()
     layout: str = "NCHW"
-    allocates_as_told = True
 
     def names(self) -> list[str]:
         """Of its members."""
