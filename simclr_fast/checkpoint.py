@@ -63,14 +63,15 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def set_later_aside(folder: Path, step: int) -> list[Path]:
     """Rename the checkpoints of steps after `step`, which a run that goes on from there does again; their new names."""
-    kept = []
-    for path in checkpoints(folder):
-        if _step(path) > step:
-            number = 1
-            while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-                number += 1
-            kept.append(path.rename(aside))
-    return kept
+    return [set_aside(path) for path in checkpoints(folder) if _step(path) > step]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to the first of NAME.old-1, NAME.old-2, ... that is free, and return that."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from simclr_fast.checkpoint import checkpoints, set_later_aside
+from simclr_fast.checkpoint import checkpoints, set_aside, set_later_aside
 from simclr_fast.config import Config
 from simclr_fast.errors import ConfigError
 from simclr_fast.lock import Claim, claim
@@ -69,10 +69,7 @@ class RunFolder:
                 f"--output {self.path}: it holds another run and cannot be renamed, since it is {where}; pass "
                 f"--resume auto to go on with that run, or another folder such as {self.path / 'run-2'}"
             )
-        number = 1
-        while (kept := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        folder.rename(kept)
+        kept = set_aside(folder)
         self._release()
         log.warning("%s held another run; it is now %s (--resume auto goes on with what is there)", self.path, kept)
 
