@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from simclr_fast.backbones.registry import build, build_backbone, build_without_memory, feature_count, spec_of
 from simclr_fast.config import ModelOptions
-from simclr_fast.norms import frozen_batch_norm, group_norm, normalise_by, replace_batch_norm
+from simclr_fast.norms import normalise_by
 
 __all__ = ["SimCLR", "build_backbone", "build_encoder", "build_model", "describe_encoder"]
 
@@ -42,8 +42,7 @@ def build_model(options: ModelOptions, channels: int, size: int | None = None) -
     features = feature_count(spec, backbone)
     normalise_by(backbone, options.norm, options.model)
     model = SimCLR(backbone, features, options.head_hidden, options.head_dim)
-    if options.norm != "batch":
-        replace_batch_norm(model.head, group_norm if options.norm == "group" else frozen_batch_norm)
+    normalise_by(model.head, options.norm, "the projection head")
     return model
 
 

@@ -7,18 +7,19 @@ from torch import Tensor, nn
 from simclr_fast.errors import ConfigError
 
 
-class FrozenBatchNorm1d(nn.BatchNorm1d):
+class FrozenBatchNorm(nn.Module):
     """Batch norm that always uses its running statistics, so that a sample's output depends on that sample alone."""
 
-    def train(self, mode: bool = True) -> "FrozenBatchNorm1d":
+    def train(self, mode: bool = True) -> "FrozenBatchNorm":
         return super().train(False)
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """As `FrozenBatchNorm1d`, for images."""
+class FrozenBatchNorm1d(FrozenBatchNorm, nn.BatchNorm1d):
+    """Of features [B, C]."""
 
-    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
-        return super().train(False)
+
+class FrozenBatchNorm2d(FrozenBatchNorm, nn.BatchNorm2d):
+    """Of images [B, C, H, W]."""
 
 
 def replace_batch_norm(module: nn.Module, make: Callable[[nn.Module], nn.Module]) -> int:

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from simclr_fast.norms import FrozenBatchNorm1d, FrozenBatchNorm2d, replace_batch_norm
+from simclr_fast.norms import FrozenBatchNorm, replace_batch_norm
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -57,19 +57,12 @@ class HostSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with its batch norms replaced by synchronised ones of the same names, weights and statistics."""
     # One by one: torch's conversion of a whole model would lose what timm's batch norms do after they normalise.
-    replace_batch_norm(model, _on_gpu if device.type == "cuda" else _on_host)
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else _on_host
+    replace_batch_norm(model, lambda norm: norm if isinstance(norm, FrozenBatchNorm) else convert(norm))
     return model
 
 
-def _on_gpu(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
-    if isinstance(norm, FrozenBatchNorm1d | FrozenBatchNorm2d):
-        return norm
-    return nn.SyncBatchNorm.convert_sync_batchnorm(norm)
-
-
 def _on_host(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.Module:
-    if isinstance(norm, FrozenBatchNorm1d | FrozenBatchNorm2d):
-        return norm
     synced = HostSyncBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
     synced.load_state_dict(norm.state_dict())
     return synced

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from simclr_fast import distributed
 from simclr_fast.config import Config
-from simclr_fast.norms import FrozenBatchNorm1d, FrozenBatchNorm2d
+from simclr_fast.norms import FrozenBatchNorm
 from simclr_fast.process import Process
 
 # Images whose embeddings are compared, over all processes: their 512 x 512 cosines take a GPU microseconds. With fewer,
@@ -69,8 +69,8 @@ class EmbeddingSpread:
 
 def has_batch_statistics(model: nn.Module) -> bool:
     """Whether some batch norm of a model normalises by the statistics of the batch."""
-    frozen = (FrozenBatchNorm1d, FrozenBatchNorm2d)
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, frozen) for m in model.modules())
+    batch_norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return not all(isinstance(m, FrozenBatchNorm) for m in batch_norms)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
