@@ -26,34 +26,13 @@ _SAMPLE_SCHEMA = (
 )
 
 
-def _fake_augment(
-    images: Tensor,
-    table: Tensor | None,
-    params: Tensor,
-    channels: int,
-    out_height: int,
-    out_width: int,
-    mean: list[float],
-    std: list[float],
-    blur_kernel: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-) -> Tensor:
+def _fake_augment(images, table, params, channels, out_height, out_width, mean, std, blur_kernel, dtype, channels_last):
     shape = (params.shape[0] * params.shape[1], channels, out_height, out_width)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=images.device, memory_format=memory_format)
 
 
-def _fake_sample(
-    seed: Tensor,
-    indices: Tensor | None,
-    table: Tensor | None,
-    height: int,
-    width: int,
-    batch: int,
-    views: int,
-    recipe: list[float],
-) -> Tensor:
+def _fake_sample(seed, indices, table, height, width, batch, views, recipe):
     return torch.empty((views, batch, PACKED_WORDS), dtype=torch.int32, device=seed.device)
 
 
