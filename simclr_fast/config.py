@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -287,13 +287,20 @@ RULES: dict[str, Rule] = {
 LOGGERS = {"log_wandb": ("wandb",), "log_mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
+def check_values(values: Mapping[str, Any], rules: Mapping[str, Rule] = RULES, remedy: str = "pass {}") -> None:
+    """Raise ConfigError for an option that breaks its rule; remedy: what is said of {}, what the rule would have."""
+    for name, value in values.items():
+        if name in rules and value is not None:
+            fulfils, wanted = rules[name]
+            require(fulfils(value), name, value, remedy.format(wanted))
+
+
 def check(config: Config, world_size: int = 1) -> None:
     """Raise ConfigError for a value that cannot work; what only the data or the device can tell is checked there."""
     o, jitter, r = config.optimization, config.augment.jitter, config.run
     groups = [config.data, config.augment, config.model, o, config.speed, r]
-    for name, value in ((name, value) for group in groups for name, value in vars(group).items() if name in RULES):
-        fulfils, remedy = RULES[name]
-        require(value is None or fulfils(value), name, value, f"pass {remedy}")
+    for group in groups:
+        check_values(vars(group))
     shared = f"it is the global batch and must divide by the {world_size} processes"
     require(o.batch_size % world_size == 0, "batch_size", o.batch_size, shared)
     local = o.batch_size // world_size

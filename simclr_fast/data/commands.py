@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from simclr_fast.config import RULES, Rule, require
+from simclr_fast.config import RULES, Rule, check_values
 from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.pack import PackOptions, pack
 from simclr_fast.data.packed import MANIFEST, read_manifest
@@ -39,7 +39,7 @@ class CheckOptions:
 
 def pack_command(options: PackOptions) -> int:
     """Pack, and say what was written; returns the exit status. Raises the errors of `errors.EXIT_STATUS`."""
-    _check_values(vars(options) | vars(options.data))
+    check_values(vars(options) | vars(options.data), RULES_OF_PACK)
     try:
         manifest = pack(options)
     except KeyboardInterrupt:
@@ -54,16 +54,11 @@ def pack_command(options: PackOptions) -> int:
 
 def check_command(options: CheckOptions) -> int:
     """Read all of a packed set; returns the exit status. Raises the errors of `errors.EXIT_STATUS`."""
-    _check_values(vars(options))
+    check_values(vars(options), RULES_OF_PACK)
     manifest = read_manifest(options.data)
     verify(options.data, manifest, options.workers)
     _say_what_is_there(options.data, manifest)
     return 0
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    for name, (fulfils, remedy) in RULES_OF_PACK.items():
-        require(name not in values or fulfils(values[name]), name, values.get(name), f"pass {remedy}")
 
 
 def _say_what_is_there(root: Path, manifest: dict[str, Any]) -> None:
