@@ -12,6 +12,9 @@ from torch import Tensor
 # pad most biases to four times their size; half as many double the table of blocks.
 BLOCK = 1024
 
+# What torch's fused SGD is to leave out.
+PLAIN_SGD = {"weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False, "grad_scale": None}
+
 _Kind = tuple[torch.device, torch.dtype]
 _Layout = tuple[torch.Size, tuple[int, ...]]  # shape and strides
 _Member = tuple[Tensor, dict[str, Any]]  # a parameter and its group
@@ -100,16 +103,12 @@ class LARS(torch.optim.Optimizer):
                 [params[k] for k in chosen],
                 [work.grads[k] for k in chosen],
                 [self._momentum_buffer(params[k], kind, work.layouts[k]) for k in chosen],
-                weight_decay=0.0,
                 # At a momentum of 0 the kernel takes no buffers; its first step, at any other momentum, sets v <- g.
                 momentum=momentum if momentum != 0 else 1.0,
                 lr=1.0,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
                 is_first_step=momentum == 0,
-                grad_scale=None,
                 found_inf=found_inf,
+                **PLAIN_SGD,
             )
 
     def _workspace(self, kind: _Kind, params: list[Tensor]) -> "_Workspace":

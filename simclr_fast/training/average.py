@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simclr_fast.lars import PLAIN_SGD
+
 
 class WeightAverage(nn.Module):
     """a <- decay a + (1 - decay) w over all that is floating point in a model; counters are copied.
@@ -42,15 +44,11 @@ class WeightAverage(nn.Module):
                 averages,
                 torch._foreach_sub(averages, values),
                 [],
-                weight_decay=0.0,
                 momentum=0.0,
                 lr=1 - self.decay,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
                 is_first_step=False,
-                grad_scale=None,
                 found_inf=skip,
+                **PLAIN_SGD,
             )
         self.n_averaged += 1 if skip is None else (1 - skip).long()
 
