@@ -1,5 +1,6 @@
 """What the training loop measures: online kNN on the way; at the end, pictures and the comparison with baselines."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,15 @@ from simclr_fast.config import Config
 from simclr_fast.data import Dataset
 from simclr_fast.data.shrink import side_of
 from simclr_fast.data.sources import shrunk_to
-from simclr_fast.evaluation.comparison import LABELS_PER_CLASS, compare, comparison_by_class, comparison_table
-from simclr_fast.evaluation.features import ENCODERS, Pixels, Preprocess, embed
-from simclr_fast.evaluation.one_label import is_cheap, one_label_accuracies
+from simclr_fast.evaluation.comparison import (
+    LABELS_PER_CLASS,
+    compare,
+    compared_part,
+    comparison_by_class,
+    comparison_table,
+)
+from simclr_fast.evaluation.features import ENCODERS, Features, Preprocess, embed
+from simclr_fast.evaluation.one_label import is_cheap, one_label_accuracies, raw_accuracies
 from simclr_fast.evaluation.probes import knn_accuracy, nearest
 from simclr_fast.evaluation.published import beside_published
 from simclr_fast.evaluation.run import Run
@@ -30,6 +37,30 @@ LARGEST_SAMPLE = 50_000  # images, queries and bank together; of a larger set a 
 PICTURE_COLUMNS = 10
 PICTURE_LINES = 10  # queries whose neighbours are shown, of a class each
 PICTURE_NEIGHBOURS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictured:
+    """Images that the pictures of a run's end show, and what the comparison made of them.
+
+    data: the part of the data set that is compared on. few: labelled images, those of the comparison's first draw, and
+    asked: test images in random order, both int64. features: of `few` and `asked`, by the keys of ENCODERS.
+    """
+
+    data: Dataset
+    few: Tensor
+    asked: Tensor
+    features: dict[str, Features]
+
+    @staticmethod
+    def of(data: Dataset) -> "Pictured":
+        """Before anything is embedded."""
+        few = few_label_draws(data.labelled.labels, LABELS_PER_CLASS, draws=1)[0]
+        return Pictured(data, few, random_part(len(data.test), LARGEST_QUERIES), {})
+
+    def keep(self, name: str, features: Features) -> None:
+        """Copy what is pictured of the features of all compared images."""
+        self.features[name] = Features(features.train[self.few], features.test[self.asked])
 
 
 class OnlineKnn:
@@ -58,11 +89,13 @@ def draw_pictures(
     encoder: nn.Module,
     views: Callable[[Tensor | list[Tensor], Tensor], Tensor],
     device: torch.device,
+    pictured: Pictured | None,
 ) -> list[Path]:
     """The view grid and the learning curves; where there are labelled test images, the map of their embeddings, and
     where there are labelled training images, too, the nearest of a few of these by raw pixels and by the encoder.
 
-    views: gives two views [2n, C, S, S], view-major, of n images uint8 [C, H, W] at indices int64 [n].
+    views: gives two views [2n, C, S, S], view-major, of n images uint8 [C, H, W] at indices int64 [n]. pictured: what
+    `evaluate` gives.
     """
     from simclr_fast import visualize  # matplotlib is slow to import, and only this needs it
 
@@ -76,34 +109,36 @@ def draw_pictures(
     visualize.learning_curves(paths[1], read_metrics(folder / METRICS_FILE), chance)
     if dataset.test is not None and dataset.test.labels is not None:
         paths.append(folder / "embeddings.png")
-        chosen = random_part(len(dataset.test), visualize.MAPPED_IMAGES)
-        features = embed(encoder, dataset.test, Preprocess.of(config.augment), device, chosen)
-        title = f"Encoder features of {len(chosen)} test images"
-        visualize.embedding_map(paths[2], features, dataset.test.labels[chosen], title, class_names(dataset))
-    if measurable(dataset):
-        paths.append(_draw_neighbours(config, dataset, encoder, device))
+        if pictured is None:
+            chosen = random_part(len(dataset.test), visualize.MAPPED_IMAGES)
+            features = embed(encoder, dataset.test, Preprocess.of(config.augment), device, chosen)
+            labels = dataset.test.labels[chosen]
+        else:
+            features = pictured.features["simclr"].test[: visualize.MAPPED_IMAGES]
+            labels = pictured.data.test.labels[pictured.asked[: visualize.MAPPED_IMAGES]]
+        title = f"Encoder features of {len(labels)} test images"
+        visualize.embedding_map(paths[2], features, labels, title, class_names(dataset))
+    if pictured is not None:
+        paths.append(_draw_neighbours(folder, pictured, device))
     return paths
 
 
-def _draw_neighbours(config: Config, dataset: Dataset, encoder: nn.Module, device: torch.device) -> Path:
+def _draw_neighbours(folder: Path, pictured: Pictured, device: torch.device) -> Path:
     """Test images of different classes with the most alike of a few labelled images, by raw pixels and by the encoder.
 
-    The queries are the first of their class in a random order, whatever is found for them; the labelled images those
-    of the comparison's first draw.
+    The queries are the first of their class in a random order, whatever is found for them.
     """
     from simclr_fast.evaluation import neighbour_picture as picture
 
-    labelled, test, preprocess = dataset.labelled, dataset.test, Preprocess.of(config.augment)
-    few = few_label_draws(labelled.labels, LABELS_PER_CLASS, draws=1)[0]
-    asked = random_part(len(test), LARGEST_QUERIES)
+    labelled, test, few, asked = pictured.data.labelled, pictured.data.test, pictured.few, pictured.asked
     labels, truth = labelled.labels[few], test.labels[asked]
     classes = truth.unique()
     shown = classes[torch.linspace(0, len(classes) - 1, min(PICTURE_LINES, len(classes))).long()]
     lines = torch.stack([(truth == label).nonzero()[0, 0] for label in shown])
     found = {}
-    for name, one in (("raw", Pixels()), ("simclr", encoder)):
-        bank, queries = embed(one, labelled, preprocess, device, few), embed(one, test, preprocess, device, asked)
-        near = nearest(bank, queries, PICTURE_NEIGHBOURS, device)[1]  # [Q, k]
+    for name in ("raw", "simclr"):
+        features = pictured.features[name]
+        near = nearest(features.train, features.test, PICTURE_NEIGHBOURS, device)[1]  # [Q, k]
         same = labels[near] == truth[:, None]
         found[f"{ENCODERS[name]}: {same.float().mean():.0%} right"] = [
             [
@@ -117,7 +152,7 @@ def _draw_neighbours(config: Config, dataset: Dataset, encoder: nn.Module, devic
         f"Test images, and the {near.shape[1]} that each finds most alike of {len(few)} labelled ones "
         f"({LABELS_PER_CLASS} per class).\nGreen: of the query's class. Shares: of what {len(asked)} test images find."
     )
-    return picture.draw_side_by_side(config.run.output / picture.PICTURE_FILE, queries, found, title)
+    return picture.draw_side_by_side(folder / picture.PICTURE_FILE, queries, found, title)
 
 
 def evaluate(
@@ -129,24 +164,34 @@ def evaluate(
     *,
     steps: int,
     seconds: float,
-) -> dict:
-    """Compare with the baselines, print the table, write results.json, and return what is in it.
+) -> Pictured | None:
+    """Compare with the baselines, print the table, write results.json, and return what the pictures need.
 
-    On small images fine-tuning from a label per class is compared, too.
+    On small images fine-tuning from a label per class is compared, too. None where there is nothing to compare on.
 
     steps, seconds: how long the encoder has trained.
     """
     results: dict = {"seed": config.run.seed, "train_seconds": round(seconds, 1), "steps": steps}
+    pictured = None
     if measurable(dataset):
         torch.manual_seed(config.run.seed)
         random_init = build_model(config.model, dataset.train.channels, config.augment.size).backbone.to(device)
-        preprocess = Preprocess.of(config.augment)
-        scores = compare(
-            random_init, encoder, dataset.labelled, dataset.test, preprocess, device, names=class_names(dataset)
-        )
+        part = compared_part(dataset)
         run = Run(config.run.output, config.run.output, steps, config, dataset.train.channels, encoder.state_dict())
-        if is_cheap(run, dataset):
-            scores["one_label_fine_tuned"] = one_label_accuracies(run, dataset, Process(0, 1, device))
+        pictured, of_raw, cheap = Pictured.of(part), [], is_cheap(run, part)
+
+        def see(name: str, features: Features, scaled: Features) -> None:
+            pictured.keep(name, features)
+            if name == "raw" and cheap:
+                of_raw.extend(raw_accuracies(scaled, part, device))
+
+        scores = compare(
+            *(random_init, encoder, part, Preprocess.of(config.augment), device),
+            labelled_images=len(dataset.labelled),
+            see=see,
+        )
+        if cheap:
+            scores["one_label_fine_tuned"] = one_label_accuracies(run, part, of_raw, Process(0, 1, device))
         console.print(comparison_table(scores).rich())
         console.print(comparison_by_class(scores).rich())
         results |= scores
@@ -155,4 +200,4 @@ def evaluate(
             console.print(found["line"], soft_wrap=True, markup=False, highlight=False)
             results["published"] = found
     write_results(config.run.output / RESULTS_FILE, results)
-    return results
+    return pictured

@@ -3,7 +3,7 @@
 from typing import Any
 
 from simclr_fast.evaluation.features import ENCODERS, all_features
-from simclr_fast.evaluation.probes import choose_k, nearest, vote
+from simclr_fast.evaluation.probes import choose_k, choosing_rows, chosen_by, nearest, vote
 from simclr_fast.evaluation.protocols import described
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.tables import (
@@ -24,40 +24,49 @@ TOP5_LEAST_K = 20  # neighbours that top-5 accuracy is given from, as in publish
 
 
 def main(session: Session) -> dict[str, Any]:
-    """Accuracy of every encoder for every k, on the test images and, leaving one out, on the training images.
+    """Accuracy of every encoder for every k, on the test images and, leaving one out, on training images.
 
     On the test images top-5 accuracy, too, of TOP5_LEAST_K neighbours or more where there are more than five classes.
+    The results' "choosing_images" is the number of training images that choose k, and that "train" is measured on.
     """
     options = session.options
     data = session.labelled_data()
     names, labels, truth = class_names(data), data.labelled.labels, data.test.labels
-    results: dict[str, Any] = {**{split: {} for split in SPLITS}, "top5_accuracy": {}, "chosen_k": {}, "per_class": {}}
+    choosing = len(choosing_rows(labels))
+    results: dict[str, Any] = {
+        **{split: {} for split in SPLITS},
+        "top5_accuracy": {},
+        "chosen_k": {},
+        "choosing_images": choosing,
+        "per_class": {},
+    }
     for encoder, features in all_features(session.run, data, session.device):
-        chosen, _ = choose_k(
+        k, of_train = choose_k(
             features.train, labels, options.knn_k, knn_t=options.knn_t, classes=len(names), device=session.device
         )
-        results["chosen_k"][encoder] = k = min(chosen, len(labels))
-        for split, queries, classes in (("test", features.test, truth), ("train", None, labels)):
-            similarity, index = nearest(features.train, queries, max(options.knn_k), session.device)
-            counts = dict.fromkeys(min(n, similarity.shape[1]) for n in options.knn_k)  # no more than there are
-            votes = {n: vote(similarity[:, :n], labels[index[:, :n]], options.knn_t, len(names)) for n in counts}
-            for n, of_k in votes.items():
-                results[split].setdefault(str(n), {})[encoder] = accuracy(of_k, classes)
-                if split == "test" and n >= TOP5_LEAST_K and len(names) > TOP:
-                    results["top5_accuracy"].setdefault(str(n), {})[encoder] = top5_accuracy(of_k, classes)
-            if split == "test":
-                results[split].setdefault(CHOSEN, {})[encoder] = accuracy(votes[k], classes)
-                results["per_class"][encoder] = class_accuracies(votes[k].argmax(dim=1), classes, len(names))
-        del features, queries, similarity, index, votes  # the next encoder's need the room
+        results["chosen_k"][encoder] = k
+        similarity, index = nearest(features.train, features.test, max(options.knn_k), session.device)
+        counts = dict.fromkeys(min(n, similarity.shape[1]) for n in options.knn_k)  # no more than there are
+        votes = {n: vote(similarity[:, :n], labels[index[:, :n]], options.knn_t, len(names)) for n in counts}
+        for n, of_k in votes.items():
+            results["test"].setdefault(str(n), {})[encoder] = accuracy(of_k, truth)
+            if n >= TOP5_LEAST_K and len(names) > TOP:
+                results["top5_accuracy"].setdefault(str(n), {})[encoder] = top5_accuracy(of_k, truth)
+        for n, share in of_train.items():
+            results["train"].setdefault(str(n), {})[encoder] = share
+        results["test"].setdefault(CHOSEN, {})[encoder] = accuracy(votes[k], truth)
+        results["per_class"][encoder] = class_accuracies(votes[k].argmax(dim=1), truth, len(names))
+        del features, similarity, index, votes  # the next encoder's need the room
     if max(options.knn_k) >= len(labels):
         session.say(
             f"--knn-k {max(options.knn_k)}: there are only {len(labels)} training images, so that all of them vote"
         )
     protocol = described(options)
-    title = f"Weighted kNN, t = {options.knn_t}: accuracy (%); train: leaving one out{protocol}"
+    by = chosen_by(len(labels), choosing)
+    title = f"Weighted kNN, t = {options.knn_t}: accuracy (%); train: {by}, leaving one out{protocol}"
     table = ResultTable.of(title, "images", ENCODERS, _rows(results, len(labels)))
     by_class = class_table(
-        "Accuracy by class (%), test images, k chosen on the training images",
+        f"Accuracy by class (%), test images, k chosen on {by}",
         names,
         truth,
         results["per_class"],

@@ -3,13 +3,14 @@
 import logging
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from simclr_fast.data import Dataset
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation.classifier import Schedule, Speed, fine_tune
-from simclr_fast.evaluation.features import Pixels, embed, preprocess_of
-from simclr_fast.evaluation.probes import fit_linear, standardize
+from simclr_fast.evaluation.features import Features
+from simclr_fast.evaluation.probes import fit_linear
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.splits import few_label_draws
 from simclr_fast.evaluation.tables import accuracy, class_names, spread
@@ -35,22 +36,31 @@ def is_cheap(run: Run, data: Dataset) -> bool:
     return run.config.augment.size <= LARGEST_SIDE and views <= LARGEST_SHARE * trained
 
 
-def one_label_accuracies(run: Run, data: Dataset, process: Process) -> dict[str, Any] | None:
+def raw_accuracies(scaled: Features, data: Dataset, device: torch.device) -> list[float]:
+    """Test accuracy (fraction) of a linear classifier on raw pixels from a label per class, for each draw.
+
+    scaled: what `standardize` makes of the raw pixels of the labelled and the test images.
+    """
+    labels, classes = data.labelled.labels, len(class_names(data))
+    linear = [
+        fit_linear(scaled.train[few], labels[few], classes=classes, device=device)
+        for few in few_label_draws(labels, 1, DRAWS)
+    ]
+    return [accuracy(of_draw.logits(scaled.test), data.test.labels) for of_draw in linear]
+
+
+def one_label_accuracies(run: Run, data: Dataset, raw: list[float], process: Process) -> dict[str, Any] | None:
     """Test accuracy (fraction) from a label per class: {"raw", "random_init", "simclr"}, mean and deviation of draws.
 
-    Raw pixels have a linear classifier; the network is trained from scratch and from the checkpoint, for as many steps
-    ("steps") on the same images ("draws" times others). None, and a line in the log, where a loss is not finite.
+    The network is trained from scratch and from the checkpoint, for as many steps ("steps") on the same images ("draws"
+    times others). raw: what `raw_accuracies` gives. None, and a line in the log, where a loss is not finite.
     """
-    preprocess, classes = preprocess_of(run), len(class_names(data))
-    parts = (embed(Pixels(), part, preprocess, process.device) for part in (data.labelled, data.test))
-    raw_train, raw_test = standardize(*parts)
-    right: dict[str, list[float]] = {name: [] for name in ("raw", *INITS)}
+    classes = len(class_names(data))
+    right: dict[str, list[float]] = {"raw": raw, **{name: [] for name in INITS}}
     bar = tqdm(total=DRAWS * len(INITS), desc="fine-tuning from 1 label per class", unit="training", leave=False)
     with bar:
         for draw, chosen in enumerate(few_label_draws(data.labelled.labels, 1, DRAWS)):
             few = data.labelled.subset(chosen)
-            linear = fit_linear(raw_train[chosen], few.labels, classes=classes, device=process.device)
-            right["raw"].append(accuracy(linear.logits(raw_test), data.test.labels))
             for name, init in INITS.items():
                 options = {"classes": classes, "seed": draw, "process": process, "speed": Speed()}
                 try:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_fast.evaluation.splits import fixed_part
+from simclr_fast.evaluation.splits import balanced_fraction
 from simclr_fast.evaluation.tables import TOP, accuracy, share_right, top5_accuracy
 
 # Rows of queries and of the bank whose similarities are held at a time: 256 MiB of float32, whatever their number.
@@ -15,7 +15,7 @@ QUERY_ROWS = 1024
 BANK_ROWS = 65536
 KNN_K = (1, 5, 10, 20, 50, 100, 200)  # numbers of neighbours between which the training images choose
 KNN_T = 0.1
-CHOICE_ROWS = 10_000  # training images that choose; of a larger set a fixed random part does
+CHOICE_ROWS = 5000  # training images that choose; of more, the same share of every class, fixed
 # Inverse L2 penalty of the few-label probe, the same for every kind of feature; fixed beforehand, never tuned on test
 # labels.
 PENALTY_C = 0.1
@@ -43,12 +43,19 @@ def nearest(
     if k < 1:
         raise ValueError(f"bank has {len(bank)} row(s): no neighbour is left to look at")
     device = bank.device if device is None else device
-    if leave_one_out:
-        own = torch.arange(len(bank)) if rows is None else rows.cpu()
-        parts = [_nearest_of_rows(bank, bank[part], k, device, part) for part in own.split(QUERY_ROWS)]
-    else:
-        parts = [_nearest_of_rows(bank, part, k, device, None) for part in queries.split(QUERY_ROWS)]
-    similarity, index = (torch.cat(column) for column in zip(*parts))
+    asking = bank if queries is None else queries
+    asked = torch.arange(len(asking)) if rows is None else rows.cpu()
+    found = [_nothing_found(len(part), device) for part in asked.split(QUERY_ROWS)]
+    for begin in range(0, len(bank), BANK_ROWS):  # each tile of the bank reaches the device and is normalised once
+        tile = F.normalize(bank[begin : begin + BANK_ROWS].to(device).float(), dim=1)  # [tile, D]
+        for i, part in enumerate(asked.split(QUERY_ROWS)):
+            scores = F.normalize(asking[part].to(device).float(), dim=1) @ tile.T  # [part, tile]
+            if leave_one_out:
+                own = part.to(device)
+                here = (own >= begin) & (own < begin + len(tile))
+                scores[here.nonzero().flatten(), own[here] - begin] = -torch.inf
+            found[i] = _best_of(*found[i], scores, begin, k)
+    similarity, index = (torch.cat(column).to(bank.device) for column in zip(*found))
     return similarity, index
 
 
@@ -77,16 +84,32 @@ def choose_k(
 ) -> tuple[int, dict[int, float]]:
     """The number of neighbours that serves best on the training images themselves, and the accuracy of each candidate.
 
-    Each of at most CHOICE_ROWS rows of the bank [M, D] is classified by the others (leave one out); labels int64 [M].
-    Of equals the first wins. Only candidates with as many neighbours to look at count, or else the smallest.
+    The rows of the bank [M, D] that `choosing_rows` names are classified by all others (leave one out); labels int64
+    [M]. Of equals the first wins. Only candidates with as many neighbours to look at count, or else the smallest. Both
+    are cut to what there is: the number to M, the accuracies' to M - 1.
     """
-    possible = tuple(k for k in candidates if k < len(bank)) or (min(candidates),)
-    rows = fixed_part(len(bank), CHOICE_ROWS)
-    similarity, index = nearest(bank, None, max(possible), device, rows)
+    rows, most = choosing_rows(labels), len(bank) - 1
+    similarity, index = nearest(bank, None, max(candidates), device, rows)
     scores = {
-        k: accuracy(vote(similarity[:, :k], labels[index[:, :k]], knn_t, classes), labels[rows]) for k in possible
+        k: accuracy(vote(similarity[:, :k], labels[index[:, :k]], knn_t, classes), labels[rows])
+        for k in dict.fromkeys(min(k, most) for k in candidates)
     }
-    return max(scores, key=scores.get), scores
+    possible = [k for k in candidates if k <= most]
+    return max(possible, key=scores.get) if possible else min(*candidates, len(bank)), scores
+
+
+def choosing_rows(labels: Tensor) -> Tensor:
+    """The training images that choose the number of neighbours, of labels int64 [M]: rows int64, ascending.
+
+    All up to CHOICE_ROWS; of more the same share of every class, about CHOICE_ROWS together, always the same ones: each
+    costs a product with the whole bank.
+    """
+    return balanced_fraction(labels, min(1.0, CHOICE_ROWS / len(labels)), seed=0)
+
+
+def chosen_by(images: int, choosing: int) -> str:
+    """Who chose the number of neighbours, in words; images: all training images; choosing: those of `choosing_rows`."""
+    return "the training images" if choosing == images else f"{choosing:,} of the {images:,} training images"
 
 
 def knn_predict(
@@ -112,25 +135,16 @@ def knn_accuracy(bank: Tensor, labels: Tensor, queries: Tensor | None, truth: Te
     return share_right(knn_predict(bank, labels, queries, **options), truth)
 
 
-def _nearest_of_rows(
-    bank: Tensor, queries: Tensor, k: int, device: torch.device, own: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """As `nearest`, for few queries; own: the row of the bank that each is and that is left out, int64 [Q]."""
-    queries = F.normalize(queries.to(device).float(), dim=1)
-    similarity = queries.new_empty(len(queries), 0)
-    index = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
-    own = None if own is None else own.to(device)
-    for begin in range(0, len(bank), BANK_ROWS):  # running top-k over tiles of the bank
-        tile = F.normalize(bank[begin : begin + BANK_ROWS].to(device).float(), dim=1)  # [tile, D]
-        scores = queries @ tile.T  # [Q, tile]
-        if own is not None:
-            here = (own >= begin) & (own < begin + len(tile))
-            scores[here.nonzero().flatten(), own[here] - begin] = -torch.inf
-        scores, column = scores.topk(min(k, scores.shape[1]), dim=1)
-        similarity, index = torch.cat([similarity, scores], dim=1), torch.cat([index, begin + column], dim=1)
-        similarity, kept = similarity.topk(min(k, similarity.shape[1]), dim=1)
-        index = index.gather(1, kept)
-    return similarity.to(bank.device), index.to(bank.device)
+def _nothing_found(queries: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.empty(queries, 0, device=device), torch.empty(queries, 0, dtype=torch.int64, device=device)
+
+
+def _best_of(similarity: Tensor, index: Tensor, scores: Tensor, begin: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of those found so far and of the scores [Q, tile] of the bank's rows from `begin` on."""
+    scores, column = scores.topk(min(k, scores.shape[1]), dim=1)
+    similarity, index = torch.cat([similarity, scores], dim=1), torch.cat([index, begin + column], dim=1)
+    similarity, kept = similarity.topk(min(k, similarity.shape[1]), dim=1)
+    return similarity, index.gather(1, kept)
 
 
 @dataclasses.dataclass(frozen=True)

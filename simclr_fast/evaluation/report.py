@@ -18,7 +18,7 @@ from simclr_fast.evaluation.card_metadata import name_of
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
 from simclr_fast.evaluation.features import embed, preprocess_of
 from simclr_fast.evaluation.neighbour_picture import PICTURE_FILE, Shown, draw_side_by_side, thumbnails
-from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, nearest, vote
+from simclr_fast.evaluation.probes import KNN_K, KNN_T, choose_k, choosing_rows, chosen_by, nearest, vote
 from simclr_fast.evaluation.published import published_table
 from simclr_fast.evaluation.results import heading, left_by
 from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
@@ -188,6 +188,7 @@ def labelled_sections(data: Dataset, features_of: FeaturesOf, folder: Path, devi
     neighbours = _draw_neighbours(
         *(folder, data.test, chosen[1][samples], data.labelled, chosen[0][near]), labels[near] == truth[samples, None]
     )
+    by = chosen_by(len(labels), len(choosing_rows(labels)))
     title = f"kNN, k = {k}: {accuracy(votes, truth):.1%} of {len(truth)} test images right"
     confusion = pictures.confusion(folder / "confusion.png", predicted, truth, names, title)
     return [
@@ -205,7 +206,7 @@ def labelled_sections(data: Dataset, features_of: FeaturesOf, folder: Path, devi
             "Confusions",
             page.picture(
                 confusion,
-                f"Weighted kNN with {k} neighbour(s), in percent; the training images chose k, leaving one out.",
+                f"Weighted kNN with {k} neighbour(s), in percent; k was chosen on {by}, leaving one out.",
             ),
             (confusion,),
         ),

@@ -111,9 +111,11 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
         written = [*log.files, "checkpoint-*.pt"]
         if run.eval:
             print_summary(config, state.step, state.seconds, console)
-            evaluate(config, dataset, state.evaluated, device, console, steps=state.step, seconds=state.seconds)
+            pictured = evaluate(
+                config, dataset, state.evaluated, device, console, steps=state.step, seconds=state.seconds
+            )
             first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
-            pictures = draw_pictures(config, dataset, state.evaluated, first_views, device)
+            pictures = draw_pictures(config, dataset, state.evaluated, first_views, device, pictured)
             written = [*(picture.name for picture in pictures), RESULTS_FILE, *written]
         ignored = [IGNORED_FILE] if (run.output / IGNORED_FILE).exists() else []
         console.print(f"Written to {run.output}: {', '.join([*written, *ignored])}", markup=False, soft_wrap=True)

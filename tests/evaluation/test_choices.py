@@ -145,11 +145,9 @@ def test_the_comparison_chooses_on_training_images(data: Dataset, run_folder, mo
             comparison.compare(
                 run.random_init(),
                 run.encoder(),
-                of.labelled,
-                of.test,
+                of,
                 preprocess_of(run),
                 CPU.device,
-                names=list(NAMES),
                 labels_per_class=5,
                 draws=2,
             )
@@ -194,8 +192,7 @@ def test_few_label_figures_are_those_of_test_images(data: Dataset, run_folder: P
     run = Run.open(run_folder)
     results = run_command("few-label", few_label.main, data, "--per-class", "5", "--draws", "2")
     compared = comparison.compare(
-        *(run.random_init(), run.encoder(), data.labelled, data.test, preprocess_of(run), CPU.device),
-        names=list(NAMES),
+        *(run.random_init(), run.encoder(), data, preprocess_of(run), CPU.device),
         labels_per_class=5,
         draws=2,
     )

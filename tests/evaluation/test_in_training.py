@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+from simclr_fast import visualize
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation import in_training, neighbour_picture
+from simclr_fast.evaluation import comparison, in_training, neighbour_picture
+from simclr_fast.evaluation.features import ENCODERS
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.splits import few_label_draws
+from simclr_fast.evaluation.tables import spread
 from simclr_fast.recipes import RECIPES
 from tests.evaluation.conftest import demo_config
 
@@ -67,7 +71,10 @@ def test_each_class_asks_once_for_those_most_alike_among_the_few_labelled_images
     config = dataclasses.replace(demo_config(), run=dataclasses.replace(demo_config().run, output=tmp_path))
     drawn, draw = [], neighbour_picture.draw_side_by_side
     monkeypatch.setattr(neighbour_picture, "draw_side_by_side", lambda *given: drawn.append(given) or draw(*given))
-    path = in_training._draw_neighbours(config, Dataset(train, train, test), Level(), CPU)
+    pictured = in_training.evaluate(
+        config, Dataset(train, train, test), Level(), CPU, Console(quiet=True), steps=1, seconds=1.0
+    )
+    path = in_training._draw_neighbours(tmp_path, pictured, CPU)
     assert path == tmp_path / "neighbours.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     ((_, queries, found, title),) = drawn
@@ -84,3 +91,32 @@ def test_each_class_asks_once_for_those_most_alike_among_the_few_labelled_images
         for query, line in zip(queries, lines):
             assert [shown.same for shown in line] == [class_of(shown) == class_of(query) for shown in line]
             assert {shown.image.numpy().tobytes() for shown in line} <= labelled
+
+
+def test_every_image_is_embedded_once_by_each_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of larger sets the compared parts; the pictures take what the comparison has made of them."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(comparison, "LARGEST", (40, 12))
+    monkeypatch.setattr(in_training, "is_cheap", lambda *_: True)
+    one_label = lambda run, part, raw, process: {**dict.fromkeys(ENCODERS, spread(raw)), "draws": len(raw)}
+    monkeypatch.setattr(in_training, "one_label_accuracies", one_label)
+    train, test = levels(torch.arange(60) % 4), levels(torch.arange(20) % 4)
+    config = dataclasses.replace(demo_config(), run=dataclasses.replace(demo_config().run, output=tmp_path))
+    images, maps = [], []
+    embed = comparison.embed
+    monkeypatch.setattr(comparison, "embed", lambda *given: images.append(len(given[1])) or embed(*given))
+    monkeypatch.setattr(visualize, "embedding_map", lambda path, *given: maps.append(given))
+    for drawing in ("view_grid", "learning_curves"):
+        monkeypatch.setattr(visualize, drawing, lambda *_: None)
+    monkeypatch.setattr(in_training, "read_metrics", lambda _: [])
+    data, encoder = Dataset(train, train, test), Level()
+    pictured = in_training.evaluate(config, data, encoder, CPU, Console(quiet=True), steps=1, seconds=1.0)
+    monkeypatch.delattr(in_training, "embed")
+    views = lambda few, indices: torch.cat([few, few]).float()
+    in_training.draw_pictures(config, data, encoder, views, CPU, pictured)
+    assert images == [40, 12] * 3
+    ((features, labels, title, _),) = maps
+    assert torch.equal(features.argmax(dim=1), labels)
+    assert title == "Encoder features of 12 test images"
+    assert sorted(pictured.asked.tolist()) == list(range(12))
+    assert torch.equal(pictured.data.test.labels[pictured.asked], labels)

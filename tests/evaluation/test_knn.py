@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from simclr_fast.evaluation import probes
-from simclr_fast.evaluation.probes import choose_k, knn_accuracy, knn_predict, nearest, vote
+from simclr_fast.evaluation.probes import choose_k, choosing_rows, chosen_by, knn_accuracy, knn_predict, nearest, vote
 
 
 def plain_nearest(bank: torch.Tensor, queries: torch.Tensor | None, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,6 +99,31 @@ def test_k_is_chosen_on_the_training_images() -> None:
     k, scores = choose_k(bank, noisy, (1, 20), knn_t=0.1, classes=2)
     assert k == 20
     assert scores[20] > scores[1]
+
+
+def test_of_many_training_images_the_same_share_of_every_class_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "CHOICE_ROWS", 20)
+    torch.manual_seed(0)
+    labels, bank = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[torch.randperm(100)], torch.randn(100, 6)
+    rows = choosing_rows(labels)
+    assert torch.bincount(labels[rows]).tolist() == [12, 6, 2]
+    assert torch.equal(rows, choosing_rows(labels.clone())), "always the same ones"
+    assert torch.equal(choosing_rows(labels[:20]), torch.arange(20)), "all, where there are no more"
+    assert chosen_by(100, len(rows)) == "20 of the 100 training images"
+    assert chosen_by(20, 20) == "the training images"
+    # All others can be neighbours of those that choose.
+    similarity, index = plain_nearest(bank, None, 5)
+    right = vote(similarity, labels[index], 0.1, classes=3).argmax(dim=1) == labels
+    _, scores = choose_k(bank, labels, (5,), knn_t=0.1, classes=3)
+    assert scores[5] == pytest.approx(right[rows].float().mean())
+    assert scores[5] != pytest.approx(right.float().mean())
+
+
+def test_more_neighbours_than_there_are_choose_as_all_of_them() -> None:
+    bank, labels = torch.randn(7, 4), torch.arange(7) % 2
+    assert set(choose_k(bank, labels, (3, 50), knn_t=0.1, classes=2)[1]) == {3, 6}
+    k, scores = choose_k(bank, labels, (50, 90), knn_t=0.1, classes=2)
+    assert (k, set(scores)) == (7, {6})
 
 
 def test_k_is_chosen_with_the_temperature_asked_for() -> None:

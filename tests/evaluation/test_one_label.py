@@ -13,6 +13,7 @@ from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation import in_training, one_label
 from simclr_fast.evaluation.comparison import comparison_table
+from simclr_fast.evaluation.features import Features
 from simclr_fast.evaluation.probes import few_label_accuracies, standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.splits import few_label_draws
@@ -58,14 +59,15 @@ def test_both_starts_learn_from_the_same_label_per_class(
         return (right if init == "checkpoint" else right.roll(1, dims=1)), schedule.min_steps
 
     monkeypatch.setattr(one_label, "fine_tune", fine_tune)
-    found = one_label.one_label_accuracies(Run.open(run_folder), data, CPU)
+    pixels = [part.images.flatten(1).float() / 255 for part in (data.labelled, data.test)]
+    raw = one_label.raw_accuracies(Features(*standardize(*pixels)), data, CPU.device)
+    found = one_label.one_label_accuracies(Run.open(run_folder), data, raw, CPU)
     draws = few_label_draws(data.labelled.labels, 1, 3)
     assert [(init, seed) for init, seed, *_ in calls] == [(i, d) for d in range(3) for i in ("scratch", "checkpoint")]
     for _, seed, images, test, steps in calls:
         assert torch.equal(images, data.labelled.images[draws[seed]])
         assert (test is data.test, steps) == (True, found["steps"])
     assert (found["simclr"], found["random_init"]) == ({"mean": 1.0, "std": 0.0}, {"mean": 0.0, "std": 0.0})
-    pixels = [part.images.flatten(1).float() / 255 for part in (data.labelled, data.test)]
     linear = few_label_accuracies(
         *(pixels[0], data.labelled.labels, pixels[1], data.test.labels, draws),
         classes=3,
@@ -83,7 +85,7 @@ def test_a_loss_that_is_not_finite_costs_the_row_alone(
 
     monkeypatch.setattr(one_label, "fine_tune", fail)
     with caplog.at_level(logging.WARNING):
-        assert one_label.one_label_accuracies(Run.open(run_folder), data, CPU) is None
+        assert one_label.one_label_accuracies(Run.open(run_folder), data, [0.5] * 3, CPU) is None
     assert caplog.messages == ["no accuracy of fine-tuning from 1 label per class: the loss is nan at step 3"]
 
 
@@ -100,8 +102,9 @@ def test_a_run_ends_with_its_row(steps: int, data: Dataset, tmp_path: Path, monk
     encoder = in_training.build_model(config.model, 1, 28).backbone
     console = Console(record=True, width=140)
     monkeypatch.setattr(one_label, "LARGEST_SHARE", 0.001)
-    results = in_training.evaluate(config, data, encoder, CPU.device, console, steps=steps, seconds=1.0)
-    rows = [row[0] for row in comparison_table(read_comparison(tmp_path)).rows]
+    in_training.evaluate(config, data, encoder, CPU.device, console, steps=steps, seconds=1.0)
+    results = read_comparison(tmp_path)
+    rows = [row[0] for row in comparison_table(results).rows]
     assert ("fine-tuned, 1 label/class" in rows) == (steps == 600)
     assert ("fine-tuned, 1 label/class" in console.export_text()) == (steps == 600)
     assert len(seen) == (6 if steps == 600 else 0)

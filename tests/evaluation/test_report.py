@@ -58,7 +58,8 @@ def commands_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_knn_results(commands_folder: Path) -> None:
     results = json.loads((commands_folder / "knn.json").read_text())["results"]
-    assert set(results) == {"test", "train", "top5_accuracy", "chosen_k", "per_class"}
+    assert set(results) == {"test", "train", "top5_accuracy", "chosen_k", "choosing_images", "per_class"}
+    assert results["choosing_images"] == 4000, "all, where they are no more than 5,000"
     assert set(results["test"]) == {"1", "5", "chosen"}
     for encoder, k in results["chosen_k"].items():
         by_k = {k: results["train"][k][encoder] for k in ("1", "5")}

@@ -18,14 +18,13 @@ from simclr_fast.cli import main, parse
 from simclr_fast.data import Dataset, EncodedImages, ImageArrays
 from simclr_fast.data.unreadable import BadImages
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures, report, session
+from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures, probes, report, session
 from simclr_fast.evaluation.comparison import compare
 from simclr_fast.evaluation.features import ENCODERS, Preprocess, preprocess_of
 from simclr_fast.evaluation.model_card import write_model_card
 from simclr_fast.evaluation.probes import standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
-from simclr_fast.evaluation.tables import class_names
 from simclr_fast.process import Process
 from simclr_fast.run_files import read_results, write_results
 from tests.evaluation.conftest import demo_config, write_run
@@ -111,9 +110,7 @@ def test_what_is_left_out_is_counted_and_no_image_stands_for_another(folder: Pat
 def test_what_was_measured_at_the_end_of_training_is_shown(folder: Path, tmp_path: Path, start) -> None:
     data = Dataset(images([0, 1] * 10), images([0, 1] * 10), images([0, 1] * 4), ("ant", "bee"))
     encoder = nn.Flatten()
-    scores = compare(
-        encoder, encoder, data.labelled, data.test, Preprocess(28, (0.0,), (1.0,)), CPU.device, names=["ant", "bee"]
-    )
+    scores = compare(encoder, encoder, data, Preprocess(28, (0.0,), (1.0,)), CPU.device)
     write_results(folder / "results.json", scores)
     drawing = folder / "neighbours.png"
     drawing.write_bytes(b"\x89PNG of the run")
@@ -209,11 +206,10 @@ def compared(folder: Path, data: Dataset, **options: int) -> dict:
     results = comparison.compare(
         run.random_init(),
         run.encoder(),
-        data.labelled,
-        data.test,
+        comparison.compared_part(data),
         preprocess_of(run),
         CPU.device,
-        names=class_names(data),
+        labelled_images=len(data.labelled),
         **options,
     )
     (folder / "results.json").write_text(json.dumps(results))
@@ -242,11 +238,14 @@ def test_page_and_card_say_what_was_measured(folder: Path, tmp_path: Path, start
 
 def test_a_rare_class_that_the_compared_part_has_less_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "LARGEST", (20, 10))
+    monkeypatch.setattr(probes, "CHOICE_ROWS", 10)
     rare = Dataset(images([0, 1] * 5), images([0] * 90 + [1] * 10), images([0, 1] * 20), ("often", "rare"))
     results = compared(folder, rare, labels_per_class=10, draws=1)
     assert (results["train_images"], results["test_images"]) == (20, 10)
     assert 1 <= results["rarest_class"] < 10
     tables = comparison.comparison_table(results), comparison.comparison_by_class(results)
+    assert results["choosing_images"] == 10
+    assert "k: chosen on 10 of the 20 training images, leaving one out" in tables[0].title
     assert "weighted kNN, 20 of 100 labels" in [row[0] for row in tables[0].rows]
     assert tables[1].title == "Accuracy by class (%), weighted kNN, 20 of 100 labels"
     assert comparison.few_labels(results) == f"10 labels/class ({results['rarest_class']} in the rarest)"
