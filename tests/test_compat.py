@@ -23,7 +23,9 @@ def test_the_oldest_pair_is_what_the_package_promises() -> None:
 
 def test_the_pinned_torch_is_among_the_pairs_and_every_fast_test_exists() -> None:
     assert f"torch=={compat.PAIRS[-1].torch}\n" in (ROOT / "requirements.txt").read_text()
-    assert all((ROOT / path).exists() for path in (*compat.FAST_TESTS, *compat.FAST_TRITON_TESTS))
+    for test in (*compat.FAST_TESTS, *compat.FAST_TRITON_TESTS, *compat.OF_NO_TORCH):
+        file, _, function = test.partition("::")
+        assert f"def {function}" in (ROOT / file).read_text(), test
 
 
 def test_an_interpreter_has_the_version_asked_for() -> None:

@@ -171,12 +171,16 @@ def work(rank: int, world: int) -> dict:
         "collectives": {reduction: record_collectives(reduction) for reduction in ("mean", "sum", "none")},
         "warnings": [warnings_of(reduction) for reduction in ("mean", "sum", "none")],
         "refusals": refusals(rank) if world > 1 else [],
-        "compiled": compiled_step(rank, world),
-        "compiled refusal": compiled_refusal(rank),
+        # Compiling takes every process seconds; three ranks call what two call, with another number.
+        "compiled": compiled_step(rank, world) if world < 3 else None,
+        "compiled refusal": compiled_refusal(rank) if world < 3 else None,
     }
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda world: f"{world} processes")
+COUNTED = "{} processes".format
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=COUNTED)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What every rank of a group of this size computed."""
     return on_ranks(work, request.param, tmp_path_factory.mktemp("ranks"))
@@ -227,11 +231,13 @@ def test_unequal_calls_are_refused_on_every_rank(ranks: list[dict]) -> None:
             assert message.startswith(expected if len(ranks) == 2 else expected.partition(";")[0])
 
 
+@pytest.mark.parametrize("ranks", [1, 2], ids=COUNTED, indirect=True)
 def test_unequal_calls_are_refused_by_a_compiled_loss(ranks: list[dict]) -> None:
     for rank in ranks:
         assert ("ranks of the group must have the same loss, " in rank["compiled refusal"]) == (len(ranks) > 1)
 
 
+@pytest.mark.parametrize("ranks", [1, 2], ids=COUNTED, indirect=True)
 def test_compiles_with_its_collectives(ranks: list[dict]) -> None:
     for rank in ranks:
         eager, compiled = rank["compiled"]

@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".compat"
 # What a version of torch can break, one test of each kind: choice of backend, schemas and their fakes, autograd,
-# torch.compile, collectives, the compiled kernels behind the stable ABI, the ways of installing, torchcodec's library,
-# and the launches by the Triton that this torch pins.
+# torch.compile, collectives, the compiled kernels behind the stable ABI, the names of architectures, torchcodec's
+# library, and the launches by the Triton that this torch pins. `info` and an installation are run beside them.
 FAST_TESTS = (
     "tests/data/test_pixels.py",
     "tests/ops/ntxent/test_autograd.py",
@@ -33,10 +33,14 @@ FAST_TESTS = (
     "tests/ops/augment/test_public.py",
     "tests/test_backends.py",
     "tests/test_distributed.py",
-    "tests/test_info.py",
-    "tests/test_install.py",
+    "tests/test_install.py::test_architectures_are_named_as_torch_names_them",
     "tests/test_losses.py",
     "tests/test_triton_binder.py",
+)
+# Of these files, seconds of work that are the same with every torch: memory that is counted, imports that are refused.
+OF_NO_TORCH = (
+    "tests/data/test_pixels.py::test_the_loss_and_the_data_sets_in_memory_do_without_it",
+    "tests/test_losses.py::test_memory_is_linear",
 )
 # The same Triton's interpreter.
 FAST_TRITON_TESTS = ("tests/ops/ntxent/test_normalize.py",)
@@ -128,7 +132,7 @@ def check(pair: Pair) -> None:
 
     run_here(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
     run_here(python, "-m", "simclr_fast", "info")
-    run_here(python, "-m", "pytest", *PYTEST_OPTIONS, *FAST_TESTS)
+    run_here(python, "-m", "pytest", *PYTEST_OPTIONS, *(f"--deselect={test}" for test in OF_NO_TORCH), *FAST_TESTS)
     run_here(python, "-m", "pytest", *PYTEST_OPTIONS, "-m", "interpret", *FAST_TRITON_TESTS)
     exchange_wheels(pair)
 

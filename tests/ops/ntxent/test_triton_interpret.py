@@ -50,7 +50,7 @@ def test_half_inputs(temperature: float, dtype: torch.dtype, reduce: bool) -> No
     check(Case(60, 72, temperature, dtype=dtype, reduce=reduce), few(2), tolerance)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("temperature", [0.1, 0.01])  # the constant maximum, of which 0.5 asks less, and the running
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_inputs_before_the_gradient_is_rounded(dtype: torch.dtype, kind: str, temperature: float) -> None:
