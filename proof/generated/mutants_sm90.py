@@ -1,10 +1,9 @@
 """Mistakes in Hopper's kernels, each of which its case must notice: wrong results, or an issue that ptxlab reports."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from proof.generated.ptx import load_ptxlab
-from proof.generated.sm90 import FLOAT, Case, program, worst
+from proof.generated.ptx import Program, load_ptxlab
+from proof.generated.sm90 import FLOAT, Case, Change, Step, program, worst
 
 FORWARD = Case(256, 128, multiprocessors=1, only_fwd=True)  # four steps a tile, strips of one tile and of two
 HELD = Case(100, 200, multiprocessors=1, only_fwd=True)  # four slices of the columns
@@ -24,36 +23,38 @@ ONLINE_ONLY = (_FWD, ": run<ConstantMax>", ": run<OnlineMax>")
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old`, which csrc/cuda/`file` has once, becomes `new` in the forward's kernels."""
+    """A mistake in `source`, or in what it includes: the first of the changes. The others leave out what the case does
+    not launch."""
 
     name: str
-    file: str
-    old: str
-    new: str
-    case: Case
+    source: str
+    changes: tuple[Change, ...]
+    case: Step
 
     def __str__(self) -> str:
         return self.name
 
     def noticed(self) -> bool:
-        """Whether one of the schedules shows a wrong result or an issue."""
-        products = THREE_PRODUCTS if self.case.dtype == FLOAT else ONE_PRODUCT
-        maximum = ONLINE_ONLY if self.case == ONLINE else CONSTANT_ONLY
-        kernels = program(((self.file, self.old, self.new), products, maximum), (_FWD,))
-        return any(fails(self.case.errors, kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
+        """Whether one of the schedules shows a wrong result, an issue, or an error of ptxlab."""
+        kernels = program(self.changes, (self.source,))
+        return any(self._fails(kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
+
+    def _fails(self, kernels: Program, seed: int, timing: str) -> bool:
+        try:
+            found, reports = worst(self.case.errors, kernels, seed, timing)
+        except load_ptxlab().Error:
+            return True
+        return not all(error <= 1 for error in found.values()) or not all(report.ok for report in reports)
 
 
-def fails(errors: Callable, kernels: object, seed: int, timing: str) -> bool:
-    """Whether a run ends in an error of ptxlab, has an issue, or is wrong."""
-    try:
-        found, reports = worst(errors, kernels, seed, timing)
-    except load_ptxlab().Error:
-        return True
-    return not all(error <= 1 for error in found.values()) or not all(report.ok for report in reports)
+def _in(file: str, name: str, old: str, new: str, case: Case) -> Mutant:
+    products = THREE_PRODUCTS if case.dtype == FLOAT else ONE_PRODUCT
+    maximum = ONLINE_ONLY if case == ONLINE else CONSTANT_ONLY
+    return Mutant(name, _FWD, ((file, old, new), products, maximum), case)
 
 
 def _fwd(name: str, old: str, new: str, case: Case = FORWARD) -> Mutant:
-    return Mutant(f"forward: {name}", "ntxent_fwd_sm90.cu", old, new, case)
+    return _in(_FWD, f"forward: {name}", old, new, case)
 
 
 MUTANTS = (
@@ -64,9 +65,9 @@ MUTANTS = (
     ),
     _fwd("no barrier behind the copies", "    __syncthreads();\n    copy_item();", "    copy_item();"),
     _fwd("products are not waited for", "      wgmma::wait<0>();\n", ""),
-    Mutant(
-        "plan: a stage is refilled while it is multiplied",
+    _in(
         "ntxent_fwd_sm90_plan.h",
+        "plan: a stage is refilled while it is multiplied",
         "return stages - 1 - under_way()",
         "return stages - under_way()",
         HELD,
@@ -77,21 +78,19 @@ MUTANTS = (
     _fwd("partials in one place for all steps", "    parity_ ^= 1;\n", ""),
     _fwd("columns streamed to where rows are", "stage + plan_.step_slice_bytes(), task_", "stage, task_", STREAMED),
     _fwd("two products of three", "column_part = product == 1", "column_part = product == 4", SPLIT),
-    Mutant(
-        "statistics: columns' maxima of half of the rows",
+    _in(
         "ntxent_statistics_sm90.cuh",
+        "statistics: columns' maxima of half of the rows",
         "fmaxf(block[k % 2], block[2 + k % 2])",
         "block[k % 2] * 3",
         ONLINE,
     ),
-    Mutant(
-        "wgmma: swizzle missing where rows are copied",
+    _in(
         "wgmma.cuh",
+        "wgmma: swizzle missing where rows are copied",
         "(chunk ^ (first & 7)) * 16",
         "chunk * 16",
         FORWARD,
     ),
-    Mutant(
-        "wgmma: rows past the matrix are not zero", "wgmma.cuh", "r + k * stride < rows_inside ? 16 : 0", "16", ONLINE
-    ),
+    _in("wgmma.cuh", "wgmma: rows past the matrix are not zero", "r + k * stride < rows_inside ? 16 : 0", "16", ONLINE),
 )

@@ -7,26 +7,22 @@ from dataclasses import dataclass
 
 import torch
 
-from proof.generated import sm90
-from proof.generated.ptx import Program, load_ptxlab
-from proof.generated.sm90 import BFLOAT, EPS, FLOAT, Change, Errors, Step, hopper, worst
+from proof.generated.mutants_sm90 import Mutant
+from proof.generated.ptx import Program
+from proof.generated.sm90 import BFLOAT, EPS, FLOAT, Change, Step, hopper
 from tests.helpers import relative_error
 from tests.ntxent_launchers import NtxentLaunchers
 from tests.ntxent_truth import embeddings, shards_of, truth
 
 KERNEL = "ntxent_bwd_sm90_kernel"
-_WALK, _TILES = "ntxent_bwd_sm90.cu", "ntxent_bwd_sm90_tiles.cuh"
+SOURCE = "ntxent_bwd_sm90.cu"
+_WALK, _TILES = SOURCE, "ntxent_bwd_sm90_tiles.cuh"
 # The kernels of one shape alone, D in (64, 128] of one product: they compile in seconds.
 _ONE_LAUNCH = "  return run<Sm90Shape<2, 1>>(problem, plan, stream);\n}\n#if 0\n{\n"
 ONE_SHAPE: tuple[Change, ...] = (
     (_WALK, "  const int panels", _ONE_LAUNCH + "  const int panels"),
     (_WALK, "}  // namespace simclr::cuda\n", "#endif\n}\n"),
 )
-
-
-def program(changes: tuple[Change, ...] = ()) -> Program:
-    """sm90.program, with text replaced in ntxent_bwd_sm90.cu and what it includes."""
-    return sm90.program(changes, ("ntxent_bwd_sm90.cu",))
 
 
 @dataclass(frozen=True)
@@ -63,54 +59,28 @@ class Case(Step):
         return errors
 
 
-def run(errors: Errors, kernels: Program, seed: int, timing: str) -> tuple[dict[str, float], list]:
-    """The errors of one run, and the reports of its launches; the seed also makes the problem's data."""
-    return worst(errors, kernels, seed, timing, "perturb" if seed == 2 else "accurate")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`old`, which csrc/cuda/`file` has once, becomes `new`."""
-
-    name: str
-    file: str
-    old: str
-    new: str
-    case: Case = Case(280, 72, multiprocessors=1)  # five tiles a CTA, one more than stages
-
-    def __str__(self) -> str:
-        return self.name
-
-    def noticed(self) -> bool:
-        """Whether one of two schedules shows a wrong result, an issue or an error."""
-        kernels = program((*ONE_SHAPE, (self.file, self.old, self.new)))
-        return any(self._fails(kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
-
-    def _fails(self, kernels: Program, seed: int, timing: str) -> bool:
-        try:
-            found, reports = run(self.case.errors, kernels, seed, timing)
-        except load_ptxlab().Error:
-            return True
-        return not all(error <= 1 for error in found.values()) or not all(report.ok for report in reports)
+def _bwd(name: str, file: str, old: str, new: str) -> Mutant:
+    case = Case(280, 72, multiprocessors=1)  # five tiles a CTA, one more than stages
+    return Mutant(name, _WALK, ((file, old, new), *ONE_SHAPE), case)
 
 
 MUTANTS = (
-    Mutant("no fence between a tile's copies and its products", _TILES, "        wgmma::fence_proxy_async();\n", ""),
-    Mutant("a tile is announced before it has landed", _TILES, "wait_group<kUnderWay - 1>", "wait_group<kUnderWay>"),
-    Mutant(
+    _bwd("no fence between a tile's copies and its products", _TILES, "        wgmma::fence_proxy_async();\n", ""),
+    _bwd("a tile is announced before it has landed", _TILES, "wait_group<kUnderWay - 1>", "wait_group<kUnderWay>"),
+    _bwd(
         "a stage is filled while it is multiplied",
         _TILES,
         "        mbarrier::wait(shared_.empty + filled.stage, filled.phase ^ 1);\n",
         "",
     ),
-    Mutant(
+    _bwd(
         "copies without the swizzle",
         _TILES,
         "chunk_offset(r, chunk % 8, kSm90PanelRowBytes)",
         "r * kSm90PanelRowBytes + chunk % 8 * 16",
     ),
-    Mutant("the wait for a tile is one phase off", _WALK, "next.stage, next.phase)", "next.stage, next.phase ^ 1)"),
-    Mutant("S is read before it is there", _WALK, "    wgmma::wait<1>();\n", ""),
-    Mutant("a stage is given back while du is made of it", _WALK, "    wgmma::wait<0>();\n    acc", "    acc"),
-    Mutant("nothing is masked", _WALK, "if (task.pairing.needs_mask(", "if (row < 0 && task.pairing.needs_mask("),
+    _bwd("the wait for a tile is one phase off", _WALK, "next.stage, next.phase)", "next.stage, next.phase ^ 1)"),
+    _bwd("S is read before it is there", _WALK, "    wgmma::wait<1>();\n", ""),
+    _bwd("a stage is given back while du is made of it", _WALK, "    wgmma::wait<0>();\n    acc", "    acc"),
+    _bwd("nothing is masked", _WALK, "if (task.pairing.needs_mask(", "if (row < 0 && task.pairing.needs_mask("),
 )

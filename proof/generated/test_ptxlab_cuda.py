@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from proof.generated import ptxlab_cuda
+from proof.generated.augment_counts import MAX_BANK_CONFLICTS, MIN_COALESCING
 from proof.generated.ptx import NEEDS_SIMULATOR, Program, toolkit
 from proof.generated.workloads import MODELLED, SOURCES, WORKLOADS, Workload
 
 needs_simulator = [pytest.mark.proof, *NEEDS_SIMULATOR]
-MIN_COALESCING = 0.9
-MAX_BANK_CONFLICTS = 1.1
 
 
 @pytest.fixture(scope="module")

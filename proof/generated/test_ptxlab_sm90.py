@@ -5,12 +5,12 @@ import json
 import pytest
 
 from proof.generated import ptxlab_cuda, ptxlab_sm90
+from proof.generated.augment_counts import MIN_COALESCING
 from proof.generated.ptx import NEEDS_SIMULATOR, Program, toolkit
 from proof.generated.sm90 import program
 from proof.generated.workloads import Workload
 
 needs_simulator = [pytest.mark.proof, *NEEDS_SIMULATOR]
-MIN_COALESCING = 0.9
 MODELLED_OVER_LIMIT = 1.7
 
 
