@@ -66,8 +66,6 @@ struct CudaDevice {
   struct Guard : torch::stable::accelerator::DeviceGuard {
     explicit Guard(const Tensor& x) : DeviceGuard(x.get_device_index()) {}
   };
-
-  static Tensor bytes(const Tensor& like, int64_t size) { return allocate(like, {size}, ScalarType::Byte); }
 };
 #endif
 

@@ -72,6 +72,18 @@ inline void check_unit_rows(const Tensor& u, const Tensor& z) {
       "simclr_fast: the unit rows have another dtype than ntxent_normalize gives them for these embeddings");
 }
 
+#ifdef USE_CUDA
+// Launches on the device of `like`, with a workspace of as many bytes as the launch takes there.
+template <class Args>
+void launch(Args& args, const Tensor& like, int64_t (*workspace_bytes)(const Args*), int (*start)(const Args*, void*),
+            const char* name) {
+  check_launch(simclr_query_device(&args.device), name);
+  const Tensor workspace = allocate(like, {workspace_bytes(&args)}, ScalarType::Byte);
+  args.workspace = workspace.mutable_data_ptr();
+  check_launch(start(&args, current_stream(like)), name);
+}
+#endif
+
 inline Tensor with_adjacent_columns(const Tensor& z) {
   return z.size(1) == 1 || z.stride(1) == 1 ? z : torch::stable::contiguous(z);
 }

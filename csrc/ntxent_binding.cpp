@@ -34,22 +34,13 @@ struct Cuda : CudaDevice {
     check_launch(simclr_ntxent_normalize(&args, current_stream(u)), "ntxent_normalize_kernel");
   }
   static void run(SimclrNtxentFwdArgs& args, const Tensor& u) {
-    check_launch(simclr_query_device(&args.device), "ntxent");
-    const Tensor workspace = bytes(u, simclr_ntxent_fwd_workspace_bytes(&args));
-    args.workspace = workspace.mutable_data_ptr();
-    check_launch(simclr_ntxent_fwd(&args, current_stream(u)), "ntxent_fwd_kernel");
+    launch(args, u, simclr_ntxent_fwd_workspace_bytes, simclr_ntxent_fwd, "ntxent_fwd_kernel");
   }
   static void run(SimclrNtxentBwdArgs& args, const Tensor& u) {
-    check_launch(simclr_query_device(&args.device), "ntxent");
-    const Tensor workspace = bytes(u, simclr_ntxent_bwd_workspace_bytes(&args));
-    args.workspace = workspace.mutable_data_ptr();
-    check_launch(simclr_ntxent_bwd(&args, current_stream(u)), "ntxent_bwd_kernel");
+    launch(args, u, simclr_ntxent_bwd_workspace_bytes, simclr_ntxent_bwd, "ntxent_bwd_kernel");
   }
   static void run(SimclrNtxentFwdBwdArgs& args, const Tensor& z) {
-    check_launch(simclr_query_device(&args.device), "ntxent");
-    const Tensor workspace = bytes(z, simclr_ntxent_fwd_bwd_workspace_bytes(&args));
-    args.workspace = workspace.mutable_data_ptr();
-    check_launch(simclr_ntxent_fwd_bwd(&args, current_stream(z)), "ntxent_fwd_bwd");
+    launch(args, z, simclr_ntxent_fwd_bwd_workspace_bytes, simclr_ntxent_fwd_bwd, "ntxent_fwd_bwd");
   }
 };
 #endif

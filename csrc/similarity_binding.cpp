@@ -26,17 +26,11 @@ struct Cuda : CudaDevice {
   }
   static void run(SimclrSimilarityFwdArgs& args, const Tensor& rows) {
     check_not_empty(args);
-    check_launch(simclr_query_device(&args.device), "similarity");
-    const Tensor workspace = bytes(rows, simclr_similarity_fwd_workspace_bytes(&args));
-    args.workspace = workspace.mutable_data_ptr();
-    check_launch(simclr_similarity_fwd(&args, current_stream(rows)), "similarity_fwd");
+    launch(args, rows, simclr_similarity_fwd_workspace_bytes, simclr_similarity_fwd, "similarity_fwd");
   }
   static void run(SimclrSimilarityBwdArgs& args, const Tensor& rows) {
     check_not_empty(args);
-    check_launch(simclr_query_device(&args.device), "similarity");
-    const Tensor workspace = bytes(rows, simclr_similarity_bwd_workspace_bytes(&args));
-    args.workspace = workspace.mutable_data_ptr();
-    check_launch(simclr_similarity_bwd(&args, current_stream(rows)), "similarity_bwd");
+    launch(args, rows, simclr_similarity_bwd_workspace_bytes, simclr_similarity_bwd, "similarity_bwd");
   }
 };
 #endif
