@@ -34,7 +34,7 @@ struct AugmentRecipe {
   double solarize_threshold;
 };
 constexpr int kRecipeDoubles = sizeof(AugmentRecipe) / sizeof(double);
-static_assert(kRecipeDoubles == 22, "RecipeNumbers of simclr_fast/ops/augment/params.py has as many");
+static_assert(kRecipeDoubles == 22, "AugmentRecipe of simclr_fast/ops/augment/params.py has as many");
 
 constexpr int kCropTries = 10;
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from simclr_fast.backends import check_backend
 from simclr_fast.ops.augment import AugmentParams, AugmentRecipe, ImageBatch, augment, sample
-from simclr_fast.ops.augment.params import PACKED_WORDS, pack_window
+from simclr_fast.ops.augment.params import FLAGS, JITTER_OPS, PACKED_WORDS, pack_window
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -133,33 +133,25 @@ class SimCLRAugment(_FusedTransform):
             raise ValueError(f"views={views!r} must be an integer in 1..{MAX_VIEWS}")
         self.blur_kernel = _blur_kernel(blur_kernel, self.size)
         strengths = _strengths(jitter, strength)
-        probabilities = {
-            "hflip": hflip,
-            "jitter_p": jitter_p,
-            "gray_p": gray_p,
-            "blur_p": blur_p,
-            "solarize_p": solarize_p,
-        }
-        for name, p in probabilities.items():
+        given = (hflip, jitter_p, gray_p, blur_p, solarize_p)
+        for name, p in zip(("hflip", "jitter_p", "gray_p", "blur_p", "solarize_p"), given):
             if not 0 <= p <= 1:
                 raise ValueError(f"{name}={p} must be a probability in [0, 1]")
         if not 0 <= solarize_threshold <= 1:
             raise ValueError(f"solarize_threshold={solarize_threshold} must be in [0, 1]")
-        self.recipe = AugmentRecipe(
-            scale=_range(scale, "scale", "0 < low <= high <= 1", lambda low, high: 0 < low <= high <= 1),
-            ratio=_range(ratio, "ratio", "0 < low <= high", lambda low, high: 0 < low <= high),
-            hflip_p=float(hflip),
-            jitter_p=float(jitter_p) if any(strengths) else 0.0,
-            gray_p=float(gray_p),
-            blur_p=float(blur_p) if self.blur_kernel > 1 else 0.0,
-            solarize_p=float(solarize_p),
-            brightness=(max(0.0, 1 - strengths[0]), 1 + strengths[0]),
-            contrast=(max(0.0, 1 - strengths[1]), 1 + strengths[1]),
-            saturation=(max(0.0, 1 - strengths[2]), 1 + strengths[2]),
-            hue=(-strengths[3], strengths[3]),
-            sigma=_range(blur_sigma, "blur_sigma", "0 < low <= high", lambda low, high: 0 < low <= high),
-            solarize_threshold=float(solarize_threshold),
-        )
+        probabilities = dict(zip(FLAGS, given))
+        if not any(strengths):
+            probabilities["jitter"] = 0.0
+        if self.blur_kernel == 1:
+            probabilities["blur"] = 0.0
+        ranges = {
+            "area": _range(scale, "scale", "0 < low <= high <= 1", lambda low, high: 0 < low <= high <= 1),
+            **{name: (max(0.0, 1 - part), 1 + part) for name, part in zip(JITTER_OPS, strengths)},
+            "hue": (-strengths[3], strengths[3]),
+            "sigma": _range(blur_sigma, "blur_sigma", "0 < low <= high", lambda low, high: 0 < low <= high),
+        }
+        bounds = _range(ratio, "ratio", "0 < low <= high", lambda low, high: 0 < low <= high)
+        self.recipe = AugmentRecipe.of(ranges, bounds, probabilities, solarize_threshold)
 
     def forward(
         self,

@@ -80,7 +80,7 @@ VARIANTS = {
 def pass_through(variant: Variant, backend: TritonAugment) -> None:
     """One call's draws and views."""
     batch = ImageBatch.of(variant.images())
-    recipe = SimCLRAugment(32).recipe.numbers()
+    recipe = list(SimCLRAugment(32).recipe)
     seed = torch.zeros(1, dtype=torch.int64)
     packed = backend.augment_sample(
         seed, seed.expand(batch.batch_size), batch.table, *batch.size, batch.batch_size, 2, recipe
@@ -163,7 +163,7 @@ def sampled(key: int, arch: int, **options: object) -> tuple[Tensor, Tensor, Any
     images, seed, reports = noise(1, 3, 40, 56).expand(100, -1, -1, -1), torch.tensor([2**62 + key]), []
     aug = SimCLRAugment(32, solarize_p=0.3, backend="reference")
     backend = TritonAugment(lambda launch: reports.append(simulate(as_launched(launch), arch=arch, **options)))
-    params = backend.augment_sample(seed, None, None, 40, 56, 100, 2, aug.recipe.numbers())
+    params = backend.augment_sample(seed, None, None, 40, 56, 100, 2, list(aug.recipe))
     return params, aug.sample(images, seed=seed).pack(), reports[0]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from proof.simt.library import Kernels, Schedule, unwritten
 from simclr_fast import SimCLRAugment
 from simclr_fast.ops.augment import ImageBatch
-from simclr_fast.ops.augment.params import RecipeNumbers
+from simclr_fast.ops.augment.params import AugmentRecipe
 from tests.ntxent_launchers import Guarded
 
 SOURCES = ("csrc/cuda/augment.cu", "csrc/cuda/augment_sample.cu", "proof/simt/kernels/augment_entry.cpp")
@@ -43,7 +43,7 @@ class AugmentSampleArgs(ctypes.Structure):
     """AugmentSampleArgs of csrc/augment_launch.h."""
 
     _fields_ = (
-        ("recipe", ctypes.c_double * len(RecipeNumbers._fields)),
+        ("recipe", ctypes.c_double * len(AugmentRecipe._fields)),
         *((name, _POINTER) for name in ("seed", "indices", "ragged")),
         *((name, _INT) for name in ("height", "width", "views", "batch")),
         ("params", _POINTER),
@@ -52,7 +52,7 @@ class AugmentSampleArgs(ctypes.Structure):
 
 def recipe_doubles(aug: SimCLRAugment) -> ctypes.Array:
     """The recipe of AugmentSampleArgs."""
-    return (ctypes.c_double * len(RecipeNumbers._fields))(*aug.recipe.numbers())
+    return (ctypes.c_double * len(AugmentRecipe._fields))(*aug.recipe)
 
 
 class AugmentPlan(ctypes.Structure):

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from proof.generated.triton_augment_tables import VARIANTS, Variant, pass_through
-from simclr_fast.ops.augment.params import RecipeNumbers
+from simclr_fast.ops.augment.params import AugmentRecipe
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
@@ -167,7 +167,7 @@ def _slices_of_images(height: int, width: int, size: int, channels_last: bool) -
     """Consecutive batches of a tensor of images, the last one smaller, with slices of the samples' numbers."""
     images = noise(9, height, width, 3).permute(0, 3, 1, 2) if channels_last else noise(9, 3, height, width)
     indices, seeds = torch.arange(9), torch.arange(9)
-    backend, recipe = TritonAugment(), [0.5] * len(RecipeNumbers._fields)
+    backend, recipe = TritonAugment(), [0.5] * len(AugmentRecipe._fields)
     for first, last in ((0, 4), (4, 8), (1, 4), (8, 9), (3, 8)):
         part, count = images[first:last], last - first
         packed = backend.augment_sample(seeds[first:][:1], indices[first:last], None, height, width, count, 2, recipe)

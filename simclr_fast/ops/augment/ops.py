@@ -19,7 +19,7 @@ _SCHEMA = (
     "float[] std, int blur_kernel, ScalarType dtype, bool channels_last) -> Tensor"
 )
 # seed int64 [1]; indices int64 [batch] or None for 0..batch-1; height and width count where table is None;
-# recipe = AugmentRecipe.numbers()
+# recipe: the numbers of AugmentRecipe
 _SAMPLE_SCHEMA = (
     "(Tensor seed, Tensor? indices, Tensor? table, SymInt height, SymInt width, SymInt batch, int views, "
     "float[] recipe) -> Tensor"
@@ -65,7 +65,7 @@ def sample(
     seed: int64 [1]; indices: int64 [B], or None for 0..B-1; both on the images' device. Every backend draws the same.
     """
     op = _OPS[resolve_backend(backend, "augment_sample", images.data.device), "augment_sample"]
-    return op(seed, indices, images.table, *images.size, images.batch_size, views, recipe.numbers())
+    return op(seed, indices, images.table, *images.size, images.batch_size, views, list(recipe))
 
 
 def augment(

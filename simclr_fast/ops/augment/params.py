@@ -143,8 +143,8 @@ def pack_window(height: int, width: int, resized: Sequence[int], shift: Sequence
     return list(words.values())
 
 
-class RecipeNumbers(NamedTuple):
-    """The doubles of the C++ struct AugmentRecipe, in its order: what the recipe is for the ops."""
+class AugmentRecipe(NamedTuple):
+    """The distributions, as the ops take them: the doubles of the C++ struct AugmentRecipe, in its order."""
 
     area_low: float  # of the crop, as a fraction of the image's; like every pair, uniform on [low, low + span)
     area_span: float
@@ -169,39 +169,23 @@ class RecipeNumbers(NamedTuple):
     sigma_span: float
     solarize_threshold: float
 
-
-@dataclass(frozen=True)
-class AugmentRecipe:
-    """The distributions; see SimCLRAugment for what each bound means. (low, high) pairs are uniform ranges."""
-
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    hflip_p: float
-    jitter_p: float
-    gray_p: float
-    blur_p: float
-    solarize_p: float
-    brightness: tuple[float, float]
-    contrast: tuple[float, float]
-    saturation: tuple[float, float]
-    hue: tuple[float, float]
-    sigma: tuple[float, float]
-    solarize_threshold: float
-
-    def numbers(self) -> list[float]:
-        """What the ops take: the fields of RecipeNumbers."""
-        low, high = self.ratio
-        pairs = {"area": self.scale} | {name: getattr(self, name) for name in (*JITTER_OPS, "sigma")}
-        numbers = {f"{name}_low": bounds[0] for name, bounds in pairs.items()}
-        numbers |= {f"{name}_span": bounds[1] - bounds[0] for name, bounds in pairs.items()}
-        numbers |= {f"{flag}_p": getattr(self, f"{flag}_p") for flag in FLAGS}
-        return list(
-            RecipeNumbers(
-                sqrt_ratio_low=math.sqrt(low),
-                half_log_span=(math.log(high) - math.log(low)) / 2,
-                ratio_low=low,
-                ratio_high=high,
-                solarize_threshold=self.solarize_threshold,
-                **numbers,
-            )
+    @staticmethod
+    def of(
+        ranges: dict[str, tuple[float, float]],
+        ratio: tuple[float, float],
+        probabilities: dict[str, float],
+        solarize_threshold: float,
+    ) -> "AugmentRecipe":
+        """ranges: (low, high) of the area, of each of JITTER_OPS and of sigma; probabilities: of each of FLAGS."""
+        low, high = ratio
+        numbers = {f"{name}_low": bounds[0] for name, bounds in ranges.items()}
+        numbers |= {f"{name}_span": bounds[1] - bounds[0] for name, bounds in ranges.items()}
+        numbers |= {f"{flag}_p": float(p) for flag, p in probabilities.items()}
+        return AugmentRecipe(
+            sqrt_ratio_low=math.sqrt(low),
+            half_log_span=(math.log(high) - math.log(low)) / 2,
+            ratio_low=low,
+            ratio_high=high,
+            solarize_threshold=float(solarize_threshold),
+            **numbers,
         )

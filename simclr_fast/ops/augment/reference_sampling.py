@@ -14,7 +14,7 @@ from simclr_fast.ops.augment.params import (
     ORDERS,
     RAGGED_COLUMNS,
     AugmentParams,
-    RecipeNumbers,
+    AugmentRecipe,
 )
 
 _WORD = 0xFFFFFFFF
@@ -62,11 +62,11 @@ def _reproducible_exp(x: Tensor) -> Tensor:
     return series
 
 
-def _uniform(recipe: RecipeNumbers, name: str, word: Tensor) -> Tensor:
+def _uniform(recipe: AugmentRecipe, name: str, word: Tensor) -> Tensor:
     return _unit_interval(word) * getattr(recipe, f"{name}_span") + getattr(recipe, f"{name}_low")
 
 
-def _crop(recipe: RecipeNumbers, words: tuple[Tensor, ...], height: Tensor, width: Tensor) -> tuple[Tensor, ...]:
+def _crop(recipe: AugmentRecipe, words: tuple[Tensor, ...], height: Tensor, width: Tensor) -> tuple[Tensor, ...]:
     """top, left, height, width [views, B] from the words [views, B, CROP_TRIES] and image sizes [B] (float64)."""
     tall, wide = height[:, None], width[:, None]
     side = torch.sqrt(_uniform(recipe, "area", words[0]) * (tall * wide))
@@ -100,7 +100,7 @@ def sample_reference(
     recipe: list[float],
 ) -> Tensor:
     """Packed parameters int32 [views, batch, 16]; the arguments are those of simclr_fast::augment_sample."""
-    numbers, device = RecipeNumbers(*recipe), seed.device
+    numbers, device = AugmentRecipe(*recipe), seed.device
     if indices is None:
         indices = torch.arange(batch, device=device)
     if table is None:

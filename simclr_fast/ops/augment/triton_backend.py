@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from simclr_fast.ops.augment.params import PACKED_WORDS, RAGGED_COLUMNS, RecipeNumbers
+from simclr_fast.ops.augment.params import PACKED_WORDS, RAGGED_COLUMNS, AugmentRecipe
 from simclr_fast.ops.augment.triton_kernels import augment_mean_kernel, augment_tile_kernel, augment_whole_kernel
 from simclr_fast.ops.augment.triton_sample import augment_sample_kernel
 from simclr_fast.triton_launch import Launch, launch_on_device
@@ -28,7 +28,7 @@ SAMPLE_BLOCK = 64  # views whose parameters a program draws: 256 samples in two 
 SUMS_BLOCK = 32  # tiles' sums that a program adds up at a time: the mean of 224 x 224 has 16
 _IN_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 _OUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_RECIPE_NUMBERS = len(RecipeNumbers._fields)
+_RECIPE_NUMBERS = len(AugmentRecipe._fields)
 
 
 def owned(length: int, radius: int, region: int) -> int:

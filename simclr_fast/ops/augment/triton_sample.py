@@ -7,7 +7,7 @@ rounds as IEEE 754 says, as in the other backends.
 import triton
 import triton.language as tl
 
-from simclr_fast.ops.augment.params import CROP_TRIES, ORDERS, RecipeNumbers
+from simclr_fast.ops.augment.params import CROP_TRIES, ORDERS, AugmentRecipe
 from simclr_fast.ops.augment.triton_view import (
     BLUR,
     GRAY,
@@ -21,7 +21,7 @@ from simclr_fast.ops.augment.triton_view import (
 
 _ORDERS = tl.constexpr(len(ORDERS))
 _CROP_TRIES = tl.constexpr(CROP_TRIES)
-_NUMBER_OF = {name: number for number, name in enumerate(RecipeNumbers._fields)}
+_NUMBER_OF = {name: number for number, name in enumerate(AugmentRecipe._fields)}
 
 
 @triton.constexpr_function
@@ -104,7 +104,7 @@ def augment_sample_kernel(
 ):
     """packed: int32 [views, batch, 16]; seed: int64 [1]; indices: int64 [batch] or None.
 
-    count: views * batch. RECIPE: AugmentRecipe.numbers(), compile-time constants since Triton's arguments are float32.
+    count: views * batch. RECIPE: of AugmentRecipe, compile-time constants since Triton's arguments are float32.
     """
     # 1. The counter's words: (block, view, sample number), and the key, the seed.
     mine = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

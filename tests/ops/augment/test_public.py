@@ -229,7 +229,7 @@ def test_opcheck(backend: str) -> None:
     suffix = "" if backend == "cpp" else "_reference"
     sample_op = getattr(torch.ops.simclr_fast, f"augment_sample{suffix}").default
     augment_op = getattr(torch.ops.simclr_fast, f"augment{suffix}").default
-    recipe = SimCLRAugment(16).recipe.numbers()
+    recipe = list(SimCLRAugment(16).recipe)
     for batch in (ImageBatch.of(noise(2, 3, 20, 24)), ImageBatch.of([noise(3, 20, 24), noise(3, 9, 11)])):
         seed, indices = torch.tensor([5]), torch.tensor([3, 8])
         args = (seed, indices, batch.table, *batch.size, 2, 2, recipe)

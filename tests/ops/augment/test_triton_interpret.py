@@ -235,7 +235,7 @@ def test_same_draws_as_the_reference(recipe: str, numbers: int | None, seed: int
     ragged = [noise(3, 5 + k, 40 - k) for k in range(9)]
     for batch in map(ImageBatch.of, (one_size, single_pixels, ragged)):
         indices = None if numbers is None else (torch.arange(2 * batch.batch_size) * 3 + numbers)[::2]
-        args = (torch.tensor([seed]), indices, batch.table, *batch.size, batch.batch_size, 3, aug.recipe.numbers())
+        args = (torch.tensor([seed]), indices, batch.table, *batch.size, batch.batch_size, 3, list(aug.recipe))
         assert torch.equal(TRITON.augment_sample(*args), torch.ops.simclr_fast.augment_sample_reference(*args))
 
 
@@ -243,7 +243,7 @@ def test_empty_batches() -> None:
     images = noise(0, 3, 20, 25)
     params = drawn(images, 16)
     assert views_of(TRITON, images, 16, params, 3).shape == (0, 3, 16, 16)
-    recipe = SimCLRAugment(16).recipe.numbers()
+    recipe = list(SimCLRAugment(16).recipe)
     assert TRITON.augment_sample(torch.tensor([1]), None, None, 20, 25, 0, 2, recipe).shape == (2, 0, 16)
 
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_served_is_named() -> None:
     call(r"blur_kernel=4 must be odd", kernel=4)
     call(r"blur_kernel=17 must be odd, with half of it less than the output's sides \(8 x 8\)", kernel=17)
     call(r"images of torch.uint8 to torch.float64 are not served", dtype=torch.float64)
-    recipe = SimCLRAugment(8).recipe.numbers()
+    recipe = list(SimCLRAugment(8).recipe)
     with pytest.raises(ValueError, match=r"seed is torch.int32 \(1,\), must be int64 \[1\]"):
         TRITON.augment_sample(torch.tensor([1], dtype=torch.int32), None, None, 8, 8, 2, 2, recipe)
     with pytest.raises(ValueError, match=r"indices is torch.int64 \(3,\), not int64 \[2\]"):
