@@ -48,7 +48,7 @@ def build_model(options: ModelOptions, channels: int, size: int | None = None) -
 
 def build_encoder(options: ModelOptions, channels: int, size: int | None = None) -> nn.Module:
     """The backbone of `build_model` without its head: equal weights at an equal seed."""
-    return _encoder(options, build(spec_of(options, channels, size)))
+    return normalise_by(build(spec_of(options, channels, size)), options.norm, options.model)
 
 
 def describe_encoder(
@@ -58,9 +58,4 @@ def describe_encoder(
 
     most: how many tensors it may make before a ConfigError ends it; None for as many as it will.
     """
-    return _encoder(options, build_without_memory(spec_of(options, channels, size), most))
-
-
-def _encoder(options: ModelOptions, backbone: nn.Module) -> nn.Module:
-    normalise_by(backbone, options.norm, options.model)
-    return backbone
+    return normalise_by(build_without_memory(spec_of(options, channels, size), most), options.norm, options.model)

@@ -38,12 +38,12 @@ def replace_batch_norm(module: nn.Module, make: Callable[[nn.Module], nn.Module]
     return count
 
 
-def normalise_by(module: nn.Module, norm: str, name: str) -> None:
-    """Let the backbone `name` normalise as --norm says: batch, group or frozen. Raises ConfigError where it cannot."""
-    if norm == "batch":
-        return
-    if not replace_batch_norm(module, group_norm if norm == "group" else frozen_batch_norm):
+def normalise_by(module: nn.Module, norm: str, name: str) -> nn.Module:
+    """The module `name`, which normalises now as --norm says: batch, group or frozen. Raises ConfigError where it
+    cannot."""
+    if norm != "batch" and not replace_batch_norm(module, group_norm if norm == "group" else frozen_batch_norm):
         raise ConfigError(f"--norm {norm}: {name} has no batch norm that it could replace; pass --norm batch")
+    return module
 
 
 def group_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> nn.GroupNorm:

@@ -4,13 +4,6 @@ import torch
 from torch import Tensor
 
 
-def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in an epoch, int64 [size] on the CPU; the same in every process."""
-    # Distinct streams per epoch without correlated seeds: torch mixes the 64-bit seed of its Mersenne twister.
-    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
-    return torch.randperm(size, generator=generator)
-
-
 def step_seed_of(seed: int, step: int) -> int:
     """A seed in [0, 2^63) for a step: neighbouring seeds and steps give unrelated ones (splitmix64's finaliser)."""
     x = (seed * 0x9E3779B97F4A7C15 + step + 1) * 0x9E3779B97F4A7C15 % 2**64
@@ -43,8 +36,10 @@ class EpochSampler:
         return self.size // self.batch_size
 
     def order(self, epoch: int) -> Tensor:
-        """The order of all images in an epoch, int64 [size]."""
-        return epoch_order(self.size, self.seed, epoch)
+        """The order of all images in an epoch, int64 [size] on the CPU; the same in every process."""
+        # Distinct streams per epoch without correlated seeds: torch mixes the 64-bit seed of its Mersenne twister.
+        generator = torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + epoch + 1) % 2**63)
+        return torch.randperm(self.size, generator=generator)
 
     def steps(self, epoch: int, start: int = 0) -> list[Tensor]:
         """Indices int64 [local_batch_size] of the steps start, start + 1, ... of an epoch."""

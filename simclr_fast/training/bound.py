@@ -75,7 +75,8 @@ def _in_step(profile: Profile) -> bool:
 
 
 def _waited(profile: Profile) -> str:
-    return f"the step waited {profile.waiting_share:.0%} of its time for {_them(profile)}"
+    them = "it" if profile.loading.threads == 1 else "them"
+    return f"the step waited {profile.waiting_share:.0%} of its time for {them}"
 
 
 def _waited_for_idle(profile: Profile) -> str:
@@ -83,10 +84,6 @@ def _waited_for_idle(profile: Profile) -> str:
         f"the step waited {profile.waiting_share:.0%} of its time for data, though {_threads(profile)} busy only "
         f"{profile.loading.busy_share:.0%} of the time"
     )
-
-
-def _them(profile: Profile) -> str:
-    return "it" if profile.loading.threads == 1 else "them"
 
 
 def _threads(profile: Profile) -> str:
@@ -124,11 +121,6 @@ def _more_threads(circumstances: Circumstances) -> str:
     return f"raise --workers to {cores} (cores: {cores})" if circumstances.config.data.workers < cores else ""
 
 
-def _decode_elsewhere(circumstances: Circumstances) -> str:
-    gpu = circumstances.on_cuda and circumstances.config.data.decode_device == "cpu"
-    return "let the GPU decode (--decode-device cuda)" if gpu else ""
-
-
 def _sentence(*parts: str) -> str:
     """The parts that there are as alternatives."""
     *first, last = [part for part in parts if part]
@@ -141,7 +133,9 @@ def _other_form(circumstances: Circumstances) -> str:
 
 
 def _decoding_remedy(_: Profile, circumstances: Circumstances) -> str:
-    return _sentence(_more_threads(circumstances), _other_form(circumstances), _decode_elsewhere(circumstances))
+    idle_decoder = circumstances.on_cuda and circumstances.config.data.decode_device == "cpu"
+    by_gpu = "let the GPU decode (--decode-device cuda)" if idle_decoder else ""
+    return _sentence(_more_threads(circumstances), _other_form(circumstances), by_gpu)
 
 
 def _reading_remedy(profile: Profile, circumstances: Circumstances) -> str:

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from simclr_fast.data.sampler import EpochSampler, epoch_order, step_seed_of
+from simclr_fast.data.sampler import EpochSampler, step_seed_of
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch() -> None:
-    orders = [epoch_order(100, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [EpochSampler(100, 1, seed).order(epoch) for seed in (0, 1) for epoch in (0, 1)]
     for order in orders:
         assert order.sort().values.tolist() == list(range(100))
     assert len({tuple(order.tolist()) for order in orders}) == 4
-    assert torch.equal(epoch_order(100, 0, 1), orders[1])
+    assert torch.equal(EpochSampler(100, 1, 0).order(1), orders[1])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

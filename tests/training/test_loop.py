@@ -14,7 +14,7 @@ from simclr_fast.checkpoint import checkpoints, load
 from simclr_fast.cli import parse
 from simclr_fast.config import Config
 from simclr_fast.data import load_dataset
-from simclr_fast.data.sampler import epoch_order
+from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.models import build_model
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training.views import Views
@@ -78,7 +78,7 @@ def independent_run(config: Config) -> Expected:
     average, lines = Average(), []
     for step in range(o.epochs * STEPS_PER_EPOCH):
         epoch, k = divmod(step, STEPS_PER_EPOCH)
-        indices = epoch_order(len(images), config.run.seed, epoch)[k * BATCH : (k + 1) * BATCH]
+        indices = EpochSampler(len(images), BATCH, config.run.seed).order(epoch)[k * BATCH : (k + 1) * BATCH]
         loss, found = nt_xent(model(views.apply(images[indices], views.draw(indices, step))), o.temperature)
         gradients = dict(zip(velocity, torch.autograd.grad(loss, list(model.parameters()))))
         norm = torch.sqrt(sum(g.square().sum() for g in gradients.values()))
