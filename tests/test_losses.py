@@ -217,6 +217,8 @@ from pathlib import Path
 import torch
 from simclr_fast import ntxent_loss
 
+torch.set_num_threads(2)  # each has a tile of its own
+
 def step(n):
     z0, z1 = (torch.randn(n, 128, requires_grad=True) for _ in range(2))
     before = resident("VmRSS")
@@ -235,10 +237,10 @@ print(step(int(sys.argv[1])))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_is_linear() -> None:
-    assert peak_mib(PEAK, 4096) <= 32
+    assert peak_mib(PEAK, 4096) <= 20
 
 
 @pytest.mark.proof
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_of_a_large_batch() -> None:
-    assert peak_mib(PEAK, 32768) <= 512
+    assert peak_mib(PEAK, 32768) <= 160

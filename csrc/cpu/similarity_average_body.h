@@ -85,12 +85,9 @@ template <class T, class Finish>
 void average_columns(const Similarities<T>& x, const Parallel& all_threads, const SumBuffer<T>& sums,
                      const Finish& finish) {
   const Parallel parallel = all_threads.for_multiply_adds(2 * x.multiply_adds());
-  const int64_t dim_padded = round_up(x.dim, kPanel<T>);
   const Across<T> columns(x.columns, x.pairing.columns, x.dim, x.operand_scale(), parallel);
-  const AlignedBuffer<T> along(dim_padded * columns.padded());
-  parallel(columns.padded(), least_rows(x.dim), [&](int64_t begin, int64_t end) {
-    pack_along(x.columns, x.pairing.columns, x.dim, columns.padded(), along.data(), begin, end);
-  });
+  const UnitRows<T> y = x.unit_columns();
+  const int64_t dim_padded = y.dim_padded();
   const Blocks rows(round_up(x.pairing.rows, kPanel<T>), x.row_block);
   const Blocks column_blocks(columns.padded(), x.column_block);
   const ExpSums<T> row_sums = sums.from(0);
@@ -109,8 +106,7 @@ void average_columns(const Similarities<T>& x, const Parallel& all_threads, cons
         store_exponentials_online_max(matrix, block, column_blocks[j], tile, row_sums, shrink);
         shrink_rows(average, block.end - block.begin, dim_padded, shrink);
       }
-      add_product(tile, block, column_blocks[j], along.data(), columns.padded(), average.panels, average.first_row,
-                  average.rows, dim_padded);
+      add_product(tile, block, column_blocks[j], y, average.panels, average.first_row, average.rows);
     }
     finish(block.begin, std::min(block.end, x.pairing.rows), average);
   });

@@ -15,6 +15,7 @@ struct Similarities {
   bool constant_max;
   bool symmetric;  // the columns are the rows, and so are their weights: one product serves both
 
+  UnitRows<T> unit_columns() const { return {columns, pairing.columns, dim}; }
   double operand_scale() const { return std::sqrt(kLog2E / temperature); }
   // Of the logits; the gradient adds one product of this size, or two where one product of logits serves both sides.
   double multiply_adds() const {
@@ -43,21 +44,6 @@ void pack_across(const T* u, int64_t rows, int64_t dim, double scale, T* out, in
         }
         for (int64_t c = 0; c < width; ++c) block[c * P + r] = scaled[c];
       }
-    }
-  }
-}
-
-// u [rows, dim] -> along [dim_padded / kPanel][rows_padded][kPanel], padded with zeros.
-template <class T>
-void pack_along(const T* u, int64_t rows, int64_t dim, int64_t rows_padded, T* out, int64_t begin, int64_t end) {
-  constexpr int P = kPanel<T>;
-  for (int64_t d = 0; d < dim; d += P) {
-    const int64_t width = dim - d < P ? dim - d : P;
-    for (int64_t row = begin; row < end; ++row) {
-      T* to = out + d * rows_padded + row * P;
-      const int64_t filled = row < rows ? width : 0;
-      for (int64_t k = 0; k < filled; ++k) to[k] = u[row * dim + d + k];
-      for (int64_t k = filled; k < P; ++k) to[k] = 0;
     }
   }
 }
@@ -194,7 +180,7 @@ class FactorBuffer {
   AlignedBuffer<T> weight_, lse_;
 };
 
-// dU of the rows from `first_row` on: panels of columns as in `along`.
+// dU of the rows from `first_row` on.
 template <class T>
 struct RowGradients {
   T* panels;
@@ -208,8 +194,7 @@ struct RowGradients {
 template <class T>
 struct GradientTask {
   Factors<T> of_row, of_column;
-  const T* along;  // of the columns
-  int64_t along_rows, dim_padded;
+  UnitRows<T> columns;
   double* moments;  // [rows]: sum_j w_i 2^(s_ij - l_i) s_ij is added; or null
 };
 
@@ -228,8 +213,8 @@ void add_gradient(const Similarities<T>& x, const GradientTask<T>& task, const M
       task.moments[i] += task.of_row.weight[i] * horizontal_sum<T>(lanes[i - rows.begin]);
     }
   }
-  add_product(tile, rows, columns, task.along, task.along_rows, du.panels, du.first_row, du.rows, task.dim_padded);
-  if (both) add_transposed_product(tile, rows, columns, task.along, task.along_rows, du.panels, task.dim_padded);
+  add_product(tile, rows, columns, task.columns, du.panels, du.first_row, du.rows);
+  if (both) add_transposed_product(tile, rows, columns, task.columns, du.panels, du.rows);
 }
 
 // All columns of a block of rows, and the end of these.
@@ -237,10 +222,10 @@ template <class T, class Finish>
 void gradient_of_block(const Similarities<T>& x, const GradientTask<T>& task, const Across<T>& columns, Block rows,
                        const Finish& finish) {
   const Blocks column_blocks(columns.padded(), x.column_block);
-  const AlignedBuffer<T> own(x.row_block * x.dim), du(x.row_block * task.dim_padded);
+  const AlignedBuffer<T> own(x.row_block * x.dim), du(x.row_block * task.columns.dim_padded());
   const Matrix<T> matrix = matrix_of_block(x, rows, columns.data(), own);
   const RowGradients<T> gradients{du.data(), rows.begin, x.row_block};
-  std::memset(du.data(), 0, x.row_block * task.dim_padded * sizeof(T));
+  std::memset(du.data(), 0, x.row_block * task.columns.dim_padded() * sizeof(T));
   for (int64_t j = 0; j < column_blocks.count(); ++j) {
     add_gradient(x, task, matrix, rows, column_blocks[j], false, gradients);
   }
@@ -252,14 +237,9 @@ template <class T, class Finish>
 void sum_gradients(const Similarities<T>& x, const Factors<T>& of_row, const Factors<T>& of_column, double* moments,
                    const Parallel& all_threads, const Finish& finish) {
   const Parallel parallel = all_threads.for_multiply_adds(x.multiply_adds_of_gradient());
-  const int64_t dim_padded = round_up(x.dim, kPanel<T>);
   const Across<T> columns(x.columns, x.pairing.columns, x.dim, x.operand_scale(), parallel);
-  const AlignedBuffer<T> along(dim_padded * columns.padded());
-  parallel(columns.padded(), least_rows(x.dim), [&](int64_t begin, int64_t end) {
-    pack_along(x.columns, x.pairing.columns, x.dim, columns.padded(), along.data(), begin, end);
-  });
-  const GradientTask<T> task{of_row, of_column, along.data(), columns.padded(), dim_padded, moments};
-  const int64_t rows_padded = round_up(x.pairing.rows, kPanel<T>);
+  const GradientTask<T> task{of_row, of_column, x.unit_columns(), moments};
+  const int64_t rows_padded = round_up(x.pairing.rows, kPanel<T>), dim_padded = task.columns.dim_padded();
   const Blocks rows(rows_padded, x.row_block);
   if (!x.symmetric) {
     parallel.each(rows.count(), [&](int64_t i) { gradient_of_block(x, task, columns, rows[i], finish); });

@@ -4,8 +4,10 @@
 // accumulators stay in registers. Operands are packed so that the inner loop reads kPanel contiguous values of one
 // factor and broadcasts kRows of the other:
 //   across  [rows / kPanel][dim][kPanel]     panels of rows, transposed: both factors of S (each has sqrt(log2 e / t))
-//   along   [dim / kPanel][rows][kPanel]     panels of columns: right factor of G Y and G^T X, and the layout of dU
+//   along   [rows of a block][kPanel]        kPanel entries of each row: right factor of G Y and G^T X. Packed for one use,
+//                                            in the first-level cache: of all rows it would be a second copy of them
 //   tile    [columns / kPanel][rows][kPanel] S or G on a pair of blocks: left factor of both products
+//   dU      [dim / kPanel][rows][kPanel]
 
 #include "simd_body.h"
 
@@ -261,35 +263,59 @@ void store_coefficients(const Matrix<T>& matrix, Block rows, Block columns, cons
   }
 }
 
-// dU of the rows += G Y; `along` has `along_rows` rows, dU `du_rows`, of which the first is `first_row`.
+// `count` unit rows, of `dim` numbers each.
 template <class T>
-void add_product(const T* tile, Block rows, Block columns, const T* along, int64_t along_rows, T* du, int64_t first_row,
-                 int64_t du_rows, int64_t dim_padded) {
+struct UnitRows {
+  const T* u;
+  int64_t count, dim;
+
+  int64_t dim_padded() const { return (dim + kPanel<T> - 1) / kPanel<T> * kPanel<T>; }
+
+  // Writes entries [d, d + kPanel) of the block's rows, and zeros for those beyond the last row or column.
+  void pack_along(Block rows, int64_t d, T* along) const {
+    constexpr int P = kPanel<T>;
+    const int64_t width = dim - d < P ? dim - d : P;
+    for (int64_t row = rows.begin; row < rows.end; ++row, along += P) {
+      const int64_t filled = row < count ? width : 0;
+      if (filled == P) {
+        for (int k = 0; k < P; ++k) along[k] = u[row * dim + d + k];
+      } else {
+        for (int k = 0; k < P; ++k) along[k] = k < filled ? u[row * dim + d + k] : 0;
+      }
+    }
+  }
+};
+
+// dU of the rows += G Y; dU has `du_rows` rows, of which the first is `first_row`.
+template <class T>
+void add_product(const T* tile, Block rows, Block columns, const UnitRows<T>& y, T* du, int64_t first_row,
+                 int64_t du_rows) {
   constexpr int P = kPanel<T>;
   const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
-  for (int64_t d = 0; d < dim_padded; d += P) {
+  alignas(kCacheLine) T along[kMaxBlock * P];
+  for (int64_t d = 0; d < y.dim_padded(); d += P) {
+    y.pack_along(columns, d, along);
     for (int64_t i = 0; i < height; i += kRows) {
       MicroTile<T>& out = *reinterpret_cast<MicroTile<T>*>(du + d * du_rows + (rows.begin - first_row + i) * P);
       MicroTile<T> acc = out;
-      for (int64_t j = 0; j < width; j += P) {
-        multiply_add<1, P>(acc, tile + j * height + i * P, along + d * along_rows + (columns.begin + j) * P, P);
-      }
+      for (int64_t j = 0; j < width; j += P) multiply_add<1, P>(acc, tile + j * height + i * P, along + j * P, P);
       out = acc;
     }
   }
 }
 
-// dU of the columns += G^T X, where rows and columns are of one matrix.
+// dU of the columns += G^T X, where rows and columns are of one matrix, whose dU has `du_rows` rows.
 template <class T>
-void add_transposed_product(const T* tile, Block rows, Block columns, const T* along, int64_t along_rows, T* du,
-                            int64_t dim_padded) {
+void add_transposed_product(const T* tile, Block rows, Block columns, const UnitRows<T>& x, T* du, int64_t du_rows) {
   constexpr int P = kPanel<T>;
   const int64_t height = rows.end - rows.begin, width = columns.end - columns.begin;
-  for (int64_t d = 0; d < dim_padded; d += P) {
+  alignas(kCacheLine) T along[kMaxBlock * P];
+  for (int64_t d = 0; d < x.dim_padded(); d += P) {
+    x.pack_along(rows, d, along);
     for (int64_t j = 0; j < width; j += kRows) {
-      MicroTile<T>& out = *reinterpret_cast<MicroTile<T>*>(du + d * along_rows + (columns.begin + j) * P);
+      MicroTile<T>& out = *reinterpret_cast<MicroTile<T>*>(du + d * du_rows + (columns.begin + j) * P);
       MicroTile<T> acc = out;
-      multiply_add<P, 1>(acc, tile + (j / P) * P * height + j % P, along + d * along_rows + rows.begin * P, height);
+      multiply_add<P, 1>(acc, tile + (j / P) * P * height + j % P, along, height);
       out = acc;
     }
   }

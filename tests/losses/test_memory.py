@@ -1,4 +1,7 @@
-"""Peak memory of SupCon and CLIP on the CPU, forward and backward, gradients included, in a fresh process."""
+"""Peak memory of SupCon and CLIP on the CPU, in a fresh process.
+
+Of forward and backward, with the gradients, what joins two views, and the unit rows that the loss makes of them.
+"""
 
 import sys
 
@@ -17,12 +20,13 @@ def resident(field):
     return int(line.split()[1]) / 1024
 
 def sup_con(rows):
-    z, labels = torch.randn(rows, 128, requires_grad=True), torch.arange(rows) % 1000
-    return lambda: sup_con_loss(z, labels, 0.1, backend="cpp")
+    z0, z1 = (torch.randn(rows // 2, 128, requires_grad=True) for _ in range(2))
+    labels = torch.arange(rows) % 1000
+    return lambda: sup_con_loss(torch.cat([z0, z1]), labels, 0.1, backend="cpp")
 
 def clip(rows):
-    x, y = (torch.nn.functional.normalize(torch.randn(rows, 512), dim=1).requires_grad_() for _ in range(2))
-    return lambda: clip_loss(x, y, 10.0, backend="cpp")
+    x, y = (torch.randn(rows, 512, requires_grad=True) for _ in range(2))
+    return lambda: clip_loss(x, y, 10.0, normalize=True, backend="cpp")
 
 def extra_peak(loss):
     before = resident("VmRSS")
