@@ -163,6 +163,11 @@ def test_an_argument_that_is_there_twice_is_refused() -> None:
             )
             for grid in ("0", "17", "2.5", "true", "wide")
         ),
+        (
+            {"model": "resnet_mini", "model_kwargs": ("grid=4",)},
+            16,
+            r"^--model-kwargs grid=4: at --size 16 the last map has 2 x 2 cells; pass --model-kwargs grid=2, or",
+        ),
         ({"model": "timm/hf-hub:someone/model"}, 32, r"timm lists no such model"),
         ({"model": "timm/local-dir:/tmp"}, 32, r"timm lists no such model"),
         ({"model": "timm/resnte18"}, 32, r"such as resnet18 \(without a tag\)"),

@@ -10,6 +10,7 @@ from simclr_fast.errors import ConfigError
 
 NAME = "resnet_mini"
 LARGEST_GRID = 16
+STRIDE = 8  # pixels a side of an image for one of the last map
 
 
 class BasicBlock(nn.Module):
@@ -35,7 +36,8 @@ class BasicBlock(nn.Module):
 class ResNetMini(nn.Module):
     """A 3x3 stem and one basic block per stage of 16, 32, 64 and 128 channels: [B, C, H, W] -> [B, 128 * grid**2].
 
-    grid: cells a side that the last map, an eighth of the image a side, is averaged to; 1 forgets where things are.
+    grid: cells a side that the last map, an eighth of the image a side (rounded up), is averaged to; 1 forgets where
+    things are.
     """
 
     def __init__(self, channels_in: int = 1, width: int = 16, grid: int = 1):
@@ -64,6 +66,12 @@ class MiniFamily(Family):
             raise ConfigError(f"--model-kwargs {told}: {NAME} has one argument, grid; leave {next(iter(kwargs))} out")
         if type(grid) is not int or not 1 <= grid <= LARGEST_GRID:
             raise ConfigError(f"--model-kwargs {told}: pass a grid of 1 to {LARGEST_GRID} cells a side")
+        cells = LARGEST_GRID if spec.size is None else -(-spec.size // STRIDE)
+        if grid > cells:  # the pool would only repeat them
+            raise ConfigError(
+                f"--model-kwargs {told}: at --size {spec.size} the last map has {cells} x {cells} cells; pass "
+                f"--model-kwargs grid={cells}, or a larger --size"
+            )
         return ResNetMini(spec.channels, grid=grid)
 
     def stages(self, spec: Spec, module: nn.Module) -> tuple[Stage, ...]:

@@ -45,7 +45,7 @@ def test_small_images_takes_grey_ones_and_those_in_colour(
 ) -> None:
     output = tmp_path / "run"
     data = ["--data", str(request.getfixturevalue(files)), *options]
-    assert main(["pretrain", "small-images", *data, *SMALL, "--output", str(output)]) == 0
+    assert main(["pretrain", "small-images", *data, *SMALL, "--size", "25", "--output", str(output)]) == 0
     trained = load(output / "checkpoint-000000002.pt")
     assert trained["channels"] == channels
     assert trained["model"]["head.0.weight"].shape == (16, 128 * 4 * 4), "the places of the last map are features"
