@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation.comparison import ALL_LABELS, knn_labels
 from simclr_fast.evaluation.results import LIST, left_by, list_name, share_of_labels
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import RESULTS_FOLDER
@@ -72,7 +73,9 @@ def accuracies(run: Run) -> Iterator[EvalResult]:
         few = comparison["labels_per_class"]
         yield _result(*of_run, f"linear classifier, {few} labels per class", comparison["few_label_linear"]["simclr"])
         if not any(content["command"] == "knn" and not content["protocol"] for content in found):
-            yield _result(*of_run, CHOSEN_K, comparison["knn"]["simclr"])
+            voted = knn_labels(comparison)
+            of_part = "" if voted == ALL_LABELS else f", {voted}"
+            yield _result(*of_run, CHOSEN_K + of_part, comparison["knn"]["simclr"])
     for content in found:
         options = content["options"]
         data = options.get("dataset") or of_run[0], Path(options["data"]) if options.get("data") else of_run[1]

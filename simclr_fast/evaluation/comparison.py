@@ -32,6 +32,7 @@ PROBES = {
     "few_label_linear_top5": "its top-5 accuracy",
     "knn": "weighted kNN, {all}",
 }
+ALL_LABELS = "all labels"
 See = Callable[[str, Features, Features], None]  # (key of ENCODERS, features, what `standardize` makes of them)
 
 
@@ -134,7 +135,7 @@ def knn_labels(results: dict[str, Any]) -> str:
     """How many labels kNN saw: all, or a random part of a large set; results: what `compare` gives."""
     seen = results["train_images"]
     labelled = results.get("labelled_images", seen)  # which runs of before did not write
-    return "all labels" if seen == labelled else f"{seen:,} of {labelled:,} labels"
+    return ALL_LABELS if seen == labelled else f"{seen:,} of {labelled:,} labels"
 
 
 def comparison_table(results: dict[str, Any]) -> ResultTable:

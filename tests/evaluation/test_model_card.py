@@ -92,6 +92,15 @@ def test_card_holds_what_was_measured(run: Run, tmp_path: Path) -> None:
     json.dumps(index)
 
 
+@pytest.mark.parametrize(("labelled", "said"), [(4000, ""), (60_000, ", 4,000 of 60,000 labels")])
+def test_card_says_of_which_labels_the_knn_of_the_runs_end_is(
+    labelled: int, said: str, run: Run, tmp_path: Path
+) -> None:
+    write_results(run.folder / RESULTS_FILE, {**COMPARISON, "labelled_images": labelled})
+    names = accuracies(ModelCard.load(write_model_card(run, tmp_path)))
+    assert names[f"weighted kNN, k chosen on training images{said}"] == 0.95
+
+
 def left(run: Run, stem: str, results: dict, protocol: str = "", **options: object) -> None:
     """Leave results of a protocol or of a list."""
     content = {"command": stem.partition("-")[0], "checkpoint": str(run.checkpoint), "step": run.step}
