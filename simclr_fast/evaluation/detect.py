@@ -66,8 +66,9 @@ def main(session: Session) -> dict[str, Any]:
             name = f"{INITS[init]}, seed {seed + 1} of {options.seeds}"
             detector = trained_detector(session, task, init, rate, seed, name)
             scores[init].append(evaluate_detector(detector, task.test, device, workers=task.schedule.workers))
+            session.keep(_content(task, rate, held_out, scores))
             found[INITS[init]] = detect(detector, [image for image, _ in shown], device)
-    results = {init: _over_seeds(of_init) for init, of_init in scores.items()}
+    content = _content(task, rate, held_out, scores)
     picture = pictures.detections(
         session.folder / "detect.png",
         [image for image, _ in shown],
@@ -76,20 +77,26 @@ def main(session: Session) -> dict[str, Any]:
         task.classes,
         SHOWN_SCORE,
     )
-    rows = {title: {init: results[init][metric] for init in inits} for metric, title in METRICS.items()}
+    rows = {title: {init: content[init][metric] for init in inits} for metric, title in METRICS.items()}
     schedule = task.schedule
     title = (
         f"{options.architecture}, {len(task.train)} training images, {schedule.steps} steps of {schedule.batch_size}, "
         f"learning rate {rate:g}: test precision (%), mean and standard deviation of {options.seeds} seeds"
     )
     table = ResultTable.of(title, "", {init: INITS[init] for init in inits}, rows)
-    content = {
-        "schedule": {**dataclasses.asdict(schedule), "lr": rate},
+    return session.finish(content, table, files=(picture,))
+
+
+def _content(
+    task: Task, rate: float, held_out: dict[float, float | None], scores: dict[str, list[dict[str, float]]]
+) -> dict[str, Any]:
+    """The results; scores: by initialisation, of as many seeds as have been measured."""
+    return {
+        "schedule": {**dataclasses.asdict(task.schedule), "lr": rate},
         "image_size": task.scale.image_size,
         "held_out_map": held_out,
-        **results,
+        **{init: _over_seeds(of_init) for init, of_init in scores.items() if of_init},
     }
-    return session.finish(content, table, files=(picture,))
 
 
 def _over_seeds(scores: list[dict[str, float]]) -> dict[str, dict]:
@@ -173,7 +180,11 @@ def folder_task(session: Session) -> Task:
     """COCO's or VOC's folder at the published schedule, and at the published scale where the images are that large."""
     options = session.options
     train, test = open_parts(*_annotations(options), channels=session.run.channels)
-    test.require_readable(options.workers)  # before hours of training rather than after them
+    session.say(
+        f"Reading each of the {len(train) + len(test)} images once, before hours of training rather than in them."
+    )
+    for part in (train, test):
+        part.require_readable(options.workers)
     batch_size = options.batch_size or 16
     steps = options.steps or (90_000 if options.dataset == "coco" else 24_000)
     reference = 0.02 if options.architecture == "faster-rcnn" else 0.01

@@ -87,13 +87,14 @@ def main(session: Session) -> dict[str, Any]:
                     title=f"{_part(options, fraction)} of the labels, {COLUMNS[init]}, draw {draw + 1} of {draws}",
                 )
                 logits[init].append(of_draw)
-        results[LIST if options.label_list is not None else fraction_key(fraction)] = {
-            "images": len(chosen),
-            "batch_size": batch,
-            "epochs": epochs_of_it,
-            "steps": steps,
-            **{name: _scores(of_draws, truth) for name, of_draws in logits.items()},
-        }
+                results[LIST if options.label_list is not None else fraction_key(fraction)] = {
+                    "images": len(chosen),
+                    "batch_size": batch,
+                    "epochs": epochs_of_it,
+                    "steps": steps,
+                    **{name: _scores(of_draws, truth) for name, of_draws in logits.items() if of_draws},
+                }
+                session.keep(results)
     columns = {name: title for name, title in COLUMNS.items() if name in ("raw", *inits)}
     rows = {}
     for fraction, result in zip(fractions, results.values()):

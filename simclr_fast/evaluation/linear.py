@@ -67,6 +67,7 @@ def main(session: Session) -> dict[str, Any]:
                 **found,
                 "per_class": by_class,
             }
+            session.keep(results)
         del features  # the next encoder's need the room
     rows = {
         METHODS[method] + title: {encoder: one[score] for encoder, one in scores.items()}

@@ -112,6 +112,21 @@ class Session:
             )
         return dataset
 
+    def keep(self, results: dict[str, Any]) -> None:
+        """Write what is measured so far to a file of its own, which `finish` takes away: no failure costs it.
+
+        The results of an earlier run of the command stay where they are until this one has all of its own.
+        """
+        if self.process.is_main:
+            if not self.unfinished_file.exists():
+                self.say(f"Results so far, until there are all: {self.unfinished_file}")
+            write_results(self.unfinished_file, self._content(results))
+
+    @property
+    def unfinished_file(self) -> Path:
+        """Where figures lie while others are still measured."""
+        return self.results_file.with_name(f"{self.results_file.name}.unfinished")
+
     def finish(
         self, results: dict[str, Any], *tables: ResultTable, files: tuple[Path, ...] = (), protocol: str = ""
     ) -> dict[str, Any]:
@@ -119,6 +134,20 @@ class Session:
 
         protocol: what `protocols.described` says of it; nothing of this package's own.
         """
+        content = self._content(results, *tables, protocol=protocol)
+        if self.process.is_main:
+            path = self.results_file
+            write_results(path, content)
+            self.unfinished_file.unlink(missing_ok=True)
+            for table in tables:
+                self.console.print(table.rich())
+            ignored = [file] if (file := self.folder / IGNORED_FILE).exists() else []
+            written = ", ".join(str(file) for file in (*files, path, *ignored))
+            self.console.print(f"{content['seconds']:.0f} s. Written: {written}", soft_wrap=True, markup=False)
+        return content
+
+    def _content(self, results: dict[str, Any], *tables: ResultTable, protocol: str = "") -> dict[str, Any]:
+        """What a file of results holds, in plain values, the same to a caller as to a reader of the file."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         content = {
             "command": self.command,
@@ -132,16 +161,7 @@ class Session:
             "results": results,
             "tables": [dataclasses.asdict(table) for table in tables],
         }
-        content = json.loads(json.dumps(content))  # plain values, the same to the caller as to a reader of the file
-        if self.process.is_main:
-            path = self.results_file
-            write_results(path, content)
-            for table in tables:
-                self.console.print(table.rich())
-            ignored = [file] if (file := self.folder / IGNORED_FILE).exists() else []
-            written = ", ".join(str(file) for file in (*files, path, *ignored))
-            self.console.print(f"{content['seconds']:.0f} s. Written: {written}", soft_wrap=True, markup=False)
-        return content
+        return json.loads(json.dumps(content))
 
 
 def run_command(options: CheckpointOptions) -> dict[str, Any]:

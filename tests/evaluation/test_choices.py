@@ -16,6 +16,7 @@ from torch import Tensor
 
 from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation import classifier, comparison, few_label, finetune, penalty_sweep, probes, session
 from simclr_fast.evaluation import features as features_module
 from simclr_fast.evaluation import knn as knn_command
@@ -306,3 +307,36 @@ def test_fine_tuning_trains_on_the_fraction_and_is_scored_on_test_images(
         for init in ("scratch", "checkpoint"):
             assert (results[fraction][init]["mean"], results[fraction][init]["top5_mean"]) == (1.0, 1.0)
         assert results[fraction]["raw"]["mean"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "function", "arguments", "kept"),
+    [
+        (
+            "finetune",
+            finetune,
+            "fine_tune",
+            ["--fractions", "1", "--epochs", "1", "--min-steps", "0"],
+            {"1": {"raw", "scratch"}},
+        ),
+        ("linear", linear_command, "_by_lbfgs", ["--method", "lbfgs", "--penalty-c", "1"], {"lbfgs": {"raw"}}),
+    ],
+)
+def test_a_failure_costs_nothing_that_was_measured(
+    command: str, module: Any, function: str, arguments: list, kept: dict, data, run_command, tmp_path, monkeypatch
+) -> None:
+    calls, original = [], getattr(module, function)
+
+    def second_fails(*given, **options):
+        calls.append(function)
+        if len(calls) == 2:
+            raise NonFiniteLossError("the loss is nan at step 3")
+        return original(*given, **options)
+
+    monkeypatch.setattr(module, function, second_fails)
+    with pytest.raises(NonFiniteLossError):
+        run_command(command, module.main, data, *arguments)
+    found = json.loads((tmp_path / f"{command}.json.unfinished").read_text())["results"]
+    for key, names in kept.items():
+        assert {name for name in found[key] if isinstance(found[key][name], dict)} == names
+    assert not (tmp_path / f"{command}.json").exists()

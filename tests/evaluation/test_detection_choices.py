@@ -14,6 +14,7 @@ from torch import nn
 from simclr_fast.backbones.family import Stage
 from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation import detect
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.train import METRICS, Schedule, train_detector
@@ -47,13 +48,18 @@ class Scenes(list):
 def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Runs `detect` on scenes with detectors that find nothing; gives what it did, and the results.
 
-    held_out: mAP on the held-out scenes by learning rate; test mAP is a number of its own for every detector.
+    held_out: mAP on the held-out scenes by learning rate; test mAP is a number of its own for every detector. fails_at:
+    the detector, counted from 1, whose training ends by an error.
     """
 
-    def run(held_out: dict[float, float], *arguments: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def run(
+        held_out: dict[float, float], *arguments: str, fails_at: int = 0
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         built: list[dict[str, Any]] = []
 
         def build(architecture, backbone, stages, **options):
+            if len(built) + 1 == fails_at:
+                raise NonFiniteLossError("the loss is nan at step 3")
             detector = nn.Linear(1, 1)
             weights = {name: value.clone() for name, value in backbone.state_dict().items()}
             built.append({"detector": detector, "weights": weights, **options})
@@ -86,6 +92,19 @@ def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: p
         return built, json.loads((tmp_path / "detect.json").read_text())["results"]
 
     return run
+
+
+def test_a_failure_costs_nothing_that_was_measured(run_detect, tmp_path: Path) -> None:
+    arguments = ["--lr", "0.001", "--seeds", "2", "--train-scenes", "3", "--test-scenes", "5"]
+    run_detect(RATES, *arguments)
+    before = (tmp_path / "detect.json").read_text()
+    with pytest.raises(NonFiniteLossError):
+        run_detect(RATES, *arguments, fails_at=4)
+    kept = json.loads((tmp_path / "detect.json.unfinished").read_text())["results"]
+    assert [kept[init]["map"]["seeds"] for init in ("scratch", "checkpoint")] == [[0.01, 0.03], [0.02]]
+    assert (tmp_path / "detect.json").read_text() == before, "the whole results of before stay"
+    run_detect(RATES, *arguments)
+    assert not (tmp_path / "detect.json.unfinished").exists()
 
 
 RATES = {1e-3: 0.2, 2e-3: 0.1, 4e-3: 0.3}

@@ -266,9 +266,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         data.require_readable(threads=2)
 
 
-def test_an_unreadable_test_image_is_met_before_the_training(
-    run_folder: Path, tmp_path: Path, capsys, monkeypatch
-) -> None:
+def test_an_unreadable_image_is_met_before_the_training(run_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     write_voc(tmp_path, "2012-train", "helmet")
     write_voc(tmp_path, "2012-val", "helmet", suffix=".JPG")
     (tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "val.JPG").write_bytes(b"no image")
@@ -276,6 +274,12 @@ def test_an_unreadable_test_image_is_met_before_the_training(
     arguments = ["--dataset", "voc", "--data", str(tmp_path), "--threads", "1", "--output", str(tmp_path)]
     assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 1
     assert "val.JPG: unreadable" in capsys.readouterr().err
+    of_training = tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "train.jpg"
+    whole = of_training.read_bytes()
+    of_training.write_bytes(whole[: len(whole) // 2])  # its header is whole
+    assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 1
+    assert "train.jpg: unreadable" in capsys.readouterr().err
+    of_training.write_bytes(whole)
     (tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages" / "val.JPG").unlink()
     assert main(["detect", "--checkpoint", str(run_folder), *arguments]) == 2
     assert "1 of its 1 images are missing, the first: " in (said := capsys.readouterr().err)

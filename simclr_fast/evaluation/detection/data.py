@@ -89,10 +89,7 @@ class DetectionFolder(Dataset):
         return image, {"boxes": boxes[solid], "labels": labels[solid], "iscrowd": crowds[solid]}
 
     def require_readable(self, threads: int) -> None:
-        """Decode every image once. Raises DataError, which names the first of those that cannot be read.
-
-        For images that are met after hours of training only.
-        """
+        """Decode every image once. Raises DataError, which names the first of those that cannot be read."""
         with ThreadPoolExecutor(max(1, threads)) as pool:
             for _ in pool.map(self._decode, range(len(self))):
                 pass
