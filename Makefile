@@ -16,11 +16,12 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The environment with the pinned dependencies, and the package built into the checkout (editable install).
+# The environment with the pinned dependencies, and the package built into the checkout (editable install). Of 20,000
+# modules a few thousand are ever imported: compiling them all, one after the other, would take a minute.
 $(VENV)/dependencies.stamp: requirements.txt
 	@echo "Once: installing the packages of $< into $(VENV) (6 GB); this takes minutes, mostly of downloading"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
 	touch $@
 
 $(VENV)/package.stamp: $(VENV)/dependencies.stamp setup.py pyproject.toml $(KERNELS)
