@@ -1,8 +1,5 @@
 """Every kernel equals torchvision applied per sample, operation by operation and as a whole."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +11,7 @@ from simclr_fast import SimCLREval
 from simclr_fast.ops.augment import ORDERS, ImageBatch, augment
 from simclr_fast.ops.augment.params import pack_window
 from simclr_fast.ops.augment.reference import augment_one
-from tests.helpers import INSTRUCTION_SETS, within
+from tests.helpers import within
 from tests.ops.augment.compare import TOLERANCE, errors, move, noise, only, transform
 
 FULL = {"hflip": 0.5, "jitter_p": 0.8, "gray_p": 0.3, "blur_p": 0.5, "solarize_p": 0.3}
@@ -286,25 +283,3 @@ def test_no_counterexample_is_found(case: dict) -> None:
     params = transform(case["size"], **recipe).sample(images, seed=case["seed"])
     off = errors(("cpu", "cpp"), images, case["size"], params, blur_kernel=case["blur_kernel"])
     assert within("view", off.max(), TOLERANCE)
-
-
-_ONE_ISA = """
-import torch
-from simclr_fast import SimCLRAugment, _extension
-assert _extension.build_info()["cpu_isa"] == "{isa}"
-for shape, size in (((3, 61, 47), 33), ((1, 30, 200), 20), ((3, 20, 300), 40)):
-    images = torch.randint(0, 256, (6, *shape), dtype=torch.uint8)
-    cpp, reference = (SimCLRAugment(size, mean=0.0, std=1.0, solarize_p=0.3, backend=b) for b in ("cpp", "reference"))
-    params = cpp.sample(images, seed=1)
-    assert torch.equal(params.pack(), reference.sample(images, seed=1).pack())
-    assert (cpp.apply(images, params) - reference.apply(images, params)).abs().max() <= {tolerance}
-"""
-
-
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa: str) -> None:
-    """This process runs the best one that the machine has; each runs in a process of its own."""
-    script = _ONE_ISA.format(isa=isa, tolerance=TOLERANCE)
-    environment = os.environ | {"SIMCLR_FAST_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -1,32 +1,40 @@
-"""The CPU kernels' own 2^x, on every instruction set, against float64 and exact arithmetic; their half conversions."""
+"""The CPU kernels' own 2^x against float64 and exact arithmetic, and their half conversions.
+
+tests/ops/test_instruction_sets.py calls the checks of 2^x on every instruction set.
+"""
 
 import ctypes
 import os
 import shutil
 import subprocess
-import sys
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from proof.kept import digest, kept
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-Wall", "-Wno-psabi", "-shared", "-fPIC"]
 
-# The instruction sets this processor can run.
-ISAS = ["portable", "avx2", "avx512"][: {"DEFAULT": 1, "AVX2": 2, "AVX512": 3}[torch.backends.cpu.get_cpu_capability()]]
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("probe") / "exp2_probe.so"
+@cache
+def probe() -> Path:
+    """The functions of the kernels' vectors as a library, kept under build/."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    command = [*compiler.split(), *FLAGS, f"-I{HERE}", HERE / "exp2_probe.cpp", ROOT / "csrc/cpu/isa.cpp", "-o", path]
-    subprocess.run(command, check=True)
-    return path
+    sources = [HERE / "exp2_probe.cpp", ROOT / "csrc/cpu/isa.cpp"]
+    made_of = digest(compiler, FLAGS, [path.read_text() for path in (sources[0], *sorted(ROOT.glob("csrc/**/*.h")))])
+    command = [*compiler.split(), *FLAGS, f"-I{HERE}", *sources, "-o"]
+    return kept(ROOT / "build/probe" / f"exp2-{made_of}.so", lambda made: subprocess.run([*command, made], check=True))
+
+
+@pytest.fixture
+def library() -> Path:
+    return probe()
 
 
 def call(library: Path, name: str, x: np.ndarray, y: np.ndarray, *arguments: int) -> np.ndarray:
@@ -79,19 +87,6 @@ def check_double(library: Path) -> None:
     np.testing.assert_array_equal(
         call(library, "exp2_double", low, np.empty_like(low), 1)[:4], [0, 0, np.nan, 2.0**-1022]
     )
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_exp2_error(library: Path, isa: str) -> None:
-    """In a process of its own: the instruction set is chosen once."""
-    program = (
-        "import sys; from pathlib import Path; from tests.ops.ntxent.test_exp2 import check_double, check_float;"
-        "check_float(Path(sys.argv[1])); check_double(Path(sys.argv[1]))"
-    )
-    environment = {**os.environ, "SIMCLR_FAST_ISA": isa}
-    command = [sys.executable, "-c", program, str(library)]
-    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("name", ["half", "bfloat16"])

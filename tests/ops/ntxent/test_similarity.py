@@ -1,7 +1,5 @@
 """The primitive against float64: the backends that run on the CPU, every dtype, shape, exclusion and kind of rows."""
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -9,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_fast._extension import build_info
 from simclr_fast.losses.similarity import similarity_logsumexp
 from simclr_fast.ops.ntxent.similarity import similarity
-from tests.helpers import INSTRUCTION_SETS, non_contiguous, peak_mib, relative_error
+from tests.helpers import non_contiguous, peak_mib, relative_error
 from tests.similarity_truth import (
     CALLS,
     EPS,
@@ -116,22 +113,6 @@ def test_half_rows(call: tuple[str, bool, bool], dtype: torch.dtype) -> None:
                 rounding = torch.finfo(dtype).eps / 2 * gradient.abs() + torch.finfo(dtype).smallest_normal * 1e-3
                 tiny = 1e-5 / (temperature * z.double().norm(dim=1, keepdim=True))
                 assert ((mine.double() - gradient).abs() <= 1.01 * rounding + tiny).all()
-
-
-# The set that runs by default serves all other tests of this file.
-@pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS if isa.values[0] != build_info().get("cpu_isa")])
-def test_every_other_instruction_set(isa: str) -> None:
-    program = (
-        "import torch; from simclr_fast._extension import build_info;"
-        "from tests.ops.ntxent.test_similarity import CALLS, check; torch.manual_seed(0);"
-        f"assert build_info()['cpu_isa'] == {isa!r}, build_info();"
-        "[check('random', shape, d, dtype, t, call, alone) for shape, d in (((5, 3), 3), ((33, 150), 70))"
-        " for dtype in (torch.float32, torch.float64) for t in (0.1, 0.01) for call in CALLS"
-        " for alone in {False, call == CALLS[1]}]"
-    )
-    environment = {**os.environ, "SIMCLR_FAST_ISA": isa}
-    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
 
 
 def both_ways(rows: Tensor, columns: Tensor | None, temperature: float | Tensor = 0.1, **options) -> list[Tensor]:
