@@ -7,20 +7,24 @@ four spaces                    commands and formulas, of which commands are only
 """
 
 import dataclasses
+import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomllib
+import torch
+from torch.multiprocessing import start_processes
 
 from simclr_fast.cli import PROGRAM, main, parse
+from tests.forked import CONTEXT
+from tests.training.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+FORKED = {"start_method": CONTEXT.get_start_method()}
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^ {4}(\S.*)$", re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -73,6 +77,18 @@ def arguments_of(line: str) -> list[str] | None:
     return arguments if len(arguments) > 1 else None
 
 
+def program_environment(world: str) -> dict[str, str]:
+    """What torchrun tells all processes."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": world}
+
+
+def _rank(rank: int, environment: dict[str, str], program: str) -> None:
+    """One process of a program: as torchrun, which tests/training/test_torchrun.py runs, but for its imports."""
+    os.environ.update(environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    torch.set_num_threads(1)
+    runpy.run_path(program, run_name="__main__")
+
+
 def run_command(line: str) -> None:
     """Run one line of a `bash` block in the working directory, small."""
     words = shlex.split(line, comments=True)
@@ -84,10 +100,9 @@ def run_command(line: str) -> None:
         assert main([*words[1:], *small(words[1:])]) == 0, line
     elif words[0] == "torchrun" and "simclr_fast" in words:  # tests/training/test_torchrun.py runs it
         check_command(words[words.index("simclr_fast") + 1 :])
-    elif words[0] == "torchrun":
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:]], check=True, timeout=600
-        )
+    elif words[:2] == ["torchrun", "--nproc-per-node"]:
+        _, _, world, program = words
+        start_processes(_rank, (program_environment(world), str(Path(program).resolve())), nprocs=int(world), **FORKED)
     elif words[0] == "python":
         runpy.run_path(words[1], run_name="__main__")
     else:
