@@ -25,17 +25,18 @@ def results(run: Path, command: str) -> dict:
 
 def test_a_few_labels_are_worth_more_than_on_raw_pixels_and_at_random_init(demo: Path) -> None:
     found = results(demo, "few-label")
-    assert found["linear"]["10"]["simclr"]["mean"] >= 0.93
-    assert found["1nn"]["10"]["simclr"]["mean"] >= 0.87
+    assert found["linear"]["10"]["simclr"]["mean"] >= 0.935
+    assert found["1nn"]["10"]["simclr"]["mean"] >= 0.925
     for per_class, scores in found["linear"].items():
         means = {encoder: score["mean"] for encoder, score in scores.items()}
         assert means["simclr"] > max(means["raw"], means["random_init"]) + 0.05, f"{per_class} labels per class"
 
 
-def test_nearest_neighbours_tell_more_than_at_random_init(demo: Path) -> None:
+def test_nearest_neighbours_tell_more_than_raw_pixels_and_at_random_init(demo: Path) -> None:
     found = results(demo, "knn")["test"]["chosen"]
-    assert found["simclr"] > found["random_init"] + 0.2
-    assert found["simclr"] > found["raw"] - 0.01, "with all labels, raw pixels of digits do well, too"
+    assert found["simclr"] >= 0.962
+    assert found["simclr"] > found["random_init"] + 0.09
+    assert found["simclr"] > found["raw"], "with all labels, raw pixels of digits do well, too"
 
 
 def test_fine_tuning_beats_training_from_scratch_and_raw_pixels(demo: Path) -> None:
