@@ -18,7 +18,7 @@ from simclr_fast.training.state import data_identity
 from tools.tables import write_table
 from tools.tune import demo, small_images
 from tools.tune.page import page, table
-from tools.tune.study import Changes, Results, finals, search
+from tools.tune.study import Changes, Results, chosen, finals, kept, search
 from tools.tune.trial import changed, measure, raw_pixels, training_images
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -50,11 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     results = Results(file, train_and_judge, data_identity(parts.train)["sha256"])
     axes = list(search(study, results))
     last = finals(study, results)
-    chosen = next((row.changes for row in last if row.kept), {})
-    pixels = raw_pixels(parts, Preprocess.of(changed(config, study.start | chosen)[0].augment))
+    options_kept = chosen(study.start, kept(row for _, rows in axes for row in rows), kept(last))
+    pixels = raw_pixels(parts, Preprocess.of(changed(config, options_kept)[0].augment))
     sizes = {"train": len(parts.train), "held_out": len(parts.held_out)}
     path = options.table or ROOT / f"docs/tables/recipe_{name}.json"
-    write_table(path, table(study, axes, last, pixels, sizes), page(study, axes, last, pixels, sizes))
+    found = table(study, axes, last, pixels, sizes)
+    write_table(path, found, page(found))
     print(f"Written: {path}, {path.with_suffix('.md')}")
     return 0
 

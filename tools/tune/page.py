@@ -1,15 +1,16 @@
-"""The table of a study, as JSON and as a page for people."""
+"""The table of a study, as JSON, and as a page for people that is made of the JSON alone."""
 
 import dataclasses
-import statistics
 from typing import Any
 
-from tools.tune.study import READOUT, Study, Tried, named
+from tools.tune.study import READOUT, Study, Tried, named, spread
 from tools.tune.trial import DRAWS, PER_CLASS
 
 Axes = list[tuple[str, list[Tried]]]
 Sizes = dict[str, int]
 Scores = dict[str, float]
+Row = dict[str, Any]
+READOUTS = (READOUT, "averaged weights", "first layer of the head")
 
 
 def table(study: Study, axes: Axes, last: list[Tried], pixels: Scores, sizes: Sizes) -> dict[str, Any]:
@@ -20,89 +21,102 @@ def table(study: Study, axes: Axes, last: list[Tried], pixels: Scores, sizes: Si
         "labels_per_class": PER_CLASS,
         "draws": DRAWS,
         "start": study.start,
+        "steps": study.steps,
+        "seeds": study.seeds,
         "raw_pixels": _rounded(pixels),
-        "axes": [_row(title, row) for title, rows in axes for row in rows],
-        "finalists": [_row("final", row) for row in last],
+        "axes": [{"axis": title, **_row(row)} for title, rows in axes for row in rows],
+        "final_seeds": study.final_seeds,
+        "finalists": [_row(row) for row in last],
     }
 
 
-def page(study: Study, axes: Axes, last: list[Tried], pixels: Scores, sizes: Sizes) -> str:
-    """The same in Markdown."""
-    seeds = ", ".join(map(str, study.seeds))
+def page(table: dict[str, Any]) -> str:
+    """The page of a table, in Markdown."""
+    sizes, pixels = table["images"], table["raw_pixels"]
     lines = [
-        f"# How the recipe `{study.recipe}` was chosen",
+        f"# How the recipe `{table['recipe']}` was chosen",
         "",
-        f"Written by `python -m tools.tune {study.recipe}`. Candidates train on {sizes['train']:,} of the training "
+        f"Written by `python -m tools.tune {table['recipe']}`. Candidates train on {sizes['train']:,} of the training "
         f"images and are judged on the {sizes['held_out']:,} others; no test image is looked at.",
         "",
-        f"Accuracies in percent, with {PER_CLASS} labels per class, means of {DRAWS} draws: *linear* and *1-NN* from "
-        "the backbone, *averaged* from the backbone of the averaged weights (decay "
-        f"{study.start.get('model_ema_decay', 0.999)}). Time: of a step, in processor time of one thread.",
+        f"Accuracies in percent, with {table['labels_per_class']} labels per class, means of {table['draws']} draws: "
+        "*linear* and *1-NN* from the backbone, *averaged* from the backbone of the averaged weights (decay "
+        f"{table['start'].get('model_ema_decay', 0.999)} where a candidate names no other). Time: of a step, in "
+        "processor time of one thread.",
         "",
-        f"The search starts from: {named(study.start)}.",
+        f"The search starts from: {named(table['start'])}.",
         "",
-        f"Raw pixels: linear {_percent(pixels['linear'])}, 1-NN {_percent(pixels['1nn'])}.",
+        f"Raw pixels, of the size kept last: linear {_percent(pixels['linear'])}, 1-NN {_percent(pixels['1nn'])}.",
         "",
         "## Axis by axis",
         "",
-        f"Each value is tried beside what was kept before it (**bold**), over {study.steps} steps where it names no "
-        f"other number, seed {seeds}.",
+        f"Each value is tried beside what was kept before it (**bold**), over {table['steps']} steps where it names no "
+        f"other number, seed {_listed(table['seeds'])}.",
         "",
-        *_table(axes),
+        "| axis | candidate | linear | 1-NN | averaged: linear | 1-NN | steps | time (ms) |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+        *(_line(row["axis"], *_figures(row)) for row in table["axes"]),
     ]
-    if last:
-        seeds = ", ".join(map(str, study.final_seeds))
-        lines += [
-            "",
-            "## Finalists",
-            "",
-            f"At the recipe's length, means of seeds {seeds}; the changes are those to the start.",
-            "",
-            *_table([("", last)]),
-            "",
-            "## Where the features are read",
-            "",
-            "Of the finalist that was kept. *Standardised*: columns of mean 0 and variance 1 over the training images; "
-            "otherwise rows are only brought to one length.",
-            "",
-            "| features | linear, standardised | linear | 1-NN, standardised | 1-NN |",
-            "|---|---:|---:|---:|---:|",
-            *_readouts(next(row for row in last if row.kept)),
-        ]
+    if table["finalists"]:
+        lines += _finals(table)
     return "\n".join(lines) + "\n"
 
 
-def _table(axes: Axes) -> list[str]:
-    head = "| axis | candidate | linear | 1-NN | averaged: linear | 1-NN | steps | time (ms) |"
-    lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|"]
-    for title, rows in axes:
-        for row in rows:
-            own, averaged = row.scores[READOUT], row.scores["averaged weights"]
-            figures = [_percent(scores[probe]) for scores in (own, averaged) for probe in ("linear", "1nn")]
-            shown = f"**{named(row.changes)}**" if row.kept else named(row.changes)
-            cells = [title, shown, *figures, str(row.steps), f"{1000 * row.step_seconds:.0f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def _readouts(row: Tried) -> list[str]:
-    columns = ("linear", "linear_unscaled", "1nn_standardised", "1nn")
+def _finals(table: dict[str, Any]) -> list[str]:
+    kept = next(row for row in table["finalists"] if row["kept"])
+    probes = ("linear", "linear_unscaled", "1nn_standardised", "1nn")
     return [
-        f"| {readout} | {' | '.join(_percent(scores[column]) for column in columns)} |"
-        for readout, scores in row.scores.items()
+        "",
+        "## Finalists",
+        "",
+        f"At the recipe's length, means of seeds {_listed(table['final_seeds'])}; the changes are those to the start. "
+        "*Score*: the mean of linear and 1-NN, ± its standard deviation over the seeds. The first is what the search "
+        "kept; another one takes its place only where its score is higher by more than the larger of both deviations.",
+        "",
+        "| candidate | score | its seeds | linear | 1-NN | averaged: linear | 1-NN | steps | time (ms) |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+        *(_final_line(row) for row in table["finalists"]),
+        "",
+        "## Where the features are read",
+        "",
+        "Of the finalist that was kept. *Standardised*: columns of mean 0 and variance 1 over the training images; "
+        "otherwise rows are only brought to one length. Neighbours are those by cosine.",
+        "",
+        "| features | linear, standardised | linear | 1-NN, standardised | 1-NN |",
+        "|---|---:|---:|---:|---:|",
+        *(_line(name, *(_percent(kept[name][probe]) for probe in probes)) for name in READOUTS),
     ]
 
 
-def _row(title: str, row: Tried) -> dict[str, Any]:
-    spread = statistics.stdev(row.by_seed) if len(row.by_seed) > 1 else None
-    return {
-        "axis": title,
-        **{key: value for key, value in dataclasses.asdict(row).items() if key not in ("scores", "by_seed")},
+def _final_line(row: Row) -> str:
+    candidate, *figures = _figures(row)
+    seeds = ", ".join(map(_percent, row["by_seed"]))
+    return _line(candidate, f"{_percent(row['score'])} ± {_percent(spread(row['by_seed']))}", seeds, *figures)
+
+
+def _figures(row: Row) -> list[str]:
+    """The cells of a candidate: itself, its accuracies, steps and time."""
+    shown = f"**{named(row['changes'])}**" if row["kept"] else named(row["changes"])
+    accuracies = [_percent(row[readout][probe]) for readout in READOUTS[:2] for probe in ("linear", "1nn")]
+    return [shown, *accuracies, str(row["steps"]), f"{1000 * row['step_seconds']:.0f}"]
+
+
+def _row(row: Tried) -> Row:
+    kept = {key: value for key, value in dataclasses.asdict(row).items() if key != "scores"}
+    return kept | {
         "step_seconds": round(row.step_seconds, 4),
+        "by_seed": [round(score, 4) for score in row.by_seed],
         "score": round(row.score, 4),
-        "spread": None if spread is None else round(spread, 4),
         **{readout: _rounded(scores) for readout, scores in row.scores.items()},
     }
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _rounded(scores: Scores) -> Scores:

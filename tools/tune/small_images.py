@@ -44,6 +44,8 @@ STUDY = Study(
         Axis("flip", ({"hflip": 0.0},)),
         Axis("smaller batch", ({"batch_size": 64, "steps": 400},)),
         Axis("higher temperature", ({"temperature": 0.4},)),
+        Axis("warp", ({"rotate": 10.0, "shear": 0.1}, {"rotate": 25.0, "shear": 0.3})),
+        Axis("learning rate", ({"lr": 1e-3}, {"lr": 4e-3})),
     ),
     finalists=(),
     final_seeds=(0,),

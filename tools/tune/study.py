@@ -2,14 +2,15 @@
 
 The search is greedy. It goes through the axes once, in their order; each value is tried beside the best found so far,
 with the same steps and seeds, and becomes part of it where its score is the highest by more than MARGIN. The finalists
-are then trained as long as the recipe is, over several seeds.
+are then trained as long as the recipe is, over several seeds; the first of them is what the search kept, which another
+one replaces only where it is better by more than the seeds' spread.
 """
 
 import dataclasses
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ class Study:
 
     start: every option that the axes change, so that the study stays the same whatever the recipe becomes. steps,
     seeds: of the candidates of an axis; finalists train for final_steps over final_seeds. A value that names "steps"
-    itself trains so long instead: a batch of half the size can take twice the steps. A finalist's steps are
-    final_steps * its steps / steps. held_out: fraction of every class; images: of a larger set so many are taken.
+    itself trains so long instead: a batch of half the size can take twice the steps. finalists: changes to the start,
+    those that the search kept first. held_out: fraction of every class; images: of a larger set so many are taken.
     """
 
     recipe: str
@@ -125,14 +126,38 @@ def search(study: Study, results: Results, say: Callable[[str], None] = print) -
 
 
 def finals(study: Study, results: Results, say: Callable[[str], None] = print) -> list[Tried]:
-    """The finalists at the recipe's length, the best of them marked as kept."""
+    """The finalists at the recipe's length, one of them marked as kept.
+
+    It is the best one, unless the first is as good: within MARGIN, or the larger of both spreads over the seeds.
+    """
     rows = []
     for value in study.finalists:
-        steps = round(study.final_steps * value.get("steps", study.steps) / study.steps)
-        rows.append(tried(results, study.start | value | {"steps": steps}, value, steps, study.final_seeds))
+        rows.append(tried(results, study.start | value, value, study.final_steps, study.final_seeds))
         say(line("final", rows[-1]))
-    winner = max(rows, key=lambda row: row.score) if rows else None
+    if not rows:
+        return []
+    first, best = rows[0], max(rows, key=lambda row: row.score)
+    margin = max(MARGIN, spread(first.by_seed), spread(best.by_seed))
+    winner = best if best.score > first.score + margin else first
     return [dataclasses.replace(row, kept=row is winner) for row in rows]
+
+
+def kept(rows: Iterable[Tried]) -> list[Changes]:
+    """The changes of the candidates that are marked as kept."""
+    return [row.changes for row in rows if row.kept]
+
+
+def chosen(start: Changes, searched: list[Changes], last: list[Changes]) -> Changes:
+    """The options of the finalist that was kept; where there was none, those that the search kept, in its order."""
+    options = dict(start)
+    for changes in last or searched:
+        options |= changes
+    return {name: value for name, value in options.items() if name != "steps"}
+
+
+def spread(scores: Sequence[float]) -> float:
+    """The standard deviation of the scores of several seeds; 0 of one."""
+    return statistics.stdev(scores) if len(scores) > 1 else 0.0
 
 
 def line(title: str, row: Tried) -> str:

@@ -25,12 +25,13 @@ from simclr_fast.process import Process, autocast_dtype
 from simclr_fast.training.average import WeightAverage
 from simclr_fast.training.loop import build_step
 from simclr_fast.training.state import TrainState
-from simclr_fast.training.views import Views
+from simclr_fast.training.views import Draw, Images, Views
 
 CPU = torch.device("cpu")
 PER_CLASS, DRAWS = 10, 20  # labels per class, and how many times they are drawn
 SPLIT_SEED = 0  # of the held-out part, the same for every candidate and seed
 GROUPS = ("data", "augment", "model", "optimization", "speed")
+SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Extras:
     """Layers of the projection head."""
     blur_kernel: int | None = None
     """Taps of the blur (odd); None is a tenth of the view's height, made odd: none below 20 pixels."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on every pixel of a view, in units of the normalised view."""
+    schedule: str = "cosine"
+    """How the learning rate falls to 0 after its warm-up: one of SCHEDULES; "constant" does not."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule={self.schedule}: pass one of {', '.join(SCHEDULES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +90,35 @@ def changed(config: Config, changes: dict[str, Any]) -> tuple[Config, Extras]:
     return config, Extras(**extras)
 
 
-def draw_views(config: Config, extras: Extras, dtype: torch.dtype | None) -> Views:
-    """The views of a training run, blurred by a kernel of the size that `extras` asks for."""
-    views = Views(config.augment, config.run.seed, dtype=dtype, channels_last=config.speed.channels_last)
-    if extras.blur_kernel is not None:
-        own = views.augment
-        views.augment = SimCLRAugment(
-            **config.augment.fused(), blur_kernel=extras.blur_kernel, dtype=own.dtype, memory_format=own.memory_format
-        )
-    return views
+class StudiedViews(Views):
+    """Views of a training run, blurred by a kernel of the size that `extras` asks for, and with noise."""
+
+    def __init__(self, config: Config, extras: Extras, dtype: torch.dtype | None):
+        super().__init__(config.augment, config.run.seed, dtype=dtype, channels_last=config.speed.channels_last)
+        self.noise = extras.noise
+        if extras.blur_kernel is not None:
+            own = self.augment
+            self.augment = SimCLRAugment(
+                **config.augment.fused(),
+                blur_kernel=extras.blur_kernel,
+                dtype=own.dtype,
+                memory_format=own.memory_format,
+            )
+
+    def apply(self, images: Images, draw: Draw) -> Tensor:
+        """As in a training run; the noise follows from the step's seed, and so is the same for every candidate."""
+        views = super().apply(images, draw)
+        if self.noise > 0:
+            generator = torch.Generator().manual_seed(int(draw.seed))
+            views = views + self.noise * torch.randn(views.shape, generator=generator).to(views)
+        return views
+
+
+def learning_rate(schedule: str, step: int, peak: float, total_steps: int, warmup_steps: int) -> float:
+    """The rate of a step, as `optim.lr_at` gives it, but for how it falls after the warm-up."""
+    if schedule == "cosine" or step < warmup_steps:
+        return lr_at(step, peak, total_steps, warmup_steps)
+    return peak if schedule == "constant" else peak * (total_steps - step) / (total_steps - warmup_steps)
 
 
 def deepen(model: nn.Module, layers: int) -> None:
@@ -116,7 +145,7 @@ def train(config: Config, extras: Extras, images: ImageArrays, steps: int) -> tu
         deepen(state.model, extras.head_layers)
         state.optimizer = build_optimizer(state.model, options)
         state.ema = WeightAverage(state.model, options.model_ema_decay)
-    views = draw_views(config, extras, autocast)
+    views = StudiedViews(config, extras, autocast)
     step = build_step(state, views, config, Process(0, 1, CPU), autocast)
     step.criterion = NTXentLoss(options.temperature, decoupled=extras.decoupled)
     warmup = round(steps * options.warmup_epochs / options.epochs)
@@ -124,7 +153,7 @@ def train(config: Config, extras: Extras, images: ImageArrays, steps: int) -> tu
     began, epoch = time.process_time(), 0
     while state.step < steps:
         for batch in loader.epoch(epoch):
-            lr = lr_at(state.step, peak_lr(options), steps, warmup)
+            lr = learning_rate(extras.schedule, state.step, peak_lr(options), steps, warmup)
             step.take(batch, views.draw(batch.indices, state.step), lr)
             state.step += 1
             if state.step == steps:
