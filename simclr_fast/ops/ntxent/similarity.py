@@ -103,7 +103,6 @@ class _SimilarityGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(drows, dcolumns, rows, columns, temperature_tensor, saved: _Saved, needs, options: Options):
-        bwd = OPS[options.backend].bwd
         rank, world = distributed.rank_and_size(options.group)
         n = rows.shape[0]
         alone = saved.columns is None
@@ -115,68 +114,39 @@ class _SimilarityGradient(torch.autograd.Function):
             return upstream if world == 1 else distributed.all_gather_shards(upstream, options.group)
 
         drows_all, dcolumns_all = of_all(drows, n), of_all(dcolumns, m) if options.both else None
-        numbers = {
-            "exclude": options.exclude,
-            "eps": 1.0 if options.eps is None else options.eps,
-            "temperature": options.temperature,
-            "temperature_tensor": temperature_tensor,
-            "precision": options.precision,
-        }
 
-        def own(x: Tensor, count: int) -> Tensor:
-            return x[rank * count : (rank + 1) * count]
+        def of_side(z, inv_norm, own: tuple[Tensor, ...], others: tuple[Tensor, ...], need_dt: bool):
+            """(dz, dt) of this rank's rows z [count, D]; own, others: upstream, operands, log-sum-exps of all ranks."""
+            mine = slice(rank * z.shape[0], (rank + 1) * z.shape[0])
+            upstream, x, lse = (part[mine] for part in own)
+            return OPS[options.backend].bwd(
+                *(upstream, others[0], z, x, inv_norm, others[1], lse, others[2]),
+                row_offset=rank * z.shape[0],
+                exclude=options.exclude,
+                eps=1.0 if options.eps is None else options.eps,
+                temperature=options.temperature,
+                temperature_tensor=temperature_tensor,
+                precision=options.precision,
+                need_dt=need_dt,
+            )
 
         need_rows, need_columns, need_dt = needs
+        of_rows = (drows_all, saved.rows, saved.lse)
         if alone:
-            dz, dt = bwd(
-                own(drows_all, n),
-                drows_all,
-                rows,
-                own(saved.rows, n),
-                saved.inv_norm,
-                saved.rows,
-                own(saved.lse, n),
-                saved.lse,
-                row_offset=rank * n,
-                need_dt=need_dt,
-                **numbers,
-            )
+            dz, dt = of_side(rows, saved.inv_norm, of_rows, of_rows, need_dt)
             return dz, None, dt if need_dt else None
         # A side without an upstream gradient: its terms vanish, 0 exp(s - inf).
         column_lse = saved.column_lse
         if dcolumns_all is None:
             dcolumns_all = saved.lse.new_zeros(world * m)
             column_lse = saved.lse.new_full((world * m,), torch.inf)
+        of_columns = (dcolumns_all, saved.columns, column_lse)
         drow_z = dcolumn_z = dt = None
         if need_rows or need_dt:
-            drow_z, dt = bwd(
-                own(drows_all, n),
-                dcolumns_all,
-                rows,
-                own(saved.rows, n),
-                saved.inv_norm[:n],
-                saved.columns,
-                own(saved.lse, n),
-                column_lse,
-                row_offset=rank * n,
-                need_dt=need_dt,
-                **numbers,
-            )
+            drow_z, dt = of_side(rows, saved.inv_norm[:n], of_rows, of_columns, need_dt)
         need_dt = need_dt and options.both  # the columns' sums depend on t, too
         if need_columns or need_dt:
-            dcolumn_z, column_dt = bwd(
-                own(dcolumns_all, m),
-                drows_all,
-                columns,
-                own(saved.columns, m),
-                saved.inv_norm[n:],
-                saved.rows,
-                own(column_lse, m),
-                saved.lse,
-                row_offset=rank * m,
-                need_dt=need_dt,
-                **numbers,
-            )
+            dcolumn_z, column_dt = of_side(columns, saved.inv_norm[n:], of_columns, of_rows, need_dt)
             dt = dt + column_dt if need_dt else dt
         return drow_z, dcolumn_z, dt if needs[2] else None
 
