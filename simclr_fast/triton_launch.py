@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# Plans that a backend keeps of each kind, a few kilobytes each. A training run has two or three shapes; to make a plan
+# Plans that a backend keeps, a few kilobytes each. A training run has two or three shapes; to make a plan
 # takes some hundred microseconds, and the first launch of each 100 more.
 PLANS = 256
 

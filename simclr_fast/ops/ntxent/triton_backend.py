@@ -7,14 +7,11 @@ call is planned once (triton_plans.py): a call looks up its plan, allocates, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
 
 from simclr_fast.ops.ntxent import triton_host
 from simclr_fast.ops.ntxent.triton_host import (
+    TritonBackend,
     needs_online_max,
     new_unit_rows,
     operand_of,
@@ -24,48 +21,23 @@ from simclr_fast.ops.ntxent.triton_host import (
 from simclr_fast.ops.ntxent.triton_plans import (
     Backward,
     Forward,
-    ForwardBackward,
     backward_plan,
     forward_backward_plan,
     forward_plan,
     normalize_plan,
 )
-from simclr_fast.ops.ntxent.triton_tiles import Target, target_of
-from simclr_fast.triton_launch import Launch, LaunchPlan, aligned, keep_plans, launch_on_device
+from simclr_fast.triton_launch import aligned
 
 
-@dataclass(frozen=True)
-class TritonNtxent:
-    """The backend's functions, for a choice of tiles and a way to run a launch.
-
-    It keeps its plans: where the tables of triton_tiles.py are changed, another one is to be made.
-    """
-
-    run: Callable[[Launch], None] = launch_on_device
-    target: Callable[[torch.device], Target] = target_of
-
-    @cached_property
-    def _normalize_plan(self) -> Callable[..., LaunchPlan]:
-        return keep_plans(normalize_plan)
-
-    @cached_property
-    def _forward_plan(self) -> Callable[..., Forward]:
-        return keep_plans(forward_plan)
-
-    @cached_property
-    def _backward_plan(self) -> Callable[..., Backward]:
-        return keep_plans(backward_plan)
-
-    @cached_property
-    def _forward_backward_plan(self) -> Callable[..., ForwardBackward]:
-        return keep_plans(forward_backward_plan)
+class TritonNtxent(TritonBackend):
+    """The backend's functions."""
 
     def normalize(self, z0: torch.Tensor, z1: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         """z0 [n0, D], z1 [n1, D] of one float type -> u fp16 [n0 + n1, D], of float32 [n0 + n1, 2, D], inv_norm."""
         z0, z1 = readable_rows(z0), readable_rows(z1)
         n, dim = z0.shape
         rows = n + z1.shape[0]
-        plan = self._normalize_plan((z0.dtype, z1.dtype), n, rows, dim, z0.stride(0), z1.stride(0), eps)
+        plan = self.plan(normalize_plan, (z0.dtype, z1.dtype), n, rows, dim, z0.stride(0), z1.stride(0), eps)
         u = new_unit_rows(z0, rows)
         inv_norm = z0.new_empty(rows, dtype=torch.float32)
         self.run(plan.on(z0, z1, u, inv_norm))
@@ -84,7 +56,8 @@ class TritonNtxent:
         """u [M, (2,) D] -> loss ([] = row_scale * sum of the local L_i, or [2n] of "none"), lse_neg, s_pos [2n]."""
         u = aligned(u.contiguous())
         columns, dim = u.shape[0], u.shape[-1]
-        plan = self._forward_plan(
+        plan = self.plan(
+            forward_plan,
             self.target(u.device),
             types_of(u, temperature_tensor),
             n,
@@ -146,7 +119,8 @@ class TritonNtxent:
         u, inv_norm, lse_neg, s_pos = (aligned(x.contiguous()) for x in (u, inv_norm, lse_neg, s_pos))
         z0, z1 = readable_rows(z0), readable_rows(z1)
         n, dim = z0.shape
-        plan = self._backward_plan(
+        plan = self.plan(
+            backward_plan,
             self.target(u.device),
             types_of(dloss, z0, z1, u, temperature_tensor),
             n,
@@ -193,7 +167,8 @@ class TritonNtxent:
         z0, z1 = readable_rows(z0), readable_rows(z1)
         n, dim = z0.shape
         u = new_unit_rows(z0, 2 * n)
-        plan = self._forward_backward_plan(
+        plan = self.plan(
+            forward_backward_plan,
             self.target(z0.device),
             types_of(z0, z1, temperature_tensor),
             n,

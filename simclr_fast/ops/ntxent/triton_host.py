@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +14,7 @@ from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.limits import NTXENT
 from simclr_fast.ops.ntxent.triton_common import CONSTANT_MAX_LIMIT
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles, backward_splits
-from simclr_fast.triton_launch import LaunchPlan, aligned
+from simclr_fast.triton_launch import Launch, LaunchPlan, aligned, keep_plans, launch_on_device
 
 ROW_WARPS = 8  # warps of a program of the row-wise kernels
 ROW_STAGES = 2
@@ -20,6 +22,22 @@ FINISH_ROWS = 16  # of a program of the forward's finish; with 64, a multiproces
 COEFFICIENT_ROWS = 128  # of a program that makes coefficients; each of them reads the statistics of all rows
 
 Types = tuple[torch.dtype | None, ...]  # of the tensors that a plan is for
+
+
+@dataclass(frozen=True)
+class TritonBackend:
+    """A choice of tiles, and a way to run a launch.
+
+    It keeps its plans: where the tables of triton_tiles.py are changed, another one is to be made.
+    """
+
+    run: Callable[[Launch], None] = launch_on_device
+    target: Callable[[torch.device], Target] = triton_tiles.target_of
+
+    @cached_property
+    def plan(self) -> Callable[..., Any]:
+        """plan(make, *about): make(*about), or what it returned for the same before."""
+        return keep_plans(lambda make, *about: make(*about))
 
 
 def types_of(*tensors: torch.Tensor | None) -> Types:

@@ -7,39 +7,17 @@ call to call is planned once (triton_similarity_plans.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-
 import torch
 
 from simclr_fast.ops.ntxent import triton_host
-from simclr_fast.ops.ntxent.triton_host import (
-    needs_online_max,
-    operand_of,
-    readable_rows,
-    types_of,
-)
+from simclr_fast.ops.ntxent.triton_host import TritonBackend, needs_online_max, operand_of, readable_rows, types_of
 from simclr_fast.ops.ntxent.triton_similarity_kernels import OWN_OF_NONE
-from simclr_fast.ops.ntxent.triton_similarity_plans import Backward, Forward, backward_plan, forward_plan
-from simclr_fast.ops.ntxent.triton_tiles import Target, target_of
-from simclr_fast.triton_launch import Launch, aligned, keep_plans, launch_on_device
+from simclr_fast.ops.ntxent.triton_similarity_plans import backward_plan, forward_plan
+from simclr_fast.triton_launch import aligned
 
 
-@dataclass(frozen=True)
-class TritonSimilarity:
-    """The backend's two functions, for a choice of tiles and a way to run a launch; it keeps plans as TritonNtxent."""
-
-    run: Callable[[Launch], None] = launch_on_device
-    target: Callable[[torch.device], Target] = target_of
-
-    @cached_property
-    def _forward_plan(self) -> Callable[..., Forward]:
-        return keep_plans(forward_plan)
-
-    @cached_property
-    def _backward_plan(self) -> Callable[..., Backward]:
-        return keep_plans(backward_plan)
+class TritonSimilarity(TritonBackend):
+    """The backend's two functions."""
 
     def fwd(
         self,
@@ -67,7 +45,8 @@ class TritonSimilarity:
         rows = aligned(rows.contiguous())
         columns = rows if same else aligned(columns.contiguous())
         online_max = need_max or needs_online_max(temperature, temperature_tensor)
-        plan = self._forward_plan(
+        plan = self.plan(
+            forward_plan,
             self.target(rows.device),
             types_of(rows, temperature_tensor),
             n,
@@ -126,7 +105,8 @@ class TritonSimilarity:
             return dz.zero_(), dt.zero_()
         rows, columns, z = aligned(rows.contiguous()), aligned(columns.contiguous()), readable_rows(z)
         drows, dcolumns, lse, column_lse = (x.contiguous() for x in (drows, dcolumns, lse, column_lse))
-        plan = self._backward_plan(
+        plan = self.plan(
+            backward_plan,
             self.target(rows.device),
             types_of(drows, dcolumns, z, rows, temperature_tensor),
             n,
