@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from proof.generated.ptx import NVCC_FLAGS, ROOT, binary_tool, cuda_home, made_of, run, toolkit
+from proof.generated.ptx import NVCC_FLAGS, ROOT, binary_tool, cuda_home, made_of, ptx_of, run, toolkit
 from proof.kept import kept
 from tools.tables import write_table
 
@@ -84,6 +84,27 @@ def shipped() -> Path | None:
     return extension if found == {f"{source.stem}.{arch}" for source in SOURCES for arch in ARCHS} else None
 
 
+def check_products(source: Path, said: str) -> None:
+    """RuntimeError where ptxas `said` that wgmma, which it cannot follow from its start to its wait, is waited for at
+    once: right, but slow.
+    """
+    if "wgmma" in said and "serialized" in said:
+        raise RuntimeError(f"{source.name}: ptxas serialises products\n{said}")
+
+
+def assemble(source: Path) -> None:
+    """Hears what ptxas says of Hopper's kernels in a file, of the PTX that proofs execute. RuntimeError as above."""
+
+    def make(made: Path) -> None:
+        ptx = made.with_suffix(".ptx")
+        ptx.write_text(ptx_of(source, "90a"))
+        command = [cuda_home() / "bin/ptxas", f"-arch={HOPPER}", ptx, "-o", made.with_suffix(".cubin")]
+        made.write_text(run(command, errors=True))
+
+    path = ROOT / "build/aot" / f"{source.stem}-{made_of(source, HOPPER, Path(__file__).read_text())}.said.txt"
+    check_products(source, kept(path, make).read_text())
+
+
 def compiled(source: Path, archs: tuple[str, ...]) -> list[Row]:
     """The kernels of a file, from build/aot where the file, what it includes, the flags and nvcc are unchanged."""
 
@@ -92,10 +113,7 @@ def compiled(source: Path, archs: tuple[str, ...]) -> list[Row]:
         targets = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in archs]
         defines = ["-DSIMCLR_SM90A"] if HOPPER in archs else []
         command = [cuda_home() / "bin/nvcc", *NVCC_FLAGS, *defines, *targets, "-fatbin", source, "-o", fatbin]
-        said = run(command, errors=True)
-        # wgmma that ptxas cannot follow from its start to its wait is waited for at once: right, but slow.
-        if "wgmma" in said and "serialized" in said:
-            raise RuntimeError(f"{source.name}: ptxas serialises products\n{said}")
+        check_products(source, run(command, errors=True))
         made.write_text(json.dumps(kernels_in(fatbin)))
 
     path = ROOT / "build/aot" / f"{source.stem}-{made_of(source, archs, Path(__file__).read_text())}.json"

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from proof.generated import aot
+from proof.generated import aot, sm90
 from proof.generated.ptx import Program
 from proof.generated.triton_code import TABLES, simulate
 from proof.generated.triton_tables import H100_MULTIPROCESSORS
-from proof.generated.workloads import SOURCES
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_tiles import Target
 from simclr_fast.triton_launch import Launch
@@ -162,7 +161,7 @@ def cpp_rows(program: Program, n: int, dim: int, operand: str, at_once: bool = F
 def counts() -> dict[str, Any]:
     """Of every case of COUNTED and AT_ONCE, by backend."""
     torch.manual_seed(0)
-    program = Program(SOURCES, "90a")
+    program = sm90.program()
     cases = []
     for n, dim, operand in COUNTED:
         size = {"n": n, "d": dim, "operands": operand, "at once": False}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from proof.generated.ptx import Program, load_ptxlab
-from proof.generated.sm90 import FLOAT, Case, Change, Step, program, worst
+from proof.generated.sm90 import FLOAT, Case, Change, Step, mutant, worst
 
 FORWARD = Case(256, 128, multiprocessors=1, only_fwd=True)  # four steps a tile, strips of one tile and of two
 HELD = Case(100, 200, multiprocessors=1, only_fwd=True)  # four slices of the columns
@@ -36,7 +36,7 @@ class Mutant:
 
     def noticed(self) -> bool:
         """Whether one of the schedules shows a wrong result, an issue, or an error of ptxlab."""
-        kernels = program(self.changes, (self.source,))
+        kernels = mutant(self.changes, self.source)
         return any(self._fails(kernels, seed, timing) for seed, timing in ((0, "lazy"), (1, "eager")))
 
     def _fails(self, kernels: Program, seed: int, timing: str) -> bool:

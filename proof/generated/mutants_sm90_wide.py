@@ -10,6 +10,7 @@ _ONE_LAUNCH = "  return run<WideShape<1, 1>>(problem, plan, stream);\n}\n#if 0\n
 ONLY = (
     (KERNEL, "  const int products = problem.product", _ONE_LAUNCH + "  const int products = problem.product"),
     (KERNEL, "}  // namespace simclr::cuda\n", "#endif\n}\n"),
+    (KERNEL, "ntxent_bwd_wide_sm90_kernel<true, Shape>", "ntxent_bwd_wide_sm90_kernel<false, Shape>"),
 )
 
 

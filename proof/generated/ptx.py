@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -87,13 +88,17 @@ def _cxx(*arguments: object) -> None:
     run([os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-fPIC", *include, *arguments])
 
 
+def _defines(arch: str) -> list[str]:
+    """The launchers know Hopper's own kernels where this macro is given, as setup.py gives it."""
+    return ["-DSIMCLR_SM90A"] if arch == "90a" else []
+
+
 def _object(source: Path, arch: str) -> Path:
     """The file compiled, by nvcc for compute_`arch` if it is CUDA; from build/ptx where nothing has changed.
 
     What the compiler does for the host's part is left at little: launchers take a moment, and mutants are many.
     """
-    # "90a" is Hopper's own: the launchers know its kernels where this macro is given, as setup.py gives it.
-    defines = ["-DSIMCLR_SM90A"] if arch == "90a" else []
+    defines = _defines(arch)
 
     def make(made: Path) -> None:
         if source.suffix == ".cpp":
@@ -105,11 +110,38 @@ def _object(source: Path, arch: str) -> Path:
     return kept(ROOT / "build/ptx" / f"{source.stem}-{made_of(source, arch, defines)}.o", make)
 
 
+def _ptx(made: Path) -> str:
+    """The PTX in a compiled .cu file, "" where it has no kernel."""
+    text = run([binary_tool("cuobjdump"), "-ptx", made])
+    return text[text.index(".version") :] if ".version" in text else ""
+
+
+# What nvcc calls an anonymous namespace, by the contents of the file.
+_ANONYMOUS = re.compile(r"_GLOBAL__N__[0-9a-f]{8}_\d+_\w+?_cu_[0-9a-f]{8}")
+
+
+def _ptx_named_as(original: str, source: Path, arch: str) -> str:
+    """The PTX of a changed copy of a .cu file, whose kernels are named as in the PTX of the original."""
+
+    def make(made: Path) -> None:
+        target = [f"-arch=compute_{arch}", *_defines(arch)]
+        run([cuda_home() / "bin/nvcc", *NVCC_FLAGS, *target, "-ptx", source, "-o", made])
+
+    text = kept(ROOT / "build/ptx" / f"{source.stem}-{made_of(source, arch)}.ptx", make).read_text()
+    (old,), (new,) = ({*_ANONYMOUS.findall(ptx)} for ptx in (text, original))
+    return text[text.index(".version") :].replace(old, new)
+
+
+def ptx_of(source: Path, arch: str) -> str:
+    """What a Program of this file and architecture executes, "" where it has no kernel."""
+    return _ptx(_object(source, arch))
+
+
 @lru_cache(maxsize=64)  # programs share most of their files, mutants all but one
 def _module(made: Path):
     """The kernels of a compiled .cu file as a ptxlab module, None where it has none."""
-    text = run([binary_tool("cuobjdump"), "-ptx", made])
-    return load_ptxlab().Module(text[text.index(".version") :]) if ".version" in text else None
+    text = _ptx(made)
+    return load_ptxlab().Module(text) if text else None
 
 
 class Program:
@@ -124,8 +156,9 @@ class Program:
         sources = list(sources)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda source: _object(source, arch), sources))
-        of_cuda = (_module(made) for source, made in zip(sources, objects) if source.suffix == ".cu")
-        self.modules = [module for module in of_cuda if module]
+        self._arch = arch
+        self._objects = {source: made for source, made in zip(sources, objects) if source.suffix == ".cu"}
+        self.modules = [module for module in map(_module, self._objects.values()) if module]
         runtime = _object(ROOT / "proof/generated/recording_cudart.cpp", arch)
         # -Bsymbolic: the launchers call this runtime, not the libcudart that torch has loaded.
         shared = kept(
@@ -133,6 +166,14 @@ class Program:
             lambda made: _cxx("-shared", "-Wl,-Bsymbolic", "-o", made, *objects, runtime),
         )
         self.library = ctypes.CDLL(str(shared))
+
+    def with_kernels(self, source: Path, changed: Path) -> "Program":
+        """The same launchers; the kernels are those of a changed copy of a source in the place of its own."""
+        text = _ptx_named_as(_ptx(self._objects[source]), changed, self._arch)
+        others = (_module(made) for of, made in self._objects.items() if of != source)
+        made = copy(self)
+        made.modules = [load_ptxlab().Module(text), *(module for module in others if module)]
+        return made
 
     def call(self, launcher: str, *args: object) -> None:
         """Calls an extern "C" launcher that returns a cudaError_t, while `simulated` is open."""

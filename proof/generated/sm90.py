@@ -6,6 +6,7 @@ proof/generated/test_sm90.py runs the problems; proof/generated/mutants_sm90.py 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,14 +31,11 @@ def hopper(multiprocessors: int) -> Device:
     return Device(multiprocessors, 227 * 1024, 90)
 
 
-Change = tuple[str, str, str]
+Change = tuple[str, str, str]  # file in csrc/cuda, old, new
 
 
-def program(changes: tuple[Change, ...] = (), compiled: tuple[str, ...] = ()) -> Program:
-    """The kernels, with text replaced in a copy of csrc: (file in csrc/cuda, old, new), each found exactly once.
-
-    compiled: the .cu files of csrc/cuda that are taken from the copy, which is kept under build/sm90.
-    """
+def _changed(changes: tuple[Change, ...]) -> Path:
+    """The folder of a copy of csrc, kept under build/sm90, with text replaced, each found exactly once."""
     texts: dict[str, str] = {}
     for file, old, new in changes:
         text = texts.get(file) or (ROOT / "csrc/cuda" / file).read_text()
@@ -51,9 +49,24 @@ def program(changes: tuple[Change, ...] = (), compiled: tuple[str, ...] = ()) ->
             (made / "csrc/cuda" / file).write_text(text)
 
     everything = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("csrc/**/*.*"))}
-    folder = kept(ROOT / "build/sm90" / digest(changes, everything), make) if changes else ROOT
-    changed = {f"csrc/cuda/{file}" for file in compiled}
-    return Program([(folder if source in changed else ROOT) / source for source in SOURCES], ARCH)
+    return kept(ROOT / "build/sm90" / digest(changes, everything), make)
+
+
+@cache
+def program() -> Program:
+    """The kernels and launchers as they are."""
+    return Program([ROOT / source for source in SOURCES], ARCH)
+
+
+def planned_otherwise(changes: tuple[Change, ...], file: str) -> Program:
+    """The same with a file of csrc/cuda, launcher and kernels, compiled from text with changes."""
+    changed, source = _changed(changes), f"csrc/cuda/{file}"
+    return Program([(changed if of == source else ROOT) / of for of in SOURCES], ARCH)
+
+
+def mutant(changes: tuple[Change, ...], file: str) -> Program:
+    """The same with the kernels alone of a file of csrc/cuda compiled from text with changes."""
+    return program().with_kernels(ROOT / "csrc/cuda" / file, _changed(changes) / "csrc/cuda" / file)
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from tests.ntxent_launchers import NtxentLaunchers
 from tests.ntxent_truth import embeddings, shards_of, truth
 
 KERNEL = "ntxent_bwd_sm90_kernel"
-SOURCE = "ntxent_bwd_sm90.cu"
-_WALK, _TILES = SOURCE, "ntxent_bwd_sm90_tiles.cuh"
-# The kernels of one shape alone, D in (64, 128] of one product: they compile in seconds.
+_WALK, _TILES = "ntxent_bwd_sm90.cu", "ntxent_bwd_sm90_tiles.cuh"
+# The kernel of one shape alone, D in (64, 128] of one product, with the constant maximum: it compiles in seconds.
 _ONE_LAUNCH = "  return run<Sm90Shape<2, 1>>(problem, plan, stream);\n}\n#if 0\n{\n"
 ONE_SHAPE: tuple[Change, ...] = (
     (_WALK, "  const int panels", _ONE_LAUNCH + "  const int panels"),
     (_WALK, "}  // namespace simclr::cuda\n", "#endif\n}\n"),
+    (_WALK, "ntxent_bwd_sm90_kernel<Shape, true>", "ntxent_bwd_sm90_kernel<Shape, false>"),
 )
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from proof.generated import model, model_counts
+from proof.generated import model, model_counts, sm90
 from proof.generated.model import FITTED, RANGES, Measured, fit, measured, page, residuals
 from proof.generated.model_bars import BARS, modelled, verdict
-from proof.generated.ptx import Program, cuda_home, toolkit
+from proof.generated.ptx import cuda_home, toolkit
 from proof.generated.triton_code import committed_table, is_of_this_release, ptxlab
 from simclr_fast.ops.ntxent import limits
 
@@ -135,7 +135,7 @@ def test_counts_of_triton() -> None:
 def test_counts_of_cpp() -> None:
     n, dim, operand = model_counts.COUNTED[0]
     torch.manual_seed(0)
-    rows = model_counts.cpp_rows(Program(model_counts.SOURCES, "90a"), n, dim, operand)
+    rows = model_counts.cpp_rows(sm90.program(), n, dim, operand)
     if committed_table("ptxlab_cuda")["nvcc"] == toolkit():
         assert _without_rounding(rows) == _without_rounding(_of("cpp"))
 

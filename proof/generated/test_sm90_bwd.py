@@ -12,7 +12,7 @@ from proof.generated import test_sm90
 from proof.generated.mutants_sm90 import Mutant
 from proof.generated.ptx import NEEDS_SIMULATOR, Program
 from proof.generated.sm90 import BFLOAT, FLOAT, HALF, hopper, program, similarity_errors
-from proof.generated.sm90_bwd import KERNEL, MUTANTS, SOURCE, Case
+from proof.generated.sm90_bwd import KERNEL, MUTANTS, Case
 from proof.simt.similarity_cases import Case as SimilarityCase
 from tests.ntxent_launchers import BwdArgs, Device
 
@@ -44,7 +44,7 @@ SIMILARITY = (
 
 @pytest.fixture(scope="module")
 def kernels() -> Program:
-    return program((), (SOURCE,))
+    return program()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
