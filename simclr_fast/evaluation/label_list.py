@@ -49,12 +49,14 @@ def listed(source: Source, path: Path) -> Tensor:
     found = [[index for file, index in named[os.path.basename(entry)] if _ends_with(file, entry)] for entry in entries]
     missing = [entry for entry, places in zip(entries, found) if not places]
     remedy = f"one of them is {on_one_line(os.path.basename(example))}; pass their --data, or take those lines out"
+    if any("\\" in entry or os.path.isabs(entry) for entry in missing):
+        remedy = f"write paths with / and without the folders above the data set's, as in cat/1.jpg; {remedy}"
     _require_none(path, "no labelled training image", missing, remedy)
     several = [entry for entry, places in zip(entries, found) if len(places) > 1]
     _require_none(path, "more than one image", several, "write the folder before the name, as in cat/1.jpg")
     indices = [places[0] for places in found]
     count = collections.Counter(indices)
-    doubled = list(dict.fromkeys(entry for entry, index in zip(entries, indices) if count[index] > 1))
+    doubled = [entry for entry, index in zip(entries, indices) if count[index] > 1]
     _require_none(path, "an image that another line names", doubled, "name every image once")
     return torch.tensor(sorted(indices))
 
@@ -80,5 +82,6 @@ def _ends_with(file: str, entry: str) -> bool:
 
 def _require_none(path: Path, what: str, entries: list[str], remedy: str) -> None:
     if entries:
+        entries = list(dict.fromkeys(entries))  # a line may be there twice
         shown = ", ".join(map(on_one_line, entries[:SHOWN])) + (", ..." if len(entries) > SHOWN else "")
         raise ConfigError(f"--label-list {path}: {len(entries)} of its names name {what} ({shown}); {remedy}")
