@@ -97,6 +97,20 @@ def test_the_papers_grid_finds_the_optima_of_scikit_learn(monkeypatch: pytest.Mo
     assert refit == (sweep.penalty_c, fitted[sweep.penalty_c], sweep.classifier)
 
 
+@pytest.mark.parametrize("penalty_c", [1e4, 1e6])
+def test_the_weakest_penalties_reach_their_optimum(penalty_c: float) -> None:
+    """Three classes that overlap, but nearly lie apart: the objective is flat around its lowest point."""
+    generator = torch.Generator().manual_seed(0)
+    centres, labels = torch.randn(3, 8, generator=generator), torch.arange(80) % 3
+    features = centres[labels] + torch.randn(80, 8, generator=generator)
+    theirs = LogisticRegression(C=penalty_c, solver="newton-cg", max_iter=10_000, tol=1e-10)
+    largest = np.abs(theirs.fit(features.double().numpy(), labels).coef_).max()
+    assert theirs.score(features, labels) < 1.0
+    fitted = fit_linear(features, labels, penalty_c)
+    assert fitted.weight.dtype == torch.float32
+    assert fitted.weight.abs().max().item() == pytest.approx(largest, rel=1e-3)
+
+
 def test_one_penalty_holds_nothing_out() -> None:
     features, labels = clusters(80, spread=0.5)
     sweep = sweep_linear(features, labels, (0.1,), held_out=0.25, seed=0)
