@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from simclr_fast.data import Dataset
 from simclr_fast.data.ignored import IgnoredFile
@@ -50,7 +49,7 @@ def main(session: Session) -> dict[str, Any]:
     if run.is_export and options.data is None and options.dataset is None:
         raise ConfigError("--data: an exported backbone does not say which images; pass the folder that holds them")
     with _locked(root):
-        queries = _read_queries(options.query, run.channels)  # before hours of work rather than after them
+        queries = _read_queries(options.query)  # before hours of work rather than after them
         dataset = session.data(list_ignored=False)  # not before it is clear that the folder is for these images
         images = _images(dataset, options.split, session.data_options.data)
         autocast = autocast_dtype(options.amp_dtype, session.device)
@@ -183,8 +182,8 @@ def _list_ignored(root: Path, dataset: Dataset, images: AllImages, found: Featur
     IgnoredFile(root).add([*dataset.ignored, *unreadable])
 
 
-def _read_queries(paths: tuple[Path, ...], channels: int) -> list[tuple[Path, Tensor]]:
-    """The images to look for, uint8 [C, H, W]. Raises ConfigError with the first that cannot be read."""
+def _read_queries(paths: tuple[Path, ...]) -> list[tuple[Path, Tensor]]:
+    """The images to look for, uint8 [3, H, W]. Raises ConfigError with the first that cannot be read."""
     source = EncodedImages(len(paths), lambda i: paths[i].read_bytes(), lambda i: str(paths[i]))
     queries = []
     for number, path in enumerate(paths):
@@ -192,7 +191,7 @@ def _read_queries(paths: tuple[Path, ...], channels: int) -> list[tuple[Path, Te
             image = source.decode(number)
         except BadImageError as error:
             raise ConfigError(f"--query {error}; pass a file with an image") from error
-        queries.append((path, rgb_to_grayscale(image) if channels == 1 else image))
+        queries.append((path, image))
     return queries
 
 

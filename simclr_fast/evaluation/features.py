@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import grayscale_to_rgb, rgb_to_grayscale
 
 from simclr_fast.augmentation import SimCLRAugment, SimCLREval
 from simclr_fast.config import AugmentOptions
@@ -26,21 +27,24 @@ TAKEN_FILES = 16  # of those that may be photographs of many megapixels, which w
 class Preprocess:
     """Test-time views: resize the shorter side to size * 8/7 and cut the centre out, as published; then normalise.
 
-    Images that are `size` x `size` already are only normalised.
+    Images that are `size` x `size` already are only normalised. channels: 1 or 3, to which others are brought first by
+    `in_channels`; None takes images as they are.
     """
 
-    def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
-        self.size = size
+    def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...], channels: int | None = None):
+        self.size, self.channels = size, channels
         self.normalize = SimCLREval(size, mean=mean, std=std)
         self.resize = SimCLREval(size, resize=round(size * 8 / 7), mean=mean, std=std)
 
     @staticmethod
-    def of(augment: AugmentOptions) -> "Preprocess":
+    def of(augment: AugmentOptions, channels: int | None = None) -> "Preprocess":
         """The test-time view that belongs to a recipe."""
-        return Preprocess(augment.size, mean=augment.mean, std=augment.std)
+        return Preprocess(augment.size, augment.mean, augment.std, channels)
 
     def __call__(self, images: Tensor | list[Tensor]) -> Tensor:
         """Images uint8 [B, C, H, W], or a list of B images [C, H, W], to float32 [B, C, size, size] on their device."""
+        if self.channels is not None:
+            images = in_channels(images, self.channels)
         fits = torch.tensor([image.shape[-2:] == (self.size, self.size) for image in images])
         if fits.all() or not fits.any():
             return (self.normalize if fits.all() else self.resize)(images)
@@ -48,6 +52,18 @@ class Preprocess:
         for places, transform in ((fits.nonzero(), self.normalize), ((~fits).nonzero(), self.resize)):
             views[places.flatten()] = transform([images[place] for place in places.flatten().tolist()])
         return views
+
+
+def in_channels(images: Tensor | list[Tensor], channels: int) -> Tensor | list[Tensor]:
+    """Images uint8 [B, C, H, W], or a list of images [C, H, W], with 1 or 3 channels, as all commands see them.
+
+    Colours become luma (ITU-R 601), and grey three equal channels; what has them already is handed on.
+    """
+    if isinstance(images, list):
+        return [in_channels(image, channels) for image in images]
+    if images.shape[-3] == channels:
+        return images
+    return grayscale_to_rgb(images) if channels == 3 else rgb_to_grayscale(images)
 
 
 class Pixels(nn.Module):
@@ -99,8 +115,8 @@ def encoders(run: Run) -> dict[str, nn.Module]:
 
 
 def preprocess_of(run: Run) -> Preprocess:
-    """The test-time view that belongs to the run's recipe."""
-    return Preprocess.of(run.config.augment)
+    """The test-time view that belongs to the run's recipe, of images in colour or grey."""
+    return Preprocess.of(run.config.augment, run.channels)
 
 
 def all_features(run: Run, data: Dataset, device: torch.device) -> Iterator[tuple[str, Features]]:
@@ -150,7 +166,7 @@ class LabelledBatches:
         if batch_size == 0:
             raise ConfigError(f"{len(source)} labelled images cannot be shared by {process.world_size} processes")
         self.labels = source.labels.to(process.device)
-        self.seed = seed
+        self.seed, self.channels = seed, run.channels
         options = dataclasses.replace(run.config.data, resident="auto", decode_device="cpu")
         crop_and_flip = dataclasses.replace(run.config.augment, jitter_p=0.0, gray_p=0.0, blur_p=0.0, **(crop or {}))
         ranks, shrink_to = (process.rank, process.world_size), side_of(crop_and_flip)
@@ -165,5 +181,6 @@ class LabelledBatches:
             for step, batch in enumerate(self.loader.epoch(epoch), start=first):
                 if step == count:
                     return
-                images = self.augment(batch.images, seed=step_seed_of(self.seed, step), indices=batch.indices)
+                images = in_channels(batch.images, self.channels)
+                images = self.augment(images, seed=step_seed_of(self.seed, step), indices=batch.indices)
                 yield images, self.labels[batch.indices]

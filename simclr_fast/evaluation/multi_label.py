@@ -28,11 +28,7 @@ def main(session: Session) -> dict[str, Any]:
     options, run = session.options, session.run
     data = read_parts(options.data, {name: getattr(options, name) for name in PARTS})
     train, val, test = (data.parts[name] for name in PARTS)
-    if run.channels != test.images.channels:
-        raise ConfigError(
-            f"{flag('data')} {options.data}: its images have {test.images.channels} channel(s), the model takes "
-            f"{run.channels}"
-        )
+    session.say_channels(f"{flag('data')} {options.data}", test.images.channels)
     left_out = unmeasured(data, options.classifier)
     names = [name for name in data.classes if name not in left_out]
     kept = torch.tensor([name in names for name in data.classes], dtype=torch.bool)

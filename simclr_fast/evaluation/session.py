@@ -88,19 +88,25 @@ class Session:
         return dataclasses.replace(data, **{name: value for name, value in named.items() if value is not None})
 
     def data(self, list_ignored: bool = True) -> Dataset:
-        """The run's data set, or the one that the options name. Raises ConfigError where the model cannot take it.
+        """The run's data set, or the one that the options name.
 
         list_ignored: whether what it ignores is listed in the results' folder at once.
         """
         dataset = load_dataset(self.data_options)
         if list_ignored and self.process.is_main:
             dataset.list_ignored(self.folder)
-        if dataset.train.channels != self.run.channels:
-            raise ConfigError(
-                f"{choice(self.data_options)}: its images have {dataset.train.channels} channel(s), the model takes "
-                f"{self.run.channels}"
-            )
+        self.say_channels(choice(self.data_options), dataset.train.channels)
         return dataset
+
+    def say_channels(self, images: str, channels: int) -> None:
+        """Say where images, which are called so, are brought to the number of channels that the model takes."""
+        if channels != self.run.channels:
+            seen = (
+                "in colour, and the model sees them in grey"
+                if channels == 3
+                else "grey, and the model sees them as RGB"
+            )
+            self.say(f"{images}: its images are {seen}")
 
     def labelled_data(self) -> Dataset:
         """As `data`. Raises ConfigError without labelled training and test images, too."""

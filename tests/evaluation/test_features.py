@@ -9,9 +9,10 @@ from torchvision.transforms import v2
 
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, ImageArrays, load_dataset
-from simclr_fast.evaluation.features import Pixels, Preprocess, embed, preprocess_of
+from simclr_fast.evaluation.features import LabelledBatches, Pixels, Preprocess, embed, preprocess_of
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.run import Run
+from simclr_fast.process import Process
 from tests.data.conftest import save_image
 from tests.evaluation.conftest import plain_config, write_run
 
@@ -28,6 +29,27 @@ def test_preprocess_of_a_run_is_its_recipe(tmp_path: Path) -> None:
     run = Run.open(write_run(tmp_path, plain_config(mean=(0.3,), std=(0.6,), size=24)))
     images = torch.randint(0, 256, (3, 1, 24, 24), dtype=torch.uint8)
     torch.testing.assert_close(preprocess_of(run)(images), (images / 255 - 0.3) / 0.6)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_images_get_the_channels_of_the_model(listed: bool) -> None:
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    grey = torch.cat(
+        [v2.functional.pil_to_tensor(v2.functional.to_pil_image(one).convert("L"))[None] for one in images]
+    )
+    given = lambda batch: list(batch) if listed else batch
+    view = lambda channels, batch: Preprocess(8, (0.0,), (1.0,), channels)(given(batch))
+    torch.testing.assert_close(view(1, images), grey / 255, atol=1.01 / 255, rtol=0)  # Pillow rounds, torchvision cuts
+    torch.testing.assert_close(view(3, grey), (grey / 255).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(view(3, images), images / 255)
+
+
+@pytest.mark.parametrize(("of_run", "of_images"), [(1, 3), (3, 1)])
+def test_batches_with_labels_have_the_channels_of_the_model(of_run: int, of_images: int, tmp_path: Path) -> None:
+    run = Run.open(write_run(tmp_path, plain_config(size=8), channels=of_run))
+    source = ImageArrays(torch.randint(0, 256, (6, of_images, 8, 8), dtype=torch.uint8), torch.arange(6))
+    ((images, _),) = LabelledBatches(source, 6, run, 0, Process(0, 1, CPU)).steps(1)
+    assert images.shape == (6, of_run, 8, 8)
 
 
 def test_online_knn_normalises_as_the_recipe_says() -> None:

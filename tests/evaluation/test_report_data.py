@@ -151,12 +151,11 @@ def test_other_commands_say_that_labels_are_missing(command, labelled: int, fold
 
 
 def test_what_is_wrong_with_the_images_names_the_option_that_chose_them(folder: Path, tmp_path: Path, start) -> None:
-    colour = Dataset(ImageArrays(torch.zeros(4, 3, 28, 28, dtype=torch.uint8)))
-    for data, said in ((Dataset(images(None, 30)), "no labelled training"), (colour, r"have 3 channel\(s\)")):
-        with pytest.raises(ConfigError, match=f"^--data {tmp_path}: .*{said}"):
-            knn.main(start(data, "knn", "--checkpoint", str(folder), "--data", str(tmp_path)))
-        with pytest.raises(ConfigError, match=f"^--dataset mnist5k: .*{said}"):
-            knn.main(start(data, "knn", "--checkpoint", str(folder)))
+    data = Dataset(images(None, 30))
+    with pytest.raises(ConfigError, match=f"^--data {tmp_path}: .*no labelled training"):
+        knn.main(start(data, "knn", "--checkpoint", str(folder), "--data", str(tmp_path)))
+    with pytest.raises(ConfigError, match="^--dataset mnist5k: .*no labelled training"):
+        knn.main(start(data, "knn", "--checkpoint", str(folder)))
 
 
 def test_a_single_labelled_training_image_has_a_page_of_the_others(folder: Path, tmp_path: Path, start) -> None:
