@@ -144,6 +144,25 @@ def _module(made: Path):
     return load_ptxlab().Module(text) if text else None
 
 
+def _cluster_of(module, kernel: str) -> tuple[int, ...]:
+    """Blocks of one of the kernel's clusters in the three directions; 1, 1, 1 where it has none."""
+    head = re.search(rf"\.entry {kernel}\(.*?\n{{", module.ptx, re.DOTALL)[0]
+    found = re.search(r"\.reqnctapercluster (\d+), (\d+), (\d+)", head)
+    return tuple(map(int, found.groups())) if found else (1, 1, 1)
+
+
+def _from_block(module, first: tuple[int, ...], grid: tuple[int, ...]):
+    """The module, whose kernels take their blocks to begin at block `first` of a grid of so many."""
+
+    def number(found: re.Match) -> str:
+        return f"add.u32{found[1]}, %ctaid.{found[2]}, {first['xyz'.index(found[2])]};"
+
+    text, count = re.subn(r"mov\.u32(\s+%r\d+), %ctaid\.([xyz]);", number, module.ptx)
+    if count != len(re.findall(r"%ctaid\.", module.ptx)):
+        raise ValueError("%ctaid is read by another instruction than mov.u32")
+    return load_ptxlab().Module(re.sub(r"%nctaid\.([xyz])", lambda found: str(grid["xyz".index(found[1])]), text))
+
+
 class Program:
     """Launchers as a ctypes library, and the kernels they launch as ptxlab modules.
 
@@ -187,10 +206,13 @@ class Program:
         return f(*map(_argument, args))
 
     @contextmanager
-    def simulated(self, tensors: Callable[[], list[torch.Tensor]], **options: object) -> Iterator[list]:
+    def simulated(
+        self, tensors: Callable[[], list[torch.Tensor]], *, last_block_only: bool = False, **options: object
+    ) -> Iterator[list]:
         """While open, launches run in ptxlab; yields the list that their reports are appended to.
 
-        `tensors` returns every tensor that the launcher's pointers reach; `options` go to ptxlab's launch.
+        `tensors` returns every tensor that the launcher's pointers reach. last_block_only: of every launch the last
+        block, or cluster, alone runs. `options` go to ptxlab's launch.
         """
         reports, errors = [], []
 
@@ -201,9 +223,14 @@ class Program:
                 sizes = [parameter["size"] for parameter in module.kernels[kernel]["params"]]
                 values = [ctypes.string_at(arguments[i], size) for i, size in enumerate(sizes)]
                 launch = {"shared": shared_bytes, "extra_buffers": tensors(), **options}
+                blocks = tuple(grid[:3])
+                if last_block_only:
+                    alone = _cluster_of(module, kernel)
+                    module = _from_block(module, tuple(g - a for g, a in zip(blocks, alone)), blocks)
+                    blocks = alone
                 if resident:  # all blocks at once, which one host thread runs
                     launch |= {"resident": grid[0] * grid[1] * grid[2], "threads": 1}
-                reports.append(module.launch(kernel, tuple(grid[:3]), tuple(block[:3]), values, **launch))
+                reports.append(module.launch(kernel, blocks, tuple(block[:3]), values, **launch))
             except Exception as error:  # ctypes would print it and go on
                 errors.append(error)
             return 0

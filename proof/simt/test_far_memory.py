@@ -1,57 +1,43 @@
-"""The last block of launches on tensors of more than 2^31 elements, which only a GPU could run as a whole.
-
-Memory that nothing touches costs nothing: the tensors are mappings of which the last pages are used.
-"""
+"""The last block of launches on tensors of more than 2^31 elements, which only a GPU could run as a whole."""
 
 import ctypes
 
 import pytest
 import torch
-from torch import Tensor
 
+from proof import far_memory
 from proof.simt import augment as simt
 from proof.simt.build import ROOT
-from proof.simt.library import Kernels, Schedule
+from proof.simt.library import Kernels, Schedule, SimtError
 from proof.simt.ntxent_accuracy import SOURCES
 from simclr_fast.ops.augment import ImageBatch
-from simclr_fast.ops.ntxent.ops import split_rows
-from tests import ntxent_launchers
 from tests.helpers import relative_error, sparse
-from tests.ntxent_launchers import Device, NtxentLaunchers
+from tests.ntxent_launchers import BwdArgs, Device, FwdArgs, FwdBwdArgs, NtxentLaunchers
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import last_of_very_many
+from tests.similarity_launchers import BwdArgs as SimilarityBwdArgs
+from tests.similarity_launchers import FwdArgs as SimilarityFwdArgs
+from tests.similarity_launchers import SimilarityLaunchers
 
 LAST = Schedule(last_block_only=True)
-
-
-# Of a file: how finely its launch cuts the columns at most, and how finely here.
-FINER = {
-    "csrc/cuda/ntxent_plan.h": ("constexpr int kFwdMaxSlots = 64;", "constexpr int kFwdMaxSlots = 1 << 20;"),
-    "csrc/cuda/ntxent_splits.h": ("constexpr int kBwdMaxSplits = 8;", "constexpr int kBwdMaxSplits = 1 << 14;"),
-}
+DEVICE = Device(2**18, 232448)
 
 
 @pytest.fixture
-def ntxent(monkeypatch: pytest.MonkeyPatch) -> NtxentLaunchers:
-    """The loss's launchers, whose outputs and workspaces take memory where they are written.
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """Kernels whose launches are cut as far_memory.FINER says."""
+    far_memory.make_sparse(monkeypatch)
+    replaced = {}
+    for file, old, new in far_memory.FINER:
+        text = (ROOT / "csrc/cuda" / file).read_text()
+        assert text.count(old) == 1
+        replaced[f"csrc/cuda/{file}"] = text.replace(old, new)
+    return Kernels(SOURCES, replaced=replaced)
 
-    The launches are cut finer than a GPU's: a strip of columns, of which a block of 64 strips would walk over millions
-    in minutes, is one tile of 128 in the forward, and at most 95 of 64 in the backward.
-    """
 
-    class SparseWorkspace:
-        def __init__(self, size: int) -> None:
-            self.data = sparse(size, dtype=torch.uint8)
-
-        def check(self, what: str) -> None:
-            """Sanitizers and the ordinary workspace see to what is written behind it."""
-
-    texts = {path: (ROOT / path).read_text() for path in FINER}
-    assert all(texts[path].count(cut) == 1 for path, (cut, _) in FINER.items())
-    monkeypatch.setattr(ntxent_launchers, "filled", lambda *shape, dtype: sparse(*shape, dtype=dtype))
-    monkeypatch.setattr(ntxent_launchers, "Guarded", SparseWorkspace)
-    library = Kernels(SOURCES, replaced={path: texts[path].replace(*finer) for path, finer in FINER.items()})
-    return NtxentLaunchers(library, device=Device(2**18, 232448), options={"schedule": LAST})
+@pytest.fixture
+def ntxent(kernels: Kernels) -> NtxentLaunchers:
+    return NtxentLaunchers(kernels, device=DEVICE, options={"schedule": LAST})
 
 
 def test_the_last_rows_of_a_very_large_batch(ntxent: NtxentLaunchers) -> None:
@@ -65,25 +51,10 @@ def test_the_last_rows_of_a_very_large_batch(ntxent: NtxentLaunchers) -> None:
     assert relative_error(u[-rows:].double(), z1[-rows:].double() / norms[:, None]) <= 1e-3
 
 
-def unit_rows(rows: int, d: int, dtype: torch.dtype) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(rows, d)).to(dtype)
-
-
 # The last block's tile holds the diagonal: rows are the columns, 2^21 of 1024; or 16 rows at the end of the columns.
 @pytest.mark.parametrize(("n", "columns", "d"), [(2**20 + 64, 2**21 + 128, 1024), (8, 2**24 + 64, 128)])
 def test_the_last_tile_of_very_many_logits(ntxent: NtxentLaunchers, n: int, columns: int, d: int) -> None:
-    t, tile = 0.2, columns % 128 or 128
-    u = sparse(columns, d, dtype=torch.float16)
-    u[-tile:] = unit_rows(tile, d, u.dtype)
-    _, lse_neg, s_pos = ntxent.fwd(u, n, row_offset=columns - 2 * n, temperature=t, reduce=False)
-    assert u.numel() > 2**31
-    logits = u[-tile:].double() @ u[-tile:].double().T / t
-    own, positive = torch.arange(tile), torch.arange(tile) - n
-    logits[own, own] = -torch.inf
-    logits[own[positive >= 0], positive[positive >= 0]] = -torch.inf
-    finished = min(n, 32)  # samples of the last block of the second step
-    assert relative_error(lse_neg[-finished:], logits.logsumexp(1)[-finished:]) <= 1e-5
-    assert relative_error(s_pos[-finished:], (u[-finished:].double() * u[-finished - n : -n]).sum(1) / t) <= 1e-6
+    far_memory.check_last_tile(ntxent, n, columns, d)
 
 
 # 2^10 pairs at the end of the columns, or columns that are the rows. strip: the columns of the last strip.
@@ -94,37 +65,39 @@ def test_the_last_tile_of_very_many_logits(ntxent: NtxentLaunchers, n: int, colu
 def test_the_last_strip_of_very_many_columns_in_the_backward(
     ntxent: NtxentLaunchers, dtype: torch.dtype, n: int, multiprocessors: int, strip: int
 ) -> None:
-    columns, d, t, weight, eps = 2**24 + 64, 128, 0.2, 0.3, 1e-8
-    ntxent.device.multiprocessors = multiprocessors
-    rows = 4  # of the second step's last block
-    positives = slice(-rows - n, -n)
-    z, unit, inv_norm = sparse(2, n, d, dtype=dtype), sparse(2 * n, d, dtype=torch.float64), sparse(2 * n)
-    halves = dtype == torch.float16
-    u = sparse(columns, *([d] if halves else [2, d]), dtype=torch.float16)
-    lse_neg, s_pos = sparse(columns), sparse(columns)
-    for some in (slice(-strip, None), positives):
-        of_some = torch.randn_like(z.flatten(0, 1)[some])
-        z.flatten(0, 1)[some] = of_some
-        norms = of_some.double().norm(dim=1)
-        unit[some], inv_norm[some] = of_some.double() / norms[:, None], (1 / norms).float()
-        u[some] = unit[some].half() if halves else split_rows(unit[some].float())
-        lse_neg[some], s_pos[some] = torch.rand(len(norms)) + 8, torch.rand(len(norms)) + 1
-    _, dz1, _ = ntxent.bwd(
-        torch.tensor(weight), *z, u, inv_norm, lse_neg, s_pos, row_offset=columns - 2 * n, eps=eps, temperature=t,
-        need_dt=False,
-    )  # fmt: skip
-    assert u.numel() > 2**31
+    far_memory.check_last_strip(ntxent, dtype, n, 2**24 + 64, 128, multiprocessors, strip)
 
-    logits = unit[-rows:] @ unit[-strip:].T / t
-    lse = torch.logaddexp(lse_neg[-strip:], s_pos[-strip:]).double()
-    coefficients = weight * ((logits - lse[-rows:, None]).exp() + (logits - lse).exp())
-    coefficients[torch.arange(rows), torch.arange(strip - rows, strip)] = 0
-    own_pull, positive_pull = (torch.sigmoid(lse_neg[some] - s_pos[some]) for some in (slice(-rows, None), positives))
-    pull = weight * (own_pull + positive_pull).double()
-    du = (coefficients @ unit[-strip:] - pull[:, None] * unit[positives]) / t
-    dz = inv_norm[-rows:, None] * (du - (du * unit[-rows:]).sum(1, keepdim=True) * unit[-rows:])
-    assert relative_error(dz1[-rows:].double(), dz) <= (2e-3 if halves else 1e-5)
-    assert dz1[-2 * rows : -rows].count_nonzero() == 0
+
+def test_the_last_of_very_many_columns_of_the_primitive(kernels: Kernels) -> None:
+    far_memory.check_last_columns(SimilarityLaunchers(kernels, device=DEVICE, options={"schedule": LAST}))
+
+
+def test_the_last_of_very_many_float64_rows_of_the_primitive(kernels: Kernels) -> None:
+    far_memory.check_last_rows(SimilarityLaunchers(kernels, device=DEVICE, options={"schedule": LAST}))
+
+
+# Below it, the sum of two numbers of rows or columns has 31 bits, which the kernels rely on.
+@pytest.mark.parametrize(
+    ("launcher", "args"),
+    [
+        ("ntxent_fwd", FwdArgs(n=1, columns=2**30, u_columns=8, temperature=0.1, device=DEVICE)),
+        ("ntxent_bwd", BwdArgs(n=1, columns=2**30, d=8, u_columns=8, temperature=0.1, device=DEVICE)),
+        ("ntxent_fwd_bwd", FwdBwdArgs(n=2**29, d=8, temperature=0.1, device=DEVICE)),
+        ("similarity_fwd", SimilarityFwdArgs(row_count=2**30, column_count=1, u_columns=8, device=DEVICE)),
+        ("similarity_fwd", SimilarityFwdArgs(row_count=1, column_count=2**30, u_columns=8, device=DEVICE)),
+        (
+            "similarity_fwd",
+            SimilarityFwdArgs(row_count=2, row_offset=2**30 - 2, column_count=1, u_columns=8, exclude=1, device=DEVICE),
+        ),
+        ("similarity_bwd", SimilarityBwdArgs(row_count=2**30, column_count=1, d=8, u_columns=8, device=DEVICE)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_more_rows_or_columns_than_an_int_can_add_are_refused(
+    kernels: Kernels, launcher: str, args: ctypes.Structure
+) -> None:
+    with pytest.raises(SimtError, match="returned 1: no message"):
+        kernels.call(f"simclr_{launcher}", ctypes.byref(args), None)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
