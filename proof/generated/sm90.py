@@ -58,10 +58,10 @@ def program() -> Program:
     return Program([ROOT / source for source in SOURCES], ARCH)
 
 
-def planned_otherwise(changes: tuple[Change, ...], file: str) -> Program:
-    """The same with a file of csrc/cuda, launcher and kernels, compiled from text with changes."""
-    changed, source = _changed(changes), f"csrc/cuda/{file}"
-    return Program([(changed if of == source else ROOT) / of for of in SOURCES], ARCH)
+def planned_otherwise(changes: tuple[Change, ...], *files: str) -> Program:
+    """The same with files of csrc/cuda, launchers and kernels, compiled from text with changes."""
+    changed, sources = _changed(changes), {f"csrc/cuda/{file}" for file in files}
+    return Program([(changed if source in sources else ROOT) / source for source in SOURCES], ARCH)
 
 
 def mutant(changes: tuple[Change, ...], file: str) -> Program:

@@ -7,7 +7,7 @@ import torch
 
 from proof import far_memory
 from proof.generated.ptx import NEEDS_SIMULATOR
-from proof.generated.sm90 import FLOAT, HALF, hopper, program
+from proof.generated.sm90 import FLOAT, HALF, hopper, planned_otherwise
 from tests.ntxent_launchers import NtxentLaunchers
 from tests.similarity_launchers import SimilarityLaunchers
 
@@ -19,7 +19,7 @@ ONE_TILE = 2**28  # multiprocessors that give every CTA of the forward one tile
 def ntxent(monkeypatch: pytest.MonkeyPatch) -> Iterator[NtxentLaunchers]:
     far_memory.make_sparse(monkeypatch)
     # These two files decide how the launches are cut.
-    kernels = program(far_memory.FINER, ("ntxent_fwd.cu", "ntxent_bwd_finish.cu"))
+    kernels = planned_otherwise(far_memory.FINER, "ntxent_fwd.cu", "ntxent_bwd_finish.cu")
     launchers = NtxentLaunchers(kernels, hopper(ONE_TILE))
     with kernels.simulated(lambda: launchers.tensors, last_block_only=True, stats=False) as reports:
         yield launchers
@@ -52,7 +52,7 @@ def test_the_last_strip_of_very_many_columns_in_the_backward(
 
 def test_the_last_of_very_many_columns_of_the_primitive(monkeypatch: pytest.MonkeyPatch) -> None:
     far_memory.make_sparse(monkeypatch)
-    kernels = program(far_memory.FINER, ("similarity.cu",))
+    kernels = planned_otherwise(far_memory.FINER, "similarity.cu")
     launchers = SimilarityLaunchers(kernels, hopper(ONE_TILE))
     with kernels.simulated(lambda: launchers.tensors, last_block_only=True, stats=False) as reports:
         far_memory.check_last_columns(launchers)
