@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from simclr_fast.errors import EXIT_STATUS, ConfigError
+
 PROGRAM = "simclr-fast"
 SHELLS = ("bash", "zsh", "fish")  # for tcsh tyro needs another package
 COMPLETION = "--tyro-write-completion"  # tyro's name
@@ -125,7 +127,6 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     """
     import tyro
 
-    from simclr_fast.errors import ConfigError
     from simclr_fast.expectations import described
     from simclr_fast.named_options import check_spelling, unknown, unknown_recipe
     from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
@@ -160,8 +161,6 @@ def _run_as_declared(name: str, arguments: list[str]) -> list[str]:
 
 def _said_in_one_line(read: Callable[[], Any]) -> Any:
     """What `read` returns, with what tyro says of an error, in a box of several lines, as one line of a ConfigError."""
-    from simclr_fast.errors import ConfigError
-
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -200,7 +199,6 @@ def write_completion(arguments: Sequence[str]) -> None:
     """Write a shell's completion of every command and option: SHELL FILE, as tyro takes them."""
     import tyro
 
-    from simclr_fast.errors import ConfigError
     from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
 
     if len(arguments) != 2 or arguments[0] not in SHELLS:
@@ -256,8 +254,6 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments[0] == "--version":
         print("simclr_fast", imported("simclr_fast:__version__"))
         return 0
-    from simclr_fast.errors import EXIT_STATUS, ConfigError
-
     name = arguments[0]
     program = f"{PROGRAM} {name}" if name in COMMANDS else PROGRAM
     try:

@@ -58,11 +58,12 @@ class ResidentBatch:
 class ArrayLoader:
     """Batches from images that live on the device as one uint8 tensor."""
 
+    gpu_decode_fallbacks = 0
+
     def __init__(self, source: ImageArrays, sampler: EpochSampler, device: torch.device):
         self.sampler = sampler
         self.images = source.images.to(device)
         self.bad = BadImages()  # nothing here is left to decode
-        self.gpu_decode_fallbacks = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[ResidentBatch]:
         """The batches of an epoch from step `start` on."""
@@ -93,7 +94,6 @@ class ShareLoader(ArrayLoader):
         self.source, self.sampler, self.threads = source, sampler, threads
         self.exchanged_bytes = exchanged_bytes
         self.bad = BadImages()
-        self.gpu_decode_fallbacks = 0
         self.owner: Tensor | None = None  # int64 [N]: who holds each image
         self.row = torch.full((len(source),), -1)  # of each image that lies here
         rows = share_rows(len(source), sampler.world_size)

@@ -8,6 +8,7 @@ import torch
 
 from simclr_fast.backends import resolve_backend
 from simclr_fast.config import Config, graph_conflict
+from simclr_fast.named_options import changed
 from simclr_fast.training.profiled import Form, Profile, form_of
 
 # Shares from which on something counts as the bound; below, it costs less than what a remedy could bring.
@@ -207,8 +208,8 @@ def _loss_remedy(_: Profile, circumstances: Circumstances) -> str:
 
 def _host_remedy(profile: Profile, circumstances: Circumstances) -> str:
     config, speed = circumstances.config, circumstances.config.speed
-    unprofiled = dataclasses.replace(config, run=dataclasses.replace(config.run, profile=0))
-    if profile.loading is None and circumstances.processes == 1 and graph_conflict(unprofiled) is None:
+    alone = profile.loading is None and circumstances.processes == 1
+    if alone and graph_conflict(changed(config, {"profile": 0})) is None:
         if speed.cuda_graph == "off":
             return "Let a CUDA graph replay the whole step: --cuda-graph auto."
         return "Without --profile, which looks into the step, a CUDA graph replays it whole: this run needs no more."

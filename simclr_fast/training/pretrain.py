@@ -1,6 +1,5 @@
 """The command `pretrain`: from options to a training run, on this process or on those that torchrun started."""
 
-import dataclasses
 import logging
 from collections.abc import Set
 from pathlib import Path
@@ -15,6 +14,7 @@ from simclr_fast.data import load_dataset
 from simclr_fast.data.own_files import require_apart
 from simclr_fast.errors import CheckpointError, ConfigError
 from simclr_fast.models import describe_encoder
+from simclr_fast.named_options import changed
 from simclr_fast.optim import peak_lr
 from simclr_fast.process import start_process
 from simclr_fast.training.folder import RunFolder
@@ -52,16 +52,16 @@ def with_fitting_warmup(config: Config) -> Config:
     """
     options, begun = config.optimization, warmup_begun_with(config.run)
     if begun is not None and begun <= options.epochs:
-        return dataclasses.replace(config, optimization=dataclasses.replace(options, warmup_epochs=begun))
+        return changed(config, {"warmup_epochs": begun})
     if options.warmup_epochs <= options.epochs:
         return config
-    fitting = dataclasses.replace(options, warmup_epochs=options.epochs / 10)
+    fitting = options.epochs / 10
     log.warning(
         "the recipe's warm-up of %g epochs is cut to a tenth of the run: --warmup-epochs %g",
         options.warmup_epochs,
-        fitting.warmup_epochs,
+        fitting,
     )
-    return dataclasses.replace(config, optimization=fitting)
+    return changed(config, {"warmup_epochs": fitting})
 
 
 def warmup_begun_with(run: RunOptions) -> float | None:
@@ -85,7 +85,7 @@ def with_fitting_batch(config: Config, images: int, world_size: int) -> Config:
         return config
     if size // world_size < 1 or size < 2:
         raise ConfigError(f"--data {config.data.data}: {images} training images are too few; two per step are needed")
-    fitting = dataclasses.replace(config, optimization=dataclasses.replace(config.optimization, batch_size=size))
+    fitting = changed(config, {"batch_size": size})
     log.warning(
         "the recipe's batch of %d is cut to the data set: --batch-size %d, peak learning rate %.3g",
         config.optimization.batch_size,
