@@ -21,8 +21,8 @@ _held: dict[tuple[int, int, int], "Claim"] = {}
 _guard = threading.Lock()
 
 
-class Claim:
-    """A folder that is locked until `release`, or until the process ends, however it does."""
+class Claim(contextlib.AbstractContextManager):
+    """A folder that is locked until `release`, or the end of the context, or that of the process, however it ends."""
 
     def __init__(self, descriptor: int):
         self._descriptor: int | None = descriptor
@@ -35,6 +35,9 @@ class Claim:
                 os.close(self._descriptor)
                 self._descriptor = None
                 del _held[self._key]
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def claim(folder: Path, others: str) -> Claim:

@@ -4,11 +4,9 @@ All of it goes on from what is there: features are made once, and neighbours of 
 being made again.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,7 @@ def main(session: Session) -> dict[str, Any]:
     options, run, root = session.options, session.run, session.folder
     if run.is_export and options.data is None and options.dataset is None:
         raise ConfigError("--data: an exported backbone does not say which images; pass the folder that holds them")
-    with _locked(root):
+    with claim(root, "another process embeds"):
         queries = _read_queries(options.query)  # before hours of work rather than after them
         dataset = session.data(list_ignored=False)  # not before it is clear that the folder is for these images
         images = _images(dataset, options.split, session.data_options.data)
@@ -136,15 +134,6 @@ class _View:
             return self.images.read(self.numbers[row])
         except OSError as error:
             raise DataError(f"{self.images.message_name(self.numbers[row])}: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    lock = claim(root, "another process embeds")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def digest_of_weights(run: Run) -> str:
