@@ -298,29 +298,16 @@ MOST_NEIGHBOURS = 50  # beside a query in a picture
 
 # By the name of the option, in whichever command it is; of an option with several values each must fulfil its rule.
 RULES: dict[str, Rule] = {
-    "threads": THREADS,
+    **dict.fromkeys(("threads", "workers"), THREADS),
     "seed": SEED,
-    "workers": THREADS,
     "min_steps": COUNT_OR_ZERO,
-    "knn_k": COUNT,
-    "epochs": COUNT,
-    "batch_size": COUNT,
-    "per_class": COUNT,
-    "draws": COUNT,
-    "seeds": COUNT,
-    "steps": COUNT,
-    "train_scenes": COUNT,
-    "test_scenes": COUNT,
-    "min_size": COUNT,
+    **dict.fromkeys(("knn_k", "epochs", "batch_size", "per_class", "draws", "seeds", "steps"), COUNT),
+    **dict.fromkeys(("train_scenes", "test_scenes", "min_size"), COUNT),
     "shard_size": (lambda value: 1 <= value <= MOST_ROWS, f"an integer from 1 to {MOST_ROWS}"),
     "neighbours": (lambda value: 1 <= value <= MOST_NEIGHBOURS, f"an integer from 1 to {MOST_NEIGHBOURS}"),
-    "knn_t": POSITIVE,
-    "lr": POSITIVE,
-    "lr_base": POSITIVE,
-    "penalty_c": POSITIVE,
+    **dict.fromkeys(("knn_t", "lr", "lr_base", "penalty_c"), POSITIVE),
     "fractions": SHARE,
-    "held_out": PROPER_SHARE,
-    "duplicates": PROPER_SHARE,
+    **dict.fromkeys(("held_out", "duplicates"), PROPER_SHARE),
 }
 
 

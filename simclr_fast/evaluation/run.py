@@ -13,8 +13,8 @@ from simclr_fast.backbones.factories import is_factory
 from simclr_fast.backbones.family import Stage
 from simclr_fast.backbones.registry import detection_stages, spec_of
 from simclr_fast.checkpoint import checkpoints, describe_differences, load, require_entries, require_finite
-from simclr_fast.config import RULES, AugmentOptions, Config, ModelOptions, require
-from simclr_fast.errors import CheckpointError, ConfigError
+from simclr_fast.config import AugmentOptions, Config, ModelOptions, check_values
+from simclr_fast.errors import CheckpointError, ConfigError, first_line
 from simclr_fast.models import build_encoder, describe_encoder
 from simclr_fast.named_options import made
 from simclr_fast.recipes import RECIPES
@@ -82,8 +82,7 @@ class Run:
             view = {"size": described["image_size"], "mean": described["mean"], "std": described["std"]}
             channels, step = described["channels"], int(described["step"])
         except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({reason})") from error
+            raise CheckpointError(f"{path}: damaged, or not exported by simclr_fast ({first_line(error)})") from error
         options, augment = options_of(ModelOptions, model_options, path), options_of(AugmentOptions, view, path)
         require_named(options.model, model, path)
         require_fit(options, require_channels(channels, path), augment.size, weights, path)
@@ -184,10 +183,7 @@ def options_of(kind: type[Options], values: object, source: Path) -> Options:
         if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
             raise ConfigError(f"{str(values)[:50]!r} in place of {kind.__name__}")
         group = made(kind, values)
-        for name, value in vars(group).items():
-            if name in RULES and value is not None:
-                fulfils, wanted = RULES[name]
-                require(fulfils(value), name, str(value)[:50], f"no run has that, only {wanted}")
+        check_values(vars(group), remedy="no run has that, only {}")
     except ConfigError as error:
         reason = " ".join(str(error).split())
         reason = reason if len(reason) <= 200 else f"{reason[:100]} ... {reason[-90:]}"
