@@ -130,7 +130,6 @@ def _read_ahead(images: AllImages, encoder: Encoder, batches: list[tuple[int, in
                 held = []
         if held:
             views.append(encoder.preprocess(held))
-        place.leave()
         return Piece(kept, torch.cat(views) if views else torch.empty(0, *encoder.view_shape), bad)
 
     pieces = (range(at, min(at + PIECE, end)) for begin, end in batches for at in range(begin, end, PIECE))

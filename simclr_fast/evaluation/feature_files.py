@@ -18,7 +18,7 @@ import numpy as np
 from simclr_fast.data.packed import replace
 from simclr_fast.data.packed_sets import npy_header
 from simclr_fast.data.packed_shape import HEADER
-from simclr_fast.errors import DataError, naming
+from simclr_fast.errors import DataError, first_line, naming
 
 FEATURES, LABELS, NAMES = "features.npy", "labels.npy", "names.txt"  # of the format npy
 Ranges = dict[str, dict[str, int]]  # by file: where the bytes of a shard begin there, how many they are, their CRC-32
@@ -241,8 +241,7 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: its features cannot be read ({reason}); {_again(path)}") from error
+        raise DataError(f"{path}: its features cannot be read ({first_line(error)}); {_again(path)}") from error
 
 
 def _read_range(path: Path, known: dict[str, int]) -> bytes:

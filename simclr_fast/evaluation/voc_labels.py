@@ -144,5 +144,4 @@ def _table(one: ImageSet, labels: _Labels, classes: list[str], option: str) -> T
 
 def _images(root: Path, sets: list[ImageSet]) -> EncodedImages:
     names = [str(one.image(stem).relative_to(root)) for one in sets for stem in one.stems]
-    files = Files(root, names)
-    return EncodedImages(len(names), files.read, files.name, identity=files.identity)
+    return Files(root, names).images()

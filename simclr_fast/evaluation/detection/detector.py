@@ -17,7 +17,7 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from simclr_fast.backbones.family import Stage
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, first_line
 
 # How many of the backbone's stages the pyramid is built on, from the coarsest, as published: C2 to C5, and C3 to C5.
 STAGES = {"faster-rcnn": 4, "retinanet": 3}
@@ -72,9 +72,9 @@ class PyramidBackbone(nn.Module):
             self.strides = [side // level.shape[-1] for level in probe.values()]
             channels = [level.shape[1] for level in probe.values()]
         except Exception as error:  # whatever a network does with images that it was not built for
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)[:100]
             raise ConfigError(
-                f"detect: this backbone gives no maps of images of any size ({reason[:100]}); evaluate it otherwise, "
+                f"detect: this backbone gives no maps of images of any size ({reason}); evaluate it otherwise, "
                 "or train another --model"
             ) from error
         self.pyramid = FeaturePyramidNetwork(channels, out_channels, coarser)
