@@ -53,6 +53,13 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
     step = graphed(build_step(state, views, config, process, autocast), config, process, loader)
     knn = OnlineKnn(dataset, config, device) if run.knn_epochs and dataset.labelled is not None else None
     say = console.print if process.is_main else lambda *_, **__: None
+
+    def say_written(*pictures_and_results: str) -> None:
+        """Name what lies in the run's folder."""
+        ignored = [IGNORED_FILE] if (run.output / IGNORED_FILE).exists() else []
+        files = ", ".join([*pictures_and_results, *log.files, "checkpoint-*.pt", *ignored])
+        say(f"Written to {run.output}: {files}", markup=False, soft_wrap=True)
+
     say(
         f"{config.model.model}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters. "
         f"{len(dataset.train)} images, {total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
@@ -102,13 +109,15 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
                         saver.save()
                         how = " with a checkpoint; go on with --resume auto" * records
                         say(f"stopped after step {state.step}{how}")
+                        if records:
+                            say_written()
                         return 128 + (signals.received or signal.SIGTERM)
                     saver.save_if_due()
             saver.save()
             if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
                 log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
     if process.is_main:
-        written = [*log.files, "checkpoint-*.pt"]
+        written = []
         if run.eval:
             print_summary(config, state.step, state.seconds, console)
             pictured = evaluate(
@@ -116,9 +125,8 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
             )
             first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
             pictures = draw_pictures(config, dataset, state.evaluated, first_views, device, pictured)
-            written = [*(picture.name for picture in pictures), RESULTS_FILE, *written]
-        ignored = [IGNORED_FILE] if (run.output / IGNORED_FILE).exists() else []
-        console.print(f"Written to {run.output}: {', '.join([*written, *ignored])}", markup=False, soft_wrap=True)
+            written = [*(picture.name for picture in pictures), RESULTS_FILE]
+        say_written(*written)
         say(f"Next: simclr-fast report {run.output}    (one page with everything measured so far)")
     process.barrier()
     return 0

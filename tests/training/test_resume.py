@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def test_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> Non
 
 def assert_stopped_with_a_checkpoint(folder: Path, log: Path) -> None:
     assert "with a checkpoint; go on with --resume auto" in log.read_text()
+    assert re.search(rf"Written to {folder}: .*metrics\.jsonl.*, checkpoint-\*\.pt", log.read_text())
     assert "Traceback" not in log.read_text()
     last = read_metrics(folder / METRICS_FILE)[-1]["step"]
     assert checkpoints(folder)[-1].name == f"checkpoint-{last:09d}.pt"
