@@ -1,16 +1,20 @@
 """Options of the evaluation commands: every number is checked before anything is read, by one clear line."""
 
 import dataclasses
+import re
 import types
 import typing
+from pathlib import Path
 
 import pytest
 
 from simclr_fast.cli import main, parse
+from simclr_fast.config import Config
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.options import RULES, check
 from tests.evaluation.conftest import COMMANDS
 
+ROOT = Path(__file__).parents[2]
 ZERO_MEANS_SOMETHING = {"threads", "seed", "workers", "min_steps"}
 
 
@@ -90,3 +94,59 @@ def test_zero_where_it_means_something() -> None:
     ):
         check(parse([command, "--checkpoint", "x", flag, "0"])[1])
     check(parse(["finetune", "--checkpoint", "x", "--fractions", "1", "--epochs", "2"])[1])
+
+
+VALUES = {
+    "data": "x",
+    "dataset": "coco",
+    "device": "cpu",
+    "amp_dtype": "bfloat16",
+    "torchcompile": "off",
+    "output": "x",
+}
+FLAGS = ("download", "channels_last")
+
+
+def documented() -> set[tuple[str, str]]:
+    """(command, option) of the docs' table of options that training has, too."""
+    section = (ROOT / "docs" / "evaluation.md").read_text().partition("## Options that training has, too")[2]
+    rows = [line.split("|")[1:3] for line in section.partition("\n## ")[0].splitlines() if line.startswith("| `--")]
+    named = lambda cell: re.findall(r"`([a-z-]+)`", cell)
+    return {
+        (command, option[2:].replace("-", "_"))
+        for options, of in rows
+        for option in named(options)
+        for command in named(of)
+    }
+
+
+def test_the_options_that_training_has_too_are_documented() -> None:
+    training = {
+        field.name
+        for group in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(group.type)
+        for field in dataclasses.fields(group.type)
+    }
+    shared = {
+        (command, field.name)
+        for command, options in COMMANDS.items()
+        for field in dataclasses.fields(options)
+        if field.name in training
+    }
+    assert documented() == shared
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_documented_options_are_taken(command: str) -> None:
+    options = sorted(option for of, option in documented() if of == command)
+    where = ["x"] if command == "report" else ["--checkpoint", "x"]
+    given = {option: VALUES.get(option, "1") for option in options if option not in FLAGS}
+    if command not in ("detect",) and "dataset" in given:
+        given["dataset"] = "imagefolder"
+    arguments = [part for option, value in given.items() for part in (f"--{option.replace('_', '-')}", value)]
+    arguments += [f"--{option.replace('_', '-')}" for option in options if option in FLAGS]
+    _, found = parse([command, *where, *arguments])
+    for option, value in given.items():
+        taken = getattr(found, option)
+        assert str(taken[0] if isinstance(taken, tuple) else taken) in (value, "1.0"), option
+    assert all(getattr(found, option) for option in options if option in FLAGS)
