@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simclr_fast import CLIPLoss, clip_loss
+from simclr_fast import CLIPLoss, clip_loss, distributed
 from tests.helpers import relative_error
 from tests.losses.compare import BACKENDS, anchored, check, same_when_compiled, unit
 from tests.ntxent_truth import KINDS, TEMPERATURES, embeddings
@@ -134,3 +134,9 @@ def test_the_module_refuses_bad_options() -> None:
         CLIPLoss()(GOOD, GOOD, 10.0, "0.5")
     with pytest.raises(ValueError, match="rank=1, world_size=2: torch.distributed knows rank 0 of 1; call init_proc"):
         CLIPLoss(rank=1, world_size=2)(GOOD, GOOD, 10.0)
+
+
+def test_another_rank_than_that_of_the_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "rank_and_size", lambda group: (1, 2))
+    with pytest.raises(ValueError, match="rank=0, world_size=2: torch.distributed knows rank 1 of 2"):
+        CLIPLoss(rank=0, world_size=2)(GOOD, GOOD, 10.0)

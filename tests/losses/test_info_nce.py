@@ -81,6 +81,15 @@ def test_paired_negatives(kind: str, temperature: float) -> None:
     )
 
 
+@pytest.mark.parametrize(("mode", "shape"), [("unpaired", (4, 3)), ("paired", (5, 4, 3))])
+def test_rows_shorter_than_eps_are_divided_by_it(mode: str, shape: tuple[int, ...]) -> None:
+    query, key, negatives = (torch.randn(*size, 3, dtype=torch.float64) for size in ((5,), (5,), shape[:-1]))
+    q, k, n = (x / x.norm(dim=-1, keepdim=True).clamp_min(1.5) for x in (query, key, negatives))
+    s_pos, s_neg = (q * k).sum(dim=1, keepdim=True) / 0.2, (q[:, None] * n).sum(dim=-1) / 0.2
+    want = (torch.cat([s_pos, s_neg], dim=1).logsumexp(1) - s_pos[:, 0]).mean()
+    assert relative_error(info_nce_loss(query, key, negatives, 0.2, negative_mode=mode, eps=1.5), want) <= 1e-12
+
+
 @pytest.mark.parametrize("shape", [(1, 4), (2, 1), (7, 1), (5, 123)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)

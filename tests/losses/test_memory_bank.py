@@ -196,6 +196,19 @@ def test_a_checkpoint_from_before_the_first_call() -> None:
         used.load_state_dict(NTXentLoss(0.2).state_dict())
 
 
+def test_ranks_agree_anew_after_a_checkpoint_was_loaded() -> None:
+    module = NTXentLoss(0.2, 7, gather_distributed=True)
+    module.memory_bank.agreed = True
+    module.load_state_dict(module.state_dict())
+    assert not module.memory_bank.agreed
+
+
+def test_rows_shorter_than_eps_enter_divided_by_it() -> None:
+    module, (out0, out1) = NTXentLoss(0.2, (4, 3), eps=100.0), torch.randn(2, 2, 3)
+    module(*leaves(torch.stack([out0, out1])))
+    assert torch.equal(module.memory_bank.bank[:2], out1 / 100.0)
+
+
 def test_copies_and_moves() -> None:
     module = NTXentLoss(LearnedTemperature(0.2), 7)
     module(*torch.randn(2, 3, 4))

@@ -93,6 +93,12 @@ def refusals(rank: int) -> list[str]:
     info_nce_module, sup_con_module = InfoNCELoss(gather_distributed=True), SupConLoss(gather_distributed=True)
     calls = [
         lambda: info_nce_module(z[:, 0], z[:, 1], z[: 2 + rank, 0]),
+        lambda: info_nce_loss(z[:, 0], z[:, 1], symmetric=first, group=dist.group.WORLD),
+        lambda: info_nce_loss(
+            *(z[:, 0], z[:, 1], z[:, 0] if first else z[:, :1].expand(4, 4, FEATURES)),
+            negative_mode="unpaired" if first else "paired",
+            group=dist.group.WORLD,
+        ),
         lambda: CLIPLoss(rank=rank, world_size=WORLD, normalize=first)(z[:, 0], z[:, 1], 10.0),
         lambda: CLIPLoss(rank=rank, world_size=WORLD)(z[:, 0], z[:, 1], 10.0 + rank),
         lambda: sup_con_module(z, torch.arange(4) if first else None),
@@ -115,6 +121,8 @@ def refusals(rank: int) -> list[str]:
 
 EXPECTED_REFUSALS = (
     "number of negative_keys (-1 for None) must be the same on all ranks of the group; by rank: [2.0, 3.0]",
+    "symmetric must be the same on all ranks of the group; by rank: [True, False]",
+    "negative_mode must be the same on all ranks of the group; by rank: ['unpaired', 'paired']",
     "normalize must be the same on all ranks of the group; by rank: [True, False]",
     "temperature must be the same on all ranks of the group; by rank: [0.1, 0.09090909090909091]",
     "labels must be the same on all ranks of the group; by rank: [True, False]; pass them on all ranks or on none",

@@ -95,6 +95,8 @@ def test_other_arguments_that_are_refused() -> None:
         SimCLRAugment(8, backend="triton")(images)
     with pytest.raises(ValueError, match=r"resize=7 must be an integer of at least 8"):
         SimCLREval(8, resize=7)
+    with pytest.raises(ValueError, match=r"resize=7 must be an integer of at least 8"):
+        SimCLREval((6, 8), resize=7)
 
 
 @pytest.mark.parametrize(
