@@ -37,6 +37,8 @@ FLAVOURS = {
     for f in (
         # An int that overflows wraps, instead of being made an int64 by an optimiser that takes it for impossible.
         Flavour("plain", ("-O2", "-fwrapv")),
+        # The one source of a mutant: compiled ninety times, and run for a moment.
+        Flavour("defect", ("-O1", "-fwrapv")),
         Flavour(
             "asan",
             (
@@ -208,6 +210,7 @@ def build(
     sources: Iterable[str],
     flavour: str = "plain",
     replaced: Mapping[str, str] | None = None,
+    among: Iterable[str] | None = None,
     defect: tuple[str, Mapping[str, str]] | None = None,
 ) -> Path:
     """Compiles kernel files into one library; unchanged input is answered from the cache in build/simt.
@@ -216,7 +219,8 @@ def build(
         sources: paths from the root of the repository (.cu, or .cpp that adds plain C entry points).
         flavour: "plain", "asan" (with UBSan) or "tsan".
         replaced: text to compile instead of a file's own, by path.
-        defect: (source, replaced), for the compilation of this source alone; how mutants are made.
+        among: the sources that are compiled with `replaced`, where not all are: those that hand on what comes of it.
+        defect: (source, replaced), for the compilation of this source alone; how mutants, which are plain, are made.
 
     Returns:
         The path of the shared library.
@@ -225,14 +229,18 @@ def build(
         BuildError: with the compiler's message, or the line of a __shared__ declaration that cannot be rewritten.
     """
     how, (defective, texts) = FLAVOURS[flavour], defect or ("", {})
+    sources = list(sources)
+    changed = {defective, *(sources if among is None else among)} if replaced else set()
 
     def made_from(source: str) -> Path:
-        return _object(source, how, {**(texts if source == defective else {}), **(replaced or {})})
+        own, flavour_of = (texts, FLAVOURS["defect"]) if source == defective else ({}, how)
+        return _object(source, flavour_of, {**own, **replaced} if source in changed else own)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         runtime = _runtime_objects(how, pool)
-        # Of a function that was not inlined the linker takes the first definition: the defective one.
-        objects = [*pool.map(made_from, sorted(sources, key=lambda source: (source != defective, source))), *runtime]
+        # Of a function that was not inlined the linker takes the first definition: the defective one, or the replaced.
+        order = sorted(sources, key=lambda source: (source != defective, source not in changed, source))
+        objects = [*pool.map(made_from, order), *runtime]
 
     def link(made: Path) -> None:
         command = [CXX, "-shared", *how.kernel_flags, "-Wl,-Bsymbolic", "-pthread", *map(str, objects)]

@@ -76,14 +76,18 @@ class Kernels:
     Args:
         sources: kernel files (and .cpp files with plain C entry points), by path from the root of the repository.
         flavour: see build(); SIMT_FLAVOUR by default.
-        replaced: see build().
+        replaced, among: see build().
     """
 
     def __init__(
-        self, sources: Iterable[str], flavour: str = FLAVOUR, replaced: Mapping[str, str] | None = None
+        self,
+        sources: Iterable[str],
+        flavour: str = FLAVOUR,
+        replaced: Mapping[str, str] | None = None,
+        among: Iterable[str] | None = None,
     ) -> None:
         mutant = os.environ.get("SIMT_MUTANT")  # proof/simt/test_mutants.py runs tests on kernels with a defect
-        self.path = build(sources, flavour, replaced, defect_of(mutant) if mutant else None)
+        self.path = build(sources, flavour, replaced, among, defect_of(mutant) if mutant else None)
         self._library = ctypes.CDLL(str(self.path))
         self._library.simt_take_error.restype = ctypes.c_char_p
 

@@ -14,7 +14,7 @@ from proof.simt.library import FLAVOUR, SCHEDULES, Kernels, Schedule, SimtError,
 from proof.simt.ntxent_accuracy import SOURCES, float32_errors
 from tests import ntxent_truth as inputs
 from tests.helpers import relative_error, spread
-from tests.ntxent_launchers import BwdArgs, Device, NtxentLaunchers, statistics_dtype
+from tests.ntxent_launchers import BwdArgs, Device, FwdArgs, NtxentLaunchers, statistics_dtype
 from tests.ntxent_truth import EPS, embeddings, shards_of, truth
 
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -312,13 +312,17 @@ def test_the_columns_are_split_where_multiprocessors_would_wait(kernels: Kernels
 
 
 @pytest.fixture(scope="module")
-def two_slots() -> Kernels:
+def two_slots(kernels: Kernels) -> Kernels:
     """The forward with two partials per row instead of 64: a CTA then takes several tiles already in small problems."""
     path = "csrc/cuda/ntxent_plan.h"
     text, limit = (ROOT / path).read_text(), "kFwdMaxSlots = 64"
     assert limit in text
-    sources = ("csrc/cuda/ntxent_fwd.cu", "csrc/cuda/ntxent_normalize.cu", "csrc/cuda/ntxent_rows.cu")
-    return Kernels(sources, replaced={path: text.replace(limit, "kFwdMaxSlots = 2")})
+    # The plan is made where the launches begin, and handed on.
+    made = Kernels(SOURCES, replaced={path: text.replace(limit, "kFwdMaxSlots = 2")}, among=["csrc/cuda/ntxent_fwd.cu"])
+    args = FwdArgs(n=2**13, columns=2**14, u_columns=128, temperature=0.1)
+    bytes_of = lambda library: library.value("simclr_ntxent_fwd_workspace_bytes", ctypes.byref(args))
+    assert bytes_of(made) < bytes_of(kernels)
+    return made
 
 
 @pytest.mark.parametrize("n", [70, 200, 330])
