@@ -6,11 +6,29 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from proof.kept import digest, kept
+from proof.simt.build import closure
+
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["-std=c++17", "-O1", "-g", "-fno-math-errno", "-Wno-psabi", "-fsanitize=address,undefined"]
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-math-errno", "-Wno-psabi", "-fsanitize=address,undefined"]
 FLAGS += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 _X86 = "#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))"
 _VECTOR_BYTES = "namespace simclr::cpu::portable {\nconstexpr int kVectorBytes = {bytes};"
+
+
+def compile_with(*arguments: object) -> None:
+    """Runs the compiler, which must succeed."""
+    command = [os.environ.get("CXX", "g++"), *FLAGS, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def _compiled_driver(driver: Path, sources: Path) -> Path:
+    """A driver compiled with a changed copy of csrc; mutants share it, where it includes nothing that they change."""
+    copies = {str(Path("csrc", copy.relative_to(sources))): copy.read_text() for copy in sources.rglob("*.h")}
+    of = digest(sorted(closure([str(driver.relative_to(ROOT))], copies).items()), FLAGS, os.environ.get("CXX"))
+    path = ROOT / "build/fuzz" / f"{driver.stem}-{of}.o"
+    return kept(path, lambda made: compile_with(f"-I{sources}", "-c", driver, "-o", made))
 
 
 @dataclass(frozen=True)
@@ -41,10 +59,8 @@ class Fuzzer:
                 path.write_text(text.replace(old, new))
             assert touched == 1, f"{old!r} stands in the sources {touched} times"
         program = folder / "fuzz"
-        inputs = [self.driver, *(sources / "cpu" / kernel for kernel in (*self.kernels, "isa.cpp"))]
-        command = [os.environ.get("CXX", "g++"), *FLAGS, f"-I{sources}", *map(str, inputs), "-o", str(program)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
+        inputs = (sources / "cpu" / kernel for kernel in (*self.kernels, "isa.cpp"))
+        compile_with(f"-I{sources}", _compiled_driver(self.driver, sources), *inputs, "-o", program)
         return program
 
     def run(self, program: Path, isa: str | None = None) -> subprocess.CompletedProcess[str]:
