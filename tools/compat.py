@@ -133,7 +133,7 @@ def check(pair: Pair) -> None:
     run_here(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
     run_here(python, "-m", "simclr_fast", "info")
     run_here(python, "-m", "pytest", *PYTEST_OPTIONS, *(f"--deselect={test}" for test in OF_NO_TORCH), *FAST_TESTS)
-    run_here(python, "-m", "pytest", *PYTEST_OPTIONS, "-m", "interpret", *FAST_TRITON_TESTS)
+    run_here(python, "-m", "pytest", "-q", "-m", "interpret", *FAST_TRITON_TESTS)  # seconds, less than a worker's start
     exchange_wheels(pair)
 
 

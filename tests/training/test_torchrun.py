@@ -16,7 +16,7 @@ from tests.data.conftest import write_image
 from tests.training.processes import SMALL, free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300  # seconds
+PATIENCE = 600  # seconds
 
 
 @contextlib.contextmanager
