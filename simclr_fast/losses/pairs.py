@@ -81,19 +81,11 @@ class _PairLogits(torch.autograd.Function):
             u, norm_a = wide_rows(a, ctx.eps)
             v, norm_b = wide_rows(b, ctx.eps)
             g, cosine = dcosine[..., None], (u * v).sum(dim=-1, keepdim=True)
-
-            def side(u: Tensor, v: Tensor, norm: Tensor | None) -> Tensor:
-                """g (v - u cosine) / |z|: numbers per row first, since passes over the rows are what takes the time."""
-                if norm is None:
-                    return g * v
-                of_v = g / norm.clamp_min(ctx.eps)
-                return torch.addcmul(of_v * v, u, torch.where(norm <= ctx.eps, 0, of_v * cosine), value=-1)
-
             results = []
             if need_a:
-                results.append(side(u, v, norm_a).to(a.dtype))
+                results.append(through_normalization(v, u, norm_a, ctx.eps, g, cosine).to(a.dtype))
             if need_b:
-                results.append(side(v, u, norm_b).to(b.dtype))
+                results.append(through_normalization(u, v, norm_b, ctx.eps, g, cosine).to(b.dtype))
             if need_dt:
                 results.append(cosine[..., 0])
             return results
@@ -119,12 +111,18 @@ def wide_rows(z: Tensor, eps: float | None) -> tuple[Tensor, Tensor | None]:
     return wide * (1 / norm.clamp_min(eps)), norm
 
 
-def through_normalization(du: Tensor, u: Tensor, norm: Tensor | None, eps: float | None) -> Tensor:
-    """dz of du: (du - u (u . du)) / |z|, or du / eps where the norm was clamped; du without normalisation."""
+def through_normalization(
+    du: Tensor, u: Tensor, norm: Tensor | None, eps: float | None, factor: float | Tensor, radial: Tensor
+) -> Tensor:
+    """dz of factor du: factor (du - u (u . du)) / |z|, or factor du / eps where the norm was clamped.
+
+    du, u: [..., D]; norm, factor, and radial, which is u . du: [..., 1]; norm None: factor du, without normalisation.
+    Numbers per row are multiplied first, since passes over the rows are what takes the time.
+    """
     if norm is None:
-        return du
-    along = u * (u * du).sum(dim=-1, keepdim=True)
-    return torch.where(norm <= eps, du, du - along) / norm.clamp_min(eps)
+        return factor * du
+    scale = factor / norm.clamp_min(eps)
+    return torch.addcmul(scale * du, u, torch.where(norm <= eps, 0, scale * radial), value=-1)
 
 
 def _part(device: torch.device) -> int | None:

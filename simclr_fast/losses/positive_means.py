@@ -98,7 +98,8 @@ class _PositiveMeans(torch.autograd.Function):
                     u, norm = wide_rows(z, ctx.eps)
                     c = c[:, None]
                     du = c * sums[number] + weighted_sums[number] - 2 * c * u
-                    return (through_normalization(du, u, norm, ctx.eps).to(z.dtype),)
+                    radial = (u * du).sum(dim=1, keepdim=True)
+                    return (through_normalization(du, u, norm, ctx.eps, 1, radial).to(z.dtype),)
 
                 drows = in_parts(gradient, rows, _own(number, rank, rows), c)[0]
             if ctx.needs_input_grad[4]:

@@ -33,3 +33,20 @@ def test_frozen_rows(name: str, backend: str) -> None:
         loss = CALLS[name](x, k, more, t, backend)
         found.append([loss, *torch.autograd.grad(loss, (x, t), materialize_grads=True, allow_unused=True)])
     assert all(relative_error(actual, expected) == 0 for expected, actual in zip(*found))
+
+
+@pytest.mark.parametrize("name", ["clip", "ntxent"])
+def test_frozen_rows_of_a_compiled_loss(name: str) -> None:
+    """It cannot look whether they are such: a loss that saves them says to clone them."""
+    x, more, t = torch.randn(3, 5, requires_grad=True), torch.empty(0), 0.2
+    with torch.inference_mode():
+        frozen = torch.randn(3, 5)
+    loss = lambda k: CALLS[name](x, k, more, t, "cpp")
+    compiled, expected = torch.compile(loss, fullgraph=True, backend="aot_eager"), loss(frozen)
+    if name == "clip":
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward.*clone"):
+            compiled(frozen)
+        frozen = frozen.clone()
+    found = compiled(frozen)
+    assert relative_error(found, expected) <= 1e-6
+    assert relative_error(*(torch.autograd.grad(value, x)[0] for value in (found, expected))) <= 1e-5
