@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from simclr_fast.data.stored import Records
+from simclr_fast.errors import DataError
 
 
 def open_files() -> int:
@@ -26,3 +27,12 @@ def test_files_are_closed_with_the_records(tmp_path: Path, recwarn: pytest.Warni
         Records([tmp_path / "0", tmp_path / "1", tmp_path / "missing"], [0, 0, 0], empty, empty, empty)
     assert open_files() == before
     assert not recwarn.list
+
+
+def test_a_damaged_record_is_refused_every_time(tmp_path: Path) -> None:
+    (tmp_path / "records").write_bytes(b"bytes")
+    numbers = lambda value, dtype: np.array([value], dtype=dtype)
+    records = Records([tmp_path / "records"], [0], numbers(0, "i8"), numbers(5, "i8"), numbers(7, "u4"))
+    for _ in range(2):
+        with pytest.raises(DataError, match="records, image 0, bytes 0 to 5: damaged"):
+            records.read(0)

@@ -244,7 +244,9 @@ def test_encoders_are_what_their_names_say(run_folder: Path) -> None:
 
 
 def test_features_are_of_the_part_that_they_are_named_after(data: Dataset, run_folder: Path) -> None:
-    for _, features in all_features(Run.open(run_folder), data, CPU.device):
+    found = dict(all_features(Run.open(run_folder), data, CPU.device))
+    assert list(found) == ["raw", "random_init", "simclr"]
+    for features in found.values():
         assert len(features.train) == len(data.labelled)
         assert len(features.test) == len(data.test)
 

@@ -223,3 +223,13 @@ def test_the_learning_rate_warms_up_and_falls(name: str, optimizer: type, monkey
     train_detector(Recorder(), marked_images(4), schedule, lr=0.01, seed=0, device=CPU)
     cosine = [0.005 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
     assert rates == pytest.approx([0.005, 0.01, *cosine])
+
+
+def test_biases_and_norms_of_a_detector_are_not_decayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, plain = [], torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda groups, **options: made.append(groups) or plain(groups, **options))
+    detector = Recorder()
+    train_detector(detector, marked_images(2), Schedule(1, 2, 0, weight_decay=0.5), lr=0.01, seed=0, device=CPU)
+    (groups,) = made
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in detector.named_parameters()} == {"layer.weight": 0.5, "layer.bias": 0.0}

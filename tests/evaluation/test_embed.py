@@ -1,5 +1,6 @@
 """`embed`: features under the right names in every format, however often it was stopped, and what it refuses."""
 
+import dataclasses
 import glob
 import json
 import os
@@ -23,6 +24,7 @@ from simclr_fast.cli import main
 from simclr_fast.data.unreadable import BadImageError
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import embedding, feature_set
+from simclr_fast.evaluation.embed import digest_of_weights
 from simclr_fast.evaluation.export import export_weights
 from simclr_fast.evaluation.run import Run
 from tests.data.packing import StoppedError, failing
@@ -177,6 +179,17 @@ def test_other_options_are_refused(
     assert embedded(color_run, photos, begun, *options) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert contents(begun) == before
+
+
+def test_features_of_another_view_are_others(color_run: Path) -> None:
+    run = Run.open(color_run)
+    of = lambda **changed: digest_of_weights(
+        dataclasses.replace(
+            run, config=dataclasses.replace(run.config, augment=dataclasses.replace(run.config.augment, **changed))
+        )
+    )
+    assert len({of(), of(mean=(0.1,)), of(std=(0.1,)), of(size=12)}) == 4
+    assert of() == of(scale=(0.5, 1.0)), "training's views do not count"
 
 
 def test_other_images_and_other_weights_are_refused(

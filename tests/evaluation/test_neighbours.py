@@ -95,6 +95,12 @@ def test_a_threshold_that_finds_nearly_all_is_told(monkeypatch) -> None:
     assert len(duplicates.similar_pairs(units[:14], 0.9, CPU)) == 91
 
 
+def test_files_of_one_checksum_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates.zlib, "crc32", lambda data: 7)
+    pairs = duplicates.Pairs(np.array([0, 0]), np.array([1, 2]), np.array([1.0, 1.0]))
+    assert duplicates.identical(pairs, [b"same", b"same", b"else"].__getitem__).tolist() == [True, False]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos, one of which is there again, saved again, and mirrored; the first file cannot be read, and has no row."""

@@ -9,7 +9,9 @@ from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, fi
 LABELS = torch.tensor([0] * 200 + [1] * 100 + [2] * 40)[torch.randperm(340, generator=torch.Generator().manual_seed(0))]
 
 
-@pytest.mark.parametrize(("fraction", "counts"), [(0.1, [20, 10, 4]), (0.01, [2, 1, 1]), (1.0, [200, 100, 40])])
+@pytest.mark.parametrize(
+    ("fraction", "counts"), [(0.1, [20, 10, 4]), (0.29, [58, 29, 12]), (0.01, [2, 1, 1]), (1.0, [200, 100, 40])]
+)
 def test_fractions_are_the_same_in_every_class(fraction: float, counts: list[int]) -> None:
     chosen = balanced_fraction(LABELS, fraction, seed=0)
     assert LABELS[chosen].bincount().tolist() == counts
@@ -33,6 +35,8 @@ def test_few_label_draws() -> None:
     assert all(LABELS[draw].bincount().tolist() == [3, 3, 3] for draw in draws)
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
     assert all(torch.equal(a, b) for a, b in zip(draws, few_label_draws(LABELS, per_class=3, draws=4)))
+    of_seeds = [draw for seed in range(3) for draw in few_label_draws(LABELS, per_class=3, draws=4, seed=seed)]
+    assert len({tuple(draw.tolist()) for draw in of_seeds}) == 12, "no seed repeats a draw of another"
     (draw,) = few_label_draws(LABELS, per_class=50, draws=1)
     assert LABELS[draw].bincount().tolist() == [50, 50, 40], "of a class with fewer images all are taken"
     assert rarest_class(LABELS) == 40

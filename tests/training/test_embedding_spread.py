@@ -77,9 +77,12 @@ def test_extremes_have_values() -> None:
     assert math.isfinite(zeros["effective_dimension"])
     assert zeros["batch_norm_gap"] == 0
     z = torch.randn(16, 8)
-    cold = dataclasses.replace(options(8, 2))
-    cold = dataclasses.replace(cold, optimization=dataclasses.replace(cold.optimization, temperature=1e-4))
-    assert math.isfinite(EmbeddingSpread(cold, Process(0, 1, CPU), NORM).measure(z)["batch_norm_gap"])
+    at = lambda t: dataclasses.replace(
+        options(8, 2), optimization=dataclasses.replace(options(8, 2).optimization, temperature=t)
+    )
+    found = [EmbeddingSpread(at(t), Process(0, 1, CPU), NORM).measure(z)["batch_norm_gap"] for t in (1e-4, 0.1)]
+    assert found[0] == found[1], "below 0.1, that of 0.1"
+    assert math.isfinite(found[0])
 
 
 def test_of_a_large_batch_a_sample_is_compared() -> None:

@@ -162,6 +162,7 @@ def test_exploding_gradients_are_told_while_the_loss_is_still_below_chance() -> 
     assert kinds([usual] * 20 + [exploding] * 9) == {"learning rate": 25}
     assert kinds([usual] * 20 + [exploding | {"grad_norm": 29.0}] * 9) == {}, "ten times, not less"
     assert kinds([usual] * 20 + [exploding | {"loss": 4.0}] * 9) == {}, "with a loss that rises"
+    assert kinds([usual] * 20 + [exploding] * 9, batch_size=8, temperature=0.1) == {}, "more than losses vary"
     overflow = exploding | {"grad_norm": float("inf")}
     assert kinds([usual] * 20 + [overflow] * 9) == {}, "float16 looks for its scale"
 
