@@ -9,8 +9,8 @@ from tests.ops.cpu_fuzzer import Fuzzer
 FOLDER = Path(__file__).parent
 FUZZERS = {
     "augment": Fuzzer(FOLDER / "augment/fuzz_cpu.cpp", ("augment.cpp",), cases=4000),
-    "ntxent": Fuzzer(FOLDER / "ntxent/fuzz_cpu.cpp", ("ntxent.cpp",), cases=160),
-    "similarity": Fuzzer(FOLDER / "ntxent/fuzz_similarity.cpp", ("similarity.cpp",), cases=240),
+    "ntxent": Fuzzer(FOLDER / "ntxent/fuzz_cpu.cpp", ("ntxent.cpp",), cases=160, typed=True),
+    "similarity": Fuzzer(FOLDER / "ntxent/fuzz_similarity.cpp", ("similarity.cpp",), cases=240, typed=True),
     "visits": Fuzzer(FOLDER / "ntxent/fuzz_visits.cpp", (), cases=80),
 }
 # (op, what is wrong, the line of its sources, what stands there instead)

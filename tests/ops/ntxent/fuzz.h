@@ -55,9 +55,11 @@ constexpr int kDtype = std::is_same_v<Z, float>    ? SIMCLR_FLOAT
 
 using Case = void (*)();
 
-int run_cases(int cases, Case a, Case b, Case c, Case d) {
+// argv: how many cases, and of how many of the kinds.
+int run_cases(char** argv, Case a, Case b, Case c, Case d) {
   const Case kinds[] = {a, b, c, d};
-  for (int k = 0; k < cases; ++k) kinds[k % 4]();
+  const int cases = std::atoi(argv[1]), of_kinds = std::atoi(argv[2]);
+  for (int k = 0; k < cases; ++k) kinds[k % of_kinds]();
   std::printf("%d cases\n", cases);
   return 0;
 }

@@ -107,6 +107,6 @@ void one_case() {
 }  // namespace
 
 int main(int, char** argv) {
-  return run_cases(std::atoi(argv[1]), one_case<float, float>, one_case<double, double>, one_case<Half, float>,
+  return run_cases(argv, one_case<float, float>, one_case<double, double>, one_case<Half, float>,
                    one_case<BFloat16, float>);
 }
