@@ -70,8 +70,8 @@ def _finals(table: dict[str, Any]) -> list[str]:
         "## Finalists",
         "",
         f"At the recipe's length, means of seeds {_listed(table['final_seeds'])}; the changes are those to the start. "
-        "*Score*: the mean of linear and 1-NN, ± its standard deviation over the seeds. The first is what the search "
-        "kept; another one takes its place only where its score is higher by more than the larger of both deviations.",
+        "*Score*: the mean of linear and 1-NN, ± its standard deviation over the seeds. The first is the recipe as it "
+        "is, whose place another one takes only where its score is higher by more than the larger of both deviations.",
         "",
         "| candidate | score | its seeds | linear | 1-NN | averaged: linear | 1-NN | steps | time (ms) |",
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",

@@ -2,7 +2,7 @@
 
 The search is greedy. It goes through the axes once, in their order; each value is tried beside the best found so far,
 with the same steps and seeds, and becomes part of it where its score is the highest by more than MARGIN. The finalists
-are then trained as long as the recipe is, over several seeds; the first of them is what the search kept, which another
+are then trained as long as the recipe is, over several seeds; the first of them is the recipe as it is, which another
 one replaces only where it is better by more than the seeds' spread.
 """
 
@@ -36,7 +36,7 @@ class Study:
     start: every option that the axes change, so that the study stays the same whatever the recipe becomes. steps,
     seeds: of the candidates of an axis; finalists train for final_steps over final_seeds. A value that names "steps"
     itself trains so long instead: a batch of half the size can take twice the steps. finalists: changes to the start,
-    those that the search kept first. held_out: fraction of every class; images: of a larger set so many are taken.
+    the recipe's first. held_out: fraction of every class; images: of a larger set so many are taken.
     """
 
     recipe: str
