@@ -128,7 +128,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     import tyro
 
     from simclr_fast.expectations import described
-    from simclr_fast.named_options import check_spelling, unknown, unknown_recipe
+    from simclr_fast.named_options import check_spelling, misread, unknown, unknown_recipe
     from simclr_fast.recipes import DEFAULT_RECIPE, RECIPES
 
     name, *rest = arguments
@@ -140,13 +140,14 @@ def parse(arguments: Sequence[str]) -> tuple[str, Any]:
     check_spelling(rest, kind, program)
     _join_lines_of_help(kind)
     read = functools.partial(tyro.cli, kind, args=rest, prog=program, config=(tyro.conf.OmitArgPrefixes,))
+    wrong = functools.partial(misread, arguments=rest, kind=kind)
     if name != "pretrain":
-        return name, _said_in_one_line(read)
+        return name, _said_in_one_line(read, wrong)
     recipe = rest[0] if rest and not rest[0].startswith("-") else DEFAULT_RECIPE
     if recipe not in RECIPES:
         raise unknown_recipe(recipe)
     about = f"{kind.__doc__}\n\n{described(recipe, RECIPES[recipe].optimization)} docs/recipes.md has all figures."
-    config = _said_in_one_line(functools.partial(read, default=RECIPES[recipe], description=about))
+    config = _said_in_one_line(functools.partial(read, default=RECIPES[recipe], description=about), wrong)
     if config.recipe != recipe:
         raise ConfigError(f"{config.recipe}: the recipe comes first, before any option")
     return name, config
@@ -159,8 +160,11 @@ def _run_as_declared(name: str, arguments: list[str]) -> list[str]:
     return [word.removeprefix("--checkpoint=") for word in arguments if word != "--checkpoint"]
 
 
-def _said_in_one_line(read: Callable[[], Any]) -> Any:
-    """What `read` returns, with what tyro says of an error, in a box of several lines, as one line of a ConfigError."""
+def _said_in_one_line(read: Callable[[], Any], misread: Callable[[str], Exception]) -> Any:
+    """What `read` returns, with what tyro says of an error, in a box of several lines, as one line of a ConfigError.
+
+    misread: makes the error for an option whose value has another type; tyro's own words for it are Python's.
+    """
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -172,7 +176,10 @@ def _said_in_one_line(read: Callable[[], Any]) -> Any:
         is_text = re.compile(r"\w").search  # and not a rule; behind the next rule stands where help is
         said = itertools.takewhile(is_text, itertools.dropwhile(lambda line: not is_text(line), lines))
         text = " ".join(" ".join(line.strip("│| ") for line in said).split())
-        raise ConfigError(re.sub(r"^Missing from [^:]+", "missing", text.removeprefix("Error parsing "))) from None
+        text = text.removeprefix("Error parsing ")
+        if option := re.match(r"(--[\w-]+): ", text):
+            raise misread(option[1]) from None
+        raise ConfigError(re.sub(r"^Missing from [^:]+", "missing", text)) from None
 
 
 @functools.cache
@@ -214,12 +221,15 @@ def write_completion(arguments: Sequence[str]) -> None:
         with_options.__defaults__ = (RECIPES[DEFAULT_RECIPE],) if name == "pretrain" else None
         app.command(name=name)(with_options)
     path = Path(arguments[1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(SystemExit):  # with which tyro ends when it has written the file
-        app.cli(args=[COMPLETION, *arguments], prog=PROGRAM)
     # A line that ends inside an explanation would be taken for another answer.
     mended = lambda found: found[0].replace(r"\n", " ") + f"\n{RECIPES_COMPLETED.format(recipes=[*RECIPES])}"
-    path.write_text(re.sub(r"^COMPLETION_SPEC = .*$", mended, path.read_text(), flags=re.MULTILINE))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(SystemExit):  # with which tyro ends when it has written the file
+            app.cli(args=[COMPLETION, *arguments], prog=PROGRAM)
+        path.write_text(re.sub(r"^COMPLETION_SPEC = .*$", mended, path.read_text(), flags=re.MULTILINE))
+    except OSError as error:
+        raise ConfigError(f"{COMPLETION} {path}: {error.strerror}; pass a file that can be written") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -216,8 +216,8 @@ class RunOptions:
     knn_epochs: int = 10
     """Epochs between two online kNN evaluations; 0 never. Needs labels; uses no test image."""
     eval: bool = True
-    """At the end, draw pictures, and compare with raw pixels and a random-init encoder where there are labelled test
-    images."""
+    """At the end, draw curves and embeddings, and compare with raw pixels and a random-init encoder where there are
+    labelled test images."""
     profile: int = 0
     """Measure this many steps as they are and as many phase by phase, write a Chrome trace and a table to --output, say
     what bounds the run and what would help, and stop (steps)."""

@@ -5,6 +5,7 @@ A figure stands here only with a source that says it; what its training did othe
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 
 from simclr_fast.config import OptimizationOptions
@@ -45,7 +46,7 @@ class Expectation:
 
     def command_for(self, folder: object) -> str:
         """The command on a run's folder."""
-        return self.command.replace(RUN, str(folder))
+        return self.command.replace(RUN, shlex.quote(str(folder)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,15 @@ def check_spelling(arguments: Sequence[str], kind: type, program: str) -> None:
             raise unknown("option", name, flags, f"`{program} --help` lists them")
 
 
+def misread(name: str, arguments: Sequence[str], kind: type) -> ConfigError:
+    """The error for what the command line has behind --name, which the option cannot hold."""
+    words = " ".join(arguments).replace(f"{name}=", f"{name} ").split(" ")
+    begin = words.index(name) + 1
+    end = next((place for place, word in enumerate(words) if place >= begin and word.startswith("--")), None)
+    expected = _expected(types_of(kind)[name[2:].replace("-", "_")])
+    return ConfigError(f"{' '.join([name, *words[begin:end]])}: pass {expected}")
+
+
 def named_in(arguments: Sequence[str]) -> frozenset[str]:
     """The names of the options that arguments of the command line set."""
     flags = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))

@@ -1,4 +1,4 @@
-"""The files of a run's folder that other programs read, beside its checkpoints: metrics and results."""
+"""The files of a run's folder that other programs read, beside its checkpoints: metrics, results, views."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from simclr_fast.errors import ConfigError, naming
 
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
+VIEWS_FILE = "views.png"
 # Neighbours of the metric "knn"; with many more, a small data set gives the share of its largest class.
 ONLINE_KNN_K = 20
 

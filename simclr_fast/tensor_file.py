@@ -84,7 +84,9 @@ def read(path: Path) -> Any:
     A file without this module's checksum, which torch.save alone wrote, is checked by the CRCs of its archive.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint")
+        raise CheckpointError(
+            f"{path}: there is no such checkpoint; pass the folder of a run, or a checkpoint-*.pt in it"
+        )
     try:
         _verify(path)
         return torch.load(path, map_location="cpu", weights_only=True)

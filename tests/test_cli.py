@@ -102,7 +102,7 @@ def test_explanations_are_wrapped_for_the_terminal_alone(capsys, monkeypatch) ->
         ),
         (
             ["pretrain", "demo", "--epochs", "x"],
-            "simclr-fast pretrain: error: --epochs: invalid literal for int() with base 10: 'x'",
+            "simclr-fast pretrain: error: --epochs x: pass an integer",
         ),
         (
             ["pretrain", "--opt", "adam"],
@@ -216,6 +216,27 @@ def test_another_broken_pipe_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(sys, "stdout", stdout)
         with pytest.raises(BrokenPipeError):
             main(["knn"])
+
+
+def test_a_completion_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, capsys) -> None:
+    assert main(["--tyro-write-completion", "bash", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"simclr-fast: error: --tyro-write-completion {tmp_path}: Is a directory; pass a file that can be written\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--batch-size=4.5", "--batch-size 4.5: pass an integer"),
+        ("--scale a 1 --lr 3", "--scale a 1: pass a list of 2 numbers"),
+        ("--lr 1,5", "--lr 1,5: pass a number or None"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_what_to_pass(given: str, said: str, capsys) -> None:
+    assert main(["pretrain", "demo", *given.split()]) == 2
+    assert capsys.readouterr().err == f"simclr-fast pretrain: error: {said}\n"
 
 
 def test_a_shell_without_completion_is_named(capsys) -> None:

@@ -65,7 +65,7 @@ def test_help_explains_every_option_with_the_recipes_default(recipe: str | None,
         (["demo", "--mean", "0.1", "0.2", "0.3"], "--mean 0.1 0.2 0.3: the images have 1 channel(s)"),
         (["demo", "--log-wandb"], "--log-wandb True: wandb not installed; pip install 'simclr_fast[wandb]'"),
         (["--epochs", "3", "cifar10"], "cifar10: the recipe comes first"),
-        (["demo", "--temperature", "warm"], "--temperature: could not convert string to float: 'warm'"),
+        (["demo", "--temperature", "warm"], "--temperature warm: pass a number"),
         (["demo", "--temperature"], "Missing value for argument '--temperature'"),
         (["demo", "x"], "Unrecognized options: x"),
     ],
@@ -152,6 +152,7 @@ def test_non_finite_loss_stops_with_what_is_needed_to_look_into_it(tmp_path: Pat
     said = capsys.readouterr().err.splitlines()[-1]
     found = re.search(r"error: the loss is (nan|inf) at step (\d+) \(epoch 0\); look into (.*)$", said)
     assert found, said
+    assert (folder / "views.png").exists(), "what the encoder sees is shown before anything is trained"
     bundle = torch.load(found[3], weights_only=True)
     assert bundle["step"] == int(found[2]) > 0
     assert all(tensor.isfinite().all() for tensor in bundle["model"].values()) == (int(found[2]) == 1)

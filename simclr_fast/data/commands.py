@@ -9,6 +9,7 @@ Stopped, `pack` goes on where it was when it is started again in the same way. d
 """
 
 import dataclasses
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -66,4 +67,4 @@ def _say_what_is_there(root: Path, manifest: dict[str, Any]) -> None:
         size = sum(file["bytes"] for file in split["files"].values())
         left_out = sum(len(shard["left_out"]) for shard in split["shards"])
         print(f"{root}, {name}: {split['images']} images, {size / 1e6:,.1f} MB, {left_out} unreadable ones left out")
-    print(f"Every checksum was right. Next: simclr-fast pretrain RECIPE --data {root}")
+    print(f"Every checksum was right. Next: simclr-fast pretrain RECIPE --data {shlex.quote(str(root))}")

@@ -112,7 +112,8 @@ class EncodedLoader(ReadingLoader):
         return 0 if self.decoder is None else self.decoder.on_cpu
 
     def _reading(self, steps: list[Tensor]) -> Iterator[Chunk]:
-        return self.chunks.read(chunk for indices in steps for chunk in indices.split(self.chunk))
+        with self.source.noting_unreadable():
+            yield from self.chunks.read(chunk for indices in steps for chunk in indices.split(self.chunk))
 
     def _to_device(self, chunks: Iterator[Chunk], indices: Tensor) -> Batch:
         images: list[Tensor] = []
@@ -126,7 +127,8 @@ class EncodedLoader(ReadingLoader):
 
     def _decode(self, chunk: Chunk, indices: list[int]) -> list[Tensor]:
         bad: dict[int, str] = {}
-        images = self.decoder.decode(chunk.images, indices, bad)
+        with self.source.noting_unreadable():
+            images = self.decoder.decode(chunk.images, indices, bad)
         self.source.note(bad)
         return images
 

@@ -5,8 +5,9 @@ import functools
 import os
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from simclr_fast.data.messages import Ignored
 from simclr_fast.data.pixels import decode_rgb
 from simclr_fast.data.shrink import shrink
 from simclr_fast.data.stored import StoredImages
-from simclr_fast.data.unreadable import BadImageError, BadImages, allowance, load_or_replace
+from simclr_fast.data.unreadable import BadImageError, BadImages, NoneReadableError, allowance, load_or_replace
 from simclr_fast.errors import first_line
 
 DECODE_THREADS = 16
@@ -97,7 +98,7 @@ class EncodedImages:
         try:
             data = self.read(index)
         except OSError as error:
-            raise BadImageError(f"{self.name(index)}: {error}") from error
+            raise BadImageError(f"{self.name(index)}: {error.strerror or error}") from error
         if not data:
             raise BadImageError(f"{self.name(index)}: the file is empty")
         array = np.frombuffer(data, dtype=np.uint8)
@@ -117,13 +118,23 @@ class EncodedImages:
         Counts and logs what is unreadable. Raises DataError where that is more than may be.
         """
         bad: dict[int, str] = {}
-        image = load_or_replace(self.decode, index, self.size, bad, self.labels)
+        with self.noting_unreadable():
+            image = load_or_replace(self.decode, index, self.size, bad, self.labels)
         self.note(bad)
         return image
 
-    def note(self, bad: dict[int, str]) -> None:
+    def note(self, bad: dict[int, str], are_replaced: bool = True) -> None:
         """Count messages by image number. Raises DataError where there are more than may be."""
-        self.bad.note({self.name(index): message for index, message in bad.items()})
+        self.bad.note({self.name(index): message for index, message in bad.items()}, are_replaced)
+
+    @contextmanager
+    def noting_unreadable(self) -> Iterator[None]:
+        """Counts and names what could not be read where reading ends for want of a replacement."""
+        try:
+            yield
+        except NoneReadableError as error:
+            self.note(error.bad, are_replaced=False)
+            raise
 
     def take(self, indices: Tensor, device: torch.device = CPU) -> list[Tensor]:
         """The images at indices int64 [n] as `decoded` gives them, each uint8 [3, H, W] on the device.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from simclr_fast.data.ignored import IgnoredFile
+from simclr_fast.data.messages import Ignored
 from simclr_fast.errors import DataError, in_utf8
 
 REPLACEMENT_TRIES = 10
@@ -24,6 +25,20 @@ class BadImageError(RuntimeError):
 
     def __init__(self, message: str):
         super().__init__(in_utf8(message))
+
+
+def unreadable_entry(name: str, message: str) -> Ignored:
+    """What the list of ignored files holds of an image, of whose name a BadImageError's message begins."""
+    return name, f"unreadable: {message.removeprefix(f'{in_utf8(name)}: ')}"
+
+
+class NoneReadableError(DataError):
+    """Neither an image nor those that may stand in for it can be read; bad: a message for each, by its index."""
+
+    def __init__(self, bad: dict[int, str]):
+        last = next(reversed(bad.values()))
+        super().__init__(f"{len(bad)} unreadable images in a row, the last: {last}; mend them or take them away")
+        self.bad = bad
 
 
 def allowance(share: float, images: int) -> int:
@@ -46,12 +61,12 @@ class BadImages:
     def __len__(self) -> int:
         return len(self.messages)
 
-    def note(self, found: Mapping[str, str]) -> None:
+    def note(self, found: Mapping[str, str], are_replaced: bool = True) -> None:
         """Count and log messages by name, unless they are known. Raises DataError where they are too many."""
         for name, message in found.items():
             if name not in self.messages:
                 self.messages[name] = message
-                replaced = ", replaced by another" if len(self) <= self.allowed else ""
+                replaced = ", replaced by another" if are_replaced and len(self) <= self.allowed else ""
                 log.warning("unreadable image%s: %s", replaced, message)
         if found:
             self._list()
@@ -79,8 +94,7 @@ class BadImages:
 
     def _list(self) -> None:
         if self.listed_in is not None:
-            reasons = ((name, message.removeprefix(f"{in_utf8(name)}: ")) for name, message in self.messages.items())
-            self.listed_in.add((name, f"unreadable: {reason}") for name, reason in reasons)
+            self.listed_in.add(unreadable_entry(name, message) for name, message in self.messages.items())
 
 
 def walk(index: int, size: int, labels: Tensor | None) -> Iterator[int]:
@@ -108,17 +122,16 @@ def load_or_replace(
 ) -> Tensor:
     """Image `index`, or where it is unreadable the next readable one of `walk`.
 
-    Adds a message per unreadable image to `bad`. Raises DataError after ten unreadable ones in a row.
+    Adds a message per unreadable image to `bad`. Raises NoneReadableError after ten unreadable ones in a row.
     """
-    tried: set[int] = set()
+    tried: dict[int, str] = {}
     for candidate in walk(index, size, labels):
         if candidate in tried:
             continue
         try:
             return load(candidate)
         except BadImageError as error:
-            bad[candidate] = str(error)
-            tried.add(candidate)
+            bad[candidate] = tried[candidate] = str(error)
         if len(tried) == REPLACEMENT_TRIES:
             break
-    raise DataError(f"{len(tried)} unreadable images in a row, the last: {next(reversed(bad.values()))}")
+    raise NoneReadableError(tried)

@@ -18,8 +18,8 @@ from simclr_fast.data.ignored import IgnoredFile
 from simclr_fast.data.messages import on_one_line
 from simclr_fast.data.parts import AllImages, digest_of, parts_of
 from simclr_fast.data.sources import EncodedImages
-from simclr_fast.data.unreadable import BadImageError
-from simclr_fast.errors import ConfigError, DataError, in_utf8
+from simclr_fast.data.unreadable import BadImageError, unreadable_entry
+from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.evaluation import duplicates
 from simclr_fast.evaluation.embedding import Encoder, embed_missing
 from simclr_fast.evaluation.feature_set import MANIFEST, FeatureSet
@@ -167,7 +167,7 @@ def _digest(images: AllImages, dataset: Dataset, threads: int) -> str:
 def _list_ignored(root: Path, dataset: Dataset, images: AllImages, found: FeatureSet) -> None:
     """List all that has no feature: what the data set ignores, and what cannot be read."""
     names = ((images.message_name(number), message) for number, message in found.left_out)
-    unreadable = [(name, message.removeprefix(f"{in_utf8(name)}: ")) for name, message in names]
+    unreadable = [unreadable_entry(name, message) for name, message in names]
     IgnoredFile(root).add([*dataset.ignored, *unreadable])
 
 

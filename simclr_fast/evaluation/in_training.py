@@ -1,4 +1,4 @@
-"""What the training loop measures: online kNN on the way; at the end, pictures and the comparison with baselines."""
+"""What the training loop shows: views, and kNN on the way; at the end, pictures and the comparison with baselines."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,7 +29,15 @@ from simclr_fast.evaluation.splits import few_label_draws, random_part
 from simclr_fast.evaluation.tables import class_names
 from simclr_fast.models import build_model
 from simclr_fast.process import Process
-from simclr_fast.run_files import METRICS_FILE, ONLINE_KNN_K, RESULTS_FILE, chance_level, read_metrics, write_results
+from simclr_fast.run_files import (
+    METRICS_FILE,
+    ONLINE_KNN_K,
+    RESULTS_FILE,
+    VIEWS_FILE,
+    chance_level,
+    read_metrics,
+    write_results,
+)
 
 QUERY_SHARE = 0.1
 LARGEST_QUERIES = 1000  # test images whose neighbours are looked for, a fixed random part
@@ -83,30 +91,40 @@ class OnlineKnn:
         return knn_accuracy(bank, labels[self.bank], queries, labels[self.queries], knn_k=ONLINE_KNN_K)
 
 
-def draw_pictures(
+def draw_views(
     config: Config,
     dataset: Dataset,
-    encoder: nn.Module,
     views: Callable[[Tensor | list[Tensor], Tensor], Tensor],
     device: torch.device,
-    pictured: Pictured | None,
-) -> list[Path]:
-    """The view grid and the learning curves; where there are labelled test images, the map of their embeddings, and
-    where there are labelled training images, too, the nearest of a few of these by raw pixels and by the encoder.
+) -> Path:
+    """The view grid: some training images, and what the encoder will be shown of them.
 
-    views: gives two views [2n, C, S, S], view-major, of n images uint8 [C, H, W] at indices int64 [n]. pictured: what
-    `evaluate` gives.
+    views: gives two views [2n, C, S, S], view-major, of n images uint8 [C, H, W] at indices int64 [n].
     """
-    from simclr_fast import visualize  # matplotlib is slow to import, and only this needs it
+    from simclr_fast import visualize  # matplotlib is slow to import
 
-    folder = config.run.output
     indices = torch.linspace(0, len(dataset.train) - 1, min(PICTURE_COLUMNS, len(dataset.train))).long()
     images = shrunk_to(dataset.train, side_of(config.augment)).take(indices, device)
     view0, view1 = views(images, indices.to(device)).chunk(2)
-    paths = [folder / "views.png", folder / "curves.png"]
-    visualize.view_grid(paths[0], images, view0, view1, config.augment.mean, config.augment.std)
+    path = config.run.output / VIEWS_FILE
+    visualize.view_grid(path, images, view0, view1, config.augment.mean, config.augment.std)
+    return path
+
+
+def draw_pictures(
+    config: Config, dataset: Dataset, encoder: nn.Module, device: torch.device, pictured: Pictured | None
+) -> list[Path]:
+    """The learning curves; where there are labelled test images, the map of their embeddings, and where there are
+    labelled training images, too, the nearest of a few of these by raw pixels and by the encoder.
+
+    pictured: what `evaluate` gives.
+    """
+    from simclr_fast import visualize  # matplotlib is slow to import
+
+    folder = config.run.output
+    paths = [folder / "curves.png"]
     chance = chance_level(config.optimization.batch_size)
-    visualize.learning_curves(paths[1], read_metrics(folder / METRICS_FILE), chance)
+    visualize.learning_curves(paths[0], read_metrics(folder / METRICS_FILE), chance)
     if dataset.test is not None and dataset.test.labels is not None:
         paths.append(folder / "embeddings.png")
         if pictured is None:
@@ -117,7 +135,7 @@ def draw_pictures(
             features = pictured.features["simclr"].test[: visualize.MAPPED_IMAGES]
             labels = pictured.data.test.labels[pictured.asked[: visualize.MAPPED_IMAGES]]
         title = f"Encoder features of {len(labels)} test images"
-        visualize.embedding_map(paths[2], features, labels, title, class_names(dataset))
+        visualize.embedding_map(paths[1], features, labels, title, class_names(dataset))
     if pictured is not None:
         paths.append(_draw_neighbours(folder, pictured, device))
     return paths

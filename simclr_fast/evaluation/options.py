@@ -256,7 +256,7 @@ class EmbedOptions(DataChoice):
     query: tuple[Path, ...] = ()
     """Image files whose nearest neighbours are shown; without any, some random images of the data set ask."""
     neighbours: int = 10
-    """Neighbours of each query (count)."""
+    """Neighbours of each query (count, 50 at most)."""
     duplicates: float | None = 0.999
     """Cosine similarity above which two images are listed as near-duplicates (between 0 and 1); None looks for none."""
     batch_size: int = 128

@@ -24,7 +24,7 @@ from simclr_fast.evaluation.results import heading, left_by
 from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
 from simclr_fast.evaluation.splits import fixed_part, random_part
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_names
-from simclr_fast.run_files import METRICS_FILE, chance_level, read_comparison, read_metrics, read_results
+from simclr_fast.run_files import METRICS_FILE, VIEWS_FILE, chance_level, read_comparison, read_metrics, read_results
 
 PAGE_FILE = "report.html"
 SAMPLE_QUERIES = 8
@@ -94,7 +94,7 @@ def _warnings(lines: list[dict]) -> list[page.Section]:
 def _training(session: Session, lines: list[dict]) -> list[page.Section]:
     """Views and learning curves; the curves are drawn again, so that they reach to the end of a resumed run."""
     run, sections = session.run, []
-    views = run.folder / "views.png"
+    views = run.folder / VIEWS_FILE
     if views.exists():
         text = "Each column is an image and the two random views that SimCLR learns to recognise as one."
         sections.append(page.Section("Views", page.picture(views, text)))

@@ -113,8 +113,8 @@ class Session:
         dataset = self.data()
         if not measurable(dataset):
             raise ConfigError(
-                f"{choice(self.data_options)}: it has no labelled training and test images to evaluate with (two and "
-                "one at least); `report` shows what can be seen without labels"
+                f"{choice(self.data_options)}: it has no labelled training and test images to evaluate with (of two "
+                "classes at least); `report` shows what can be seen without labels"
             )
         return dataset
 
@@ -194,7 +194,8 @@ def choice(options: DataOptions) -> str:
 def measurable(data: Dataset) -> bool:
     """Whether there are labelled training and labelled test images, so that accuracies can be measured.
 
-    Of training images two at least: one has no others that choose the number of neighbours.
+    Of training images two classes at least: of one, everything is right.
     """
-    least = ((data.labelled, 2), (data.test, 1))
-    return all(part is not None and part.labels is not None and len(part) >= count for part, count in least)
+    parts = (data.labelled, data.test)
+    labelled = all(part is not None and part.labels is not None and len(part) > 0 for part in parts)
+    return labelled and len(data.labelled.labels.unique()) > 1

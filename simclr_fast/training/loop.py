@@ -1,5 +1,6 @@
 """The training loop: one epoch after another, one step after another, and what happens between them."""
 
+import shlex
 import signal
 
 import torch
@@ -11,11 +12,11 @@ from simclr_fast.data import Dataset, build_loader
 from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.shrink import side_of
 from simclr_fast.errors import ConfigError
-from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, evaluate
+from simclr_fast.evaluation.in_training import OnlineKnn, draw_pictures, draw_views, evaluate
 from simclr_fast.losses import NTXentLoss
 from simclr_fast.optim import lr_at, peak_lr
 from simclr_fast.process import Process, StopSignals, autocast_dtype, compile_backend
-from simclr_fast.run_files import RESULTS_FILE, chance_level
+from simclr_fast.run_files import RESULTS_FILE, VIEWS_FILE, chance_level
 from simclr_fast.training.bound import Circumstances, verdict
 from simclr_fast.training.embedding_spread import EmbeddingSpread
 from simclr_fast.training.failure import FailureBundle
@@ -57,15 +58,20 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
     def say_written(*pictures_and_results: str) -> None:
         """Name what lies in the run's folder."""
         ignored = [IGNORED_FILE] if (run.output / IGNORED_FILE).exists() else []
-        files = ", ".join([*pictures_and_results, *log.files, "checkpoint-*.pt", *ignored])
+        files = ", ".join([VIEWS_FILE, *pictures_and_results, *log.files, "checkpoint-*.pt", *ignored])
         say(f"Written to {run.output}: {files}", markup=False, soft_wrap=True)
 
+    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     say(
-        f"{config.model.model}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters. "
-        f"{len(dataset.train)} images, {total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
+        f"{config.model.model} with its projection head: {parameters:.2f} M parameters. {len(dataset.train)} images, "
+        f"{total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
         f"Chance level of the loss: ln(2N - 1) = {chance_level(options.batch_size):.3f}"
     )
     records = process.is_main and profiler is None  # a profile leaves the run in the folder as it is
+    if records:  # before the first step, so that views that teach nothing cost no training
+        first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
+        picture = draw_views(config, dataset, first_views, device)
+        say(f"What the encoder will see: {picture}", soft_wrap=True, markup=False)
     log = MetricsLog(config, enabled=records, step=state.step, total_steps=total_steps)
     saver = CheckpointSaver(config, state, enabled=records, settle=step.settle)
     spread = EmbeddingSpread(config, process, state.model)
@@ -117,17 +123,16 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
             if knn is not None and process.is_main and (epoch + 1) % run.knn_epochs == 0:
                 log.write(state.step, {"knn": knn.accuracy(state.evaluated)})
     if process.is_main:
+        print_summary(config, state.step, state.seconds, console)
         written = []
         if run.eval:
-            print_summary(config, state.step, state.seconds, console)
             pictured = evaluate(
                 config, dataset, state.evaluated, device, console, steps=state.step, seconds=state.seconds
             )
-            first_views = lambda images, indices: views.apply(images, views.draw(indices, step=0))
-            pictures = draw_pictures(config, dataset, state.evaluated, first_views, device, pictured)
+            pictures = draw_pictures(config, dataset, state.evaluated, device, pictured)
             written = [*(picture.name for picture in pictures), RESULTS_FILE]
         say_written(*written)
-        say(f"Next: simclr-fast report {run.output}    (one page with everything measured so far)")
+        say(f"Next: simclr-fast report {shlex.quote(str(run.output))}    (one page with everything measured so far)")
     process.barrier()
     return 0
 

@@ -53,7 +53,7 @@ def with_fitting_warmup(config: Config) -> Config:
     options, begun = config.optimization, warmup_begun_with(config.run)
     if begun is not None and begun <= options.epochs:
         return changed(config, {"warmup_epochs": begun})
-    if options.warmup_epochs <= options.epochs:
+    if options.warmup_epochs <= options.epochs or options.epochs < 1:  # of which `check` will speak
         return config
     fitting = options.epochs / 10
     log.warning(
@@ -84,7 +84,7 @@ def with_fitting_batch(config: Config, images: int, world_size: int) -> Config:
     if size == config.optimization.batch_size:
         return config
     if size // world_size < 1 or size < 2:
-        raise ConfigError(f"--data {config.data.data}: {images} training images are too few; two per step are needed")
+        raise ConfigError(f"--data {config.data.data}: too few training images ({images}); two per step are needed")
     fitting = changed(config, {"batch_size": size})
     log.warning(
         "the recipe's batch of %d is cut to the data set: --batch-size %d, peak learning rate %.3g",

@@ -232,6 +232,7 @@ def test_nothing_but_broken_files_is_told_in_one_line(folder_root: Path) -> None
     with pytest.raises(DataError) as raised:
         list(loader.epoch(0))
     assert re.fullmatch(said, str(raised.value))
+    assert len(loader.bad.messages) == 10, "each of them is named"
 
 
 def test_a_resumed_epoch_is_the_rest_of_it(folder_root: Path) -> None:

@@ -173,8 +173,17 @@ def test_one_process_asks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.told is None
 
 
+def test_every_image_is_listed_where_none_can_be_read(tmp_path: Path) -> None:
+    source = EncodedImages(3, lambda index: b"", "picture {}".format, bad=BadImages(allowed=3))
+    Dataset(source).list_ignored(tmp_path)
+    with pytest.raises(DataError, match="3 unreadable images in a row, the last: .*; mend them or take them away"):
+        source.decoded(1)
+    listed = (tmp_path / "ignored.txt").read_text().splitlines()
+    assert sorted(listed) == [f"picture {index}\tunreadable: the file is empty" for index in range(3)]
+
+
 def test_a_data_set_made_by_hand_allows_none() -> None:
     source = EncodedImages(3, [b"x", b"", b"y"].__getitem__, "picture {}".format)
-    with pytest.raises(DataError, match="unreadable images in a row, the last: picture"):
+    with pytest.raises(DataError, match="3 unreadable images, more than .*; the last: picture"):
         source.decoded(1)
     assert dataclasses.replace(source, labels=torch.zeros(3)).bad is source.bad

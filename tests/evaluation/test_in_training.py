@@ -106,14 +106,12 @@ def test_every_image_is_embedded_once_by_each_encoder(tmp_path: Path, monkeypatc
     embed = comparison.embed
     monkeypatch.setattr(comparison, "embed", lambda *given: images.append(len(given[1])) or embed(*given))
     monkeypatch.setattr(visualize, "embedding_map", lambda path, *given: maps.append(given))
-    for drawing in ("view_grid", "learning_curves"):
-        monkeypatch.setattr(visualize, drawing, lambda *_: None)
+    monkeypatch.setattr(visualize, "learning_curves", lambda *_: None)
     monkeypatch.setattr(in_training, "read_metrics", lambda _: [])
     data, encoder = Dataset(train, train, test), Level()
     pictured = in_training.evaluate(config, data, encoder, CPU, Console(quiet=True), steps=1, seconds=1.0)
     monkeypatch.delattr(in_training, "embed")
-    views = lambda few, indices: torch.cat([few, few]).float()
-    in_training.draw_pictures(config, data, encoder, views, CPU, pictured)
+    in_training.draw_pictures(config, data, encoder, CPU, pictured)
     assert images == [40, 12] * 3
     ((features, labels, title, _),) = maps
     assert torch.equal(features.argmax(dim=1), labels)
