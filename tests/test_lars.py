@@ -38,17 +38,6 @@ def test_lars_agrees_with_the_published_update(seed: int, adapt: bool) -> None:
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-12)
 
 
-def test_lars_divides_by_the_scale_that_a_gradient_scaler_names() -> None:
-    plain, scaled = (nn.Parameter(torch.ones(3, 2)) for _ in range(2))
-    plain.grad = torch.rand(3, 2)
-    scaled.grad = 8 * plain.grad
-    LARS([plain], lr=0.1, weight_decay=0.1).step()
-    optimizer = LARS([scaled], lr=0.1, weight_decay=0.1)
-    optimizer.grad_scale = torch.tensor(8.0)
-    optimizer.step()
-    torch.testing.assert_close(scaled, plain)
-
-
 def test_lars_moves_a_zero_weight_without_adaptation() -> None:
     p = nn.Parameter(torch.zeros(3, dtype=torch.float64))
     p.grad = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
