@@ -49,10 +49,6 @@ def test_lines_name_images(content: bytes, expected: list[int], tmp_path: Path) 
     assert listed(part, tmp_path / "list.txt").tolist() == sorted(3 - index for index in expected)
 
 
-def test_a_folder_whose_name_ends_alike_is_another(tmp_path: Path) -> None:
-    assert listed(source_of("/d/bobcat/1.jpg", "/d/cat/1.jpg"), write(tmp_path, b"cat/1.jpg")).tolist() == [1]
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [

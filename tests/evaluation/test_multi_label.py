@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.svm import LinearSVC
 
 from simclr_fast.cli import main
 from simclr_fast.errors import ConfigError
@@ -134,6 +136,19 @@ def test_the_svm_learns_each_class_without_its_difficult_images() -> None:
     assert not torch.equal(
         by_svm((x[:70], wrong[:70]), x[70:], (1.0,))[0], by_svm((x[:70], labels[:70]), x[70:], (1.0,))[0]
     )
+
+
+def test_the_svm_weighs_positives_twice() -> None:
+    """As if each were there twice."""
+    x, labels = problem()
+    positives = labels[:70, 0] == 1
+    twice = [torch.cat([part[:70], part[:70][positives]]) for part in (x, labels[:, :1])]
+    own = F.normalize(x[70:].double(), dim=1).numpy()
+    plain = LinearSVC(C=1.0, dual="auto", random_state=0)
+    counted = twice[1][:, 0] != 0
+    plain.fit(F.normalize(twice[0].double(), dim=1)[counted].numpy(), twice[1][counted, 0].numpy())
+    scores, _ = by_svm((x[:70], labels[:70, :1]), x[70:], (1.0,))
+    np.testing.assert_allclose(scores[:, 0], plain.decision_function(own), atol=1e-3)
 
 
 CLASSES = ("bright", "even", "none_of_train")
