@@ -65,7 +65,8 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
     say(
         f"{config.model.model} with its projection head: {parameters:.2f} M parameters. {len(dataset.train)} images, "
         f"{total_steps} steps of {options.batch_size} on {process.world_size} x {device}. "
-        f"Chance level of the loss: ln(2N - 1) = {chance_level(options.batch_size):.3f}"
+        f"Chance level of the loss: ln(2N - 1) = {chance_level(options.batch_size):.3f}",
+        soft_wrap=True,
     )
     records = process.is_main and profiler is None  # a profile leaves the run in the folder as it is
     if records:  # before the first step, so that views that teach nothing cost no training
@@ -132,7 +133,8 @@ def train(config: Config, dataset: Dataset, process: Process, console: Console, 
             pictures = draw_pictures(config, dataset, state.evaluated, device, pictured)
             written = [*(picture.name for picture in pictures), RESULTS_FILE]
         say_written(*written)
-        say(f"Next: simclr-fast report {shlex.quote(str(run.output))}    (one page with everything measured so far)")
+        next_command = f"simclr-fast report {shlex.quote(str(run.output))}"
+        say(f"Next: {next_command}    (one page with everything measured so far)", soft_wrap=True, markup=False)
     process.barrier()
     return 0
 

@@ -118,9 +118,8 @@ class _SimilarityGradient(torch.autograd.Function):
         def of_side(z, inv_norm, own: tuple[Tensor, ...], others: tuple[Tensor, ...], need_dt: bool):
             """(dz, dt) of this rank's rows z [count, D]; own, others: upstream, operands, log-sum-exps of all ranks."""
             mine = slice(rank * z.shape[0], (rank + 1) * z.shape[0])
-            upstream, x, lse = (part[mine] for part in own)
             return OPS[options.backend].bwd(
-                *(upstream, others[0], z, x, inv_norm, others[1], lse, others[2]),
+                *(own[0][mine], others[0], z, own[1][mine], inv_norm, others[1], own[2][mine], others[2]),
                 row_offset=rank * z.shape[0],
                 exclude=options.exclude,
                 eps=1.0 if options.eps is None else options.eps,
