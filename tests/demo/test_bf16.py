@@ -14,5 +14,5 @@ def test_bf16_channels_last_compiled_demo_reaches_the_bar(tmp_path: Path) -> Non
     options = ["--amp-dtype", "bfloat16", "--channels-last", "--torchcompile", "inductor", "--device", "cpu"]
     assert main(["pretrain", "demo", *options, "--output", str(tmp_path / "run")]) == 0
     linear = json.loads((tmp_path / "run" / "results.json").read_text())["few_label_linear"]
-    assert linear["simclr"] >= 0.88
+    assert linear["simclr"] >= 0.935  # 0.952 for this seed
     assert linear["simclr"] >= max(linear["raw"], linear["random_init"]) + 0.12
