@@ -33,11 +33,13 @@ def unreadable_entry(name: str, message: str) -> Ignored:
 
 
 class NoneReadableError(DataError):
-    """Neither an image nor those that may stand in for it can be read; bad: a message for each, by its index."""
+    """Neither an image nor those that may stand in for it can be read.
 
-    def __init__(self, bad: dict[int, str]):
-        last = next(reversed(bad.values()))
-        super().__init__(f"{len(bad)} unreadable images in a row, the last: {last}; mend them or take them away")
+    bad: a message by its index for each of them, and for what could not be read before and was replaced.
+    """
+
+    def __init__(self, message: str, bad: dict[int, str]):
+        super().__init__(message)
         self.bad = bad
 
 
@@ -124,14 +126,16 @@ def load_or_replace(
 
     Adds a message per unreadable image to `bad`. Raises NoneReadableError after ten unreadable ones in a row.
     """
-    tried: dict[int, str] = {}
+    tried: set[int] = set()
     for candidate in walk(index, size, labels):
         if candidate in tried:
             continue
         try:
             return load(candidate)
         except BadImageError as error:
-            bad[candidate] = tried[candidate] = str(error)
+            bad[candidate] = last = str(error)
+            tried.add(candidate)
         if len(tried) == REPLACEMENT_TRIES:
             break
-    raise NoneReadableError(tried)
+    message = f"{len(tried)} unreadable images in a row, the last: {last}; mend them or take them away"
+    raise NoneReadableError(message, bad)

@@ -11,7 +11,7 @@ from simclr_fast.data import Dataset, EncodedImages, load_dataset
 from simclr_fast.data.ignored import IGNORED_FILE
 from simclr_fast.data.loading import EncodedLoader
 from simclr_fast.data.sampler import EpochSampler
-from simclr_fast.data.unreadable import BadImageError, BadImages, allowance, load_or_replace, walk
+from simclr_fast.data.unreadable import BadImageError, BadImages, NoneReadableError, allowance, load_or_replace, walk
 from simclr_fast.errors import DataError
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
 
@@ -48,6 +48,13 @@ def test_every_unreadable_image_on_the_walk_is_named_and_no_other() -> None:
     second, third = (5 + 7919) % 100, (5 + 2 * 7919) % 100
     assert load_or_replace(reader(5, second), 5, 100, bad) == third
     assert bad == {5: "file 5: broken", second: f"file {second}: broken"}
+
+
+def test_what_was_replaced_before_is_told_as_well_where_nothing_can_be_read() -> None:
+    bad = {7: "of the same chunk, and replaced"}
+    with pytest.raises(NoneReadableError, match="^3 unreadable images in a row, the last: ") as raised:
+        load_or_replace(reader(0, 1, 2), 0, 3, bad)
+    assert raised.value.bad.keys() == {7, 0, 1, 2}
 
 
 def test_the_replacement_is_of_the_same_class_while_there_is_one() -> None:
