@@ -201,7 +201,7 @@ NOTHING_EXPECTED = {"photos": "every folder of photos is another data set; compa
 
 # A run's rate depends on its machine: only what was measured, with where.
 SPEEDS: dict[str, tuple[Speed, ...]] = {
-    "demo": (Speed(1_076, "2 cores of an Intel Xeon", DEMO, "training alone"),),
+    "demo": (Speed(1_930, "2 quiet cores of an Intel Xeon", DEMO, "training alone"),),
     "small-images": (Speed(593, "2 quiet cores of an Intel Xeon", FASHION, "training alone"),),
     "cifar10-r18": (
         Speed(44_769, "an NVIDIA H200", GPU_CHECK, "steps alone, batch 1024, compiled, bfloat16, LARS"),
