@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,52 @@ CONSTANTS = {
         },
     },
 }
+
+
+# What the recipes change beside the constants above, of each option that is another than `Config()` has.
+OTHERS = {
+    "photos": {
+        **{"max_bad_images": 0.1, "batch_size": 256, "lr_base": 1.2, "lr_base_scale": "sqrt"},
+        "output": Path("runs/photos"),
+    },
+    "demo": {
+        **{"dataset": "mnist5k", "workers": 0, "size": 16, "scale": (0.4, 1.0), "hflip": 0.0, "gray_p": 0.0},
+        **{"jitter": (0.8, 0.8, 0.0, 0.0), "blur_p": 0.0, "rotate": 25.0, "shear": 0.3, "mean": (0.0,), "std": (1.0,)},
+        **{"model": "resnet_mini", "head_hidden": 256, "temperature": 0.4, "epochs": 45, "batch_size": 64},
+        **{"opt": "adamw", "lr": 2e-3, "warmup_epochs": 1.0, "weight_decay": 1e-4, "knn_epochs": 5},
+        "output": Path("runs/demo"),
+    },
+    "small-images": {
+        **{"size": 28, "scale": (0.4, 1.0), "jitter": (0.8, 0.8, 0.4, 0.1), "mean": (0.5,), "std": (0.25,)},
+        **{"model": "resnet_mini", "model_kwargs": ("grid=4",), "head_hidden": 256, "temperature": 0.4, "epochs": 4},
+        **{"batch_size": 128, "opt": "adamw", "lr": 2e-3, "warmup_epochs": 0.2, "weight_decay": 1e-4},
+        **{"knn_epochs": 2, "output": Path("runs/small-images")},
+    },
+    **{
+        recipe: {
+            **{"dataset": "cifar10", "workers": 0, "output": Path(f"runs/{recipe}")},
+            **{"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+        }
+        for recipe in ("cifar10-r18", "cifar10")
+    },
+    "stl10": {
+        **{"dataset": "stl10", "workers": 0, "output": Path("runs/stl10")},
+        **{"epochs": 500, "batch_size": 512, "warmup_epochs": 5.0},
+    },
+    "imagenet-100ep": {"lr_base": 1.2, "output": Path("runs/imagenet-100ep")},
+    "imagenet": {"output": Path("runs/imagenet")},
+}
+
+
+def options_of(config: Config) -> dict[str, object]:
+    groups = [group for group in vars(config).values() if dataclasses.is_dataclass(group)]
+    return {name: value for group in groups for name, value in vars(group).items()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_change_these_options_and_no_other(recipe: str) -> None:
+    constants = {name: value for group in CONSTANTS.get(recipe, {}).values() for name, value in group.items()}
+    assert options_of(RECIPES[recipe]) == options_of(Config()) | constants | OTHERS[recipe]
 
 
 def test_every_recipe_can_work_and_is_an_answer_of_the_command_line() -> None:

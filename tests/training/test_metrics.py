@@ -36,9 +36,11 @@ def test_step_clock_tells_waiting_from_working(monkeypatch) -> None:
     clock = StepClock()
     for _ in clock.waiting_for(batches()):
         now[0] += 3.0  # and three of work
-    seconds, waiting = clock.read()
-    assert seconds == pytest.approx(4.0)
-    assert waiting == pytest.approx(0.25)
+    assert clock.read() == pytest.approx((4.0, 0.25))
+    for _ in clock.waiting_for(batches()):
+        now[0] += 1.0
+    now[0] += 2.0  # after them, without any
+    assert clock.read() == pytest.approx((8 / 3, 3 / 8)), "of the steps since the last reading alone"
 
 
 def options(folder: Path) -> Config:
@@ -77,6 +79,16 @@ def test_resumed_run_drops_the_lines_it_does_again(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / METRICS_FILE)] == [(1, 0), (2, 0), (3, 1)]
 
 
+def test_tensorboard_shows_what_a_resumed_run_does_again_once(tmp_path: Path) -> None:
+    for begin, value in ((0, 1.0), (2, 5.0)):
+        with MetricsLog(options(tmp_path), enabled=True, step=begin, total_steps=9) as log:
+            for step in range(begin + 1, 5):
+                log.write(step, {"loss": value})
+    # Files of one second are read in the order of their names, which end in a number of the process's writers.
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 1), (3, 5), (4, 5)]
+
+
 def test_lines_that_a_power_failure_spoilt_are_skipped_with_a_warning(tmp_path: Path, caplog) -> None:
     path = tmp_path / METRICS_FILE
     path.write_bytes(
@@ -109,6 +121,14 @@ def test_summary_of_a_run_whose_metrics_were_removed(tmp_path: Path) -> None:
     print_summary(config, 10, 2.0, Console(file=said, width=200))
     rate = 5 * config.optimization.batch_size
     assert said.getvalue() == f"Trained 10 steps in 2 s ({rate} images/s). metrics.jsonl holds no metrics of them\n"
+    line = {"chance": 4.85, "contrastive_accuracy": 0.256, "peak_memory_mib": 300.4}
+    lines = [{"step": 1, "loss": 4.0, **line}, {"step": 2, "loss": 3.5, **line}, {"step": 2, "knn": 0.5}]
+    (tmp_path / METRICS_FILE).write_text("".join(json.dumps(one) + "\n" for one in lines))
+    print_summary(config, 10, 2.0, Console(file=said, width=200))
+    assert said.getvalue().splitlines()[1] == (
+        f"Trained 10 steps in 2 s ({rate} images/s). Loss 3.500 (chance 4.850), contrastive accuracy 25.6%, peak "
+        "memory 300 MiB"
+    )
     learning_curves(tmp_path / "curves.png", [], chance=5.0)
     assert (tmp_path / "curves.png").stat().st_size > 1000
 

@@ -173,15 +173,15 @@ def log_records(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def wandb_holds(folder: Path) -> tuple[list[tuple[str, int, float]], list[tuple[str, str]]]:
-    """Name, step and value, and title and text of alerts, of every offline file of Weights & Biases below a folder.
+def wandb_holds(folder: Path) -> tuple[list[tuple[str, int, float]], list[tuple[str, str]], list[int]]:
+    """Name, step and value, title and text of alerts, and how it ended, of every offline file of Weights & Biases.
 
     Its process closes a file a moment after the run has finished: only then is the last record there.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found, alerts = [], []
-    for path in folder.glob("wandb/offline-run-*/*.wandb"):
+    found, alerts, endings = [], [], []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         records, deadline = [], time.monotonic() + 600
         while not records or not records[-1].HasField("exit"):
             assert time.monotonic() < deadline, f"{path} was not finished"
@@ -193,17 +193,18 @@ def wandb_holds(folder: Path) -> tuple[list[tuple[str, int, float]], list[tuple[
                 ".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
             }
             found += [(name, values["_step"], value) for name, value in values.items() if not name.startswith("_")]
-    return sorted(found), alerts
+        endings.append(records[-1].exit.exit_code)
+    return sorted(found), alerts, endings
 
 
 def test_weights_and_biases_holds_the_same_and_goes_on_under_one_name(tmp_path: Path) -> None:
     config = Config(run=RunOptions(output=tmp_path, log_wandb=True))
     recorded(config, 0, 3)
     alerts = [("chance, step 2", "nothing is learnt")]
-    assert wandb_holds(tmp_path) == (lines(tmp_path), alerts)
+    assert wandb_holds(tmp_path) == (lines(tmp_path), alerts, [1]), "stopped before its end"
     time.sleep(1.1)  # W&B names its folders by the second
     recorded(config, 3, 4)
-    assert wandb_holds(tmp_path) == (lines(tmp_path), alerts)
+    assert wandb_holds(tmp_path) == (lines(tmp_path), alerts, [1, 0])
     names = {path.name.rpartition("-")[2] for path in tmp_path.glob("wandb/offline-run-*")}
     assert names == {(tmp_path / "wandb-run.txt").read_text().strip()}
 

@@ -18,7 +18,7 @@ from simclr_fast.data import Dataset, ImageArrays, load_dataset
 from simclr_fast.recipes import RECIPES
 from simclr_fast.run_files import METRICS_FILE, read_metrics
 from simclr_fast.training import pretrain as pretrain_module
-from simclr_fast.training.warnings import EARLIEST, EASY_LINES, EASY_STEPS, LATEST, WINDOW, EarlyWarnings
+from simclr_fast.training.warnings import EARLIEST, EASY_LINES, EASY_STEPS, LATEST, WINDOW, EarlyWarning, EarlyWarnings
 from tests.data.conftest import write_image
 from tests.training.processes import run
 
@@ -146,15 +146,20 @@ GOOD = {
 }
 
 
-def kinds(
+def told(
     lines: list[dict[str, float]], *, first: int = 1, begun: int = 0, warmup_steps: int = 31, **optimization: float
-) -> dict[str, int]:
-    """Step of each warning of a run of the demo that goes on behind step `begun`, with a line each step."""
+) -> dict[int, EarlyWarning]:
+    """The warnings, by their steps, of a run of the demo that goes on behind step `begun`, with a line each step."""
     options = dataclasses.replace(RECIPES["demo"].optimization, **({"batch_size": 128} | optimization))
     config = dataclasses.replace(RECIPES["demo"], optimization=options)
     found = EarlyWarnings(config, step=begun, warmup_steps=warmup_steps)
-    told = {step: found.look(step, GOOD | line) for step, line in enumerate(lines, start=first)}
-    return {warning.kind: step for step, warning in told.items() if warning is not None}
+    looked = {step: found.look(step, GOOD | line) for step, line in enumerate(lines, start=first)}
+    return {step: warning for step, warning in looked.items() if warning is not None}
+
+
+def kinds(lines: list[dict[str, float]], **options: float) -> dict[str, int]:
+    """The steps of the warnings that `told` gives, by their kinds."""
+    return {warning.kind: step for step, warning in told(lines, **options).items()}
 
 
 def test_exploding_gradients_are_told_while_the_loss_is_still_below_chance() -> None:
@@ -248,3 +253,113 @@ def test_single_losses_of_two_images_are_noise() -> None:
     high, low = ({"chance": math.log(3), "loss": loss, "contrastive_accuracy": 0.6} for loss in (1.3, 0.05))
     assert kinds([*[high] * 6, *[low] * 2] * 40, batch_size=2) == {}
     assert kinds([high] * 400, batch_size=2) == {"chance": EARLIEST}
+
+
+BEGINS = [AT_CHANCE | {"effective_dimension": 12.0}]  # one line of embeddings that are spread
+COLLAPSED = AT_CHANCE | {"effective_dimension": 1.2}
+SAME_VIEWS = {"contrastive_accuracy": 1.0, "positive_logit": 0.9991 / TEMPERATURE}
+# What is told at which step, on the one side of a limit, and on the other side of it.
+LIMITS = {
+    "cosine of equal views": ([SAME_VIEWS], [SAME_VIEWS | {"positive_logit": 0.9989 / TEMPERATURE}], 1),
+    "accuracy of equal views": (
+        [SAME_VIEWS | {"contrastive_accuracy": 0.951}],
+        [SAME_VIEWS | {"contrastive_accuracy": 0.949}],
+        1,
+    ),
+    "accuracy at first": (
+        [{"contrastive_accuracy": 0.951}] * 9,
+        [*[{"contrastive_accuracy": 0.99}] * 2, *[{"contrastive_accuracy": 0.949}] * 7],
+        EASY_LINES,
+    ),
+    "gap": ([{"batch_norm_gap": 0.301}] * 9, [{"batch_norm_gap": 0.299}] * 9, WINDOW),
+    "gap the other way": ([{"batch_norm_gap": -0.301}] * 9, [{"batch_norm_gap": -0.299}] * 9, WINDOW),
+    "rise of the loss": (
+        [{}] * 20 + [{"loss": 4.31, "grad_norm": 31.0}] * 9,
+        [{}] * 20 + [{"loss": 4.29, "grad_norm": 31.0}] * 9,
+        25,
+    ),
+    "share of the best accuracy": (
+        [{}] * 9 + [{"loss": 5.6, "contrastive_accuracy": 0.149}] * 20,
+        [{}] * 9 + [{"loss": 5.6, "contrastive_accuracy": 0.151}] * 20,
+        9 + WINDOW,
+    ),
+    "dimensions": (
+        BEGINS + [COLLAPSED | {"effective_dimension": 1.99}] * 9,
+        BEGINS + [*[COLLAPSED] * 4, COLLAPSED | {"effective_dimension": 2.01}] * 9,
+        1 + WINDOW,
+    ),
+    "dimensions before": (
+        [AT_CHANCE | {"effective_dimension": 4.01}] + [COLLAPSED] * 60,
+        [AT_CHANCE | {"effective_dimension": 3.99}] + [COLLAPSED] * 60,
+        1 + WINDOW,
+    ),
+    "pairs found in a collapse": (
+        BEGINS + [COLLAPSED | {"contrastive_accuracy": 3.9 / 255}] * 60,
+        BEGINS + [COLLAPSED | {"contrastive_accuracy": 4.1 / 255}] * 60,
+        1 + WINDOW,
+    ),
+    "loss in a collapse": (
+        BEGINS + [COLLAPSED | {"loss": CHANCE - 0.69}] * 60,
+        BEGINS + [COLLAPSED | {"loss": CHANCE - 0.70}] * 60,
+        1 + WINDOW,
+    ),
+    "loss below chance": (
+        [AT_CHANCE | {"loss": CHANCE - 0.0199 / TEMPERATURE}] * 150,
+        [AT_CHANCE | {"loss": CHANCE - 0.0201 / TEMPERATURE}] * 150,
+        EARLIEST,
+    ),
+    "pairs found at chance": (
+        [AT_CHANCE | {"contrastive_accuracy": 1.9 / 255}] * 150,
+        [AT_CHANCE | {"contrastive_accuracy": 2.1 / 255}] * 150,
+        EARLIEST,
+    ),
+    "pairs found later": (
+        [AT_CHANCE | {"contrastive_accuracy": 2.1 / 255}] * 9
+        + [AT_CHANCE | {"contrastive_accuracy": 4.1 / 255}] * 2000,
+        [AT_CHANCE | {"contrastive_accuracy": 2.1 / 255}] * 9
+        + [AT_CHANCE | {"contrastive_accuracy": 4.3 / 255}] * 2000,
+        LATEST,
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_limits_are_where_they_are_said_to_be(limit: str) -> None:
+    beyond, within, step = LIMITS[limit]
+    assert [*told(beyond)] == [step]
+    assert told(within) == {}
+
+
+def test_limits_of_a_batch_are_where_they_are_said_to_be() -> None:
+    easy = [{"contrastive_accuracy": 0.97}] * 9
+    assert kinds(easy, first=EASY_STEPS - 2) == {"identical views": EASY_STEPS}
+    assert kinds(easy, first=EASY_STEPS - 1) == {}
+    assert (kinds(easy, batch_size=64), kinds(easy, batch_size=63)) == ({"identical views": EASY_LINES}, {})
+    losses_vary_by = 0.9 / (0.1 * 4)  # of 8 images at a temperature of 0.1
+    for factor, found in ((1.01, {"learning rate": 25}), (0.99, {})):
+        exploding = {"loss": 3.0 + factor * losses_vary_by, "grad_norm": 31.0}
+        assert kinds([{"loss": 3.0}] * 20 + [exploding] * 5, batch_size=8, temperature=0.1) == found
+    of_two = {"temperature": 0.01, "chance": math.log(3), "contrastive_accuracy": 0.6}
+    for loss, found in ((0.51 * math.log(3), {"chance": EARLIEST}), (0.49 * math.log(3), {})):
+        assert kinds([of_two | {"loss": loss}] * 150, batch_size=2, temperature=0.01) == found
+
+
+def test_warnings_name_what_was_measured_and_what_is_set() -> None:
+    def text(*lines: dict[str, float], **options: float) -> str:
+        (warning,) = told([*lines], **options).values()
+        return warning.text
+
+    of_rate = text(*[{}] * 20, *[{"grad_norm": 31.0, "loss": 4.9}] * 5, lr=0.25)
+    assert "risen from 4.000 to 4.900, and the norm of its gradient from 3 to 31: " in of_rate
+    assert "lower --lr (its peak is 0.25)" in of_rate
+    lost = text(*[{}] * 9, *[AT_CHANCE | {"loss": 6.0}] * 5)
+    assert f"the loss has risen from 4.000 to 6.000 (its chance level is {CHANCE})" in lost
+    collapsed = text(*BEGINS, *[COLLAPSED] * 5, weight_decay=0.125)
+    assert "collapsed to 1.2 dimensions" in collapsed
+    assert "--lr (its peak is 0.002) or --weight-decay (now 0.125)" in collapsed
+    at_chance = text(*[AT_CHANCE] * EARLIEST)
+    assert f"after {EARLIEST} steps the loss, {CHANCE}, is not below its chance level of {CHANCE}" in at_chance
+    assert "by -0.50 nats" in text(*[{"batch_norm_gap": -0.5}] * WINDOW)
+    assert "(an untrained encoder finds 96%)" in text(
+        *[{"contrastive_accuracy": accuracy} for accuracy in (1, 0.96, 1)]
+    )
