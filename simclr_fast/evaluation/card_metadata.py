@@ -78,7 +78,8 @@ def accuracies(run: Run) -> Iterator[EvalResult]:
             yield _result(*of_run, CHOSEN_K + of_part, comparison["knn"]["simclr"])
     for content in found:
         options = content["options"]
-        data = options.get("dataset") or of_run[0], Path(options["data"]) if options.get("data") else of_run[1]
+        data = of_run if options.get("data") is None else ("auto", Path(options["data"]))  # as `Session.data_options`
+        data = options.get("dataset") or data[0], data[1]
         for name, value in _named(content):
             yield _result(*data, name + (f", {content['protocol']}" if content["protocol"] else ""), value)
 

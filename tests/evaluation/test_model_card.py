@@ -137,15 +137,18 @@ def test_card_says_by_which_protocol_and_of_which_labels(run: Run, tmp_path: Pat
 
 
 def test_card_holds_nothing_of_another_checkpoint(run: Run, tmp_path: Path) -> None:
-    evaluated(run, step=run.step + 1)
     write_results(run.folder / RESULTS_FILE, COMPARISON | {"steps": run.step + 1})
-    card = ModelCard.load(write_model_card(run, tmp_path))
-    assert card.data.eval_results is None
-    assert "Not evaluated yet." in card.text
+    other = dataclasses.replace(run, checkpoint=run.checkpoint.with_name("backbone.safetensors"))
+    for of, step in ((run, run.step + 1), (other, run.step)):
+        evaluated(of, step)
+        card = ModelCard.load(write_model_card(run, tmp_path))
+        assert card.data.eval_results is None
+        assert "Not evaluated yet." in card.text
 
 
-def test_results_on_other_images_go_by_the_name_of_their_folder(run: Run, tmp_path: Path) -> None:
-    evaluated(run, dataset="imagefolder", data="/data/flowers")
+@pytest.mark.parametrize("dataset", ["imagefolder", None])
+def test_results_on_other_images_go_by_the_name_of_their_folder(dataset: str | None, run: Run, tmp_path: Path) -> None:
+    evaluated(run, dataset=dataset, data="/data/flowers")
     card = ModelCard.load(write_model_card(run, tmp_path))
     assert {result.dataset_name for result in card.data.eval_results} == {"flowers"}
 
