@@ -9,7 +9,7 @@ import torch
 from simclr_fast import checkpoint
 from simclr_fast.config import Config, as_dict
 from simclr_fast.evaluation import options
-from simclr_fast.evaluation.probes import PENALTY_C, fit_linear
+from simclr_fast.evaluation.probes import fit_linear
 from simclr_fast.evaluation.tables import accuracy
 from simclr_fast.models import build_model
 from simclr_fast.recipes import RECIPES
@@ -63,7 +63,7 @@ def write_run(folder: Path, config: Config, channels: int = 1, seed: int = 5) ->
 
 
 def linear_accuracy(
-    train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, truth: torch.Tensor, penalty_c: float = PENALTY_C
+    train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, truth: torch.Tensor, penalty_c: float = 0.1
 ) -> float:
     """Accuracy (fraction) on test of `fit_linear` on train; features [N, D] that are standardised already."""
     return accuracy(fit_linear(train, labels, penalty_c).logits(test), truth)

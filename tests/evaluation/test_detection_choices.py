@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from simclr_fast.backbones.family import Stage
+from simclr_fast.backbones.family import Spec, Stage
+from simclr_fast.backbones.registry import build
 from simclr_fast.cli import parse
 from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import NonFiniteLossError
@@ -23,6 +24,8 @@ from simclr_fast.evaluation.session import Session
 from simclr_fast.models import build_backbone
 from simclr_fast.process import Process
 from tests.evaluation.conftest import recorded_rates
+from tests.evaluation.test_detection_data import write_coco
+from tests.evaluation.voc_folders import write_voc
 
 CPU = torch.device("cpu")
 
@@ -62,17 +65,17 @@ def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: p
                 raise NonFiniteLossError("the loss is nan at step 3")
             detector = nn.Linear(1, 1)
             weights = {name: value.clone() for name, value in backbone.state_dict().items()}
-            built.append({"detector": detector, "weights": weights, **options})
+            built.append({"detector": detector, "architecture": architecture, "weights": weights, **options})
             return detector
 
         def train_it(detector, data, schedule, **options):
             assert detector is built[-1]["detector"]
-            built[-1].update(options, data=data)
+            built[-1].update(options, data=data, schedule=schedule)
 
-        def evaluate(detector, data, device, workers=0):
+        def evaluate(detector, data, device, workers=None):
             assert detector is built[-1]["detector"]
-            built[-1]["scored"] = data
-            score = held_out[built[-1]["lr"]] if data.seed == 2 else len(built) / 100
+            built[-1].update(scored=data, workers=workers)
+            score = held_out[built[-1]["lr"]] if getattr(data, "seed", None) == 2 else len(built) / 100
             return dict.fromkeys(METRICS, score)
 
         for name, stand_in in (
@@ -146,6 +149,69 @@ def test_each_initialisation_is_under_its_name(run_detect, run_folder: Path) -> 
     assert results["checkpoint"]["map"]["seeds"] == [0.02, 0.04]
 
 
+def test_scenes_are_trained_on_as_given_or_by_the_schedule_of_scenes(run_detect) -> None:
+    (one, *_), _ = run_detect({}, "--seeds", "1", "--lr", "0.01", "--init", "scratch")
+    assert one["schedule"] == Schedule(steps=120, batch_size=8, warmup_steps=12, optimizer="adamw")
+    assert (one["architecture"], one["autocast"], one["classes"], one["channels"]) == ("faster-rcnn", None, 11, 1)
+    assert one["scale"] == detect.SCENE_SCALE
+    given = ("--architecture", "retinanet", "--steps", "50", "--batch-size", "4", "--amp-dtype", "bfloat16")
+    (one, *more), _ = run_detect({}, "--seeds", "1", "--lr", "0.01", "--init", "checkpoint", *given)
+    assert not more
+    assert one["schedule"] == Schedule(steps=50, batch_size=4, warmup_steps=5, optimizer="adamw")
+    assert (one["architecture"], one["autocast"]) == ("retinanet", torch.bfloat16)
+    assert (len(one["data"]), len(one["scored"])) == (100, 300)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arguments", "schedule", "rate"),
+    [
+        ("voc", (), Schedule(24_000, 16, 500, hflip=0.5, workers=8), 0.02),
+        (
+            "coco",
+            ("--architecture", "retinanet", "--batch-size", "4"),
+            Schedule(90_000, 4, 500, hflip=0.5, workers=8),
+            0.0025,
+        ),
+        ("voc", ("--steps", "60", "--lr", "0.3", "--workers", "2"), Schedule(60, 16, 6, hflip=0.5, workers=2), 0.3),
+    ],
+)
+def test_folders_are_trained_on_by_the_published_schedule(
+    dataset: str, arguments: tuple, schedule: Schedule, rate: float, run_detect, tmp_path: Path
+) -> None:
+    """For Faster R-CNN a rate of 0.02 for 16 images, for RetinaNet half of it; 90,000 steps on COCO."""
+    make = write_coco if dataset == "coco" else write_voc
+    names = ("train2017", "val2017") if dataset == "coco" else ("2012-train", "2012-val")
+    for name in names:
+        make(tmp_path, name, *([] if dataset == "coco" else ["cat"]))
+    found = ("--dataset", dataset, "--data", str(tmp_path), "--seeds", "1", "--init", "scratch")
+    (one,), results = run_detect({}, *found, *arguments)
+    assert (one["schedule"], one["lr"], one["workers"]) == (schedule, pytest.approx(rate), schedule.workers)
+    assert results["schedule"]["lr"] == pytest.approx(rate)
+    assert one["scale"] == Scale(image_size=tuple(results["image_size"]))
+    assert {Path(image.path).parent.name for image in one["data"].images} <= {"train2017", "JPEGImages"}
+    assert {Path(image.path).stem for image in one["scored"].images} == ({"1", "2"} if dataset == "coco" else {"val"})
+
+
+def test_detectors_are_those_of_the_publications() -> None:
+    """Anchors of 4 strides of their level, RetinaNet's in thirds of octaves, and as many proposals as asked for."""
+    scale = Scale(image_size=(32, 32), width=8, anchors=64, boxes=32, proposals=(50, 20))
+    shared = {"channels": 1, "classes": 3, "mean": (0.0,), "std": (1.0,), "scale": scale}
+    stages = (Stage("blocks.2"), Stage("blocks.3"))
+    make = lambda name: build_detector(name, build(Spec("resnet_mini", 1)), stages, **shared)
+    retina, faster = make("retinanet"), make("faster-rcnn")
+    assert retina.anchor_generator.sizes == tuple(
+        (4 * s, int(4 * s * 2 ** (1 / 3)), int(4 * s * 2 ** (2 / 3))) for s in (4, 8, 16, 32)
+    )
+    assert faster.rpn.anchor_generator.sizes == ((16,), (32,), (64,))
+    for generator in (retina.anchor_generator, faster.rpn.anchor_generator):
+        assert set(generator.aspect_ratios) == {(0.5, 1.0, 2.0)}
+    rpn, heads = faster.rpn, faster.roi_heads
+    assert [rpn._pre_nms_top_n, rpn._post_nms_top_n] == [{"training": 50, "testing": 20}] * 2
+    assert (rpn.fg_bg_sampler.batch_size_per_image, heads.fg_bg_sampler.batch_size_per_image) == (64, 32)
+    assert (heads.box_predictor.cls_score.in_features, heads.box_predictor.cls_score.out_features) == (32, 3)
+    assert heads.box_roi_pool.featmap_names == ["0", "1"]
+
+
 def test_images_are_normalised_as_the_recipe_says(run_detect, run_folder: Path) -> None:
     built, _ = run_detect({}, "--seeds", "1", "--lr", "0.01")
     augment = Run.open(run_folder).config.augment
@@ -170,7 +236,7 @@ class Recorder(nn.Module):
 
     def forward(self, images: list, targets: list) -> dict[str, torch.Tensor]:
         self.batches.append((images, targets))
-        return {"loss": self.layer(images[0].mean().view(1, 1)).square().sum()}
+        return {"loss": self.layer(images[0].mean().view(1, 1)).float().square().sum()}
 
 
 def marked_images(count: int) -> list[tuple[torch.Tensor, dict]]:
@@ -216,6 +282,22 @@ def test_crowds_do_not_train() -> None:
     assert torch.equal(seen["boxes"], target["boxes"])
 
 
+@pytest.mark.parametrize(("autocast", "weight"), [(None, 50.0), (None, 0.1), (torch.float16, 0.1)])
+def test_a_step_that_would_blow_up_is_clipped(autocast: torch.dtype | None, weight: float) -> None:
+    """To a norm of 10, of the gradient itself, not of what float16 scales it to."""
+    detector = Recorder()
+    nn.init.constant_(detector.layer.weight, weight)
+    nn.init.zeros_(detector.layer.bias)
+    before = [p.detach().clone() for p in detector.parameters()]
+    schedule = Schedule(1, 1, 0, weight_decay=0.0)
+    image = torch.full((1, 10, 20), 255, dtype=torch.uint8)
+    train_detector(
+        detector, [(image, marked_images(1)[0][1])], schedule, lr=0.01, seed=0, device=CPU, autocast=autocast
+    )
+    change = torch.stack([(p - was).flatten() for p, was in zip(detector.parameters(), before)]).norm().item()
+    assert change == pytest.approx(0.01 * min(10, 2 * weight * 2**0.5), rel=1e-3)  # of the loss weight^2
+
+
 @pytest.mark.parametrize(("name", "optimizer"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_the_learning_rate_warms_up_and_falls(name: str, optimizer: type, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = recorded_rates(monkeypatch, optimizer)
@@ -227,9 +309,10 @@ def test_the_learning_rate_warms_up_and_falls(name: str, optimizer: type, monkey
 
 def test_biases_and_norms_of_a_detector_are_not_decayed(monkeypatch: pytest.MonkeyPatch) -> None:
     made, plain = [], torch.optim.SGD
-    monkeypatch.setattr(torch.optim, "SGD", lambda groups, **options: made.append(groups) or plain(groups, **options))
+    monkeypatch.setattr(torch.optim, "SGD", lambda groups, **o: made.append((groups, o)) or plain(groups, **o))
     detector = Recorder()
     train_detector(detector, marked_images(2), Schedule(1, 2, 0, weight_decay=0.5), lr=0.01, seed=0, device=CPU)
-    (groups,) = made
+    ((groups, options),) = made
+    assert options == {"lr": 0.01, "momentum": 0.9}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in detector.named_parameters()} == {"layer.weight": 0.5, "layer.bias": 0.0}

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -89,6 +91,33 @@ def test_command_writes_and_compares_every_format(export_folder: Path) -> None:
     card = (export_folder / "README.md").read_text()
     assert "resnet_mini" in card
     assert f"| temperature | {demo_config().optimization.temperature} |" in card
+
+
+@pytest.mark.parametrize("name", ["backbone.pth", "backbone.safetensors", "backbone.pt2"])
+def test_what_was_written_is_compared_with_the_model(
+    name: str, run_folder: Path, export_folder: Path, tmp_path: Path
+) -> None:
+    """A file of other weights than the model's is found, whichever it is."""
+    run = Run.open(run_folder)
+    other = dataclasses.replace(run, weights={key: 0.9 * value for key, value in run.weights.items()})
+    folder = Path(shutil.copytree(export_folder, tmp_path / "export"))
+    export.export_program(other, tmp_path) if name.endswith("pt2") else export.export_weights(other, tmp_path)
+    shutil.move(tmp_path / name, folder / name)
+    found = export.compare(SimpleNamespace(run=run, options=SimpleNamespace(onnx=False)), folder)
+    assert {key for key, difference in found.items() if difference > 0.01} == {name}
+
+
+@pytest.mark.parametrize(("difference", "refused"), [(0.9e-5, False), (1.1e-5, True), (float("nan"), True)])
+def test_an_export_that_differs_is_refused(
+    difference: float, refused: bool, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    for write in ("export_weights", "export_program"):
+        monkeypatch.setattr(export, write, lambda run, folder: (folder / "backbone.pth").touch())
+    monkeypatch.setattr(export, "compare", lambda *_: {"backbone.pth": difference})
+    assert main(["export", "--checkpoint", str(run_folder), "--output", str(tmp_path)]) == (2 if refused else 0)
+    said = f"{tmp_path / 'backbone.pth'}: its features differ from the model's by {difference:.1e}"
+    assert (said in capsys.readouterr().err) == refused
+    assert (tmp_path / "README.md").exists() != refused
 
 
 def test_card_and_export_say_how_images_are_normalised(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_k_is_chosen_on_the_training_images() -> None:
 
 
 def test_of_many_training_images_the_same_share_of_every_class_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [len(choosing_rows(torch.zeros(count))) for count in (4000, 5000, 20_000)] == [4000, 5000, 5000]
     monkeypatch.setattr(probes, "CHOICE_ROWS", 20)
     torch.manual_seed(0)
     labels, bank = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)[torch.randperm(100)], torch.randn(100, 6)

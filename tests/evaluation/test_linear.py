@@ -196,6 +196,17 @@ def test_batches_depend_on_the_seed_alone(run_folder) -> None:
     assert not any(torch.equal(*views[:2]) for views in repeated), "every epoch has its own crops"
 
 
+def test_processes_share_the_batches_of_one(run_folder) -> None:
+    """Each image with the views that it has in one process."""
+    source = ImageArrays(torch.randint(0, 256, (20, 1, 28, 28), dtype=torch.uint8), torch.arange(20))
+    of_rank = lambda rank, count: LabelledBatches(source, 8, Run.open(run_folder), 3, Process(rank, count, CPU.device))
+    for whole, *parts in zip(*(of_rank(*of).steps(4) for of in ((0, 1), (0, 2), (1, 2)))):
+        images, labels = (torch.cat(part) for part in zip(*parts))
+        assert len(parts[0][1]) == len(parts[1][1]) == 4
+        assert labels.sort().values.tolist() == whole[1].sort().values.tolist()
+        torch.testing.assert_close(images[labels.argsort()], whole[0][whole[1].argsort()])
+
+
 def test_batches_need_no_more_of_this_device_than_it_has(run_folder, tmp_path: Path) -> None:
     """The run may have held its images on another device, or decoded them there."""
     run = Run.open(run_folder)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from simclr_fast.errors import status_and_message
@@ -192,6 +193,25 @@ def test_the_picture_holds_all_of_every_name(tmp_path: Path, monkeypatch) -> Non
         wanted = max(neighbour_picture.THINNEST / neighbour_picture.CELL, min(height, width) / max(height, width))
         assert min(right - left, top - bottom) / max(right - left, top - bottom) == pytest.approx(wanted)
         assert (right - left > top - bottom) == (width > height)
+
+
+def test_frames_tell_the_query_and_whose_class_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Green: the query's class, red: another one; as the words beside the pictures say."""
+    figures = []
+    monkeypatch.setattr(neighbour_picture, "save", lambda figure, path: figures.append(figure) or path)
+    image = torch.zeros(3, 4, 8, dtype=torch.uint8)
+    line = [Shown(image, same=True), Shown(image, same=False), Shown(image), Shown(None, same=False)]
+    neighbour_picture.draw_side_by_side(tmp_path / "x.png", [Shown(image)], {"nearest first": [line]})
+    (axis,) = figures[0].axes
+    frames = [to_hex(patch.get_edgecolor()) for patch in axis.patches if not patch.get_fill()]
+    assert frames == ["#1f77b4", "#2ecc40", "#ff4136", "#bbbbbb", "#ff4136"]
+    assert [text.get_text() for text in axis.texts][:3] == ["cannot be read", "query", "nearest first"]
+    lefts = [picture.get_extent()[0] for picture in axis.images]
+    assert lefts == sorted(lefts), "in their order"
+    assert all(
+        right - left == pytest.approx(2 * (top - bottom))
+        for left, right, bottom, top in (picture.get_extent() for picture in axis.images)
+    ), "in their proportions"
 
 
 def test_letters_without_a_font_are_spelled_out(monkeypatch) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from simclr_fast.config import Config
 from simclr_fast.data import Dataset, ImageArrays
-from simclr_fast.evaluation.published import FAR_BELOW, beside_published, published_table
+from simclr_fast.evaluation.published import beside_published, published_table
 from simclr_fast.evaluation.report import _published
 from simclr_fast.expectations import CIFAR10, EXPECTATIONS, IMAGES, headline
 from simclr_fast.recipes import RECIPES
@@ -67,10 +67,10 @@ def test_the_published_trainings_around_the_run_are_named(cifar: Dataset) -> Non
 @pytest.mark.parametrize(
     ("epochs", "knn", "far_below"),
     [
-        (500, 0.903 - FAR_BELOW - 0.001, True),
-        (500, 0.903 - FAR_BELOW + 0.001, False),
-        (700, 0.903 - FAR_BELOW - 0.001, True),  # trained longer
-        (499, 0.903 - FAR_BELOW - 0.001, False),  # trained less long, and above what 100 epochs gave
+        (500, 0.903 - 0.031, True),
+        (500, 0.903 - 0.029, False),
+        (700, 0.903 - 0.031, True),  # trained longer
+        (499, 0.903 - 0.031, False),  # trained less long, and above what 100 epochs gave
         (50, 0.3, False),  # less long than any that was published
         (100, 0.3, False),  # the figure of 100 epochs is of another learning rate
         (1000, 0.95, False),

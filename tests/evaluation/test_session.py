@@ -3,13 +3,18 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+import torch
 from rich.console import Console
 
 from simclr_fast.cli import parse
 from simclr_fast.config import DataOptions
+from simclr_fast.errors import ConfigError
+from simclr_fast.evaluation import finetune, session
 from simclr_fast.evaluation.run import Run
-from simclr_fast.evaluation.session import Session
-from simclr_fast.process import start_process
+from simclr_fast.evaluation.session import Session, run_command
+from simclr_fast.evaluation.tables import ResultTable
+from simclr_fast.process import Process, start_process
 from tests.evaluation.conftest import demo_config, write_run
 
 
@@ -36,3 +41,31 @@ def test_columns_are_those_that_are_named_then_those_of_the_run(tmp_path: Path) 
     assert named == DataOptions(**trained | {"label_column": "breed"})
     elsewhere = options_of(tmp_path, "--data", "b.csv", "--label-column", "breed", **trained)
     assert elsewhere == DataOptions(data=Path("b.csv"), label_column="breed")
+
+
+def test_fine_tuning_alone_runs_in_several_processes(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(session, "start_process", lambda *_: Process(1, 2, torch.device("cpu")))
+    monkeypatch.setattr(finetune, "main", lambda started: {"rank": started.process.rank})
+    options = lambda command: parse([command, "--checkpoint", str(run_folder), "--output", str(tmp_path / command)])[1]
+    assert run_command(options("finetune")) == {"rank": 1}
+    for command in ("knn", "linear", "detect", "embed"):
+        with pytest.raises(ConfigError, match="it runs in one process, not in 2: start it without torchrun"):
+            run_command(options(command))
+    assert not list(tmp_path.iterdir()), "the first process alone makes folders"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_speaks_and_writes(rank: int, run_folder: Path, tmp_path: Path, capsys) -> None:
+    options = parse(["finetune", "--checkpoint", str(run_folder), "--output", str(tmp_path / "out")])[1]
+    started = Session.start("finetune", options, Run.open(run_folder), Process(rank, 2, torch.device("cpu")))
+    started.say("[a line]")
+    started.keep({"0.01": {"images": 4}})
+    kept = (tmp_path / "out" / "finetune.json.unfinished").exists()
+    content = started.finish({"0.01": {"images": 5}}, ResultTable("accuracies", ["a column as wide"], []), protocol="; protocol simclr")
+    assert (content["results"], content["protocol"], content["step"]) == ({"0.01": {"images": 5}}, "protocol simclr", 3)
+    assert [table["title"] for table in content["tables"]] == ["accuracies"]
+    written = sorted(path.name for path in tmp_path.rglob("*.*"))
+    assert (kept, written) == ((True, ["finetune.json"]) if rank == 0 else (False, []))
+    said = capsys.readouterr().out
+    for words in ("[a line]", "accuracies", "Results so far", f"Written: {tmp_path / 'out' / 'finetune.json'}"):
+        assert (words in said.replace("\n", "")) == (rank == 0), words
