@@ -92,7 +92,7 @@ def test_arguments_reach_the_backbone() -> None:
 
 
 def test_arguments_are_numbers_booleans_and_words() -> None:
-    given = {"a": 3, "b": 0.25, "c": True, "d": False, "e": "gelu", "f": -2, "g": 1e-6, "h": "a=b"}
+    given = {"a": 3, "b": 0.25, "c": True, "d": False, "e": "gelu", "f": -16384, "g": 1e-6, "h": "a=b", "i": 16384}
     found = model_kwargs.parse(model_kwargs.pairs(given))
     assert found == given
     assert [type(value) for value in found.values()] == [type(value) for value in given.values()]
@@ -109,7 +109,8 @@ def test_arguments_are_numbers_booleans_and_words() -> None:
         ("image_size=32", "--size decides"),
         ("in_chans=3", "the images decide"),
         ("progress=true", "nothing is downloaded"),
-        ("num_layers=99999999", "at most 16384"),
+        ("num_layers=16385", "at most 16384"),
+        ("rate=-16384.5", "at most 16384"),
         ("rate=nan", "at most 16384"),
         ("rate=inf", "at most 16384"),
         ("depth", "pass key=value"),

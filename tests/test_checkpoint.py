@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import math
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ from simclr_fast.checkpoint import (
     load,
     load_newest,
     load_weights,
+    require_finite,
     save,
     set_later_aside,
 )
@@ -226,12 +228,16 @@ def test_differences_between_architectures_are_listed() -> None:
     assert "old.pt: the model differs" in message
     assert "another shape: 0.weight is [3, 4], in the checkpoint [5, 4]" in message
     assert "only in the checkpoint: 2.weight [2, 2]" in message
+    assert describe_differences(model.state_dict(), {**model.state_dict()}) == []
+    lines = describe_differences({"a": torch.zeros(2, 1), "b": torch.zeros(3)}, {"b": torch.zeros(3)})
+    assert lines == ["  missing in the checkpoint: a [2, 1]"]
 
 
 def test_long_list_of_differences_is_cut() -> None:
     wanted = {f"w{k}": torch.zeros(1) for k in range(50)}
     lines = describe_differences(wanted, {}, limit=20)
     assert len(lines) == 21
+    assert len(describe_differences(wanted, {}, limit=50)) == 50
     assert lines[-1].strip() == "and 30 more"
 
 
@@ -257,6 +263,15 @@ def test_weights_that_cannot_be_used_are_told(value: object, said: str) -> None:
     with pytest.raises(CheckpointError) as refusal:
         load_weights(model, model.state_dict() | {"weight": value}, "x")
     assert said in str(refusal.value)
+
+
+def test_of_many_weights_that_are_not_finite_the_first_are_named() -> None:
+    weights = {f"w{k}": torch.full((2,), math.nan if k > 0 else 1.0) for k in range(6)}
+    with pytest.raises(CheckpointError, match=r"^x: weights that are not finite: w1, w2, w3 and 2 more$"):
+        require_finite(weights, "x")
+    del weights["w4"], weights["w5"]
+    with pytest.raises(CheckpointError, match=r"^x: weights that are not finite: w1, w2, w3$"):
+        require_finite(weights, "x")
 
 
 @pytest.mark.parametrize("weights", [None, 3, [torch.ones(1)]])

@@ -28,6 +28,26 @@ def test_grid_of_the_mini_keeps_where_features_are_and_one_cell_is_their_average
     torch.testing.assert_close(of_grid[3].mean((2, 3), keepdim=True), of_grid[1])
 
 
+def test_the_mini_is_a_stem_and_four_blocks_with_shortcuts() -> None:
+    """Written down from its description: 16, 32, 64 and 128 channels, each stage but the first at half the size."""
+    backbone, _ = build_backbone("resnet_mini", channels=3)
+    backbone.eval()
+    for norm in (module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    images = torch.randn(2, 3, 20, 20)
+    x = torch.relu(backbone.bn1(nn.functional.conv2d(images, backbone.conv1.weight, padding=1)))
+    for k, (channels, side) in enumerate(((16, 20), (32, 10), (64, 5), (128, 3))):
+        block, stride = backbone.blocks[k], 1 if k == 0 else 2
+        y = torch.relu(block.bn1(nn.functional.conv2d(x, block.conv1.weight, stride=stride, padding=1)))
+        y = block.bn2(nn.functional.conv2d(y, block.conv2.weight, padding=1))
+        if k > 0:
+            conv, norm = block.downsample
+            x = norm(nn.functional.conv2d(x, conv.weight, stride=2))
+        x = torch.relu(y + x)
+        assert x.shape == (2, channels, side, side)
+    torch.testing.assert_close(backbone(images), x.mean((2, 3)))
+
+
 def test_backbone_keys_are_torchvisions() -> None:
     ours = build_backbone("resnet18")[0].state_dict()
     theirs = torchvision.models.resnet18().state_dict()

@@ -13,6 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, load_dataset
+from simclr_fast.data.messages import listed, say_ignored
 from simclr_fast.data.sources import Files
 from simclr_fast.errors import ConfigError
 from tests.data.conftest import write_image
@@ -115,6 +116,18 @@ def test_what_is_no_image_is_counted_by_kind_and_named(tmp_path: Path, caplog) -
     assert "2 no image (.txt): b/notes.txt, b/two\\nlines.txt; 1 no image (no suffix): b/README)" in caplog.text
     assert (str(tmp_path / "train" / "a" / "4.mp4"), "no image (.mp4)") in data.ignored
     assert len(data.ignored) == 7
+
+
+def test_of_many_reasons_and_classes_the_first_are_spelled_out(caplog) -> None:
+    say_ignored("set", [(f"set/{kind}", f"reason {kind}") for kind in range(10) for _ in range(1 + (kind == 7))])
+    assert "set: ignored 11 (2 reason 7: 7, 7; 1 reason 0: 0; " in caplog.text
+    assert "; 1 reason 6: 6; 2 for other reasons)" in caplog.text
+    caplog.clear()
+    say_ignored("set", [(f"{kind}", f"reason {kind}") for kind in range(8)])
+    assert "for other reasons" not in caplog.text
+    assert listed(["a"]) == "class a"
+    assert listed(list("abcde")) == "5 classes: a, b, c, d, e"
+    assert listed(list("abcdefg"), ("file", "files")) == "7 files: a, b, c, d, e and 2 more"
 
 
 def test_every_format_is_found_by_its_suffix_and_read(tmp_path: Path, caplog) -> None:

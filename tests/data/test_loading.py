@@ -40,6 +40,18 @@ def test_array_batches_hold_the_images_of_their_indices() -> None:
     assert list(loader.epoch(0, start=3)) == []
 
 
+def test_arrays_are_told_apart_by_their_pixels_and_taken_by_their_numbers() -> None:
+    images = torch.arange(24, dtype=torch.uint8).view(4, 1, 2, 3)
+    source = ImageArrays(images, torch.tensor([3, 2, 1, 0]))
+    assert (len(source), source.channels, source.name(2)) == (4, 1, "image 2")
+    assert source.read(1) == bytes(range(6, 12))
+    assert torch.equal(source.decode(3), images[3])
+    part = source.subset(torch.tensor([2, 0]))
+    assert (part.labels.tolist(), part.read(0)) == ([1, 3], source.read(2))
+    assert part.identity(0) == source.identity(2) != source.identity(1)
+    assert ImageArrays(images).subset(torch.tensor([2])).labels is None
+
+
 def test_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ConfigError, match="--batch-size 21: the data set has only 20"):
         build_loader(ImageArrays(torch.zeros(20, 1, 2, 2, dtype=torch.uint8)), 21, 0, CPU, DataOptions())
@@ -216,9 +228,13 @@ def test_files_cannot_lie_on_the_devices(folder_root: Path) -> None:
 
 def test_subset_of_encoded_images_renumbers() -> None:
     files = [f"image {i}".encode() for i in range(5)]
-    source = EncodedImages(5, files.__getitem__, "name {}".format, labels=torch.arange(5))
+    ways = {"identity": "is {}".format, "file": "file {}".format}
+    source = EncodedImages(5, files.__getitem__, "name {}".format, labels=torch.arange(5), shrink_to=7, **ways)
     part = source.subset(torch.tensor([4, 1]))
     assert (len(part), part.read(0), part.read(1), part.name(1)) == (2, files[4], files[1], "name 1")
+    assert (part.identity(0), part.file(1), part.shrink_to) == ("is 4", "file 1", 7)
+    without = dataclasses.replace(source, identity=None, file=None).subset(torch.tensor([0]))
+    assert (without.identity, without.file) == (None, None)
     assert part.labels.tolist() == [4, 1]
     again = part.subset(torch.tensor([1]))
     assert (len(again), again.read(0), again.labels.tolist()) == (1, files[1], [1])

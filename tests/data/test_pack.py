@@ -1,5 +1,6 @@
 """`pack`: what is in the packed set, that it is read as what was packed, and what is refused."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -169,6 +170,11 @@ def test_outputs_that_cannot_serve(folder_root: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
     with pytest.raises(ConfigError, match=r"needs 4.3 MB, and 0.0 MB are free"):
         pack.pack(packing(folder_root, tmp_path / "raw", format="raw"))
+    free = 22 * 256 * 256 * 3
+    for left, is_refused in ((free - 1, True), (free, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, left=left: shutil._ntuple_diskusage(10, 10, left))
+        with pytest.raises(ConfigError) if is_refused else contextlib.nullcontext():
+            pack.pack(packing(folder_root, tmp_path / "raw", format="raw"))
     pack.pack(packing(folder_root, tmp_path / "out"))
     with pytest.raises(ConfigError, match="packed with size 256, and this is 32; pass the same options"):
         pack.pack(packing(folder_root, tmp_path / "out", size=32))
@@ -180,11 +186,28 @@ def test_outputs_that_cannot_serve(folder_root: Path, tmp_path: Path, monkeypatc
 def test_the_command_packs_and_checks(folder_root: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     arguments = ["pack", "--data", str(folder_root), "--output", str(out), "--workers", "0"]
-    assert main([*arguments, "--quality", "99"]) == 2
-    assert "--quality 99: pass 1 to 95" in capsys.readouterr().err
+    for option, value, wanted in (
+        *(("--quality", value, "1 to 95") for value in ("0", "96")),
+        ("--size", "7", "at least 8 pixels"),
+        ("--max-bad-images", "1.1", "a fraction"),
+    ):
+        assert main([*arguments, option, value]) == 2
+        assert f"{option} {value}: pass {wanted}" in capsys.readouterr().err
+    for quality in ("1", "95"):
+        assert main([*arguments[:3], "--output", f"{out}{quality}", "--size", "8", "--quality", quality]) == 0
+    capsys.readouterr()
+    least, most = (len(loaded(Path(f"{out}{quality}")).train.read(7)) for quality in (1, 95))
+    assert least < most
     assert main(arguments) == 0
-    assert f"{out}, train: 16 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    sizes = {name: sum(path.stat().st_size for path in (out / name).iterdir()) for name in ("train", "test")}
+    for name, count in (("train", 16), ("test", 6)):
+        assert f"{out}, {name}: {count} images, {sizes[name] / 1e6:.1f} MB, 0 unreadable ones left out\n" in said
+    assert said.endswith(f"Written to {out}: train/, test/, packed.json, dataset_dict.json\n")
     assert main(["check", "--data", str(out)]) == 0
+    assert capsys.readouterr().out == said.partition("Written to")[0]
+    assert main(["check", "--data", str(out), "--workers", "1025"]) == 2
+    assert "--workers 1025: pass an integer in [0, 1024]" in capsys.readouterr().err
     path = next((out / "test").glob("*.arrow"))
     content = bytearray(path.read_bytes())
     begin = int(loaded(out).test.name(2).rsplit("bytes ", 1)[1].split()[0])

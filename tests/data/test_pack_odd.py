@@ -131,6 +131,19 @@ def test_names_that_are_not_utf8(form: str, tmp_path: Path, caplog) -> None:
         assert rows.cast_column("image", datasets.Image(decode=False))[1]["image"]["path"] == "a\\xff/\\xe9\\xff.png"
 
 
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_a_large_split_has_larger_shards_instead_of_more(form: str, tmp_path: Path, monkeypatch) -> None:
+    for i in range(13):
+        write_image(tmp_path / "in" / f"{i:02d}.png", 8, 9, seed=i)
+    monkeypatch.setattr(pack, "MOST_SHARDS", 2)  # and of 6 images each, as tests have them, there would be three
+    manifest = pack.pack(packing(tmp_path / "in", tmp_path / "out", format=form, size=8))
+    assert [shard["images"] for shard in manifest["splits"]["train"]["shards"]] == [7, 6]
+    after = loaded(tmp_path / "out").train
+    assert [after.decode(k).shape[1:] for k in (0, 7, 12)] == [(8, 9)] * 3
+    if form == "jpeg":
+        assert [after.file(k) for k in (6, 7, 12)] == ["06.png", "07.png", "12.png"]
+
+
 def test_finished_images_that_wait_are_few(tmp_path: Path, monkeypatch) -> None:
     for i in range(40):
         save_zeros(tmp_path / "in" / f"{i:02d}.png", 8, 8)

@@ -200,6 +200,7 @@ def decided_and_epochs_of(folder: Path, rank: int, world: int) -> dict:
 def test_two_processes_see_the_order_of_one(tmp_path: Path) -> None:
     ranks = on_ranks(partial(decided_and_epochs_of, tmp_path), 2, tmp_path)
     for rank, free in zip(ranks, ("201.3 MB", "0.0 MB"), strict=True):
+        assert "--resident on: the images take 134.2 MB of each device" in rank["said"], "with room for the exchange"
         assert f"on this or another device less is free (here {free})" in rank["said"]
     judge(tmp_path, ranks)
 

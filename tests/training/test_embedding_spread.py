@@ -107,6 +107,8 @@ def rows() -> Tensor:
 
 def in_two_processes(rank: int, world: int) -> list[dict[str, float]]:
     own = rows()[:, 4 * rank : 4 * rank + 4].flatten(0, 1)
+    shared = EmbeddingSpread(options(8 * SAMPLE), Process(rank, world, CPU), NORM)
+    assert shared.images == SAMPLE // world, "as many of each process"
     settings = (options(8), options(8, sync_bn=False), options(8, 2), options(8, 2, sync_bn=False))
     return [EmbeddingSpread(each, Process(rank, world, CPU), NORM).measure(own) for each in settings]
 

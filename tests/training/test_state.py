@@ -122,6 +122,32 @@ def test_parts_that_do_not_fit_are_one_kind_of_error(change: dict) -> None:
         made(autocast=torch.float16).restore(content | change, options, "x")
 
 
+@pytest.mark.parametrize(
+    ("group", "change", "said"),
+    [
+        ("augment", {"scale": (0.5, 1.0)}, r"--scale: now \(0.5, 1.0\), in the checkpoint \(0.4, 1.0\)"),
+        ("model", {"sync_bn": False}, "--sync-bn: now False, in the checkpoint True"),
+        ("optimization", {"lr": 0.2}, "--lr: now 0.2, in the checkpoint 0.1"),
+        ("optimization", {"epochs": 44}, "--epochs: now 44, in the checkpoint 45; pass as many or more"),
+        ("run", {"seed": 5}, "--seed: now 5, in the checkpoint 0"),
+        ("optimization", {"epochs": 46}, None),
+        ("model", {"pretrained": "DEFAULT"}, None),
+        ("speed", {"channels_last": False}, None),
+        ("run", {"output": Path("elsewhere"), "checkpoint_hist": 9}, None),
+        ("data", {"workers": 3}, None),
+    ],
+)
+def test_what_decides_the_result_must_be_as_it_was_and_the_rest_need_not(group: str, change: dict, said: str) -> None:
+    before = config("batch")
+    after = dataclasses.replace(before, **{group: dataclasses.replace(getattr(before, group), **change)})
+    content = made(before).checkpoint(before)
+    if said is None:
+        made(after).restore(content, after, "x")
+        return
+    with pytest.raises(CheckpointError, match=rf"^x: other options .* reuse the weights\):\n  {said}$"):
+        made(after).restore(content, after, "x")
+
+
 def digits(seed: int, count: int = 100) -> ImageArrays:
     generator = torch.Generator().manual_seed(seed)
     return ImageArrays(torch.randint(0, 256, (count, 1, 4, 4), dtype=torch.uint8, generator=generator))

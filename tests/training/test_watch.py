@@ -139,6 +139,7 @@ def test_an_overflow_in_float16_skips_one_step_alone() -> None:
     kept = run.values()
     assert all(torch.equal(kept[name], value) for name, value in before.items() if not name.startswith("ema."))
     assert run.state.scaler.get_scale() == scale / 2
+    assert run.state.ema.n_averaged == 2, "the weights that it leaves are averaged"
     run.once()
     run.step.settle()
     assert not torch.equal(run.values()["backbone.conv1.weight"], before["backbone.conv1.weight"])
