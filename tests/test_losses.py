@@ -63,6 +63,9 @@ def test_module_refuses_what_it_cannot_do() -> None:
         NTXentLoss(reduction="avg")
     with pytest.raises(ValueError, match="eps=0: pass a positive, finite number"):
         NTXentLoss(eps=0)
+    for name in ("decoupled", "return_stats"):
+        with pytest.raises(TypeError, match=f"{name} is a int: pass True or False"):
+            NTXentLoss(**{name: 1})
     with pytest.raises(ValueError, match="precision='fp16': choose one of 'ieee', 'tf32'"):
         NTXentLoss(precision="fp16")
     with pytest.raises(ValueError, match="backend='cuda' is unknown; choose one of 'auto', 'cpp'"):

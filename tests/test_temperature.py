@@ -49,6 +49,14 @@ def test_the_module_learns_moves_and_is_saved() -> None:
     assert "low=0.1" in repr(loss)
 
 
+def test_it_may_start_at_a_bound() -> None:
+    defaults = LearnedTemperature()
+    assert (defaults.low, defaults.high) == (0.01, 1.0)
+    assert defaults().item() == pytest.approx(0.1, rel=1e-6)
+    for bound in (0.05, 0.7):
+        assert LearnedTemperature(bound, low=0.05, high=0.7)().item() == pytest.approx(bound, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

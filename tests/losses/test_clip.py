@@ -69,6 +69,7 @@ def test_it_is_called_as_open_clip_is() -> None:
         bias.requires_grad_()
         result = CLIPLoss()(image_features=x, text_features=y, logit_scale=scale, logit_bias=bias, output_dict=True)
         assert torch.equal(result["contrastive_loss"], loss)
+        assert result["contrastive_loss"].dtype == loss.dtype
         result["contrastive_loss"].backward()
         assert bias.grad == 0
     assert torch.equal(CLIPLoss()(x, y, 14.3), clip_loss(x, y, 14.3))
@@ -102,6 +103,7 @@ GOOD = torch.ones(4, 3)
     ("change", "error", "message"),
     [
         ({"image_features": [[1.0]]}, TypeError, "image_features is a list: pass a torch.Tensor"),
+        ({"text_features": [[1.0]]}, TypeError, "text_features is a list: pass a torch.Tensor"),
         ({"text_features": GOOD[:3]}, ValueError, r"image_features \(4, 3\) and text_features \(3, 3\) differ"),
         ({"text_features": GOOD.double()}, TypeError, "image_features is torch.float32 and text_features is torch.fl"),
         ({"logit_scale": 0.0}, ValueError, "logit_scale=0.0: pass a positive, finite number"),
@@ -130,6 +132,10 @@ def test_the_module_refuses_bad_options() -> None:
         CLIPLoss(use_horovod=True)
     with pytest.raises(ValueError, match="reduction='avg': choose one of"):
         CLIPLoss(reduction="avg")
+    with pytest.raises(TypeError, match="normalize is a int: pass True or False"):
+        CLIPLoss(normalize=1)
+    with pytest.raises(ValueError, match="backend='cuda' is unknown"):
+        CLIPLoss(backend="cuda")
     with pytest.raises(TypeError, match="logit_bias is a str: pass a float, a tensor, or None"):
         CLIPLoss()(GOOD, GOOD, 10.0, "0.5")
     with pytest.raises(ValueError, match="rank=1, world_size=2: torch.distributed knows rank 0 of 1; call init_proc"):

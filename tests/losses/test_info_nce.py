@@ -159,6 +159,8 @@ GOOD = torch.ones(4, 3)
     ("change", "error", "message"),
     [
         ({"query": [[1.0]]}, TypeError, "query is a list: pass a torch.Tensor"),
+        ({"positive_key": [[1.0]]}, TypeError, "positive_key is a list: pass a torch.Tensor"),
+        ({"negative_keys": GOOD.double()}, TypeError, "query is torch.float32 and negative_keys is torch.float64"),
         ({"positive_key": GOOD[:3]}, ValueError, r"query \(4, 3\) and positive_key \(3, 3\) differ in shape"),
         ({"positive_key": GOOD.double()}, TypeError, "query is torch.float32 and positive_key is torch.float64"),
         ({"negative_keys": torch.ones(5, 2)}, ValueError, r"negative_keys \(5, 2\) differ in width D"),
@@ -198,5 +200,7 @@ def test_bad_input_is_named(change: dict, error: type[Exception], message: str) 
 def test_the_module_refuses_bad_options() -> None:
     with pytest.raises(ValueError, match="negative_mode='pair': choose one of"):
         InfoNCELoss(negative_mode="pair")
+    with pytest.raises(TypeError, match="symmetric is a int: pass True or False"):
+        InfoNCELoss(symmetric=1)
     with pytest.raises(ValueError, match="temperature=-1: pass a positive"):
         InfoNCELoss(-1)

@@ -44,6 +44,8 @@ def steps(options: dict, rank: int, world: int) -> list[list[Tensor]]:
     torch.manual_seed(10 * rank)  # banks that the ranks draw differ
     views = options.get("views", 2)
     module = NTXentLoss(0.2, gather_distributed=True, **{k: v for k, v in options.items() if k != "views"})
+    if module.memory_bank is not None:
+        module.memory_bank.bank_ptr += rank  # as after a run of each rank alone
     results = []
     for batch in batches():
         z = batch[:views].chunk(world, dim=1)[rank].clone().requires_grad_()
@@ -79,6 +81,7 @@ def refusals(rank: int) -> list[str]:
         lambda: (bank if first else plain)(z, z),
         lambda: plain(z.expand(2 + rank, 4, FEATURES)),
         lambda: NTXentLoss(0.2, gather_distributed=True, backend="cpp" if first else "reference")(z, z),
+        lambda: NTXentLoss(0.2, gather_distributed=True, precision="ieee" if first else None)(z, z),
     ]
     return refusals_of(calls)
 
@@ -97,6 +100,7 @@ EXPECTED_REFUSALS = (
     "loss must be the same on all ranks of the group; by rank: ['NTXentLoss with a memory bank', 'ntxent_loss']",
     "loss must be the same on all ranks of the group; by rank: ['ntxent_loss', 'ntxent_loss of more than two views']",
     "backend must be the same on all ranks of the group; by rank: ['cpp', 'reference']",
+    "precision must be the same on all ranks of the group; by rank: ['ieee', None]",
 )
 
 

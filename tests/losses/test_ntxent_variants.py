@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from simclr_fast import NTXentLoss, ntxent_loss
-from simclr_fast.losses.statistics import NTXentStatistics
+from simclr_fast.losses.statistics import NTXentStatistics, cosine_error
 from tests.helpers import non_contiguous, relative_error
 from tests.ntxent_truth import EPS, KINDS, TEMPERATURES, embeddings, gradient_error, half_error
 
@@ -147,6 +148,23 @@ def test_a_collapsed_encoder_scores_0(backend: str, dtype: torch.dtype) -> None:
             z = row.expand(17, d)
             for t in (0.5, torch.tensor(0.07)):
                 assert ntxent_loss(z, z, t, return_stats=True, backend=backend)[1].accuracy == 0, (d, seed)
+
+
+def test_how_far_apart_rounding_takes_equal_cosines() -> None:
+    """By the operands that kernels multiply: on CUDA halves of either type as float16, and float32 in tf32 like them."""
+    of = lambda device, dtype, *how: cosine_error(torch.empty(1, 1, dtype=dtype, device=device), *how)
+    single, half = 2.0**-23, 2.0**-10
+    with FakeTensorMode():
+        for dtype, found, expected in (
+            (torch.float32, of("cuda", torch.float32, "ieee", "cpp"), single),
+            (torch.float32, of("cuda", torch.float32, "tf32", "cpp"), half),
+            (torch.float32, of("cpu", torch.float32, "tf32", "cpp"), single),
+            (torch.float64, of("cuda", torch.float64, "tf32", "cpp"), 2.0**-52),
+            (torch.bfloat16, of("cuda", torch.bfloat16, "ieee", "triton"), half),
+            (torch.bfloat16, of("cuda", torch.bfloat16, "ieee", "reference"), single),
+            (torch.bfloat16, of("cpu", torch.bfloat16, "ieee", "cpp"), single),
+        ):
+            assert found == expected + 16 * (2.0**-52 if dtype == torch.float64 else single)
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)

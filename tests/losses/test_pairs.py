@@ -108,3 +108,19 @@ def test_reductions() -> None:
     assert reduce_rows(losses, "sum", None, dtype=torch.float64, counted=counted).item() == 5
     assert reduce_rows(losses, "none", None, dtype=torch.float32).tolist() == [1, 0, 4]
     assert reduce_rows(losses * 0, "mean", None, dtype=torch.float64, counted=counted & False).item() == 0
+
+
+def test_rows_are_taken_in_parts_that_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU one thread takes 256 KiB of float64, and eight or more share 2 MiB."""
+    threads = 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    of = {device: pairs._part(torch.device(device)) for device in ("cpu", "cuda", "meta")}
+    assert of == {"cpu": 2**15 - 1, "cuda": 2**25, "meta": None}
+    for threads, part in ((7, 2**15 - 1), (8, 2**18)):
+        assert pairs._part(torch.device("cpu")) == part
+    sizes: list[int] = []
+    with torch.no_grad():
+        for n, d in ((1023, 32), (1024, 32), (3, 2**18 + 1)):
+            threads = 1 if n > 3 else 8
+            pairs.in_parts(lambda x: (sizes.append(len(x)), (x,))[1], torch.empty(n, d))
+    assert sizes == [1023, 1023, 1, 1, 1, 1]

@@ -4,20 +4,72 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from simclr_fast import NTXentLoss, clip_loss, info_nce_loss, ntxent_loss, similarity_logsumexp, sup_con_loss
+from simclr_fast import (
+    CLIPLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SupConLoss,
+    clip_loss,
+    info_nce_loss,
+    ntxent_loss,
+    similarity_logsumexp,
+    sup_con_loss,
+)
+from simclr_fast.ops.ntxent import similarity
 from tests.helpers import relative_error
 
 EPS = 0.25  # in every float type, and so is the length of a row of it and zeros
+# Of two views z [2, n, 3]; a third is made of them.
 CALLS: dict[str, Callable[..., Tensor]] = {
     "ntxent": lambda z, **options: ntxent_loss(*z, **options),
     "decoupled": lambda z, **options: ntxent_loss(*z, decoupled=True, **options),
+    "weights": lambda z, **options: ntxent_loss(*z, weights=torch.arange(1.0, 1 + z.shape[1]), **options),
+    "views": lambda z, **options: ntxent_loss(torch.cat([z, z.flip(2)[:1]]), **options),
     "info_nce": lambda z, **options: info_nce_loss(*z, **options),
-    "clip": lambda z, temperature=1.0, **options: clip_loss(*z, 1 / temperature, **options),
+    "symmetric": lambda z, **options: info_nce_loss(*z, symmetric=True, **options),
+    "unpaired": lambda z, **options: info_nce_loss(*z, z[0].flip(1), **options),
+    "paired": lambda z, **options: info_nce_loss(*z, z.transpose(0, 1).flip(2), negative_mode="paired", **options),
+    "clip": lambda z, temperature=1.0, **options: clip_loss(*z, 1 / temperature, normalize=True, **options),
     "sup_con": lambda z, **options: sup_con_loss(z.transpose(0, 1), None, **options),
+    "classes": lambda z, **options: sup_con_loss(z[0], torch.arange(z.shape[1]) // 2, **options),
     "primitive": lambda z, **options: similarity_logsumexp(*z, **options).sum(),
 }
+MODULES: dict[str, tuple[type[nn.Module], dict]] = {
+    "ntxent.ntxent_loss": (NTXentLoss, {"decoupled": True, "return_stats": True, "temperature": 0.3}),
+    "info_nce.info_nce_loss": (InfoNCELoss, {"negative_mode": "paired", "symmetric": True, "temperature": 0.3}),
+    "clip.clip_loss": (CLIPLoss, {"normalize": True}),
+    "sup_con.sup_con_loss": (SupConLoss, {"temperature": 0.3}),
+}
+
+
+@pytest.mark.parametrize("function", MODULES)
+def test_a_module_hands_every_option_to_its_loss(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict = {}
+    monkeypatch.setattr(f"simclr_fast.losses.{function}", lambda *inputs, **options: seen.update(options))
+    made, own = MODULES[function]
+    options = own | {"reduction": "sum", "eps": EPS, "precision": "tf32", "backend": "reference"}
+    module = made(**options)
+    module(*torch.randn(2, 4, 3), *[10.0] * (made is CLIPLoss))
+    assert seen.items() >= options.items()
+    assert "reduction='sum', " in repr(module)
+    assert "backend='reference'" in repr(module)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_eps_and_precision_reach_every_part_of_a_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows shorter than eps the logits are z_i . z_j / (eps^2 temperature); the CPU has one precision."""
+    seen = []
+    recorded = lambda op: lambda *inputs, **how: (seen.append(how["precision"]), op(*inputs, **how))[1]
+    ops = similarity.OPS["cpp"]
+    monkeypatch.setitem(similarity.OPS, "cpp", type(ops)(*map(recorded, ops)))
+    z = torch.randn(2, 6, 3, dtype=torch.float64) / 8
+    found = [CALLS[name](z, temperature=t, eps=8.0 / t**0.5, precision="tf32") for t in (0.25, 1.0)]
+    assert relative_error(*found) <= 1e-12
+    assert relative_error(CALLS[name](z, temperature=0.25, eps=15.0), found[0]) > 1e-6
+    assert seen == ["tf32"] * (len(seen) // 3 * 2) + ["ieee"] * (len(seen) // 3)
+    assert bool(seen) == (name not in ("ntxent", "weights", "paired"))
 
 
 @pytest.mark.parametrize("name", CALLS)

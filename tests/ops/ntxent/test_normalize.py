@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from simclr_fast.ops.ntxent.ops import SPLIT_SCALE
 from simclr_fast.ops.ntxent.reference import normalize_rows
+from simclr_fast.ops.ntxent.similarity_ops import Options, operands
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from tests.helpers import moved, non_contiguous, relative_error, within
 
@@ -76,6 +78,32 @@ def test_views_may_differ_in_number(rows: tuple[int, int], dtype: torch.dtype) -
     assert torch.equal(u, torch.cat([both.chunk(2)[0] for both, _ in of_each]))
     assert torch.equal(inv_norm, torch.cat([both.chunk(2)[0] for _, both in of_each]))
     torch.library.opcheck(OPS.ntxent_normalize.default, (*views, EPS))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "of_operands"),
+    [
+        (torch.float16, 8, torch.float16),
+        (torch.bfloat16, 8, torch.float16),
+        (torch.float32, 8, torch.float16),  # in two parts
+        (torch.float64, 6, torch.float64),
+    ],
+    ids=str,
+)
+def test_operands_on_cuda_have_rows_of_whole_16_bytes(dtype: torch.dtype, width: int, of_operands: torch.dtype) -> None:
+    """Of the compiled kernels; Triton's have the views' width. What graphs are made with says so without a device."""
+    parts = (2,) if dtype == torch.float32 else ()
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    with FakeTensorMode():
+        z0, z1 = torch.empty(3, 5, dtype=dtype, device="cuda"), torch.empty(4, 5, dtype=dtype, device="cuda")
+        for backend, wide in (("cpp", width), ("triton", 5)):
+            u, inv_norm = BACKENDS[backend](z0, z1, EPS)
+            assert (u.shape, u.dtype) == ((7, *parts, wide), of_operands)
+            assert (inv_norm.shape, inv_norm.dtype) == ((7,), statistics)
+            options = Options(0.1, "none", False, False, False, None, "ieee", backend, None, "a test")
+            as_they_are = operands(z0, z1, options)
+            assert [x.shape for x in as_they_are] == [(3, *parts, wide), (4, *parts, wide), (7,)]
+            assert [x.dtype for x in as_they_are] == [of_operands, of_operands, statistics]
 
 
 @pytest.mark.interpret
