@@ -45,6 +45,21 @@ def test_lars_moves_a_zero_weight_without_adaptation() -> None:
     torch.testing.assert_close(p.detach(), torch.tensor([-0.1, 0.2, -0.05], dtype=torch.float64))
 
 
+def test_lars_calls_a_closure_with_gradients_and_has_the_published_defaults() -> None:
+    p = nn.Parameter(torch.zeros(2))
+    optimizer = LARS([p], lr=0.5)
+    defaults = {"lr": 0.5, "momentum": 0.9, "weight_decay": 1e-6, "eta": 0.001, "adapt": True}
+    assert optimizer.defaults == defaults
+
+    def closure() -> torch.Tensor:
+        loss = (p - 1).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == -2
+    assert p.tolist() == [-0.5, -0.5]
+
+
 def test_lars_leaves_parameters_without_gradient() -> None:
     used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     used.grad = torch.ones(2)
@@ -272,6 +287,7 @@ def test_lars_has_one_workspace_for_every_set_of_gradients() -> None:
 
 
 def test_lars_unscales_what_a_scaler_scaled() -> None:
+    """Itself: the scaler, which would have to wait for the device, leaves the gradients scaled."""
     weights = []
     for scale in (1.0, 64.0):
         p = nn.Parameter(torch.ones(3, 4))
@@ -280,6 +296,7 @@ def test_lars_unscales_what_a_scaler_scaled() -> None:
         scaler.scale((p * torch.arange(4.0)).sum()).backward()
         scaler.step(optimizer)
         scaler.update()
+        assert torch.equal(p.grad, scale * torch.arange(4.0).expand(3, 4))
         weights.append(p.detach())
     assert torch.equal(*weights)
     assert not torch.equal(weights[0], torch.ones(3, 4))

@@ -33,6 +33,8 @@ def test_biases_and_norms_are_neither_decayed_nor_adapted() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"], plain["adapt"]) == (0.1, 0.0, False)
     optimizer = build_optimizer(model, OptimizationOptions(opt="lars"))
     assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+    model[0].requires_grad_(False)
+    assert [len(group["params"]) for group in parameter_groups(model, 0.1)] == [1, 3]
 
 
 # Of each family's backbones: what has several dimensions and is no weight all the same.

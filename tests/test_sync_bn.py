@@ -10,7 +10,7 @@ from torch import nn
 
 from simclr_fast.config import ModelOptions
 from simclr_fast.models import build_model
-from simclr_fast.norms import FrozenBatchNorm2d
+from simclr_fast.norms import FrozenBatchNorm2d, frozen_batch_norm, replace_batch_norm
 from simclr_fast.sync_bn import HostSyncBatchNorm, synchronize_batch_norm
 
 
@@ -65,6 +65,24 @@ def test_on_gpus_norms_are_torchs_and_keep_their_activation() -> None:
     assert {type(norm) for norm in norms} == {nn.SyncBatchNorm}
     images = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(synced(images), plain(images))
+
+
+def test_numbers_of_the_norm_are_kept() -> None:
+    norms = nn.Sequential(nn.BatchNorm1d(4, eps=0.5, momentum=0.3), nn.BatchNorm2d(4, eps=0.25, momentum=0.7))
+    synced = synchronize_batch_norm(copy.deepcopy(norms), torch.device("cpu"))
+    assert [(norm.eps, norm.momentum) for norm in synced] == [(0.5, 0.3), (0.25, 0.7)]
+    replace_batch_norm(norms, frozen_batch_norm)
+    assert [(norm.eps, norm.momentum, norm.training) for norm in norms] == [(0.5, 0.3, False), (0.25, 0.7, False)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_halves_are_normalised_in_float32(dtype: torch.dtype, group: None) -> None:
+    """Sums of halves would end at a 256th or a 2048th of these."""
+    synced, x = HostSyncBatchNorm(3), (torch.randn(5000, 3) + 7).to(dtype)
+    y = synced(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, nn.BatchNorm1d(3)(x.float()).to(dtype))
+    assert synced.running_mean.dtype == torch.float32
 
 
 def test_other_shapes_are_refused() -> None:

@@ -151,7 +151,7 @@ def test_a_collapsed_encoder_scores_0(backend: str, dtype: torch.dtype) -> None:
 
 
 def test_how_far_apart_rounding_takes_equal_cosines() -> None:
-    """By the operands that kernels multiply: on CUDA halves of either type as float16, and float32 in tf32 like them."""
+    """By the operands that kernels multiply: on CUDA halves are float16, and tf32 has as many bits."""
     of = lambda device, dtype, *how: cosine_error(torch.empty(1, 1, dtype=dtype, device=device), *how)
     single, half = 2.0**-23, 2.0**-10
     with FakeTensorMode():

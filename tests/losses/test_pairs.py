@@ -112,15 +112,13 @@ def test_reductions() -> None:
 
 def test_rows_are_taken_in_parts_that_suit_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU one thread takes 256 KiB of float64, and eight or more share 2 MiB."""
-    threads = 1
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    of = {device: pairs._part(torch.device(device)) for device in ("cpu", "cuda", "meta")}
-    assert of == {"cpu": 2**15 - 1, "cuda": 2**25, "meta": None}
-    for threads, part in ((7, 2**15 - 1), (8, 2**18)):
-        assert pairs._part(torch.device("cpu")) == part
+    one, shared = 2**15 - 1, 2**18
+    for threads, expected in ((1, one), (7, one), (8, shared)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        of = [pairs._part(torch.device(device)) for device in ("cpu", "cuda", "meta")]
+        assert of == [expected, 2**25, None]
     sizes: list[int] = []
     with torch.no_grad():
-        for n, d in ((1023, 32), (1024, 32), (3, 2**18 + 1)):
-            threads = 1 if n > 3 else 8
+        for n, d in ((2**13, 32), (2**13 + 1, 32), (2, shared + 1)):
             pairs.in_parts(lambda x: (sizes.append(len(x)), (x,))[1], torch.empty(n, d))
-    assert sizes == [1023, 1023, 1, 1, 1, 1]
+    assert sizes == [2**13, 2**13, 1, 1, 1]

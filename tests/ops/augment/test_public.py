@@ -140,6 +140,35 @@ def test_parameters_of_another_batch_are_refused() -> None:
         aug.apply(images, replace(params, hue=params.hue[:, :3]))
 
 
+def test_the_defaults_are_those_of_the_paper() -> None:
+    aug = SimCLRAugment(32)
+    named = {
+        **{
+            "scale": (0.08, 1.0),
+            "ratio": (3 / 4, 4 / 3),
+            "hflip": 0.5,
+            "strength": 1.0,
+            "jitter": (0.8, 0.8, 0.8, 0.2),
+        },
+        **{"jitter_p": 0.8, "gray_p": 0.2, "blur_p": 0.5, "blur_sigma": (0.1, 2.0), "blur_kernel": 3},
+        **{"solarize_p": 0.0, "solarize_threshold": 0.5, "views": 2},
+    }
+    of_names = SimCLRAugment(32, **named)
+    assert list(aug.recipe) == list(of_names.recipe)
+    assert (aug.blur_kernel, aug.views, aug.dtype, aug.backend) == (3, 2, torch.float32, "auto")
+    for transform in (aug, SimCLREval(32)):
+        assert (transform.mean, transform.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        assert transform.memory_format == torch.channels_last
+    assert SimCLREval((24, 32)).resize == 32
+    for changed in named:  # and each of them counts
+        other = {"jitter": (0.4, 0.4, 0.4, 0.1), "blur_kernel": 5, "views": 3}.get(changed)
+        if other is None:
+            value = named[changed]
+            other = tuple(x / 2 for x in value) if isinstance(value, tuple) else 0.25
+        one = SimCLRAugment(32, **named | {changed: other})
+        assert (list(one.recipe), one.blur_kernel, one.views) != (list(aug.recipe), aug.blur_kernel, aug.views), changed
+
+
 @pytest.mark.parametrize("views", range(1, 9))
 def test_views_are_view_major(place, views: int) -> None:
     device, backend = place
