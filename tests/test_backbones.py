@@ -37,10 +37,18 @@ def test_every_name_of_torchvision_builds_without_memory(name: str) -> None:
     module = build_without_memory(Spec(name, channels=1, size=size))
     assert torch.equal(torch.get_rng_state(), before), "no draw is taken from the weights'"
     assert {p.device.type for p in (*module.parameters(), *module.buffers())} == {"meta"}
+    stages, shapes = family_of(name).stages(Spec(name), module), []
+    for stage in stages:
+        order = (0, 3, 1, 2) if stage.layout == "NHWC" else (0, 1, 2, 3)
+        noted = lambda _module, _inputs, output, order=order: shapes.append(output.permute(order).shape)
+        module.get_submodule(stage.module).register_forward_hook(noted)
     assert module.eval()(torch.zeros(2, 1, size, size, device="meta")).ndim == 2
+    assert [tuple(shape[2:]) for shape in shapes] == [(64 // k, 64 // k) for k in (4, 8, 16, 32)[: len(stages)]]
+    assert len(stages) == (0 if name.startswith("vit_") else 4)
+    widths = [shape[1] for shape in shapes]
+    assert widths == sorted(widths)
     classifier = family_of(name).classifier
     assert not [key for key in module.state_dict() if key.startswith(f"{classifier}.")]
-    assert all(module.get_submodule(stage.module) for stage in family_of(name).stages(Spec(name), module))
 
 
 @pytest.mark.parametrize(

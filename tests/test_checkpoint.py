@@ -44,6 +44,10 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step, content(step), keep=2)
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-000000100.pt", "checkpoint-000001000.pt"]
     assert len(list(tmp_path.iterdir())) == 2, "no temporary file is left"
+    for name in ("checkpoint-20.pt", "checkpoint-3.pt", "checkpoint-x.pt", "checkpoint-4.pt.old-1"):
+        (tmp_path / name).touch()
+    assert [p.stem for p in checkpoints(tmp_path)][:2] == ["checkpoint-3", "checkpoint-20"], "by their numbers"
+    assert len(checkpoints(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("kept_share", [0.0, 0.5, 0.99])

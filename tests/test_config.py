@@ -8,8 +8,9 @@ import pytest
 
 from simclr_fast.config import RULES, AugmentOptions, Config, DataOptions, RunOptions, as_dict, check, graph_conflict
 from simclr_fast.errors import ConfigError
-from simclr_fast.named_options import changed
+from simclr_fast.named_options import changed, named_in
 from simclr_fast.recipes import RECIPES
+from simclr_fast.training.pretrain import with_fitting_batch
 
 PROBABILITY = ((0.0, 1.0), (-0.01, 1.01, math.nan))
 COUNT = ((1, 10**6), (0, -1))
@@ -76,6 +77,28 @@ def test_a_batch_and_its_parts_are_shared_by_the_processes() -> None:
     ):
         with pytest.raises(ConfigError, match=f"^{said}$"):
             check(demo(**options), world_size)
+
+
+@pytest.mark.parametrize(
+    ("images", "world_size", "batch_size"),
+    [(256, 1, 256), (1000, 8, 256), (255, 1, 255), (255, 2, 254), (7, 4, 4), (2, 1, 2), (2, 2, 2), (9, 8, 8)],
+)
+def test_a_batch_is_cut_to_what_the_processes_share_of_the_images(
+    images: int, world_size: int, batch_size: int
+) -> None:
+    fitting = with_fitting_batch(RECIPES["photos"], images, world_size)
+    assert fitting == changed(RECIPES["photos"], {"batch_size": batch_size})
+
+
+@pytest.mark.parametrize(("images", "world_size"), [(0, 1), (1, 1), (3, 4), (1, 2)])
+def test_too_few_images_for_a_step_are_told(images: int, world_size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"too few training images \({images}\); two per step are needed"):
+        with_fitting_batch(RECIPES["photos"], images, world_size)
+
+
+def test_options_that_the_command_line_sets_are_known_by_their_names() -> None:
+    given = ["photos", "--no-eval", "--norm", "batch", "--batch-size=4", "--scale", "0.2", "1", "--log-wandb"]
+    assert named_in(given) == {"eval", "norm", "batch_size", "scale", "log_wandb"}
 
 
 def test_what_compiles_and_what_is_one_graph() -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from simclr_fast.config import ModelOptions
 from simclr_fast.errors import ConfigError
 from simclr_fast.models import SimCLR, build_backbone, build_model
+from simclr_fast.norms import frozen_batch_norm, group_norm
 
 
 @pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("resnet50", 2048), ("resnet_mini", 128)])
@@ -76,6 +77,24 @@ def test_unknown_backbone_lists_the_known_ones() -> None:
 def test_head_is_the_papers() -> None:
     head = SimCLR(nn.Identity(), 2048).head
     assert [(m.in_features, m.out_features) for m in head if isinstance(m, nn.Linear)] == [(2048, 2048), (2048, 128)]
+    assert [type(m) for m in head] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d]
+    assert [head[0].bias, head[3].bias] == [None, None], "a norm follows, which has one"
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(2048, 32), (128, 32), (64, 16), (24, 4), (16, 4), (12, 2), (8, 2), (6, 1), (4, 1), (2, 1), (1, 1)],
+)
+def test_group_norm_has_32_groups_or_such_of_four_channels(channels: int, groups: int) -> None:
+    norm = group_norm(nn.BatchNorm2d(channels))
+    assert (norm.num_groups, norm.num_channels) == (groups, channels)
+
+
+def test_a_frozen_norm_is_the_one_that_it_replaces() -> None:
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+        norm = frozen_batch_norm(kind(6, eps=0.25, momentum=0.5))
+        assert isinstance(norm, kind)
+        assert (norm.num_features, norm.eps, norm.momentum, norm.train().training) == (6, 0.25, 0.5, False)
 
 
 def model_with(norm: str) -> SimCLR:

@@ -10,7 +10,7 @@ import pytest
 from simclr_fast.cli import main
 from simclr_fast.config import Config, check
 from simclr_fast.evaluation.comparison import PROBES
-from simclr_fast.expectations import EXPECTATIONS, IMAGES, NOTHING_EXPECTED, SPEEDS, headline
+from simclr_fast.expectations import EXPECTATIONS, IMAGES, NOTHING_EXPECTED, SPEEDS, duration, headline
 from simclr_fast.optim import peak_lr
 from simclr_fast.recipes import RECIPES
 from tests.docs.blocks import ROOT, check_command
@@ -183,6 +183,14 @@ def test_help_says_what_to_expect(recipe: str, said: str, capsys: pytest.Capture
         main(["pretrain", recipe, "--help"])
     assert end.value.code == 0
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(99.4, "99 s"), (100, "1.7 min"), (599, "10.0 min"), (600, "10 min"), (5999, "100 min"), (6000, "1.7 h")],
+)
+def test_durations_are_told_in_the_unit_of_a_person(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
 
 
 @pytest.mark.parametrize(("batch_size", "accuracy"), [(256, 0.628), (300, 0.628), (4096, 0.645), (2**14, 0.648)])

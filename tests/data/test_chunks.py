@@ -49,7 +49,13 @@ def lists(size: int, each: int) -> list[Tensor]:
 def test_chunks_come_in_order_whichever_is_ready_first(count: int, pin: bool) -> None:
     slow_at_first = lambda index: time.sleep(0.02 if index < 10 else 0.0)
     reader = ChunkReader(pictures(103, slow_at_first), count, pin_for=torch.device("cuda") if pin else None)
+    before = threads.work_done()
     read = list(reader.read(lists(103, 10)))
+    after = threads.work_done()
+    assert after.images - before.images == 103
+    busy, cpu = after.busy - before.busy, after.cpu - before.cpu
+    assert busy >= 10 * 0.02
+    assert 0 <= cpu <= busy - 0.9 * 10 * 0.02, "a thread that sleeps has no core"
     assert [len(chunk.images) for chunk in read] == [10] * 10 + [3]
     images = [image for chunk in read for image in chunk.to(torch.device("cpu"))]
     for index, image in enumerate(images):

@@ -303,7 +303,10 @@ def test_what_a_repository_says_of_itself_is_followed_or_told(about: str, said: 
     ("file", "content"),
     [
         ("train/state.json", {"_data_files": [{"filename": "../../secret.arrow"}]}),
-        ("train/state.json", {"_data_files": [{"filename": "/secret.arrow"}]}),
+        *(
+            ("train/state.json", {"_data_files": [{"filename": name}]})
+            for name in ("/secret.arrow", "~/secret.arrow", "a\\..\\..\\secret.arrow", "zip://x", "a::b")
+        ),
         ("dataset_dict.json", {"splits": ["train", "../other"]}),
     ],
 )

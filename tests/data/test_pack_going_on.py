@@ -11,11 +11,13 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 
 from simclr_fast.config import SourceOptions
-from simclr_fast.data import pack
+from simclr_fast.data import EncodedImages, pack
 from simclr_fast.data.pack_writers import SplitWriter
 from simclr_fast.data.packed import JOURNAL, read_checked
+from simclr_fast.data.parts import digest_of
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.lock import LOCK_FILE
 from tests.data.conftest import write_image
@@ -66,6 +68,19 @@ def test_a_shuffled_table_is_refused_and_the_same_one_is_not(tmp_path: Path, mon
     (tmp_path / "aside").rename(tmp_path / "in")
     pack.pack(options)
     assert len(loaded(tmp_path / "out").train) == 14
+
+
+def test_a_digest_tells_sources_apart_by_identities_order_and_classes() -> None:
+    def digest(identities: range, codes: torch.Tensor, threads: int = 0) -> str:
+        read, name = (lambda index: b""), "image {}".format
+        source = EncodedImages(len(identities), read, name, identity=lambda index: f"file {identities[index]}")
+        return digest_of(source, codes, threads)
+
+    codes = torch.arange(150) % 3
+    digests = [digest(range(150), codes), digest(range(149, -1, -1), codes), digest(range(1, 151), codes)]
+    digests += [digest(range(150), codes.flip(0)), digest(range(149), codes[:149])]
+    assert len(set(digests)) == 5
+    assert digest(range(150), codes.clone(), threads=3) == digests[0]
 
 
 @pytest.mark.parametrize("shards", [2, 5], ids=["in the first split", "in the second"])

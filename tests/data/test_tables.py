@@ -13,6 +13,7 @@ import torch
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, load_dataset, pack
 from simclr_fast.data.labels import classes_of
+from simclr_fast.data.named_files import NamedFiles, Way
 from simclr_fast.data.table_columns import TableFolder
 from simclr_fast.errors import ConfigError
 from simclr_fast.training.state import data_identity
@@ -267,6 +268,37 @@ def test_columns_that_the_user_names(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=said) as raised:
             load(root, **changes)
         assert "\n" not in str(raised.value)
+
+
+def test_how_values_name_files_is_told_by_how_many_do(tmp_path: Path) -> None:
+    below = [f"a/{k}.png" for k in range(8)]
+    files = NamedFiles(str(tmp_path), lambda: below)
+    assert files.way(["x/0.png", "q.png", "r.png", None, "s.png"], expected=False) == Way(1), "a quarter"
+    assert files.way(["x/0.png", "q.png", "r.png", "s.png", "t.png"], expected=True) is None
+    assert files.way(["a/0.png", "a/1.png", "b/2.png", "b/3.png"], expected=False) == Way(2), "half of the most"
+    assert files.way(["a/0.png", "b/1.png", "b/2.png", "b/3.png"], expected=False) == Way(1)
+    assert files.way(["0", "1"], expected=True) == Way(1, stem=True)
+    assert files.way(["0", "1"], expected=False) is None, "numbers are names by accident"
+    assert files.way(["0", "1", "x7"], expected=False) == Way(1, stem=True)
+    assert files.way([None, None], expected=True) is None
+    for name in ("f0", "f1"):
+        (tmp_path / name).write_bytes(b"")
+    assert files.way(["f0", "f1", "b", "c", "d", "e", "f"], expected=True) == Way(0), (
+        "more than a quarter, as it is there"
+    )
+    assert files.way(["f0", "f1", "b", "c", "d", "e", "f", "g"], expected=True) is None
+    values = [f"other {k}" for k in range(64)] + ["0", "1"] * 64  # of which every third is looked at
+    assert files.way(values, expected=True) == Way(1, stem=True)
+    below.clear()
+    assert NamedFiles(str(tmp_path), lambda: below).way(["0"], expected=True) is None
+
+
+def test_one_other_column_has_classes_where_its_values_repeat(tmp_path: Path) -> None:
+    photos(tmp_path, *(f"{k}.png" for k in range(4)))
+    for kinds, label in (("xxyy", "thing"), ("xyzx", None), ("xxxx", "thing")):
+        rows = (f"{k}.png,{kind}" for k, kind in enumerate(kinds))
+        (tmp_path / "t.csv").write_text("path,thing\n" + "\n".join(rows))
+        assert TableFolder(DataOptions(data=tmp_path)).train.label == label
 
 
 BAD = {

@@ -61,7 +61,9 @@ def test_the_first_process_alone_speaks_and_writes(rank: int, run_folder: Path, 
     started.say("[a line]")
     started.keep({"0.01": {"images": 4}})
     kept = (tmp_path / "out" / "finetune.json.unfinished").exists()
-    content = started.finish({"0.01": {"images": 5}}, ResultTable("accuracies", ["a column as wide"], []), protocol="; protocol simclr")
+    content = started.finish(
+        {"0.01": {"images": 5}}, ResultTable("accuracies", ["a column as wide"], []), protocol="; protocol simclr"
+    )
     assert (content["results"], content["protocol"], content["step"]) == ({"0.01": {"images": 5}}, "protocol simclr", 3)
     assert [table["title"] for table in content["tables"]] == ["accuracies"]
     written = sorted(path.name for path in tmp_path.rglob("*.*"))

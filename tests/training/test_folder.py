@@ -85,6 +85,9 @@ def test_a_profile_leaves_the_run_in_the_folder(tmp_path: Path) -> None:
     other_run(folder, 3)
     prepare(config(folder, profile=2))
     assert names(folder) == ["checkpoint-000000003.pt", METRICS_FILE]
+    other_run(folder, 4)
+    prepare(config(folder, profile=2, resume="x"), folder / "checkpoint-000000003.pt", step=3)
+    assert names(folder) == ["checkpoint-000000003.pt", "checkpoint-000000004.pt", METRICS_FILE]
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:

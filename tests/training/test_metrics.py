@@ -52,9 +52,14 @@ def test_metrics_reach_the_files(tmp_path: Path) -> None:
         for step in (1, 2):
             log.write(step, {"loss": 1.5 / step, "lr": 0.1})
             log.advance()
+        assert (log.bar.n, log.bar.postfix) == (2, "loss=0.750")
+        log.last |= {"contrastive_accuracy": 0.256, "images_per_second": 1234.5, "knn": 0.5}
+        log.write(2, {})
+        assert log.bar.postfix == "loss=0.750, contrastive acc=25.6%, images/s=1234, kNN=50.0%"
     assert read_metrics(tmp_path / METRICS_FILE) == [
         {"step": 1, "loss": 1.5, "lr": 0.1},
         {"step": 2, "loss": 0.75, "lr": 0.1},
+        {"step": 2},
     ]
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.5), (2, 0.75)]

@@ -95,6 +95,25 @@ def test_ragged_images_are_served() -> None:
     assert made.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_what_a_rotation_has_no_pixels_for_is_black() -> None:
+    views = Views(plain(rotate=45.0), seed=0)
+    turned = views.apply(torch.full((6, 1, 28, 28), 255, dtype=torch.uint8), views.draw(INDICES, 0))
+    assert turned[:, 0, 0, 0].min() == 0
+    assert turned[:, 0, 14, 14].min() == 1
+
+
+@pytest.mark.parametrize("options", [DEMO, plain()], ids=["warped", "plain"])
+def test_half_types_are_what_float32_rounds_to(options: AugmentOptions) -> None:
+    made = []
+    for dtype in (torch.float32, torch.bfloat16):
+        views = Views(options, seed=1, dtype=dtype)
+        made.append(views.apply(batch(), views.draw(INDICES, 3)))
+    assert made[1].dtype == torch.bfloat16
+    assert torch.equal(made[1], made[0].to(torch.bfloat16))
+
+
 def test_mean_for_other_channels_is_told() -> None:
-    with pytest.raises(ConfigError, match="--mean 0.1 0.2 0.3: the images have 1 channel"):
-        check_channels(dataclasses.replace(DEMO, mean=(0.1, 0.2, 0.3)), 1)
+    for name in ("mean", "std"):
+        with pytest.raises(ConfigError, match=f"--{name} 0.1 0.2 0.3: the images have 1 channel.*; pass 1 or 1 numb"):
+            check_channels(dataclasses.replace(DEMO, **{name: (0.1, 0.2, 0.3)}), 1)
+        check_channels(dataclasses.replace(DEMO, **{name: (0.1, 0.2, 0.3)}), 3)

@@ -331,6 +331,7 @@ def test_limits_are_where_they_are_said_to_be(limit: str) -> None:
 
 
 def test_limits_of_a_batch_are_where_they_are_said_to_be() -> None:
+    assert (WINDOW, EARLIEST, LATEST, EASY_LINES, EASY_STEPS) == (5, 100, 2000, 3, 10)
     easy = [{"contrastive_accuracy": 0.97}] * 9
     assert kinds(easy, first=EASY_STEPS - 2) == {"identical views": EASY_STEPS}
     assert kinds(easy, first=EASY_STEPS - 1) == {}
