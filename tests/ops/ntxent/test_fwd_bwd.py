@@ -73,6 +73,31 @@ def test_ops_refuse_views_that_do_not_match() -> None:
                 call()
 
 
+def test_ops_refuse_other_arguments() -> None:
+    z0, z1 = torch.randn(2, 6, 5)
+    u, inv_norm = OPS["cpp"].normalize(z0, z1, 1e-8)
+    _, *statistics = OPS["cpp"].fwd(u, 6, 0, 0.2, None, "mean", "ieee")
+    bwd = lambda dloss, reduction: OPS["cpp"].bwd(
+        *(dloss, z0, z1, u, inv_norm, *statistics, 0, reduction, 1e-8, 0.2, None, "ieee", False)
+    )
+    assert bwd(torch.ones(12), "none")[0].shape == (6, 5)
+    for dloss, reduction, message in (
+        (torch.ones(12), "mean", "dloss must have 1 elements, it has 12"),
+        (torch.ones(6), "none", "dloss must have 12 elements, it has 6"),
+        (torch.ones(()).double(), "mean", "dloss must have the loss's dtype"),
+        (torch.ones(()), "avg", "reduction must be 'mean', 'sum' or 'none', got 'avg'"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            bwd(dloss, reduction)
+    for temperature, precision, message in (
+        (torch.ones(2), "ieee", "the temperature tensor must have one element"),
+        (torch.ones(()).double(), "ieee", "the temperature tensor must have one element"),
+        (None, "fast", "precision must be 'ieee' or 'tf32', got 'fast'"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            OPS["cpp"].fwd(u, 6, 0, 0.2, temperature, "mean", precision)
+
+
 def test_the_loss_takes_it_where_a_scalar_is_differentiated() -> None:
     z0, z1 = leaves()
     t = torch.tensor(0.2, requires_grad=True)

@@ -82,6 +82,8 @@ def test_opcheck(call: tuple[str, bool, bool], dtype: torch.dtype) -> None:
     ("changes", "message"),
     [
         ({"columns": torch.randn(4, 3)}, "of one width"),
+        ({"columns": torch.randn(4)}, "of one width"),
+        ({"columns": torch.randn(4, 2).double()}, "of one dtype"),
         ({"exclude": "all"}, "exclude must be 'none', 'self' or 'pair', got 'all'"),
         ({"exclude": "pair"}, "an even number of rows"),
         ({"precision": "fast"}, "precision must be"),
@@ -89,14 +91,35 @@ def test_opcheck(call: tuple[str, bool, bool], dtype: torch.dtype) -> None:
             {"temperature_tensor": torch.tensor(0.1, dtype=torch.float64)},
             "the temperature tensor must have one element",
         ),
+        ({"temperature_tensor": torch.ones(2)}, "the temperature tensor must have one element"),
     ],
-    ids=["width", "exclude", "pair", "precision", "temperature"],
+    ids=str,
 )
 def test_the_op_refuses(changes: dict, message: str) -> None:
     call = {"rows": torch.randn(5, 2), "columns": torch.randn(4, 2), "row_offset": 0, "exclude": "none", "both": False}
     call |= {"need_max": False, "temperature": 0.1, "temperature_tensor": None, "precision": "ieee"}
     with pytest.raises(RuntimeError, match=message):
         OPS.similarity_fwd(**(call | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("z", r"z must be \[n, D\], the rows before normalisation"),
+        *((name, f"{name} must have {n} elements") for n, name in ((5, "drows"), (4, "dcolumns"), (5, "lse"))),
+        *((name, f"{name} must have {n} elements") for n, name in ((4, "column_lse"), (5, "inv_norm"))),
+    ],
+)
+def test_the_backward_op_refuses(change: str, message: str) -> None:
+    rows, columns = torch.randn(5, 2), torch.randn(4, 2)
+    call = {"drows": rows[:, 0], "dcolumns": columns[:, 0], "z": rows, "rows": rows, "inv_norm": torch.ones(5)}
+    call |= {"columns": columns, "lse": rows[:, 0], "column_lse": columns[:, 0], "row_offset": 0, "exclude": "none"}
+    call |= {"eps": EPS, "temperature": 0.1, "temperature_tensor": None, "precision": "ieee", "need_dt": False}
+    assert OPS.similarity_bwd(**call)[0].shape == (5, 2)
+    others = [call[change][1:], torch.cat([call[change]] * 2), *([torch.randn(5, 3)] if change == "z" else [])]
+    for other in others if change == "z" else [*others, call[change].double()]:
+        with pytest.raises(RuntimeError, match=message):
+            OPS.similarity_bwd(**(call | {change: other}))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
