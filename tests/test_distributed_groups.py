@@ -1,11 +1,13 @@
 """The loss over process groups that are not the world, and whose ranks are not those in the world."""
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from simclr_fast import ntxent_loss
+from simclr_fast import distributed, ntxent_loss
 from tests.gloo_ranks import on_ranks
 from tests.helpers import relative_error
 
@@ -46,8 +48,15 @@ def refusal(group: dist.ProcessGroup) -> str:
     return "nothing"
 
 
+def gathered(rank: int, world: int) -> Tensor:
+    """Shards whose memory lies in another order than their elements; and numbers that are alike and no numbers."""
+    shared = [distributed.Shared(name, value, "") for name, value in (("a", math.nan), ("b", torch.tensor(math.nan)))]
+    distributed.check_same_on_all_ranks(shared, torch.device("cpu"), dist.group.WORLD, 3)
+    return distributed.all_gather_shards((torch.arange(6.0) + 10 * rank).view(2, 3).T, dist.group.WORLD)
+
+
 def work(rank: int, world: int) -> dict:
-    results = {}
+    results = {"gathered": gathered(rank, world)}
     for members in GROUPS:
         group = dist.new_group(list(members))  # every rank of the world takes part in making it
         if rank in members:
@@ -92,6 +101,11 @@ def test_mean_is_that_of_one_process_with_the_members_samples(ranks: list[dict],
     # Averaging the members' gradients, as DistributedDataParallel over the group does, gives that of one process.
     actual = torch.cat([ranks[rank][members][backend]["mean"][1] for rank in members], dim=1) / len(members)
     assert relative_error(actual, z.grad) <= 1e-6
+
+
+def test_shards_of_any_strides_are_gathered_in_rank_order(ranks: list[dict]) -> None:
+    expected = torch.cat([(torch.arange(6.0) + 10 * rank).view(2, 3).T for rank in range(WORLD)])
+    assert all(torch.equal(rank["gathered"], expected) for rank in ranks)
 
 
 def test_a_rank_outside_the_group_is_told(ranks: list[dict]) -> None:

@@ -1,10 +1,11 @@
-"""The compiled operators, called as they are: what they would misread, they refuse by its name."""
+"""The operators, called as they are: what compiled and Triton kernels would misread, their callers refuse by name."""
 
 import pytest
 import torch
 
 from simclr_fast import SimCLRAugment
 from simclr_fast.ops.augment import ImageBatch
+from simclr_fast.ops.augment.triton_backend import TritonAugment
 from tests.ops.augment.compare import noise
 
 OPS = torch.ops.simclr_fast
@@ -16,6 +17,8 @@ CALL = {
     **{"images": IMAGES, "table": None, "params": PARAMS, "channels": 3, "out_height": 6, "out_width": 7},
     **{"mean": [0.5] * 3, "std": [0.5] * 3, "blur_kernel": 3, "dtype": torch.float32, "channels_last": True},
 }
+LAUNCHES: list = []
+TRITON = TritonAugment(LAUNCHES.append)
 TABLE = {"images": RAGGED.data, "table": RAGGED.table}
 
 
@@ -53,10 +56,17 @@ def test_augment_refuses(changes: dict, message: str) -> None:
     assert OPS.augment(*CALL.values()).shape == (4, 3, 6, 7)
     with pytest.raises(RuntimeError, match=f"augment: {message}"):
         OPS.augment(*(CALL | changes).values())
+    LAUNCHES.clear()
+    with pytest.raises((ValueError, TypeError), match="augment: "):
+        TRITON.augment(**(CALL | changes))
+    assert not LAUNCHES
 
 
 def test_augment_takes_a_blur_that_the_output_just_holds() -> None:
     assert OPS.augment(*(CALL | {"blur_kernel": 11}).values()).isfinite().all()
+    LAUNCHES.clear()
+    TRITON.augment(**(CALL | {"blur_kernel": 11}))
+    assert len(LAUNCHES) == 1
 
 
 @pytest.mark.parametrize(
@@ -80,3 +90,7 @@ def test_sample_refuses(changes: dict, message: str) -> None:
     assert torch.equal(OPS.augment_sample(*call.values()), PARAMS)
     with pytest.raises(RuntimeError, match=message):
         OPS.augment_sample(*(call | changes).values())
+    LAUNCHES.clear()
+    with pytest.raises(ValueError, match="augment.*: "):
+        TRITON.augment_sample(**(call | changes))
+    assert not LAUNCHES

@@ -104,9 +104,24 @@ def test_other_arguments_that_are_refused() -> None:
     [
         ("top", 5, r"params.height\[1, 2\] = \d+ leaves the image"),
         ("left", -1, r"params.width\[1, 2\] = \d+ leaves the image"),
+        ("top", -1, r"params.height\[1, 2\] = \d+ leaves the image"),
+        ("left", 8, r"params.width\[1, 2\] = \d+ leaves the image"),
         ("height", 0, r"params.height\[1, 2\] = 0 leaves the image"),
         ("width", 2**31 - 1, r"params.width\[1, 2\] = \d+ leaves the image"),
+        ("width", 0, r"params.width\[1, 2\] = 0 leaves the image"),
         ("order", 24, r"params.order\[1, 2\] = 24 must be in 0..23"),
+        ("order", -1, r"params.order\[1, 2\] = -1 must be in 0..23"),
+        *(
+            (factor, bad, rf"params.{factor}\[1, 2\] = {bad} must be finite and >= 0")
+            for factor in ("brightness", "contrast", "saturation")
+            for bad in (-0.5, float("inf"))
+        ),
+        ("hue", -0.6, r"params.hue\[1, 2\] = -0.6\d* must be in"),
+        ("sigma", float("inf"), r"params.sigma\[1, 2\] = inf must be finite and > 0"),
+        ("solarize_threshold", 1.5, r"params.solarize_threshold\[1, 2\] = 1.5 must be at most 1"),
+        ("shift_y", -1, r"params.shift_y\[1, 2\] = -1 leaves the resized image"),
+        ("shift_x", -1, r"params.shift_x\[1, 2\] = -1 leaves the resized image"),
+        ("shift_x", 3, r"params.shift_x\[1, 2\] = 3 leaves the resized image"),
         ("brightness", NAN, r"params.brightness\[1, 2\] = nan must be finite and >= 0"),
         ("contrast", -0.5, r"params.contrast\[1, 2\] = -0.5 must be finite and >= 0"),
         ("saturation", float("inf"), r"params.saturation\[1, 2\] = inf must be finite"),
@@ -123,6 +138,26 @@ def test_parameters_that_are_refused(field: str, value: float, message: str) -> 
     bad[1, 2] = value
     with pytest.raises(ValueError, match=message):
         aug.apply(images, replace(params, **{field: bad}))
+
+
+def test_parameters_at_their_bounds_are_taken() -> None:
+    """Of images and an output that are not square, and of a resized image that is larger than the output."""
+    aug, sizes = SimCLRAugment((6, 4), blur_p=1.0, blur_kernel=3), ((9, 20), (13, 5))
+    params = aug.sample([noise(3, *size) for size in sizes], seed=1)
+    whole = {"top": torch.zeros(2, 2), "height": torch.tensor([9, 13]), "width": torch.tensor([20, 5])}
+    bounds = {"left": 0, "order": 23, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": -0.5}
+    bounds |= {"solarize_threshold": 1.0, "resize_height": 8, "shift_y": 2, "resize_width": 12, "shift_x": 8}
+    bounds = {name: torch.full_like(getattr(params, name), value) for name, value in bounds.items()}
+    whole = {name: value.int().expand(2, 2) for name, value in whole.items()}
+    params = replace(params, **bounds, **whole)
+    params.check(*torch.tensor(sizes).T, 6, 4)
+    for name in ("shift_y", "shift_x"):
+        with pytest.raises(ValueError, match=f"params.{name}.* leaves the resized image"):
+            replace(params, **{name: getattr(params, name) + 1}).check(*torch.tensor(sizes).T, 6, 4)
+    with pytest.raises(ValueError, match="params.hue"):
+        replace(params, hue=params.hue - 0.01).check(*torch.tensor(sizes).T, 6, 4)
+    no_blur = replace(params, blur=~params.blur, sigma=params.sigma * 0, hue=-params.hue)
+    no_blur.check(*torch.tensor(sizes).T, 6, 4)
 
 
 def test_parameters_of_another_batch_are_refused() -> None:
