@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.environment import ROOT
-from tools.gpu import bench, plan, results
+from tools.gpu import bench, device, plan, results
+from tools.gpu.device import Timing
 from tools.gpu.jobs import Job, Outcome
 from tools.gpu.page import page, summary
 from tools.gpu.scratch import Scratch
@@ -87,6 +88,39 @@ def test_a_dry_run_fills_in_all_figures(dry: tuple[dict, str, str]) -> None:
     assert {"images/s, graph", "images/s, eager"} <= set(measured["steps"]["resnet18"])
     assert set(measured["peers"]) == {"ntxent", "augment"}
     assert len(measured["tune"]) == 2
+
+
+def test_ratios_are_of_the_figures_beside_them(dry: tuple[dict, str, str]) -> None:
+    measured = dry[0]["bench"]
+    near = lambda value: pytest.approx(value, rel=1e-6)
+    rates = measured["ceilings"]["product TFLOP/s"]
+    for case in measured["ntxent"].values():
+        product, times = {"ieee": ("tf32", 3)}.get(case["kind"], (case["kind"], 1))
+        multiply_adds = 2.5 * (2 * case["n"]) ** 2 * case["d"] * times
+        assert case["limit ms"] == near(2e3 * multiply_adds / (1e12 * rates[product]))
+        for figures in case["contestants"].values():
+            assert figures["over limit"] == near(figures["both ms"] / case["limit ms"])
+            for part, timing in figures["timings"].items():
+                assert timing["low"] <= timing["ms"] == figures[f"{part} ms"] <= timing["high"]
+    for case in measured["augment"].values():
+        pixels = 3 * case["size"] ** 2 * (2 if case["kind"] in ("fp16", "bf16") else 4)
+        assert case["least bytes"] > 2 * case["batch"] * pixels
+        for name, figures in case["contestants"].items():
+            assert figures["views/s"] == near(2 * case["batch"] / figures["ms"] * 1e3)
+            assert name not in ("cpp", "triton") or figures["over the copy"] == near(figures["ms"] / case["copy ms"])
+    for step in measured["steps"].values():
+        batch, whole = step["setting"]["batch"], step["step ms"]
+        assert step["images/s"] == near(batch / whole * 1e3)
+        assert step["share of views and loss"] == near((step["views ms"] + step["loss ms"]) / whole)
+        assert step["share of views, by difference"] == near((whole - step["step ms without views"]) / whole)
+
+
+def test_a_timing_is_the_median_with_its_quartiles() -> None:
+    timing = Timing.of([9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "events")
+    assert (timing.low, timing.ms, timing.high, timing.rounds) == (2.0, 4.0, 6.0, 7)
+    assert Timing.of([2.0], "events").ms == 2.0
+    rounds = [device._rounds(pilot, 0.05, 30) for pilot in (0.0, 1.0, 2.5, 5.0, 100.0)]
+    assert rounds == [30, 30, 20, 10, 5], "for 50 ms, but 5 at least and 30 at most"
 
 
 def test_the_page_has_every_part(dry: tuple[dict, str, str]) -> None:

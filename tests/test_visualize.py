@@ -1,4 +1,4 @@
-"""The view grid: which picture goes where, undone normalisation, and photos that are shrunk before they are drawn."""
+"""Pictures of a run: which picture goes where in the view grid, what curves and points are of."""
 
 from pathlib import Path
 
@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
 
+from simclr_fast import visualize
 from simclr_fast.visualize import GRID_SIDE, shrunk, view_grid
 
 
@@ -52,6 +55,54 @@ def test_columns_are_pairs_and_rows_are_views(drawn: list[np.ndarray], tmp_path:
     assert len(drawn) == 6
     for array, color in zip(drawn, expected):
         np.testing.assert_allclose(array, np.broadcast_to(color.numpy(), (4, 4, 3)), atol=2e-3)
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that would be saved."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(visualize, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_curves_show_each_figure_at_its_step(saved: list[Figure], tmp_path: Path) -> None:
+    metrics = [
+        {"step": 10, "loss": 5.0, "contrastive_accuracy": 0.25, "lr": 0.1},
+        {"step": 15, "warning": "chance"},
+        {"step": 20, "knn": 0.75},
+        {"step": 30, "loss": 4.0, "contrastive_accuracy": 0.5, "lr": 0.2, "knn": 0.875},
+    ]
+    visualize.learning_curves(tmp_path / "x.png", metrics, 6.5)
+    loss, accuracy, lr = saved[0].axes
+    points = lambda axis: [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines]
+    assert points(loss) == [([10, 30], [5.0, 4.0]), ([0, 1], [6.5, 6.5])], "the dashed line is chance"
+    assert points(accuracy) == [([10, 30], [25.0, 50.0]), ([20, 30], [75.0, 87.5])]
+    assert points(lr) == [([10, 30], [0.1, 0.2])]
+    titles = [axis.get_title() for axis in saved[0].axes]
+    assert titles == ["Loss", "Accuracy", "Learning rate"]
+    labels = [text.get_text() for axis in (loss, accuracy) for text in axis.get_legend().get_texts()]
+    assert labels[:3] == ["NT-Xent loss", "chance, ln(2N - 1) = 6.50", "contrastive accuracy"]
+    assert labels[3] == "online kNN (training images, k = 20)"
+    visualize.learning_curves(tmp_path / "x.png", metrics[:1], 6.5)
+    assert len(saved[1].axes[1].lines) == 1, "no kNN, no curve of it"
+
+
+def test_the_map_arranges_directions_and_colours_classes(saved: list[Figure], tmp_path: Path, monkeypatch) -> None:
+    given = []
+    # Points stand in for t-SNE, which takes seconds.
+    monkeypatch.setattr(TSNE, "fit_transform", lambda self, features: given.append(features) or features[:, :2])
+    features, labels = 3 * torch.randn(9, 4), torch.tensor([0, 1, 2, 2, 1, 0, 0, 2, 1])
+    visualize.embedding_map(tmp_path / "x.png", features, labels, "title", ("a", "b", "c"), limit=8)
+    unit = torch.nn.functional.normalize(features, dim=1)[:8]
+    np.testing.assert_allclose(given[0], unit, atol=1e-6)
+    (axis,) = saved[0].axes
+    for label, points in enumerate(axis.collections):
+        np.testing.assert_allclose(points.get_offsets(), unit[labels[:8] == label, :2], atol=1e-6)
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "c"]
+    assert len({tuple(points.get_facecolor()[0]) for points in axis.collections}) == 3
+    visualize.embedding_map(tmp_path / "x.png", features, None, "title")
+    assert len(saved[1].axes[0].collections) == 1
+    assert saved[1].axes[0].get_legend() is None
 
 
 def test_a_thin_image_keeps_a_row() -> None:

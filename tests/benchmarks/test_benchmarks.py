@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import report, run
+from benchmarks import harness, report, run
 from benchmarks.harness import Absent, Contestant, compare, require
 from benchmarks.ntxent_truth import clip_loss_and_sampled_gradients, loss_and_sampled_gradients
 from simclr_fast import ntxent_loss
@@ -118,6 +118,25 @@ def test_a_wrong_or_failing_contestant_is_reported_and_not_timed(benchmark) -> N
     for bad in ("wrong", "broken"):
         with pytest.raises(AssertionError, match="disagrees with the reference, or fails"):
             require(found, ("right", bad))
+
+
+def test_a_figure_is_the_median_of_calls_and_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert harness.summary([7.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == {"median": 4.0, "q1": 2.0, "q3": 6.0, "rounds": 7}
+    assert harness.summary([2.0]) == {"median": 2.0, "q1": 2.0, "q3": 2.0, "rounds": 1}
+    ticks = iter([0.0, 1.0, 3.0, 10.0, 15.0, 16.0, 20.0, 22.0, 29.0])  # three calls of a forward and a backward
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(ticks))
+    both = Contestant("both", lambda lap: [lap("forward"), lap("backward")])
+    assert harness.time_call(both, torch.device("cpu"), calls=3) == {"forward": 2.0, "backward": 2.0, "full": 6.0}
+
+
+def test_a_budget_is_spent_on_rounds() -> None:
+    """Short calls are repeated for 20 ms, at most 16 times; the slow take part in the five fewest rounds alone."""
+    plan = harness._plan
+    assert plan({"a": 0.001, "b": 0.1}, 0.0, 10.0) == (60, {"a": 16, "b": 1})
+    assert plan({"a": 0.01}, 0.0, 0.4) == (20, {"a": 2})
+    assert plan({"a": 0.01}, 0.02, 0.4) == (10, {"a": 2}), "gauges take time, too"
+    assert plan({"a": 0.01, "slow": 0.04}, 0.0, 0.4) == (10, {"a": 2, "slow": 1})
+    assert plan({"slow": 5.0}, 0.0, 1.0) == (5, {"slow": 1})
 
 
 def test_sampled_truth_agrees_with_autograd() -> None:

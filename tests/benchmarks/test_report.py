@@ -82,6 +82,60 @@ def test_targets_are_computed_from_the_figures(found: dict) -> None:
     assert "| NT-Xent, N = 2048: against plain PyTorch | >= 2.4x | not measured: case not in this run |  |" in text
 
 
+def row_of(text: str, name: str) -> list[str]:
+    """The cells behind a contestant's name."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def phased(**phases: float) -> dict:
+    seconds = {name: {"median": value, "q1": 0.9 * value, "q3": 1.2 * value} for name, value in phases.items()}
+    return {"error": 2e-4, "tolerance": 1e-3, "seconds": seconds}
+
+
+def test_tables_hold_rates_and_ratios() -> None:
+    """Seconds, bytes and counts whose quotients are easy to see."""
+    plain, ours = phased(forward=0.004, backward=0.006, full=0.01), phased(forward=0.001, backward=0.003, full=0.004)
+    case = {"name": "test_x[a,b]", "contestants": {"cpp": {**ours, "peak_bytes": 3 * 2**20}, "plain": plain}}
+    about = {"bytes_per_second": 5e9, "multiply_adds": {"least": 1e9}, "least_bytes": 8e6, "half_products": 0}
+    text = report_tables.ntxent_case({**case, **about, "limits": {"multiply_adds_per_second": 5e11}}, [])
+    times = ["1.00 (0.900-1.20)", "3.00 (2.70-3.60)", "4.00 (3.60-4.80)"]
+    assert row_of(text, "cpp") == [*times, "2.50x", "500", "2.00x", "2.00", "3.0", "2.0e-04"]
+    assert row_of(text, "plain")[3:] == ["1.00x", "200", "5.00x", "0.800", "", "2.0e-04"]
+    assert "Limit 2.00 ms: 2 M^2 D multiply-adds (2.00 GFLOP) at the 1,000 GFLOP/s of a large torch.mm in" in text
+    assert "Least traffic 7.63 MiB; a copy reaches 5.00 GB/s" in text
+    assert row_of(report_tables.losses_case(case, []), "cpp") == [*times, "2.50x", "2.0e-04"]
+    host = {
+        "name": "test_x[a]",
+        "contestants": {"kernels": phased(forward=1e-6, backward=2e-6, full=3e-6), **case["contestants"]},
+    }
+    assert row_of(report_tables.host_case(host, []), "cpp") == ["1,000", "3,000", "4,000", "3,997", "0.400"]
+    views = {"name": "test_x[a]", "views": 100, "least_bytes_per_view": 2e6}
+    views["contestants"] = {"torchvision": phased(full=0.5), "cpp": phased(full=0.05)}
+    assert row_of(report_tables.augment_case(views, []), "cpp")[1:] == ["2,000", "1,000", "10.0x", "4.00"]
+    loading = {"name": "test_x[a]", "images": 60, "cores": 2}
+    loading["contestants"] = {"DataLoader": phased(full=0.6), "simclr_fast": phased(full=0.2)}
+    assert row_of(report_tables.loading_case(loading, []), "simclr_fast")[1:] == ["300", "150", "3.00x"]
+    step = {"name": "test_x[a]", "images": 60, "contestants": {"cpp": phased(augment=0.1, model=0.3, full=0.4)}}
+    assert row_of(report_tables.train_step_case(step, []), "cpp")[1:] == ["150", "25.0%", "75.0%"]
+    files = {"cpu_seconds_per_image": 0.02, "cpu_share_before_model": 0.125}
+    step["contestants"] = {
+        "lightly": {**phased(data=0.2, model=0.6, full=0.8), **files},
+        "simclr_fast": {**phased(data=0.04, augment=0.06, model=0.3, full=0.4), **files},
+    }
+    row = row_of(report_tables.train_step_files_case(step, []), "simclr_fast")
+    assert row[1:] == ["150", "2.00x", "20.0", "12.5%", "25.0%"]
+    of = lambda n, w, seconds: {"n": n, "processes": w, **phased(full=seconds)}
+    scaling = {"case": {"processes": [1, 2], "sizes": [100, 200], "d": 8}}
+    scaling["contestants"] = {
+        name: of(*name, seconds)
+        for name, seconds in {(100, 1): 0.1, (100, 2): 0.05, (200, 1): 0.4, (200, 2): 0.1}.items()
+    }
+    text = report_tables.scaling_case(scaling, [])
+    assert row_of(text, "100")[2:] == ["2.00x", ""]
+    assert row_of(text, "200")[2:] == ["4.00x", "2.00"]
+
+
 def test_targets_of_the_other_losses(found: dict) -> None:
     def case(loss: str, rows: int, d: int, **contestants: dict) -> dict:
         return {"case": {"loss": loss, "rows": rows, "d": d}, "contestants": contestants}

@@ -220,6 +220,16 @@ def test_linear_figures_are_those_of_test_images(data: Dataset, run_folder: Path
         assert sum(found["per_class"]) / CLASSES == pytest.approx(found["accuracy"])
 
 
+def test_of_five_classes_the_best_five_say_nothing(data: Dataset, run_command) -> None:
+    """They are all of them; of six there is a top-5 accuracy."""
+    part = lambda source: source.subset((source.labels < 5).nonzero().flatten()[:20])
+    of = Dataset(part(data.train), part(data.labelled), part(data.test), NAMES[:5])
+    linear = ("--method", "lbfgs", "--penalty-c", "0.1")
+    assert "top5" not in str(run_command("linear", linear_command.main, of, *linear))
+    assert run_command("knn", knn_command.main, of, "--knn-k", "20")["top5_accuracy"] == {}
+    assert "top5" not in str(run_command("few-label", few_label.main, of, "--per-class", "1", "--draws", "1"))
+
+
 def test_knn_takes_the_temperature_asked_for(data: Dataset, run_folder: Path, run_command) -> None:
     features = dict(all_features(Run.open(run_folder), data, CPU.device))
     found = {}

@@ -154,16 +154,16 @@ def test_what_is_asked_for_by_default(asked) -> None:
         ("demo", [(6, 6, 60, 300), (60, 60, 30, 300), (600, 64, 5, 300)]),
         ("photos", [(6, 6, 60, 0), (60, 60, 30, 0), (600, 256, 30, 0)]),
     ):
-        trainings, said = asked("--draws", "2", recipe=recipe)
+        trainings, said = asked(recipe=recipe)
         expected = [
             (init, images, Schedule(epochs, least, batch, 0.05 * batch / 256))
             for images, batch, epochs, least in wanted
-            for _ in range(2 if images < 600 else 1)
+            for _ in range(3 if images < 600 else 1)
             for init in ("scratch", "checkpoint")
         ]
         assert [one[:3] for one in trainings] == expected
         titles = [one[3]["title"] for one in trainings]
-        assert titles[2] == "1% of the labels, from scratch, draw 2 of 2"
+        assert titles[2] == "1% of the labels, from scratch, draw 2 of 3"
         assert titles[-1] == "100% of the labels, from the checkpoint, draw 1 of 1"
         for share, batch in (("1%", 6), ("10%", 60)):
             cut = f"{share} of the labels: there are only batches of {batch} images, not of {wanted[2][1]}"
@@ -212,6 +212,10 @@ def test_command(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert result[name]["mean"] + 0.1 < result[name]["top5_mean"]
         assert result[name]["draws"] == [result[name]["mean"]]
     assert "1% (40 images)" in capsys.readouterr().out
+    rows = content["tables"][0]["rows"]
+    assert [row[0] for row in rows] == ["1% (40 images)", "1% (40 images), top-5"]
+    for row, score in zip(rows, ("mean", "top5_mean")):
+        assert row[1:] == [f"{100 * result[name][score]:.1f}" for name in ("raw", "scratch", "checkpoint")]
 
 
 def test_missing_data(run_folder: Path, tmp_path: Path, capsys) -> None:

@@ -70,6 +70,9 @@ def test_card_of_a_run_that_was_not_evaluated(run: Run, tmp_path: Path) -> None:
     assert card.data.eval_results is None
     assert "Not evaluated yet." in card.text
     assert "# resnet_mini, pretrained by SimCLR on the images of mnist5k\n" in card.text
+    rows = dict(line[2:-2].split(" | ") for line in card.text.splitlines() if line.count(" | ") == 1)
+    assert (rows["steps done"], rows["batch_size"], rows["size"]) == ("3", "64", "28")
+    assert not {"data", "download", "decode_device", "workers", "resident"} & set(rows), "how images were read"
 
 
 def test_card_holds_what_was_measured(run: Run, tmp_path: Path) -> None:

@@ -85,6 +85,26 @@ def test_defaults_pass(command: str) -> None:
     check(options)
 
 
+def test_defaults_are_those_that_the_help_names() -> None:
+    """Options that are numbers in the code, not None; what protocols say is in test_protocols.py."""
+    expected = {
+        "few-label": {"per_class": (1, 5, 10, 20, 50), "draws": 5},
+        "finetune": {"draws": 3, "init": "both", "channels_last": True, "amp_dtype": "auto"},
+        "detect": {"architecture": "faster-rcnn", "dataset": "scenes", "init": "both", "seeds": 3, "workers": 8},
+        "multi-label": {"train_set": ("2007-train",), "val_set": ("2007-val",), "test_set": ("2007-test",)},
+        "embed": {"split": "all", "format": "parquet", "dtype": "float32", "shard_size": 4096, "neighbours": 10},
+    }
+    expected["embed"] |= {"duplicates": 0.999, "batch_size": 128, "workers": 8, "amp_dtype": "float32"}
+    for command, values in expected.items():
+        _, options = parse([command, "--checkpoint", "x"])
+        assert {name: getattr(options, name) for name in values} == values
+    for command in set(COMMANDS) - {"report"}:
+        _, options = parse([command, "--checkpoint", "x"])
+        shared = {"output": None, "model": None, "seed": 0, "download": False, "device": "auto", "threads": 0}
+        shared |= {"device": "cpu"} if command == "export" else {}
+        assert {name: getattr(options, name, value) for name, value in shared.items()} == shared
+
+
 def test_zero_where_it_means_something() -> None:
     for command, flag in (
         ("knn", "--threads"),

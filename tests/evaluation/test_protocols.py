@@ -17,10 +17,12 @@ from simclr_fast.evaluation import knn as knn_command
 from simclr_fast.evaluation.features import LabelledBatches, embed, encoders, preprocess_of
 from simclr_fast.evaluation.linear import share_of_peak
 from simclr_fast.evaluation.options import KnnOptions, check
+from simclr_fast.evaluation.penalty_sweep import Sweep
 from simclr_fast.evaluation.protocols import PROTOCOLS, described
 from simclr_fast.evaluation.results import stem_of
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
+from simclr_fast.evaluation.splits import hold_out
 from simclr_fast.evaluation.tables import top5_accuracy
 from simclr_fast.process import Process
 
@@ -190,6 +192,44 @@ def test_linear_follows_the_protocol(data: Dataset, run_folder: Path, tmp_path: 
         assert given[5] == PROTOCOLS["linear"]["solo-learn"].crop
 
 
+@pytest.mark.parametrize(("recipe", "epochs"), [("demo", 30), ("photos", 90)])
+def test_linear_by_default(
+    recipe: str, epochs: int, data: Dataset, run_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """As docs/evaluation.md has it: 90 epochs, and 30 on the demo; every random choice follows from --seed."""
+    seen, chosen, seeds, batches = [], [], [], linear.LabelledBatches
+    zero = probes.LinearClassifier(torch.zeros(CLASSES, 1), torch.zeros(CLASSES))
+
+    def record(encoder, features, batches, classes, **options):
+        seen.append((len(batches.labels), options["steps"], options["lr_base"], encoder[1]))
+        of_width = dataclasses.replace(zero, weight=zero.weight.expand(-1, features))
+        return [linear.Probe(lr, of_width) for lr in options["lr_base"]]
+
+    def sweep(features, labels, candidates, *, held_out, seed, device):
+        chosen.append((candidates, held_out, seed))
+        return Sweep(0.1, 0.5, dataclasses.replace(zero, weight=zero.weight.expand(-1, features.shape[1])))
+
+    monkeypatch.setattr(linear, "train_probes", record)
+    monkeypatch.setattr(linear, "LabelledBatches", lambda *given: seeds.append(given[3]) or batches(*given))
+    monkeypatch.setattr(linear, "sweep_linear", sweep)
+    opened = Run.open
+    with_recipe = lambda run: dataclasses.replace(run, config=dataclasses.replace(run.config, recipe=recipe))
+    monkeypatch.setattr(Run, "open", staticmethod(lambda path: with_recipe(opened(path))))
+    held_out = ("--seed", "3", "--held-out", "0.5") if recipe == "demo" else ()
+    found = results_of(linear, data, run_folder, tmp_path, monkeypatch, "linear", *held_out)["results"]
+    share, seed = (0.5, 3) if held_out else (0.1, 0)
+    kept, asked = hold_out(data.labelled.labels, share, seed)
+    assert [one[:3] for one in seen] == [(len(kept), epochs, (0.003, 0.01, 0.03, 0.1, 0.3, 1.0))] * 3
+    assert chosen == [((1e-4, 1e-3, 1e-2, 1e-1, 1.0), share, seed)] * 3
+    assert seeds == [seed] * 3
+    for (*_, scale), encoder in zip(seen, encoders(with_recipe(opened(run_folder))).values(), strict=True):
+        features = embed(encoder, data.labelled, preprocess_of(opened(run_folder)), CPU.device)[kept]
+        torch.testing.assert_close(scale.mean, features.mean(dim=0))
+    class_0 = (data.labelled.labels[asked] == 0).float().mean().item()
+    assert found["sgd"]["simclr"]["held_out_accuracy"] == pytest.approx(class_0)
+    assert found["sgd"]["simclr"]["lr_base"] == 0.003, "of equals the first"
+
+
 def test_lbfgs_of_the_paper_sees_features_as_they_are(data: Dataset, run_folder: Path, tmp_path, monkeypatch) -> None:
     given = []
     sweep = linear.sweep_linear
@@ -250,7 +290,12 @@ def test_knn_gives_top5_where_twenty_or_more_vote(data: Dataset, run_folder: Pat
 def test_of_fewer_images_than_k_all_vote_and_the_row_says_so(
     data: Dataset, run_folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Session, "say", lambda self, text: said.append(text))
+    results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--knn-k", "35")
+    assert said == []
     found = results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--knn-k", "35", "100", "200")
+    assert said == ["--knn-k 200: there are only 36 training images, so that all of them vote"]
     assert [set(found["results"][split]) for split in ("test", "train")] == [{"35", "36", "chosen"}, {"35"}]
     found = results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--protocol", "lightly")
     assert found["results"]["chosen_k"]["simclr"] == 36

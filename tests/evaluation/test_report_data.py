@@ -1,6 +1,7 @@
 """The page on data as users have it: without labels, without a test part, with classes that one part lacks."""
 
 import base64
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from simclr_fast.evaluation import comparison, few_label, knn, linear, pictures,
 from simclr_fast.evaluation.comparison import compare
 from simclr_fast.evaluation.features import ENCODERS, Preprocess, preprocess_of
 from simclr_fast.evaluation.model_card import write_model_card
-from simclr_fast.evaluation.probes import standardize
+from simclr_fast.evaluation.probes import nearest, standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.process import Process
@@ -91,7 +92,9 @@ def test_an_unlabelled_run_has_a_page(folder: Path, tmp_path: Path, start) -> No
     assert "nothing" in text.partition("Left out")[2][:40]
 
 
-def test_what_is_left_out_is_counted_and_no_image_stands_for_another(folder: Path, tmp_path: Path, start) -> None:
+def test_what_is_left_out_is_counted_and_no_image_stands_for_another(
+    folder: Path, tmp_path: Path, start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = torch.randint(256, (9, 28, 28, 3), dtype=torch.uint8).numpy()
     encoded = []
     for one in pixels:
@@ -105,6 +108,14 @@ def test_what_is_left_out_is_counted_and_no_image_stands_for_another(folder: Pat
     sections = report.training_sections(found, features, tmp_path, CPU.device)
     assert "8 training images" in sections[0].body
     assert report._left_out(found).startswith("3 ignored, 1 of those looked at here unreadable; ignored.txt")
+    # Nor does another image, in its place, count as a test image or vote as a training image.
+    labelled = dataclasses.replace(source, labels=torch.arange(9) % 2, bad=BadImages(2))
+    test = dataclasses.replace(labelled, bad=BadImages(2))
+    drawn = []
+    monkeypatch.setattr(report, "nearest", lambda *given: drawn.append(given) or nearest(*given))
+    *_, confusions = report.labelled_sections(Dataset(source, labelled, test), features, tmp_path, CPU.device)
+    assert [len(part) for part in drawn[0][:2]] == [8, 8]
+    assert (tmp_path / "confusion.png") in confusions.files
 
 
 def test_what_was_measured_at_the_end_of_training_is_shown(folder: Path, tmp_path: Path, start) -> None:
@@ -192,10 +203,12 @@ def test_a_class_that_one_part_lacks(folder: Path, tmp_path: Path, start, monkey
     assert predicted.max() <= 2
     assert truth.tolist() == data.test.labels.tolist()
     assert "of 12 test images right" in title
-    few_label.main(start(data, "few-label", "--checkpoint", str(folder), "--per-class", "20", "--draws", "1"))
+    few_label.main(start(data, "few-label", "--checkpoint", str(folder), "--per-class", "8", "20", "--draws", "1"))
     table = json.loads((tmp_path / "few-label.json").read_text())["tables"][0]
     assert [row[0] for row in table["rows"]] == [
+        "linear, 8",
         "linear, 20 (8 in the rarest class)",
+        "1-NN, 8",
         "1-NN, 20 (8 in the rarest class)",
     ]
 
@@ -276,6 +289,11 @@ def test_neighbours_shown_are_training_images(tmp_path: Path, start, monkeypatch
 def test_sample_queries_are_right_ones_then_wrong_ones() -> None:
     predicted, truth = torch.tensor([0, 1, 2, 0, 0]), torch.tensor([0, 1, 2, 1, 2])
     assert report._samples(predicted, truth).tolist() == [0, 1, 2, 3, 4]
+    truth = torch.tensor([*range(9), 0, 1, 2, 3, *range(9)])
+    predicted = truth.clone()
+    predicted[9:12] = 8
+    assert report._samples(predicted, truth).tolist() == [0, 1, 2, 3, 4, 5, 9, 10], "two wrong ones at most, of eight"
+    assert report._samples(truth, truth).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_report_of_a_damaged_file_is_one_line(folder: Path, capsys) -> None:
