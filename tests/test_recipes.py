@@ -185,6 +185,22 @@ def test_help_says_what_to_expect(recipe: str, said: str, capsys: pytest.Capture
     assert said in " ".join(capsys.readouterr().out.split())
 
 
+def test_rates_are_those_of_the_pages_and_of_the_sources() -> None:
+    published: set[tuple[str, int]] = set()
+    for one in (speed for speeds in SPEEDS.values() for speed in speeds):
+        if one.source.is_ours:
+            pages = (ROOT / one.source.url, ROOT / "README.md", PAGE)
+            assert any(f"{one.images_per_second:,.0f} images/s" in page.read_text() for page in pages)
+        else:
+            published.add((one.source.name, round(one.images_per_second)))
+    assert published == {
+        *(("dkobak/simclr-cifar10", 4202), ("dkobak/simclr-cifar10", 1355)),  # 11.9 and 36.9 s per epoch
+        ("lightly's benchmarks", 610),  # 35 minutes per epoch
+        ("google-research/simclr", 5931),  # 100 epochs in 6 hours
+        ("Chen et al. 2020", 23725),  # 100 epochs in 1.5 hours
+    }
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(99.4, "99 s"), (100, "1.7 min"), (599, "10.0 min"), (600, "10 min"), (5999, "100 min"), (6000, "1.7 h")],

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from simclr_fast.cli import main, parse
 from simclr_fast.config import SourceOptions
@@ -58,7 +58,9 @@ def test_jpeg_that_need_not_shrink_keeps_its_bytes(tmp_path: Path) -> None:
     source, packed = loaded(tmp_path / "in").train, loaded(tmp_path / "out").train
     assert packed.read(0) == source.read(0)
     assert len(packed.read(1)) < len(source.read(1))
-    assert Image.open(io.BytesIO(packed.read(1))).info["jfif"]
+    again = Image.open(io.BytesIO(packed.read(1)))
+    assert again.info["jfif"]
+    assert JpegImagePlugin.get_sampling(again) == 2, "4:2:0"
 
 
 def test_datasets_reads_the_packed_jpegs(folder_root: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from simclr_fast.data import EncodedImages, pack
 from simclr_fast.data.pack_writers import SplitWriter
 from simclr_fast.data.packed import JOURNAL, read_checked
 from simclr_fast.data.parts import digest_of
+from simclr_fast.data.sources import Files
 from simclr_fast.errors import ConfigError, DataError
 from simclr_fast.lock import LOCK_FILE
 from tests.data.conftest import write_image
@@ -68,6 +69,17 @@ def test_a_shuffled_table_is_refused_and_the_same_one_is_not(tmp_path: Path, mon
     (tmp_path / "aside").rename(tmp_path / "in")
     pack.pack(options)
     assert len(loaded(tmp_path / "out").train) == 14
+
+
+def test_a_file_is_told_apart_by_its_path_size_and_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"12345")
+        os.utime(tmp_path / name, ns=(5, 7))
+    files = Files(tmp_path, ["a", "b", "c"])
+    assert files.identity(0) == "a, 5 bytes, changed 7"
+    assert files.identity(1) == "b, 5 bytes, changed 7"
+    assert files.identity(2) == "c, -1 bytes, changed -1"
+    assert files.images().identity == files.identity
 
 
 def test_a_digest_tells_sources_apart_by_identities_order_and_classes() -> None:

@@ -52,7 +52,7 @@ def test_memory_is_handed_out_again_once_nothing_refers_to_it() -> None:
     assert not memory.free, "a part of it is in use"
     del part
     again = memory.empty(60)
-    assert (again.data_ptr(), len(again)) == (place, 60)
+    assert (again.data_ptr(), len(again), len(memory.free)) == (place, 60, 0)
     del again, second
     assert len(memory.free) == 2
     assert len(memory.empty(101)) == 101, "larger than any before"
@@ -232,6 +232,9 @@ def test_many_ranks_see_the_order_of_one(world: int, tmp_path: Path, monkeypatch
 def test_parts_of_a_set_are_held_as_well(tmp_path: Path) -> None:
     part = dataclasses.replace(stored(tmp_path, 40), labels=torch.arange(40)).subset(torch.arange(39, 0, -3))
     assert part.labels.tolist() == part.numbers.tolist() == list(range(39, 0, -3))
+    whole = stored(tmp_path, 40)
+    assert (part.identity(1), part.name(1), part.read(1)) == (whole.identity(36), whole.name(36), whole.read(36))
+    assert (part.channels, part.image_bytes, torch.equal(part.decode(1), whole.decode(36))) == (3, 60, True)
     for kind in ("on", "off"):
         for batch in loader(part, 5, kind).epoch(0):
             assert torch.equal(batch.images, part.take(batch.indices))

@@ -39,6 +39,7 @@ def test_records_lie_in_several_files_and_may_come_in_parts(tmp_path: Path, monk
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, buffers, offset: preadv(file, [buffers[0][:2]], offset))
     assert [bytes(records.read(number)) for number in range(4)] == words
+    assert records.is_checked.all(), "which happens once"
     assert records.name(3) == f"{tmp_path / 'b'}, image 3, bytes 7 to 13"
     assert records.identity(1) == f"6 bytes, CRC-32 {zlib.crc32(b'second')}"
 

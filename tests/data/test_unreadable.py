@@ -180,13 +180,25 @@ def test_one_process_asks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     assert other.told is None
 
 
-def test_every_image_is_listed_where_none_can_be_read(tmp_path: Path) -> None:
+def test_every_image_is_listed_where_none_can_be_read(tmp_path: Path, caplog) -> None:
     source = EncodedImages(3, lambda index: b"", "picture {}".format, bad=BadImages(allowed=3))
     Dataset(source).list_ignored(tmp_path)
     with pytest.raises(DataError, match="3 unreadable images in a row, the last: .*; mend them or take them away"):
         source.decoded(1)
     listed = (tmp_path / "ignored.txt").read_text().splitlines()
     assert sorted(listed) == [f"picture {index}\tunreadable: the file is empty" for index in range(3)]
+    assert caplog.text.count("unreadable image: picture") == 3, "nothing takes their places"
+
+
+def test_all_parts_are_listed_in_one_file(tmp_path: Path) -> None:
+    parts = [EncodedImages(3, [b"x", b"", b"y"].__getitem__, f"{name} {{}}".format) for name in ("a", "b", "c")]
+    Dataset(parts[0], parts[1], parts[2]).list_ignored(tmp_path)
+    for part in parts:
+        part.bad.allowed = 3
+        with pytest.raises(NoneReadableError):
+            part.decoded(1)
+    listed = (tmp_path / "ignored.txt").read_text().splitlines()
+    assert sorted(line.partition("\t")[0] for line in listed) == [f"{name} {k}" for name in "abc" for k in range(3)]
 
 
 def test_a_data_set_made_by_hand_allows_none() -> None:

@@ -4,13 +4,15 @@ import dataclasses
 import types
 
 import pytest
+import torch
 from torch.autograd import DeviceType
 
 from simclr_fast.data.threads import Work
+from simclr_fast.errors import ConfigError
 from simclr_fast.training.bound import verdict
 from simclr_fast.training.profile import LOSS_KERNELS, StepProfiler, loading
 from simclr_fast.training.profiled import PHASES, Profile
-from tests.training.test_profile import DECODING, MODEL, cpu, cuda, profile
+from tests.training.test_profile import DECODING, MODEL, config, cpu, cuda, profile
 
 
 def bound_of(measured: Profile, *, on_cuda: bool = False) -> str:
@@ -67,6 +69,18 @@ def test_threads_without_a_core_or_in_the_step_are_told_as_shares() -> None:
     assert loading(Work(5, 1.0, 1.0), Work(15, 3.0, 1.5), threads=0, seconds=4.0).busy_share == 0.5
     assert loading(Work(5, 1.0, 1.0), Work(15, 3.0, 1.5), threads=0, seconds=4.0).cpu_share == 0.25
     assert loading(Work(5, 1.0, 1.0), Work(15, 1.0, 1.0), threads=1, seconds=4.0).cpu_share == 1
+
+
+def test_a_profile_warms_up_until_what_was_read_ahead_is_used_up() -> None:
+    def warmup(images: int, steps_left: int, **options: int) -> int:
+        return StepProfiler(config(profile=2, **options), torch.device("cpu"), images, steps_left).warmup
+
+    assert warmup(256, 11, workers=8) == 3 + 4, "two chunks of 64 images a thread, of 256 a step"
+    assert warmup(300, 11, workers=8) == 3 + 4
+    assert warmup(16, 99, workers=8) == 3 + 16
+    assert warmup(16, 7, workers=0) == 3
+    with pytest.raises(ConfigError, match="^--profile 2: it takes 11 steps, and the run has 10; pass fewer"):
+        warmup(256, 10, workers=8)
 
 
 def event(name: str, us: float = 0.0, parent: object = None, device: DeviceType = DeviceType.CPU) -> object:

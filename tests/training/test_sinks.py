@@ -17,10 +17,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from simclr_fast.config import LOGGERS, Config, OptimizationOptions, RunOptions, check
+from simclr_fast.config import LOGGERS, Config, OptimizationOptions, RunOptions, as_dict, check
 from simclr_fast.errors import ConfigError
 from simclr_fast.run_files import METRICS_FILE
+from simclr_fast.training import sinks
 from simclr_fast.training.metrics import MetricsLog
+from simclr_fast.training.sinks import flat
 from simclr_fast.training.warnings import EarlyWarning
 
 
@@ -72,6 +74,7 @@ def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         alone(patch)
         patch.chdir(elsewhere)
+        patch.setattr(sinks, "MLFLOW_BATCH", 7)
         recorded(Config(run=RunOptions(output=folder, log_mlflow=True)), 0, 3)
     assert not list(elsewhere.iterdir()), "nothing is written outside the run's folder"
     return folder
@@ -83,7 +86,8 @@ def test_mlflow_holds_the_same_and_a_resumed_run_goes_on_in_it(stopped_run: Path
     metrics, status, parameters = mlflow_holds(folder / "mlflow.db")
     assert metrics == lines(folder)
     assert status == ["KILLED"]  # stopped before its end
-    assert parameters["optimization.epochs"] == "100"
+    assert parameters == flat(as_dict(Config(run=RunOptions(output=stopped_run, log_mlflow=True))))
+    assert (parameters["optimization.epochs"], parameters["optimization.lr"]) == ("100", "None")
     longer = OptimizationOptions(epochs=200)
     config = Config(optimization=longer, run=RunOptions(output=folder, log_mlflow=True))
     recorded(config, 1, 4)  # from a checkpoint of step 1: steps 2 and 3 are done again

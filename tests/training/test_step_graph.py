@@ -15,7 +15,7 @@ from simclr_fast.data.sampler import EpochSampler
 from simclr_fast.errors import ConfigError
 from simclr_fast.process import Process
 from simclr_fast.recipes import RECIPES
-from simclr_fast.training import loop
+from simclr_fast.training import loop, step_graph
 from simclr_fast.training import step as step_module
 from simclr_fast.training.loop import build_step
 from simclr_fast.training.state import TrainState
@@ -275,6 +275,24 @@ def test_why_a_run_makes_no_graph() -> None:
     ):
         changed = dataclasses.replace(options, **{group: dataclasses.replace(getattr(options, group), **change)})
         assert obstacle(changed, Process(0, 1, cuda), loader).startswith(said)
+
+
+def test_a_graph_is_made_where_it_may_be_and_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graph, "CudaCapture", lambda device: device)
+    loader = ArrayLoader(ImageArrays(torch.zeros(8, 3, 4, 4, dtype=torch.uint8)), EpochSampler(8, 4, seed=0), CPU)
+    step, cuda = object(), torch.device("cuda", 0)
+
+    def made(choice: str, device: torch.device) -> object:
+        options = RECIPES["cifar10"]
+        options = dataclasses.replace(options, speed=dataclasses.replace(options.speed, cuda_graph=choice))
+        return step_graph.graphed(step, options, Process(0, 1, device), loader)
+
+    for choice in ("auto", "on"):
+        found = made(choice, cuda)
+        assert (type(found), found.step, found.capture) == (GraphedStep, step, cuda)
+    assert made("off", cuda) is made("auto", CPU) is step
+    with pytest.raises(ConfigError, match="^--cuda-graph on: training runs on cpu; pass auto or off$"):
+        made("on", CPU)
 
 
 @pytest.mark.parametrize(
