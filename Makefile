@@ -25,7 +25,7 @@ $(VENV)/dependencies.stamp: requirements.txt
 	touch $@
 
 $(VENV)/package.stamp: $(VENV)/dependencies.stamp setup.py pyproject.toml $(KERNELS)
-	@echo "Once, and after changes in csrc: compiling the package's kernels; this takes about 4 minutes on 2 cores"
+	@echo "Once, and after changes in csrc: compiling the package's kernels; this takes about 3 minutes on 2 cores"
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 

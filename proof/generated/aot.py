@@ -15,7 +15,7 @@ from tools.tables import write_table
 
 # Hopper's is the one with wgmma, for which setup.py compiles 9.0.
 HOPPER = "sm_90a"
-ARCHS = ("sm_80", "sm_86", "sm_89", HOPPER, "sm_100")
+ARCHS = ("sm_80", HOPPER, "sm_100")
 SOURCES = tuple(sorted((ROOT / "csrc/cuda").glob("*.cu")))
 TABLE = ROOT / "docs/tables/aot_cuda.json"
 # SASS instructions worth knowing, by what they do.
