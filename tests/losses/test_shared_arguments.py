@@ -1,5 +1,6 @@
 """What every loss makes of arguments that all of them have: the group, eps, a temperature that changes, short rows."""
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -42,6 +43,23 @@ MODULES: dict[str, tuple[type[nn.Module], dict]] = {
     "clip.clip_loss": (CLIPLoss, {"normalize": True}),
     "sup_con.sup_con_loss": (SupConLoss, {"temperature": 0.3}),
 }
+
+
+@pytest.mark.parametrize("of", [ntxent_loss, info_nce_loss, clip_loss, sup_con_loss, similarity_logsumexp])
+def test_the_losses_have_one_set_of_defaults(of: Callable[..., Tensor]) -> None:
+    module = {function.rpartition(".")[2]: made for function, (made, _) in MODULES.items()}.get(of.__name__)
+    shared = {"reduction": "mean", "group": None, "eps": 1e-8, "precision": None, "backend": "auto"}
+    flags = ("decoupled", "return_stats", "symmetric", "both", "gather_distributed", "local_loss", "gather_with_grad")
+    shared |= dict.fromkeys((*flags, "cache_labels", "use_horovod"), False) | {"weights": None, "exclude": "none"}
+    shared |= {"negative_mode": "unpaired", "memory_bank_size": 0, "rank": 0, "world_size": 1}
+    shared |= {"normalize": of is similarity_logsumexp}
+    shared |= {"temperature": 0.5 if of in (ntxent_loss, similarity_logsumexp) else 0.1}
+    for one in (of, module) if module else (of,):
+        defaults = {
+            name: p.default for name, p in inspect.signature(one).parameters.items() if p.default is not p.empty
+        }
+        tensors = {"z1", "negative_keys", "labels", "columns"} & {*defaults}
+        assert defaults == {name: None if name in tensors else shared[name] for name in defaults}
 
 
 @pytest.mark.parametrize("function", MODULES)

@@ -118,7 +118,12 @@ def test_a_table_that_leaves_the_images_is_refused() -> None:
     packed = SimCLRAugment(6).sample([noise(3, 8, 9), noise(3, 5, 4)], seed=1).pack()
     settings = (3, 6, 6, [0.5] * 3, [0.5] * 3, 1, torch.float32, True)
     assert torch.ops.simclr_fast.augment(batch.data, batch.table, packed, *settings).shape == (4, 3, 6, 6)
-    for column, change in ((0, 1), (1, 1), (2, 1), (4, 30), (0, -300), (3, -300)):
+    beyond, below, empty = (
+        ((0, 1), (1, 1), (2, 1), (4, 30)),
+        ((0, -300), *((k, -300) for k in (3, 4, 5))),
+        ((1, -5), (2, -4)),
+    )
+    for column, change in (*beyond, *below, *empty):
         table = batch.table.clone()
         table[1, column] += change
         with pytest.raises(RuntimeError, match="table row 1 leaves the 276 elements of images"):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from simclr_fast import ntxent_loss
 from simclr_fast.ops.ntxent.ops import SPLIT_SCALE
 from simclr_fast.ops.ntxent.reference import normalize_rows
 from simclr_fast.ops.ntxent.similarity_ops import Options, operands
@@ -78,6 +79,17 @@ def test_views_may_differ_in_number(rows: tuple[int, int], dtype: torch.dtype) -
     assert torch.equal(u, torch.cat([both.chunk(2)[0] for both, _ in of_each]))
     assert torch.equal(inv_norm, torch.cat([both.chunk(2)[0] for _, both in of_each]))
     torch.library.opcheck(OPS.ntxent_normalize.default, (*views, EPS))
+
+
+def test_views_may_lie_differently_in_memory() -> None:
+    """Each has a stride of its own between rows whose columns are adjacent, which are read where they lie."""
+    views = torch.randn(2, 6, 5)
+    expected = OPS.ntxent_normalize(*views, EPS)
+    for k, margin in ((0, 4), (1, 7)):
+        apart = list(views)
+        apart[k] = torch.nn.functional.pad(views[k], (2, margin), value=9.0)[:, 2:7]
+        assert all(torch.equal(a, b) for a, b in zip(OPS.ntxent_normalize(*apart, EPS), expected))
+        assert torch.equal(ntxent_loss(*apart, 0.1), ntxent_loss(*views, 0.1))
 
 
 @pytest.mark.parametrize(

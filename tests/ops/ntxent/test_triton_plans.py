@@ -8,6 +8,7 @@ from torch import Tensor
 
 from simclr_fast.ops.ntxent.ops import split_rows
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
+from simclr_fast.ops.ntxent.triton_host import needs_online_max
 from simclr_fast.ops.ntxent.triton_similarity import TritonSimilarity
 from simclr_fast.ops.ntxent.triton_tiles import Target, Tiles
 from simclr_fast.triton_launch import Launch, LaunchPlan
@@ -78,6 +79,28 @@ def test_a_plan_serves_all_values_of_a_shape() -> None:
     on_device = [plans(noted.steps(t=torch.tensor(t))) for t in (0.1, 0.2)]
     assert on_device[0] == on_device[1]
     assert not {*on_device[0][1:]} & {*plans(first)}
+
+
+def test_what_the_kernels_do_not_take_is_named() -> None:
+    noted, u = Noted(), torch.zeros(4, 8, dtype=torch.float16)
+    options = (0, "none", False, False, 0.1, None)
+    for call, error, message in (
+        (lambda: noted.steps(torch.zeros(2, 4, 8).double()), TypeError, "takes no torch.float64, which z0 is: cast it"),
+        (lambda: noted.ntxent.fwd(u.float(), 2, 0, 0.1, None, "mean", "ieee"), TypeError, r"float32 \(4, 8\)"),
+        (lambda: noted.ntxent.fwd(u[0], 2, 0, 0.1, None, "mean", "ieee"), TypeError, r"float16 \(8,\)"),
+        (lambda: noted.similarity.fwd(u[:, None], u, *options, "ieee"), TypeError, r"float16 \(4, 1, 8\)"),
+        (lambda: noted.similarity.fwd(u, u, *options, "fast"), ValueError, "precision must be 'ieee' or 'tf32', got"),
+        (lambda: noted.similarity.fwd(u.new_empty(2**30, 1, device="meta"), u, *options, "ieee"), ValueError, "2.30"),
+        (lambda: noted.similarity.fwd(u, u.new_empty(2**30, 1, device="meta"), *options, "ieee"), ValueError, "2.30"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    assert not noted.launches
+
+
+def test_rows_have_one_maximum_where_no_logit_is_further_than_80_from_it() -> None:
+    assert [needs_online_max(t, None) for t in (0.5, 0.025, 0.0249)] == [False, False, True]
+    assert needs_online_max(0.0, torch.tensor(0.5))
 
 
 WIDE = torch.zeros(2, 24, 48)
