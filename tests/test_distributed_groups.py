@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from simclr_fast import distributed, ntxent_loss
+from simclr_fast.ops.ntxent.similarity import _of_entries_below_one
 from tests.gloo_ranks import on_ranks
 from tests.helpers import relative_error
 
@@ -55,8 +56,14 @@ def gathered(rank: int, world: int) -> Tensor:
     return distributed.all_gather_shards((torch.arange(6.0) + 10 * rank).view(2, 3).T, dist.group.WORLD)
 
 
+def scaled(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and columns as kernels of half a float's range take them; those of the last rank are the largest."""
+    rows, columns = shard(rank) * torch.tensor([3.0**rank, 1e4 * 7.0**rank])[:, None, None]
+    return _of_entries_below_one(rows, columns, torch.tensor(0.5), dist.group.WORLD)
+
+
 def work(rank: int, world: int) -> dict:
-    results = {"gathered": gathered(rank, world)}
+    results = {"gathered": gathered(rank, world), "scaled": scaled(rank)}
     for members in GROUPS:
         group = dist.new_group(list(members))  # every rank of the world takes part in making it
         if rank in members:
@@ -106,6 +113,17 @@ def test_mean_is_that_of_one_process_with_the_members_samples(ranks: list[dict],
 def test_shards_of_any_strides_are_gathered_in_rank_order(ranks: list[dict]) -> None:
     expected = torch.cat([(torch.arange(6.0) + 10 * rank).view(2, 3).T for rank in range(WORLD)])
     assert all(torch.equal(rank["gathered"], expected) for rank in ranks)
+
+
+def test_the_largest_entries_of_all_ranks_scale_those_of_each(ranks: list[dict]) -> None:
+    peaks = [max(shard(rank)[k].abs().max() * factor**rank for rank in range(WORLD)) for k, factor in ((0, 3), (1, 7))]
+    scales = [2.0 ** -math.frexp(peak * factor)[1] for peak, factor in zip(peaks, (1, 1e4))]
+    for rank, of_rank in enumerate(ranks):
+        rows, columns, temperature = of_rank["scaled"]
+        assert torch.equal(rows, shard(rank)[0] * 3.0**rank * scales[0])
+        assert torch.equal(columns, shard(rank)[1] * (1e4 * 7.0**rank) * scales[1])
+        assert max(rows.abs().max(), columns.abs().max()) < 1
+        assert temperature == 0.5 * scales[0] * scales[1]
 
 
 def test_a_rank_outside_the_group_is_told(ranks: list[dict]) -> None:
