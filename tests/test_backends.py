@@ -105,6 +105,23 @@ def test_auto_takes_triton_on_cuda_where_the_extension_is_missing(no_extension: 
         assert backends.resolve_backend("auto", op, CUDA) == "triton"
 
 
+def test_why_a_backend_cannot_serve(device_of, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = lambda backend, device=CUDA, dtype=torch.float16: backends.why_not(backend, "ntxent_fwd", device, dtype)
+    device_of(8, 0)
+    assert [why(backend) for backend in backends.BACKENDS] == [None] * 3
+    device_of(7, 5)
+    assert why("triton") == "the Triton kernels of ntxent_loss need compute capability 8.0, this device has less"
+    assert why("cpp") == "the compiled extension was built for 8.0;9.0;10.0+PTX, this device is 7.5"
+    assert why("cpp", CPU) is None
+    monkeypatch.setattr(backends, "_has_kernel", lambda op, key: False)
+    for device, built in (("cuda", "without CUDA kernels"), ("cpu", "for cpu and cuda"), ("xpu", "for cpu and cuda")):
+        expected = f"the compiled extension has no ntxent_loss kernel for {device} (it was built {built})"
+        assert why("cpp", torch.device(device)) == expected
+    monkeypatch.setattr(backends, "has_triton", lambda: False)
+    assert why("triton") == "triton is not installed; pip install triton"
+    assert why("triton", CPU) == "Triton kernels run on CUDA tensors, these are on cpu"
+
+
 def test_an_op_without_a_triton_kernel_is_named() -> None:
     library = torch.library.Library("simclr_fast", "FRAGMENT")
     library.define("schema_only_triton(Tensor x) -> Tensor")
