@@ -22,6 +22,7 @@ from simclr_fast.evaluation.detection.train import METRICS, Schedule, train_dete
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.models import build_backbone
+from simclr_fast.optim import lr_at
 from simclr_fast.process import Process
 from tests.evaluation.conftest import recorded_rates
 from tests.evaluation.test_detection_data import write_coco
@@ -138,7 +139,7 @@ def test_random_initialisation_chooses_the_rate_on_held_out_scenes(run_detect, r
     assert all(one["data"] is choosing[0]["data"] for one in measured), "equal budget"
 
 
-def test_each_initialisation_is_under_its_name(run_detect, run_folder: Path) -> None:
+def test_each_initialisation_is_under_its_name(run_detect, run_folder: Path, tmp_path: Path) -> None:
     built, results = run_detect({}, "--seeds", "2", "--lr", "0.01")
     run = Run.open(run_folder)
     starts = [run.random_init(0), run.encoder(), run.random_init(1), run.encoder()]
@@ -147,6 +148,11 @@ def test_each_initialisation_is_under_its_name(run_detect, run_folder: Path) -> 
     assert [one["seed"] for one in built] == [0, 0, 1, 1]
     assert results["scratch"]["map"]["seeds"] == [0.01, 0.03]
     assert results["checkpoint"]["map"]["seeds"] == [0.02, 0.04]
+    (table,) = json.loads((tmp_path / "detect.json").read_text())["tables"]
+    assert table["columns"] == ["", "random init", "SimCLR init"]
+    assert table["rows"][:2] == [[name, "2.0 ± 1.4", "3.0 ± 1.4"] for name in ("mAP", "AP50")]
+    assert table["title"].startswith("faster-rcnn, 100 training images, 120 steps of 8, learning rate 0.01: ")
+    assert table["title"].endswith("mean and standard deviation of 2 seeds")
 
 
 def test_scenes_are_trained_on_as_given_or_by_the_schedule_of_scenes(run_detect) -> None:
@@ -282,6 +288,56 @@ def test_crowds_do_not_train() -> None:
     assert torch.equal(seen["boxes"], target["boxes"])
 
 
+class Summing(Recorder):
+    """Also keeps what tells its batches apart; its loss is of two parts, as those of detectors are."""
+
+    def forward(self, images: list, targets: list) -> dict[str, torch.Tensor]:
+        self.batches.append(
+            [(image.sum().item(), target["boxes"][0, 0].item()) for image, target in zip(images, targets)]
+        )
+        x = torch.stack([image.mean() for image in images]).view(-1, 1)
+        y = torch.stack([target["boxes"][0, 0] for target in targets]).view(-1, 1)
+        errors = (self.layer(x).float() - y).square()
+        return {"a": errors.mean(), "b": 0.5 * self.layer.weight.abs().sum()}
+
+
+def brightening_images(count: int) -> list[tuple[torch.Tensor, dict]]:
+    """Each of a brightness of its own, with its box."""
+    return [
+        (torch.full((1, 10, 20), 20 * (1 + i), dtype=torch.uint8), {**target, "boxes": target["boxes"] + i})
+        for i, (_, target) in enumerate(marked_images(count))
+    ]
+
+
+def test_a_detector_is_trained_as_by_a_plain_loop() -> None:
+    items, seen = brightening_images(6), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        detector, plain = Summing(), nn.Linear(1, 1)
+        plain.load_state_dict(detector.layer.state_dict())
+        schedule = Schedule(6, 2, 2, hflip=0.5, weight_decay=0.01)
+        losses = train_detector(detector, items, schedule, lr=1e-3, seed=seed, device=CPU)
+        seen.append(detector.batches)
+    assert seen[0] == seen[1], "one seed, the same batches and flips"
+    assert seen[0] != seen[2]
+    for epoch in (seen[0][:3], seen[0][3:]):
+        assert len({total for batch in epoch for total, _ in batch}) == 6, "every image once in an epoch"
+    optimizer = torch.optim.SGD(
+        [{"params": [plain.weight], "weight_decay": 0.01}, {"params": [plain.bias]}], lr=1.0, momentum=0.9
+    )
+    for step, batch in enumerate(seen[2]):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, 1e-3, 6, 2)
+        x, y = torch.tensor(batch).float().split(1, dim=1)
+        loss = (plain(x / 200) - y).square().mean() + 0.5 * plain.weight.abs().sum()
+        assert losses[step] == pytest.approx(loss.item(), rel=1e-5)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 10.0)
+        optimizer.step()
+    torch.testing.assert_close(detector.layer.weight, plain.weight)
+
+
 @pytest.mark.parametrize(("autocast", "weight"), [(None, 50.0), (None, 0.1), (torch.float16, 0.1)])
 def test_a_step_that_would_blow_up_is_clipped(autocast: torch.dtype | None, weight: float) -> None:
     """To a norm of 10, of the gradient itself, not of what float16 scales it to."""
@@ -296,6 +352,7 @@ def test_a_step_that_would_blow_up_is_clipped(autocast: torch.dtype | None, weig
     )
     change = torch.stack([(p - was).flatten() for p, was in zip(detector.parameters(), before)]).norm().item()
     assert change == pytest.approx(0.01 * min(10, 2 * weight * 2**0.5), rel=1e-3)  # of the loss weight^2
+    train_detector(Recorder(), marked_images(2), Schedule(2, 1, 0), lr=0.01, seed=0, device=CPU, autocast=autocast)
 
 
 @pytest.mark.parametrize(("name", "optimizer"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])

@@ -1,5 +1,6 @@
 """Fine-tuning: it learns, from where it is told to, on the images it is told to, alone and over processes."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -66,15 +67,30 @@ def test_the_optimizer_is_the_papers(nesterov: bool, run_folder: Path, monkeypat
     assert made == [{"lr": 0.08, "momentum": 0.9, "nesterov": nesterov}]
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_steps_are_those_of_a_plain_loop(nesterov: bool, run_folder: Path) -> None:
+    batches = LabelledBatches(dark_and_bright(16), 8, Run.open(run_folder), 0, CPU)
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 5), nn.Tanh()), 5, 2)
+    plain = copy.deepcopy(model)
+    train_classifier(model, batches, steps=5, lr=0.3, process=CPU, speed=Speed(), nesterov=nesterov)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1.0, momentum=0.9, nesterov=nesterov)
+    for step, (images, labels) in enumerate(batches.steps(5)):
+        optimizer.param_groups[0]["lr"] = 0.15 * (1 + math.cos(math.pi * step / 5))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(images), labels).backward()
+        optimizer.step()
+    for p, expected in zip(model.parameters(), plain.parameters()):
+        torch.testing.assert_close(p, expected)
+
+
 def test_the_loss_is_scaled_in_float16_alone(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enabled, scaler = [], torch.amp.GradScaler
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **o: enabled.append(o["enabled"]) or scaler(*a, **o))
-    run = Run.open(run_folder)
-    batches = LabelledBatches(dark_and_bright(8), 8, run, 0, CPU)
+    batches = LabelledBatches(dark_and_bright(8), 8, Run.open(run_folder), 0, CPU)
     for dtype in (None, torch.bfloat16, torch.float16):
-        model = Classifier(run.encoder(), 128, 2)
-        train_classifier(model, batches, steps=1, lr=0.02, process=CPU, speed=Speed(dtype))
-        assert model.fc.weight.abs().max() > 0, "the step is taken"
+        model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), 5, 2)
+        train_classifier(model, batches, steps=2, lr=0.02, process=CPU, speed=Speed(dtype))
+        assert model.fc.weight.abs().max() > 0, "a step is taken"
     assert enabled == [False, False, True]
 
 

@@ -1,6 +1,7 @@
 """What the training loop measures: the online kNN by definition, and whose neighbours are shown at the end."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from simclr_fast.evaluation.features import ENCODERS
 from simclr_fast.evaluation.in_training import OnlineKnn
 from simclr_fast.evaluation.splits import few_label_draws
 from simclr_fast.evaluation.tables import spread
+from simclr_fast.models import build_model
 from simclr_fast.recipes import RECIPES
 from tests.evaluation.conftest import demo_config
 
@@ -29,13 +31,16 @@ def monitor(labels: torch.Tensor, pixels: torch.Tensor | None = None) -> OnlineK
     return OnlineKnn(Dataset(source, source, None), RECIPES["demo"], CPU)
 
 
-def test_no_query_finds_itself() -> None:
+def test_no_query_finds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     # Every image is a class of its own: a query is right only where it is its own neighbour.
     knn = monitor(torch.arange(50))
     assert knn.accuracy(nn.Flatten()) == 0
     assert not set(knn.queries.tolist()) & set(knn.bank.tolist())
     assert sorted(knn.queries.tolist() + knn.bank.tolist()) == list(range(50))
     assert len(knn.queries) == 5
+    monkeypatch.setattr(in_training, "LARGEST_SAMPLE", 20)
+    assert [len(part) for part in (monitor(torch.arange(50)).queries, monitor(torch.arange(50)).bank)] == [2, 18]
+    assert len(monitor(torch.arange(3)).queries) == 1
 
 
 @pytest.mark.parametrize("wrong", [0, 2])
@@ -68,12 +73,19 @@ def test_each_class_asks_once_for_those_most_alike_among_the_few_labelled_images
 ) -> None:
     torch.manual_seed(0)
     train, test = levels(torch.arange(120) % 4), levels(torch.tensor([3, 1, 1, 0, 3]))  # no test image of class 2
-    config = dataclasses.replace(demo_config(), run=dataclasses.replace(demo_config().run, output=tmp_path))
+    config = dataclasses.replace(demo_config(), run=dataclasses.replace(demo_config().run, output=tmp_path, seed=4))
     drawn, draw = [], neighbour_picture.draw_side_by_side
     monkeypatch.setattr(neighbour_picture, "draw_side_by_side", lambda *given: drawn.append(given) or draw(*given))
+    compared, compare = [], in_training.compare
+    monkeypatch.setattr(in_training, "compare", lambda *a, **o: compared.append(a[0]) or compare(*a, **o))
     pictured = in_training.evaluate(
-        config, Dataset(train, train, test), Level(), CPU, Console(quiet=True), steps=1, seconds=1.0
+        config, Dataset(train, train, test), Level(), CPU, Console(quiet=True), steps=1, seconds=1.26
     )
+    torch.manual_seed(4)
+    untrained = build_model(config.model, 1, 28).backbone
+    assert torch.equal(compared[0].conv1.weight, untrained.conv1.weight), "random init is the run's own beginning"
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [results[name] for name in ("seed", "train_seconds", "steps", "draws")] == [4, 1.3, 1, 5]
     path = in_training._draw_neighbours(tmp_path, pictured, CPU)
     assert path == tmp_path / "neighbours.png"
     assert path.read_bytes().startswith(b"\x89PNG")

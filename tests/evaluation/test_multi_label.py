@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import LinearSVC
 
 from simclr_fast.cli import main
@@ -19,7 +20,7 @@ from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import multi_label, multi_label_probe, report
 from simclr_fast.evaluation.average_precision import DEFINITIONS, average_precisions
 from simclr_fast.evaluation.features import Pixels, Preprocess, embed
-from simclr_fast.evaluation.multi_label_probe import by_logistic, by_svm, fit_logistic
+from simclr_fast.evaluation.multi_label_probe import LOGISTIC_C, SVM_C, by_logistic, by_svm, fit_logistic
 from simclr_fast.evaluation.probes import standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.voc_labels import read_parts
@@ -132,6 +133,19 @@ def test_the_svm_learns_each_class_without_its_difficult_images() -> None:
     assert set(chosen["penalty_c"]) <= {0.01, 1.0}
     for number in range(3):
         assert average_precisions(labels[70:, number], scores[:, number])["area"] > 0.6
+    for number, c in enumerate(chosen["penalty_c"]):
+        counted = labels[:70, number] != 0
+        rows, truth = F.normalize(x[:70][counted].double(), dim=1).numpy(), labels[:70, number][counted].numpy()
+        svm = lambda c: LinearSVC(C=c, class_weight={1: 2, -1: 1}, dual="auto", max_iter=2000, random_state=0)
+        of = {
+            c: cross_val_score(svm(c), rows, truth, cv=StratifiedKFold(3), scoring="average_precision").mean()
+            for c in (0.01, 1.0)
+        }
+        assert of[c] == max(of.values()) > min(of.values()), "the better one of three folds"
+        expected = svm(c).fit(rows, truth).decision_function(F.normalize(x[70:].double(), dim=1).numpy())
+        np.testing.assert_allclose(scores[:, number], expected, atol=1e-6)
+    np.testing.assert_allclose(LOGISTIC_C, np.logspace(-5, 1, 13))
+    assert SVM_C == (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0), "as VISSL has them"
     wrong = torch.where(labels == 0, 1, labels)
     assert not torch.equal(
         by_svm((x[:70], wrong[:70]), x[70:], (1.0,))[0], by_svm((x[:70], labels[:70]), x[70:], (1.0,))[0]

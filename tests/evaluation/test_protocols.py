@@ -292,8 +292,12 @@ def test_of_fewer_images_than_k_all_vote_and_the_row_says_so(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(Session, "say", lambda self, text: said.append(text))
-    results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--knn-k", "35")
+    with monkeypatch.context() as patch:
+        patch.setattr(probes, "CHOICE_ROWS", 12)
+        found = results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--knn-k", "35")
     assert said == []
+    assert found["results"]["choosing_images"] == 12
+    assert all("12 of the 36 training images" in table["title"] for table in found["tables"])
     found = results_of(knn_command, data, run_folder, tmp_path, monkeypatch, "knn", "--knn-k", "35", "100", "200")
     assert said == ["--knn-k 200: there are only 36 training images, so that all of them vote"]
     assert [set(found["results"][split]) for split in ("test", "train")] == [{"35", "36", "chosen"}, {"35"}]

@@ -89,6 +89,15 @@ def test_an_unlabelled_run_has_a_page(folder: Path, tmp_path: Path, start) -> No
     assert "no accuracy can be measured" in text
     assert "same class" not in text
     assert "resnet_mini on mnist5k (30 images)" in text
+    run = Run.open(folder)
+    parameters = sum(p.numel() for p in run.encoder().parameters()) / 1e6
+    for fact in (
+        f"resnet_mini, {parameters:.2f} M parameters without the projection head",
+        "mnist5k, 30 training images",
+        f"{run.checkpoint.name}, after 3 steps",
+        f"64 images, temperature {run.config.optimization.temperature}",
+    ):
+        assert fact in text, fact
     assert "nothing" in text.partition("Left out")[2][:40]
 
 
@@ -276,7 +285,14 @@ def test_neighbours_shown_are_training_images(tmp_path: Path, start, monkeypatch
     seen = drawn_lines(monkeypatch)
     features = lambda source, indices: source.images[indices].flatten(1).float()
     start(data, "report", str(tmp_path))
+    maps = []
+    monkeypatch.setattr(report.visualize, "MAPPED_IMAGES", 5)
+    monkeypatch.setattr(report.visualize, "embedding_map", lambda path, *given: path.touch() or maps.append(given))
     report.labelled_sections(data, features, tmp_path, CPU.device)
+    ((mapped, labels, title, names),) = maps
+    at = [(data.test.images.flatten(1).float() == row).all(dim=1).nonzero().item() for row in mapped]
+    assert labels.tolist() == data.test.labels[at].tolist()
+    assert (len(set(at)), title, names) == (5, "t-SNE of the features of 5 test images", ["ant", "bee"])
     queries, found, correct = seen[0]
     rows = F.normalize(data.labelled.images.flatten(1).float(), dim=1)
     nearest = (F.normalize(queries.flatten(1).float(), dim=1) @ rows.T).topk(8, dim=1).indices
