@@ -77,6 +77,7 @@ def test_it_is_called_as_lightly_is() -> None:
     assert torch.equal(NTXentLoss(0.2)(out0=z0, out1=z1), ntxent_loss(z0, z1, 0.2))
 
 
+@pytest.mark.filterwarnings("error")  # NumPy's, of a comparison with numbers that its float32 does not hold
 @pytest.mark.parametrize("number", [np.float32(0.2), np.float64(0.2), np.int64(1)], ids=lambda x: type(x).__name__)
 def test_temperatures_of_numpy(number: np.number) -> None:
     z0, z1 = torch.randn(2, 5, 3)

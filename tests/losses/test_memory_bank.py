@@ -216,7 +216,13 @@ def test_copies_and_moves() -> None:
     other(*leaves(torch.randn(2, 3, 4)))
     assert not torch.equal(other.memory_bank.bank, module.memory_bank.bank)
     assert module.double().memory_bank.bank.dtype == torch.float64
-    assert NTXentLoss(0.2, 7)(*torch.empty(2, 3, 4, device="meta")).device.type == "meta"
+    wide = NTXentLoss(0.2, 7).double()
+    wide(*torch.randn(2, 3, 4))  # which makes the bank
+    assert wide.memory_bank.bank.dtype == torch.float64
+    for size in (7, (7, 4)):
+        of_shapes = NTXentLoss(0.2, size)
+        assert of_shapes(*torch.empty(2, 3, 4, device="meta")).device.type == "meta"
+        assert {buffer.device.type for buffer in of_shapes.buffers()} == {"meta"}
 
 
 def test_it_compiles_into_one_graph_for_each_of_its_states() -> None:
@@ -252,6 +258,7 @@ def test_no_bank(size: object) -> None:
         (-1, ValueError, r"memory_bank_size=-1: pass a number of rows K >= 0, or \(K, D\) with D >= 1"),
         ((10, -1), ValueError, r"memory_bank_size=\(10, -1\): pass a number"),
         ((10, 0), ValueError, r"memory_bank_size=\(10, 0\): rows without columns; pass \(K, D\)"),
+        ([10, 0], ValueError, r"memory_bank_size=\[10, 0\]: rows without columns; pass \(K, D\)"),
         ((10, 2, 3), ValueError, r"memory_bank_size=\(10, 2, 3\): pass a number"),
         ((), ValueError, r"memory_bank_size=\(\): pass a number"),
         (True, TypeError, "memory_bank_size=True: pass a number"),

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from simclr_fast import NTXentLoss
+from simclr_fast.ops.ntxent.reference import normalize_rows
 from tests.gloo_ranks import on_ranks, refusals_of
 from tests.helpers import relative_error
 
@@ -109,9 +111,26 @@ def loss_under_weights_of_unlike_dtypes(rank: int) -> Tensor:
     return NTXentLoss(0.2, gather_distributed=True)(*z, weights=weights.double() if rank else weights)
 
 
+def banks(rank: int, world: int) -> dict:
+    """How often a bank for all ranks is made one, in three calls; and what a bank of one rank holds after a call."""
+    z0, z1 = batches()[0, :2].chunk(world, dim=1)[rank].clone().requires_grad_()
+    shared, own = (NTXentLoss(0.2, SIZE, gather_distributed=gather) for gather in (True, False))
+    broadcasts = []
+    original, dist.broadcast = dist.broadcast, lambda x, src: (broadcasts.append(src), original(x, src=src))
+    try:
+        for _ in range(3):
+            shared(z0, z1)
+        own(z0, z1)
+    finally:
+        dist.broadcast = original
+    filled = own.memory_bank.bank_ptr.item()
+    return {"broadcasts": broadcasts, "own rows": own.memory_bank.bank[:filled], "keys": normalize_rows(z1.detach())}
+
+
 def work(rank: int, world: int) -> dict:
     return {name: steps(options, rank, world) for name, options in CASES.items()} | {
         "refusals": refusals(rank),
+        "banks": banks(rank, world),
         "weights of unlike dtypes": loss_under_weights_of_unlike_dtypes(rank),
     }
 
@@ -140,5 +159,7 @@ def test_two_processes_equal_one_and_refuse_calls_that_differ(tmp_path: Path) ->
     expected = NTXentLoss(0.2)(*batches()[0, :2])
     assert all(relative_error(rank["weights of unlike dtypes"], expected) <= 1e-6 for rank in ranks)
     for rank in ranks:
+        assert rank["banks"]["broadcasts"] == [0, 0]  # bank and pointer, once
+        assert torch.equal(rank["banks"]["own rows"], rank["banks"]["keys"])
         for message, expected in zip(rank["refusals"], EXPECTED_REFUSALS, strict=True):
             assert message.startswith(expected)
