@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from simclr_fast.backbones import factories, model_kwargs, torchvision_families
+from simclr_fast.backbones import factories, model_kwargs, registry, torchvision_families
 from simclr_fast.backbones.family import Spec
 from simclr_fast.backbones.registry import (
     backbone_names,
@@ -90,6 +90,22 @@ def test_grey_images_are_answered_as_three_copies_of_them(name: str) -> None:
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-5)
+
+
+def test_a_module_that_is_asked_itself_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the meta device cannot tell how many features it gives."""
+
+    def fails(spec: Spec) -> nn.Module:
+        raise NotImplementedError
+
+    monkeypatch.setattr(registry, "build_without_memory", fails)
+    module = build(Spec("resnet_mini"))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    for training in (True, False):
+        module.train(training)
+        assert feature_count(Spec("resnet_mini", size=16), module) == 128
+        assert {part.training for part in module.modules()} == {training}
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 def test_arguments_reach_the_backbone() -> None:

@@ -97,7 +97,12 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys) -> None:
     assert main(["pretrain", *SMALL, "--output", str(folder), "--knn-epochs", "1", "--seed", "1", "--model-ema"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"ln\(2N - 1\) = 6\.907", re.sub(r"\s+", " ", printed))
-    assert f"Next: simclr-fast report {folder}" in re.sub(r"\s+", " ", printed)
+    told = re.sub(r"\s+", " ", printed)
+    assert f"Next: simclr-fast report {folder}" in told
+    assert "resnet_mini with its projection head: 0.32 M parameters. 4000 images, 8 steps of 500 on 1 x cpu. " in told
+    assert f"What the encoder will see: {folder / 'views.png'}" in told
+    assert re.search(r"Trained 8 steps in \d+ s \(\d+ images/s\)\. Loss \d\.\d+ \(chance 6\.907\)", told)
+    assert f"Written to {folder}: views.png, " in told
     assert re.search(r"linear, 10 labels/class +│ +\d\d\.\d │ +\d\d\.\d │ +\d\d\.\d", printed)
 
     results = json.loads((folder / "results.json").read_text())

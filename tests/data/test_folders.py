@@ -175,11 +175,15 @@ def test_the_part_with_labels_is_preferred(tmp_path: Path, caplog) -> None:
 
 
 def test_held_out_parts_that_are_not_needed_are_named(tmp_path: Path, caplog) -> None:
-    data = load(tree(tmp_path, *TRAIN, "val/a/1.png", "val/z/1.png", "val/stray.png", "test/a/1.png"))
     val, test = tmp_path / "val", tmp_path / "test"
+    tree(tmp_path, *TRAIN, "val/a/1.png", "val/z/1.png", "val/stray.png", "test/a/1.png")
+    (val / "a" / "clip.mp4").write_bytes(b"x")
+    data = load(tmp_path)
+    assert f"{val}: ignored 1 (1 no image (.mp4): a/clip.mp4)" in caplog.text
     assert f"{test}: held out, and not needed beside {val}" in caplog.text
     assert data.ignored == (
         (str(test), f"held out, and not needed beside {val}"),
+        (str(val / "a" / "clip.mp4"), "no image (.mp4)"),
         (str(val / "stray.png"), "held out without a label"),
         (str(val / "z" / "1.png"), "held out, of class z, which is not trained on"),
     )
@@ -191,6 +195,7 @@ def test_no_held_out_images_and_no_labels_are_said(tmp_path: Path, caplog) -> No
     data = load(tree(tmp_path / "two", "1.png", "2.png"))
     assert (data.labelled, data.test, data.classes) == (None, None, None)
     assert "no labels (the images lie in no class folders), so that nothing is evaluated" in caplog.text
+    assert "are taken for classes" not in caplog.text
 
 
 def test_labels_of_the_held_out_part_alone_are_kept_for_its_picture(tmp_path: Path) -> None:

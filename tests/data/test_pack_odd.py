@@ -141,7 +141,7 @@ def test_a_large_split_has_larger_shards_instead_of_more(form: str, tmp_path: Pa
     after = loaded(tmp_path / "out").train
     assert [after.decode(k).shape[1:] for k in (0, 7, 12)] == [(8, 9)] * 3
     if form == "jpeg":
-        assert [after.file(k) for k in (6, 7, 12)] == ["06.png", "07.png", "12.png"]
+        assert [after.file(k) for k in (6, 7, 12, 0, 8)] == ["06.png", "07.png", "12.png", "00.png", "08.png"]
 
 
 def test_finished_images_that_wait_are_few(tmp_path: Path, monkeypatch) -> None:

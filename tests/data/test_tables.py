@@ -13,7 +13,7 @@ import torch
 from simclr_fast.config import DataOptions
 from simclr_fast.data import Dataset, load_dataset, pack
 from simclr_fast.data.labels import classes_of
-from simclr_fast.data.named_files import NamedFiles, Way
+from simclr_fast.data.named_files import AmbiguousNameError, NamedFiles, Way
 from simclr_fast.data.table_columns import TableFolder
 from simclr_fast.errors import ConfigError
 from simclr_fast.training.state import data_identity
@@ -164,13 +164,14 @@ def test_parquet_labels_of_every_kind(tmp_path: Path) -> None:
 
     def classes(values: object) -> tuple | None:
         pandas.DataFrame({"path": paths, "label": values}).to_parquet(tmp_path / "t.parquet")
-        return load(tmp_path).classes
+        return load(tmp_path / "t.parquet").classes
 
     assert classes([2, 10, 2, 10]) == ("2", "10")
     assert classes([2.0, None, 10.0, 2.0]) == ("2", "10")
     assert classes([True, False, True, False]) == ("False", "True")
     assert classes(pandas.Categorical(["x", "w", "x", None])) == ("w", "x")
     assert classes(["x", None, "", "y"]) == ("x", "y")
+    assert classes([b"x", None, b"w", b"x"]) == ("w", "x")
     assert classes([[1], [2], [3], [4]]) is None
 
 
@@ -289,6 +290,14 @@ def test_how_values_name_files_is_told_by_how_many_do(tmp_path: Path) -> None:
     assert files.way(["f0", "f1", "b", "c", "d", "e", "f", "g"], expected=True) is None
     values = [f"other {k}" for k in range(64)] + ["0", "1"] * 64  # of which every third is looked at
     assert files.way(values, expected=True) == Way(1, stem=True)
+    below[:] = ["train/1.png", "train/1.jpg", "test/1.png"]
+    files = NamedFiles(str(tmp_path), lambda: below)
+    assert files.find("x/1.jpg", Way(1), preferred="") == "train/1.jpg"
+    assert files.find("1.png", Way(1), preferred="Test") == files.find("test/1.png", Way(2), "") == "test/1.png"
+    assert files.find("2.png", Way(1), preferred="") is None
+    assert files.first("1", Way(1, stem=True)) == "train/1.png"
+    with pytest.raises(AmbiguousNameError, match="^'1' is train/1.png and train/1.jpg$"):
+        files.find("1", Way(1, stem=True), preferred="train")
     below.clear()
     assert NamedFiles(str(tmp_path), lambda: below).way(["0"], expected=True) is None
 
