@@ -189,6 +189,15 @@ def test_files_that_are_no_data_set_are_told(tmp_path: Path) -> None:
         load_dataset(DataOptions(data=tmp_path, download=True))
 
 
+def test_a_folder_that_cannot_be_looked_at_is_told(tmp_path: Path, monkeypatch) -> None:
+    def refuse(folder: str) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(ConfigError, match=f"^--data {tmp_path}: .*Permission denied: '{tmp_path}'$"):
+        found_in(DataOptions(data=tmp_path))
+
+
 def test_little_is_looked_at(tmp_path: Path, monkeypatch) -> None:
     """Of a large data set, some folders to their first image: it is read once more, and may lie on a slow disk."""
     from simclr_fast.data import auto

@@ -64,6 +64,19 @@ def test_the_results_of_every_command_are_known(tmp_path: Path) -> None:
         assert mark_among(str(tmp_path), [f"{name}.json"]), name
 
 
+def test_what_only_has_the_name_and_cannot_be_read_marks_nothing(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "ignored.txt").mkdir()
+    (tmp_path / "knn.json").write_bytes(b'{\n  "command": "')
+    assert mark_among(str(tmp_path), ["ignored.txt"]) is None
+    assert mark_among(str(tmp_path), ["ignored.txt", "knn.json"]) == "knn.json"
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert mark_among(str(tmp_path), ["knn.json"]) is None
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_folders_of_others_are_classes(name: str, tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
