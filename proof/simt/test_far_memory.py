@@ -12,7 +12,7 @@ from proof.simt.library import Kernels, Schedule, SimtError
 from proof.simt.ntxent_accuracy import SOURCES
 from simclr_fast.ops.augment import ImageBatch
 from tests.helpers import relative_error, sparse
-from tests.ntxent_launchers import BwdArgs, Device, FwdArgs, FwdBwdArgs, NtxentLaunchers
+from tests.ntxent_launchers import BwdArgs, Device, FwdArgs, FwdBwdArgs, NormalizeArgs, NtxentLaunchers
 from tests.ops.augment.compare import noise
 from tests.ops.augment.triton_cases import last_of_very_many
 from tests.similarity_launchers import BwdArgs as SimilarityBwdArgs
@@ -76,6 +76,33 @@ def test_the_last_of_very_many_columns_of_the_primitive(kernels: Kernels) -> Non
 
 def test_the_last_of_very_many_float64_rows_of_the_primitive(kernels: Kernels) -> None:
     far_memory.check_last_rows(SimilarityLaunchers(kernels, device=DEVICE, options={"schedule": LAST}))
+
+
+FWD = {"n": 1, "columns": 2, "u_columns": 8, "temperature": 0.1, "device": DEVICE}
+SIMILARITY = {"row_count": 2, "column_count": 2, "u_columns": 8, "temperature": 0.1, "device": DEVICE}
+TWO = ctypes.c_int64 * 2
+NORMALIZE = {"n": TWO(2, 0), "d": 8, "u_columns": 8, "eps": 1e-8}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "args"),
+    [
+        *(("ntxent_normalize", NormalizeArgs(**NORMALIZE | {"n": TWO(*n)})) for n in ((0, 2), (2, -1))),
+        *(("ntxent_normalize", NormalizeArgs(**NORMALIZE | change)) for change in ({"d": 0}, {"d": 9}, {"z_dtype": 4})),
+        *(("ntxent_fwd", FwdArgs(**FWD | change)) for change in ({"n": 0}, {"row_offset": -1}, {"u_columns": 0})),
+        *(("ntxent_bwd", BwdArgs(**FWD | change)) for change in ({"d": 0}, {"d": 9}, {"d": 8, "row_offset": 1})),
+        *(("ntxent_fwd_bwd", FwdBwdArgs(n=n, d=d, temperature=0.1, device=DEVICE)) for n, d in ((0, 8), (1, 0))),
+        *(
+            ("similarity_fwd", SimilarityFwdArgs(**SIMILARITY | change))
+            for change in ({"column_count": 0}, {"u_columns": 0}, {"exclude": 3}, {"exclude": 2, "row_count": 3})
+        ),
+        *(("similarity_bwd", SimilarityBwdArgs(**SIMILARITY | {"d": d})) for d in (0, 9)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sizes_that_cannot_be_are_refused(kernels: Kernels, launcher: str, args: ctypes.Structure) -> None:
+    with pytest.raises(SimtError, match="returned 1: no message"):
+        kernels.call(f"simclr_{launcher}", ctypes.byref(args), None)
 
 
 # Below it, the sum of two numbers of rows or columns has 31 bits, which the kernels rely on.
