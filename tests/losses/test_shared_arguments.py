@@ -123,6 +123,19 @@ def test_a_schedule_of_floats_that_ends_in_infinity_is_refused_when_compiled() -
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("name", CALLS)
+def test_float64_rows_whose_squares_overflow(name: str, backend: str) -> None:
+    z, size = torch.randn(2, 6, 3, dtype=torch.float64), 1e200
+    losses, gradients = [], []
+    for factor in (1.0, size):
+        wide = (z * factor).requires_grad_()
+        losses.append(CALLS[name](wide, temperature=0.5, backend=backend))
+        gradients.append(torch.autograd.grad(losses[-1], wide)[0] * factor)
+    assert relative_error(losses[1], losses[0]) <= 1e-14
+    assert relative_error(gradients[1], gradients[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("name", CALLS)
 def test_a_row_as_long_as_eps_is_divided_by_it(name: str, backend: str) -> None:
     """The gradient is that of z / eps, which has a part along the row, as that of shorter rows."""
     z = torch.randn(2, 5, 3, dtype=torch.float64)
