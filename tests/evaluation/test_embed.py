@@ -17,6 +17,7 @@ import numpy as np
 import pandas
 import pytest
 import safetensors
+import torch
 from PIL import Image
 
 from simclr_fast.api import PretrainedRun
@@ -26,6 +27,7 @@ from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import embedding, feature_set
 from simclr_fast.evaluation.embed import digest_of_weights
 from simclr_fast.evaluation.export import export_weights
+from simclr_fast.evaluation.features import preprocess_of
 from simclr_fast.evaluation.run import Run
 from tests.data.packing import StoppedError, failing
 from tests.evaluation.conftest import color_config, write_run
@@ -179,6 +181,16 @@ def test_other_options_are_refused(
     assert embedded(color_run, photos, begun, *options) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert contents(begun) == before
+
+
+def test_autocast_computes_in_the_type_asked_for(color_run: Path) -> None:
+    run, views = Run.open(color_run), torch.rand(2, 3, 16, 16)
+    of = lambda dtype: embedding.Encoder(run.encoder(), preprocess_of(run), 3, torch.device("cpu"), dtype)(views)
+    with torch.no_grad():
+        torch.testing.assert_close(of(None), run.encoder()(views))
+    half = of(torch.bfloat16)
+    assert half.dtype == torch.float32
+    assert 0 < (half - of(None)).abs().max() < 0.1 * half.abs().max()
 
 
 def test_features_of_another_view_are_others(color_run: Path) -> None:

@@ -127,6 +127,13 @@ def test_more_neighbours_than_there_are_choose_as_all_of_them() -> None:
     assert (k, set(scores)) == (7, {6})
 
 
+def test_all_others_together_can_be_chosen() -> None:
+    # The nearest of every row is the one in the middle, of another class; all others together are mostly right.
+    bank = torch.tensor([[0.0, 0, 1], [0.3, 0, 1], [-0.3, 0, 1], [0, 0.3, 1], [0, -0.3, 1]])
+    labels = torch.tensor([1, 0, 0, 0, 0])
+    assert choose_k(bank, labels, (1, 4), knn_t=100.0, classes=2) == (4, {1: 0.0, 4: pytest.approx(0.8)})
+
+
 def test_k_is_chosen_with_the_temperature_asked_for() -> None:
     # The nearest row is right, but two distant ones of another class outvote it where the temperature is high.
     bank = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.6, 0.8], [0.6, 0.81], [0.59, 0.8]])

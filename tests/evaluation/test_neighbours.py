@@ -153,6 +153,15 @@ def test_a_query_is_answered_without_embedding_again(
     assert outside == ["3.jpg", "copies/3 (1).jpg"]
     assert answers[1]["neighbours"][0]["similarity"] == 1.0
     assert "3.jpg (1.000)" in capsys.readouterr().out
+    asked = {}
+    for seed in (0, 1):
+        assert embedded(color_run, folder, tmp_path / "out", "--duplicates", "None", "--seed", str(seed)) == 0
+        answers = json.loads((tmp_path / "out" / "neighbours.json").read_text())["queries"]
+        rows = torch.randperm(8, generator=torch.Generator().manual_seed(seed))[:6].tolist()
+        asked[seed] = dict(zip(rows, (answer["query"] for answer in answers), strict=True))
+    both = asked[0].keys() & asked[1].keys()
+    assert [asked[0][row] for row in both] == [asked[1][row] for row in both], "without queries, those of --seed"
+    assert list(asked[0]) != list(asked[1])
 
 
 def test_the_picture_holds_all_of_every_name(tmp_path: Path, monkeypatch) -> None:
