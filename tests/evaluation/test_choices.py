@@ -28,6 +28,7 @@ from simclr_fast.evaluation.probes import knn_accuracy, standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.splits import balanced_fraction, few_label_draws, hold_out
+from simclr_fast.evaluation.tables import accuracy
 from simclr_fast.process import Process
 from tests.evaluation.conftest import linear_accuracy
 
@@ -168,7 +169,8 @@ def test_the_comparison_chooses_on_training_images(data: Dataset, run_folder, mo
 def test_the_probe_is_chosen_on_what_no_probe_was_trained_on(
     data: Dataset, run_folder: Path, run_command, monkeypatch
 ) -> None:
-    seen = Seen(monkeypatch)
+    seen, chosen, best = Seen(monkeypatch), [], linear_command.best_probe
+    monkeypatch.setattr(linear_command, "best_probe", lambda *given: chosen.append(best(*given)) or chosen[-1])
     seen.watch("best_probe", linear_command)
     batches = []
     original = linear_command.LabelledBatches
@@ -186,6 +188,15 @@ def test_the_probe_is_chosen_on_what_no_probe_was_trained_on(
         assert torch.equal(truth, labels[held_out])
         torch.testing.assert_close(chosen_by, Standardize(one.train[kept])(one.train[held_out]))
     assert {one["lr_base"] for one in results["sgd"].values()} <= {0.01, 0.3}
+    for (probe, score), (name, one) in zip(chosen, features.items(), strict=True):
+        found, logits = results["sgd"][name], probe.classifier.logits(Standardize(one.train[kept])(one.test))
+        expected = {
+            "accuracy": accuracy(logits, data.test.labels),
+            "held_out_accuracy": score,
+            "lr_base": probe.lr_base,
+        }
+        assert {key: found[key] for key in expected} == pytest.approx(expected)
+        assert (found["images"], found["batch_size"], found["epochs"]) == (72, len(kept), 1)
 
 
 def test_few_label_figures_are_those_of_test_images(data: Dataset, run_folder: Path, run_command) -> None:

@@ -19,6 +19,7 @@ from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation import detect
 from simclr_fast.evaluation.detection.detector import Scale, build_detector
 from simclr_fast.evaluation.detection.train import METRICS, Schedule, train_detector
+from simclr_fast.evaluation.detection.train import detect as detect_images
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.models import build_backbone
@@ -272,6 +273,17 @@ def test_flips_take_the_boxes_along() -> None:
     detector = Recorder()
     train_detector(detector, items, Schedule(3, 2, 0), lr=1e-3, seed=0, device=CPU)
     assert all(target["boxes"][0, 0] < 10 for _, targets in detector.batches for target in targets)
+
+
+def test_a_detector_looks_at_images_as_it_was_trained_on_them() -> None:
+    class Looking(nn.Module):
+        def forward(self, images: list) -> list:
+            assert not self.training
+            assert not torch.is_grad_enabled()
+            return [{"boxes": image.amax(dim=(1, 2))[None]} for image in images]
+
+    images = [torch.full((1, 4, 4), value, dtype=torch.uint8) for value in (51, 255)]
+    assert [one["boxes"].item() for one in detect_images(Looking().train(), images, CPU)] == pytest.approx([0.2, 1.0])
 
 
 def test_crowds_do_not_train() -> None:

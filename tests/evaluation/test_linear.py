@@ -47,6 +47,12 @@ def test_lbfgs_finds_the_optimum_of_scikit_learn(penalty_c: float) -> None:
     )  # a common shift of all biases changes nothing
 
 
+@pytest.mark.parametrize("penalty_c", [0.0, -1.0, float("nan")])
+def test_a_penalty_that_is_none_is_refused(penalty_c: float) -> None:
+    with pytest.raises(ValueError, match=f"penalty_c={penalty_c}: pass a number > 0"):
+        fit_linear(*clusters(8, spread=0.5), penalty_c)
+
+
 def test_standardize_uses_the_first_set_and_spares_constant_columns() -> None:
     train, test = torch.randn(200, 5) * torch.tensor([1.0, 5, 2, 1, 0]) + 3, torch.randn(10, 5)
     scaled, other = standardize(train, test)

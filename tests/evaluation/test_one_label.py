@@ -14,10 +14,11 @@ from simclr_fast.errors import NonFiniteLossError
 from simclr_fast.evaluation import in_training, one_label
 from simclr_fast.evaluation.classifier import Schedule
 from simclr_fast.evaluation.comparison import comparison_table
-from simclr_fast.evaluation.features import Features
+from simclr_fast.evaluation.features import Features, all_features
 from simclr_fast.evaluation.probes import few_label_accuracies, standardize
 from simclr_fast.evaluation.run import Run
 from simclr_fast.evaluation.splits import few_label_draws
+from simclr_fast.evaluation.tables import spread
 from simclr_fast.process import Process
 from simclr_fast.run_files import read_comparison
 from tests.evaluation.conftest import demo_config
@@ -78,6 +79,7 @@ def test_both_starts_learn_from_the_same_label_per_class(
         classes=3,
         scaled=standardize(*pixels),
     )["linear"]
+    assert raw == pytest.approx(linear)
     assert found["raw"]["mean"] == pytest.approx(sum(linear) / 3)
     assert found["draws"] == 3
 
@@ -116,3 +118,7 @@ def test_a_run_ends_with_its_row(steps: int, data: Dataset, tmp_path: Path, monk
     if seen:
         assert torch.equal(seen[0].encoder().conv1.weight, encoder.conv1.weight)
         assert results["one_label_fine_tuned"]["steps"] == 2
+        run = Run(tmp_path, tmp_path, steps, config, 1, encoder.state_dict())
+        pixels = dict(all_features(run, data, CPU.device))["raw"]
+        raw = one_label.raw_accuracies(Features(*standardize(pixels.train, pixels.test)), data, CPU.device)
+        assert results["one_label_fine_tuned"]["raw"] == spread(raw), "of raw pixels alone"

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from simclr_fast.cli import parse
 from simclr_fast.config import DataOptions
+from simclr_fast.data import Dataset, ImageArrays
 from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation import finetune, session
 from simclr_fast.evaluation.run import Run
-from simclr_fast.evaluation.session import Session, run_command
+from simclr_fast.evaluation.session import Session, measurable, run_command
 from simclr_fast.evaluation.tables import ResultTable
 from simclr_fast.process import Process, start_process
 from tests.evaluation.conftest import demo_config, write_run
@@ -41,6 +42,29 @@ def test_columns_are_those_that_are_named_then_those_of_the_run(tmp_path: Path) 
     assert named == DataOptions(**trained | {"label_column": "breed"})
     elsewhere = options_of(tmp_path, "--data", "b.csv", "--label-column", "breed", **trained)
     assert elsewhere == DataOptions(data=Path("b.csv"), label_column="breed")
+
+
+def test_accuracies_need_labels_of_two_classes_and_test_images(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    part = lambda labels, count=0: ImageArrays(
+        torch.zeros(count or len(labels), 1, 28, 28, dtype=torch.uint8),
+        None if labels is None else torch.tensor(labels),
+    )
+    both, one, none = part([0, 1, 1]), part([1, 1]), part(None, 2)
+    assert measurable(Dataset(both, both, one))
+    lacking = [
+        (one, both),
+        (None, both),
+        (none, both),
+        (both, None),
+        (both, none),
+        (both, both.subset(torch.arange(0))),
+    ]
+    options = parse(["knn", "--checkpoint", str(run_folder)])[1]
+    started = Session("knn", options, Run.open(run_folder), start_process("cpu"), tmp_path, Console(quiet=True))
+    for labelled, test in lacking:
+        monkeypatch.setattr(session, "load_dataset", lambda _, data=Dataset(both, labelled, test): data)
+        with pytest.raises(ConfigError, match="--dataset mnist5k: it has no labelled training and test images to eval"):
+            started.labelled_data()
 
 
 def test_fine_tuning_alone_runs_in_several_processes(run_folder: Path, tmp_path: Path, monkeypatch) -> None:

@@ -110,7 +110,12 @@ def test_detections_above_the_score_are_drawn_with_names(drawn: list, tmp_path: 
 
 def test_accuracy_over_labels_is_drawn_in_percent(drawn: list, tmp_path: Path) -> None:
     results = {"linear": {"1": {"raw": {"mean": 0.5, "std": 0.1}}, "5": {"raw": {"mean": 0.75, "std": None}}}}
-    results["1nn"] = results["linear"]
-    pictures.accuracy_over_labels(tmp_path / "x.png", results, dict.fromkeys(results, "probe"), {"raw": "raw pixels"})
-    line = drawn[0].axes[0].lines[0]
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([1, 5], [50.0, 75.0])
+    results["1nn"] = {"5": {"raw": {"mean": 0.25, "std": 0.05}}}
+    pictures.accuracy_over_labels(tmp_path / "x.png", results, {"1nn": "1-NN", "linear": "lin."}, {"raw": "raw pixels"})
+    nearest, linear = drawn[0].axes
+    assert [axis.get_title() for axis in (nearest, linear)] == ["1-NN", "lin."]
+    for axis, places, means, deviations in ((nearest, [5], [25.0], [5.0]), (linear, [1, 5], [50.0, 75.0], [10.0, 0.0])):
+        assert (list(axis.lines[0].get_xdata()), list(axis.lines[0].get_ydata())) == (places, means)
+        ends = [[end.tolist() for end in bar] for bar in axis.collections[0].get_segments()]
+        assert ends == [[[x, y - d], [x, y + d]] for x, y, d in zip(places, means, deviations)]
+    assert [text.get_text() for text in linear.get_legend().get_texts()] == ["raw pixels"]
