@@ -62,7 +62,8 @@ def test_accuracies_need_labels_of_two_classes_and_test_images(run_folder: Path,
     options = parse(["knn", "--checkpoint", str(run_folder)])[1]
     started = Session("knn", options, Run.open(run_folder), start_process("cpu"), tmp_path, Console(quiet=True))
     for labelled, test in lacking:
-        monkeypatch.setattr(session, "load_dataset", lambda _, data=Dataset(both, labelled, test): data)
+        data = Dataset(both, labelled, test)
+        monkeypatch.setattr(session, "load_dataset", lambda _, data=data: data)
         with pytest.raises(ConfigError, match="--dataset mnist5k: it has no labelled training and test images to eval"):
             started.labelled_data()
 
