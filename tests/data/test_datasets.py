@@ -36,6 +36,7 @@ def test_mnist5k_is_embedded_balanced_and_split() -> None:
 def test_mnist_files(name: str, mnist_root: Path) -> None:
     dataset = load_dataset(options(name, mnist_root))
     np.testing.assert_array_equal(dataset.train.images.numpy(), pixels(12, 28, 28, seed=12)[:, None])
+    np.testing.assert_array_equal(dataset.test.images.numpy(), pixels(5, 28, 28, seed=5)[:, None])
     assert dataset.test.labels.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -45,7 +46,8 @@ def test_cifar_files(name: str, train: int, cifar_root: Path) -> None:
     assert dataset.train.images.shape == (train, 3, 32, 32)
     np.testing.assert_array_equal(dataset.train.images[:4].numpy(), pixels(4, 3, 32, 32, seed=0))
     assert dataset.train.labels[:4].tolist() == [0, 1, 2, 3]
-    assert len(dataset.test) == 3
+    np.testing.assert_array_equal(dataset.test.images.numpy(), pixels(3, 3, 32, 32, seed=0))
+    assert dataset.test.labels.tolist() == [0, 1, 2]
 
 
 def test_stl_trains_on_the_unlabelled_split(stl_root: Path) -> None:
@@ -53,7 +55,10 @@ def test_stl_trains_on_the_unlabelled_split(stl_root: Path) -> None:
     np.testing.assert_array_equal(dataset.train.images.numpy(), pixels(8, 3, 96, 96, seed=8))
     assert dataset.train.labels is None
     assert dataset.labelled.labels.tolist() == [0, 1, 2, 3, 4, 5]
-    assert len(dataset.test) == 4
+    assert dataset.test.labels.tolist() == [0, 1, 2, 3]
+    for source in (dataset.labelled, dataset.test):
+        count = len(source.labels)
+        np.testing.assert_array_equal(source.images.numpy(), pixels(count, 3, 96, 96, seed=count))
 
 
 def test_image_folder(folder_root: Path) -> None:
@@ -151,6 +156,17 @@ def test_the_packed_files_of_mnist_are_read_as_they_lie(packed_root: Path, mnist
     assert load_dataset(options("mnist", packed_root)).classes[0] == "0 - zero"
     with pytest.raises(ConfigError, match=f"^--data {packed_root}: .*; add --dataset mnist or fashion-mnist$"):
         load_dataset(options("auto", packed_root))
+
+
+def test_a_missing_decoder_is_told_before_files_are_looked_for(mnist_root: Path, monkeypatch) -> None:
+    def missing() -> None:
+        raise ConfigError("image files need a decoder")
+
+    monkeypatch.setattr("simclr_fast.data.datasets.torchcodec_decoders", missing)
+    for name in ("imagefolder", "table", "huggingface"):
+        with pytest.raises(ConfigError, match="^image files need a decoder$"):
+            load_dataset(options(name, mnist_root))
+    assert len(load_dataset(options("mnist", mnist_root)).train) == 12, "arrays need none"
 
 
 IMAGES = struct.pack(">4i", 0x803, 2, 3, 3) + bytes(18)

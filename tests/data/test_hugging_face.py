@@ -138,6 +138,7 @@ def test_a_split_that_lacks_a_class_is_numbered_alike(tmp_path: Path, caplog) ->
 def test_labels_that_are_none_do_not_stop_training(feature, labels: list, reason: str, tmp_path: Path, caplog) -> None:
     data = load(saved(tmp_path, feature, train=labels))
     assert (len(data.train), data.labelled, data.classes) == (2, None, None)
+    assert "none of the splits test, validation, valid, val, so that no test images are evaluated on" in caplog.text
     assert reason in caplog.text
     assert "so that nothing is evaluated" in caplog.text
 
