@@ -169,6 +169,8 @@ def test_parameters_of_another_batch_are_refused() -> None:
         SimCLRAugment(8, views=3).apply(images, params)
     with pytest.raises(ValueError, match=r"params.height\[\d, \d\] = \d+ leaves the image"):
         aug.apply(noise(4, 3, 1, 1), params)
+    with pytest.raises(ValueError, match=r"params are on meta, images on cpu; use params.to\(device\)"):
+        aug.apply(images, params.to("meta"))
     with pytest.raises(TypeError, match=r"params is a Tensor; pass what SimCLRAugment.sample returned"):
         aug.apply(images, params.pack())
     with pytest.raises(ValueError, match=r"params.hue has shape \(2, 3\), params.top has \(2, 4\)"):
