@@ -1,11 +1,13 @@
 """When calls of the Triton backends share a plan, and when they must not: launches are noted, none runs."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from simclr_fast.ops.ntxent import triton_tiles
 from simclr_fast.ops.ntxent.ops import split_rows
 from simclr_fast.ops.ntxent.triton_backend import TritonNtxent
 from simclr_fast.ops.ntxent.triton_host import needs_online_max
@@ -101,6 +103,31 @@ def test_what_the_kernels_do_not_take_is_named() -> None:
 def test_rows_have_one_maximum_where_no_logit_is_further_than_80_from_it() -> None:
     assert [needs_online_max(t, None) for t in (0.5, 0.025, 0.0249)] == [False, False, True]
     assert needs_online_max(0.0, torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("multiprocessors", [4, 132])
+@pytest.mark.parametrize("column_sums", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_bands_and_splits_share_out_the_tiles(symmetric: bool, column_sums: bool, multiprocessors: int) -> None:
+    target = Target(90, multiprocessors)
+    for rows, columns in ((1, 1), (1, 300), (128, 128), (129, 129), (300, 1), (1000, 400), (2000, 2000)):
+        band_m, band_n = triton_tiles.forward_bands(target, symmetric, rows, columns, column_sums)
+        slots = rows if symmetric or column_sums else 1  # of a rectangle's columns nothing is summed
+        assert band_m == max(1, -(-slots // triton_tiles.MAX_SLOTS))
+        fewest = -(-columns // triton_tiles.MAX_SLOTS)
+        most = rows * columns // (2 if symmetric else 1) // band_m // (4 * multiprocessors)
+        assert band_n == max(1, fewest, min(8, most)), "as long as every multiprocessor has four programs"
+        cost = {k: -(-rows * k // multiprocessors) * (-(-columns // k) + 2) for k in range(1, columns + 1)}
+        cost = {k: value for k, value in cost.items() if k <= multiprocessors}
+        assert triton_tiles.backward_splits(target, rows, columns) == min(cost, key=cost.get)
+
+
+def test_devices_have_the_tables_of_their_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert triton_tiles.target_of(torch.device("cpu")) == Target(80, 4)
+    for k, (major, arch) in enumerate(((8, 80), (9, 90), (10, 100), (12, 80))):
+        properties = SimpleNamespace(major=major, multi_processor_count=100 + k)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
+        assert triton_tiles.target_of.__wrapped__(torch.device("cuda", k)) == Target(arch, 100 + k)
 
 
 WIDE = torch.zeros(2, 24, 48)
