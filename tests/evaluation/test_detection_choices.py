@@ -275,6 +275,13 @@ def test_flips_take_the_boxes_along() -> None:
     assert all(target["boxes"][0, 0] < 10 for _, targets in detector.batches for target in targets)
 
 
+def test_a_loss_that_is_not_finite_stops() -> None:
+    detector = Recorder()
+    nn.init.constant_(detector.layer.bias, math.nan)
+    with pytest.raises(NonFiniteLossError, match=r"the detector's loss is nan at step 0; lower --lr 0\.25"):
+        train_detector(detector, marked_images(2), Schedule(2, 1, 0), lr=0.25, seed=0, device=CPU)
+
+
 def test_a_detector_looks_at_images_as_it_was_trained_on_them() -> None:
     class Looking(nn.Module):
         def forward(self, images: list) -> list:

@@ -264,6 +264,8 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         data[0]
     with pytest.raises(DataError, match=r"1\.png: unreadable"):
         data.require_readable(threads=2)
+    with pytest.raises(DataError, match="unreadable image"):
+        data.shorter_side()
 
 
 def test_an_unreadable_image_is_met_before_the_training(run_folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -181,6 +181,8 @@ def test_bad_exports_are_refused(kind: str, export_folder: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="backbone.safetensors") as refusal:
         load_backbone(path)
     assert "\n" not in str(refusal.value)
+    if kind in ("truncated", "foreign"):
+        assert f"{path}: damaged, or not exported by simclr_fast (" in str(refusal.value)
 
 
 def test_onnx_names_what_is_missing(run_folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -52,6 +52,16 @@ def test_batches_with_labels_have_the_channels_of_the_model(of_run: int, of_imag
     assert images.shape == (6, of_run, 8, 8)
 
 
+def test_batches_with_labels_keep_their_colours(tmp_path: Path) -> None:
+    """Crops and flips alone, whatever the run was trained with."""
+    colours = {"jitter_p": 1.0, "gray_p": 1.0, "blur_p": 1.0}
+    config = plain_config(size=8, mean=(0.5,) * 3, std=(0.3,) * 3, **colours)
+    run = Run.open(write_run(tmp_path, config, channels=3))
+    source = ImageArrays(torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6))
+    ((images, labels),) = LabelledBatches(source, 6, run, 0, Process(0, 1, CPU)).steps(1)
+    torch.testing.assert_close(images, (source.images[labels] / 255 - 0.5) / 0.3, atol=1e-4, rtol=0)
+
+
 def test_online_knn_normalises_as_the_recipe_says() -> None:
     config = plain_config(mean=(0.3,), std=(0.6,), size=8)
     images = ImageArrays(torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8), torch.arange(40) % 2)

@@ -242,6 +242,9 @@ def test_label_files_of_another_set_and_doubled_images(tmp_path: Path) -> None:
     path.write_text(labels + "000000  1\n")
     with pytest.raises(ConfigError, match=r"_train.txt: it labels 000000 twice, -1 and 1; leave one of the lines"):
         read_parts(tmp_path, PARTS)
+    path.write_bytes(b"\xff 1\n")
+    with pytest.raises(ConfigError, match=r"_train.txt: unreadable \("):
+        read_parts(tmp_path, PARTS)
 
 
 def arguments(run: Path, data: Path, output: Path) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from simclr_fast.config import Config
-from simclr_fast.data import Dataset, ImageArrays
+from simclr_fast.config import Config, DataOptions
+from simclr_fast.data import Dataset, ImageArrays, load_dataset
 from simclr_fast.evaluation.published import beside_published, published_table
 from simclr_fast.evaluation.report import _published
 from simclr_fast.expectations import CIFAR10, EXPECTATIONS, IMAGES, headline
@@ -44,7 +44,8 @@ RESULTS = {"labels_per_class": 10, "rarest_class": 100, "draws": 5}
 
 
 def beside(config: Config, data: Dataset, knn: float = 0.889, train_images: int = 50_000) -> dict[str, Any] | None:
-    return beside_published(config, data, RESULTS | results_of(knn, train_images))
+    results = RESULTS | results_of(knn, train_images) | {"few_label_linear": {"simclr": 0.9}}
+    return beside_published(config, data, results)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,23 @@ def test_another_network_or_view_stands_beside_nothing(cifar: Dataset) -> None:
     for group, name, value in others:
         changed = dataclasses.replace(getattr(config, group), **{name: value})
         assert beside(dataclasses.replace(config, **{group: changed}), cifar) is None, name
+
+
+def test_the_sizes_are_those_of_the_data_sets() -> None:
+    sizes = {
+        name: (one.images, one.test_images, *([one.classes] if isinstance(one.classes, int) else [len(one.classes)]))
+        for name, one in IMAGES.items()
+    }
+    cifar, imagenet = (50_000, 10_000, 10), (1_281_167, 50_000, 1000)
+    assert sizes == {
+        "demo": (4_000, 1_000, 10),
+        "small-images": (60_000, 10_000, 10),
+        **dict.fromkeys(("cifar10-r18", "cifar10"), cifar),
+        "stl10": (100_000, 8_000, 10),
+        **dict.fromkeys(("imagenet-100ep", "imagenet"), imagenet),
+    }
+    digits = load_dataset(DataOptions(dataset="mnist5k"))
+    assert beside(RECIPES["demo"], digits) is not None
 
 
 def test_ones_own_photos_stand_beside_nothing() -> None:
