@@ -123,6 +123,20 @@ def test_a_schedule_of_floats_that_ends_in_infinity_is_refused_when_compiled() -
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("name", CALLS)
+def test_autocast_leaves_every_loss_alone(name: str, backend: str) -> None:
+    """And the gradient of the kernels also where the backward pass runs within it, which torch advises against."""
+    z, t = torch.randn(2, 6, 40, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = CALLS[name](z, temperature=t, backend=backend)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled and backend == "cpp"):
+            results.append([loss, *torch.autograd.grad(loss, (z, t))])
+    assert all(torch.equal(plain, cast) for plain, cast in zip(*results))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("name", CALLS)
 def test_float64_rows_whose_squares_overflow(name: str, backend: str) -> None:
     z, size = torch.randn(2, 6, 3, dtype=torch.float64), 1e200
     losses, gradients = [], []

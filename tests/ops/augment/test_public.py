@@ -31,6 +31,14 @@ NAN = float("nan")
         ({"strength": -1.0}, r"strength=-1.0 must be finite and >= 0"),
         ({"strength": NAN}, r"strength=nan must be finite"),
         ({"strength": 3.0}, r"hue jitter 0.6\S* \(jitter\[3\] \* strength\) must be at most 0.5"),
+        ({"jitter": (0.8, 0.8, 0.8, 0.51)}, r"hue jitter 0.51 \(jitter\[3\] \* strength\) must be at most 0.5"),
+        ({"jitter": (0.8, -0.1, 0.8, 0.1)}, r"jitter=.* must be four finite numbers >= 0"),
+        ({"strength": float("inf")}, r"strength=inf must be finite"),
+        ({"hflip": -0.1}, r"hflip=-0.1 must be a probability"),
+        ({"solarize_threshold": -0.1}, r"solarize_threshold=-0.1 must be in"),
+        ({"ratio": (0.0, 2.0)}, r"ratio=\(0.0, 2.0\) must be"),
+        ({"blur_sigma": (2.0, 0.1)}, r"blur_sigma=\(2.0, 0.1\) must be"),
+        ({"blur_kernel": -1}, r"blur_kernel=-1 must be an odd integer >= 1"),
         ({"jitter": (0.8, 0.8, 0.8)}, r"jitter=\(0.8, 0.8, 0.8\) must be four finite numbers"),
         ({"jitter": (0.8, 0.8, NAN, 0.1)}, r"jitter=.* must be four finite numbers"),
         ({"blur_kernel": 4}, r"blur_kernel=4 must be an odd integer >= 1"),
@@ -49,6 +57,21 @@ NAN = float("nan")
 def test_settings_that_are_refused(settings: dict, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         SimCLRAugment(**{"size": 32} | settings)
+
+
+def test_settings_at_their_bounds_are_taken() -> None:
+    least = {"scale": (1e-3, 1e-3), "ratio": (2.0, 2.0), "hflip": 0, "strength": 0, "blur_sigma": (1e-3, 1e-3)}
+    least |= {"blur_kernel": 1, "solarize_threshold": 0, "views": 1, "jitter_p": 1, "blur_p": 1}
+    most = {"scale": (1.0, 1.0), "hflip": 1, "jitter": (0, 0, 0, 0.25), "strength": 2, "blur_kernel": 63}
+    most |= {"solarize_threshold": 1, "views": 8, "blur_p": 1}
+    images = noise(2, 3, 40, 50)
+    small, large = SimCLRAugment(32, **least), SimCLRAugment(32, **most)
+    assert small(images).isfinite().all()
+    assert large(images).shape == (16, 3, 32, 32)
+    # What changes nothing is not drawn.
+    assert (small.recipe.jitter_p, small.recipe.blur_p, large.recipe.jitter_p, large.recipe.blur_p) == (0, 0, 0.8, 1)
+    assert (large.recipe.hue_low, large.recipe.hue_span) == (-0.5, 1.0)
+    assert SimCLREval(8, resize=8)(images).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize(
