@@ -221,6 +221,16 @@ def test_timm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
         build(Spec("timm/resnet18"))
 
 
+def test_a_size_that_timm_cannot_build_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("Input size (40) should be larger")
+
+    monkeypatch.setattr("timm.create_model", fails)
+    said = r"^--model timm/resnet18: timm cannot build it for --size 40 \(AssertionError: Input size \(40\) .*\)$"
+    with pytest.raises(ConfigError, match=said):
+        build(Spec("timm/resnet18", size=40))
+
+
 def test_a_function_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_models_of_a_test.py").write_text(
         "import torch\n"

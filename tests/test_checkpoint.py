@@ -175,6 +175,22 @@ def test_any_flipped_bit_shows(sealed: bool, tmp_path: Path) -> None:
     assert unseen == 0 if sealed else unseen < 30
 
 
+def test_damage_is_told_by_how_it_shows(tmp_path: Path) -> None:
+    path = save(tmp_path, 7, content(7), keep=2)
+    whole, plain = path.read_bytes(), io.BytesIO()
+    torch.save(load(path), plain)
+    other = bytearray(plain.getvalue())
+    other[other.index(load(path)["model"]["w"].numpy().tobytes())] ^= 1
+    for written, said in (
+        (whole[:-9] + b"00000000\n", "its content does not match its checksum"),
+        (plain.getvalue() + b"more", "something follows its archive"),
+        (bytes(other), "/data/0 does not match its checksum"),
+    ):
+        path.write_bytes(written)
+        with pytest.raises(CheckpointError, match=rf"^{path}: damaged or no checkpoint \(.*{said}\)$"):
+            load(path)
+
+
 def test_plain_torch_reads_a_checkpoint(tmp_path: Path) -> None:
     path = save(tmp_path, 7, content(7), keep=2)
     assert torch.load(path, weights_only=True)["step"] == 7

@@ -8,7 +8,7 @@ from torch import nn
 from simclr_fast.config import ModelOptions
 from simclr_fast.errors import ConfigError
 from simclr_fast.models import SimCLR, build_backbone, build_model
-from simclr_fast.norms import frozen_batch_norm, group_norm
+from simclr_fast.norms import frozen_batch_norm, group_norm, normalise_by
 
 
 @pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("resnet50", 2048), ("resnet_mini", 128)])
@@ -88,6 +88,15 @@ def test_head_is_the_papers() -> None:
 def test_group_norm_has_32_groups_or_such_of_four_channels(channels: int, groups: int) -> None:
     norm = group_norm(nn.BatchNorm2d(channels))
     assert (norm.num_groups, norm.num_channels) == (groups, channels)
+
+
+def test_a_norm_that_does_more_is_not_replaced() -> None:
+    class Doubling(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    with pytest.raises(ConfigError, match="^--norm: Doubling does more than normalise, so nothing can replace it$"):
+        normalise_by(nn.Sequential(Doubling(4)), "group", "x")
 
 
 def test_a_frozen_norm_is_the_one_that_it_replaces() -> None:

@@ -10,8 +10,17 @@ import torch
 from matplotlib.figure import Figure
 
 from simclr_fast import errors
-from simclr_fast.process import StopSignals, exit_status, start_process, stop_process
-from simclr_fast.run_files import write_results
+from simclr_fast.errors import ConfigError
+from simclr_fast.process import (
+    Process,
+    StopSignals,
+    autocast_dtype,
+    compile_backend,
+    exit_status,
+    start_process,
+    stop_process,
+)
+from simclr_fast.run_files import read_comparison, read_results, write_results
 from simclr_fast.visualize import save
 from tests.forked import CONTEXT
 from tests.training.processes import finish, free_port
@@ -46,6 +55,73 @@ def test_a_flag_of_one_process_reaches_all(answers: list[dict]) -> None:
 
 def test_the_first_process_alone_is_the_main_one(answers: list[dict]) -> None:
     assert [answer["is main"] for answer in answers] == [True, False, False]
+
+
+def test_the_device_is_the_one_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert start_process("auto") == start_process("cpu") == Process(0, 1, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="^--device cuda: torch sees no CUDA device; pass --device cpu$"):
+        start_process("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert start_process("auto").device == start_process("cuda").device == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert start_process("auto").device == torch.device("cuda", 1)
+    assert chosen == [0, 0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match="^--nproc-per-node: this host has only 2 CUDA devices$"):
+        start_process("auto")
+    assert start_process("cpu").device == torch.device("cpu")
+
+
+def test_threads_are_set_where_they_are_named() -> None:
+    before = torch.get_num_threads()
+    try:
+        start_process("cpu", threads=before + 1)
+        start_process("cpu")
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_what_is_cast_to_and_compiled_by(has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
+    assert autocast_dtype("auto", cuda) == (torch.bfloat16 if has_bfloat16 else None)
+    assert [autocast_dtype(name, cpu) for name in ("auto", "float32", "bfloat16", "float16")] == [
+        *(None, None, torch.bfloat16, torch.float16)
+    ]
+    assert [autocast_dtype(name, cuda) for name in ("float32", "float16")] == [None, torch.float16]
+    if has_bfloat16:
+        assert autocast_dtype("bfloat16", cuda) == torch.bfloat16
+    else:
+        with pytest.raises(ConfigError, match="^--amp-dtype bfloat16: this GPU has none; pass float16$"):
+            autocast_dtype("bfloat16", cuda)
+    assert [compile_backend(name, cpu) for name in ("auto", "off", "aot_eager")] == [None, None, "aot_eager"]
+    assert [compile_backend(name, cuda) for name in ("auto", "off", "inductor")] == ["inductor", None, "inductor"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"{", r"damaged \(Expecting"), (b'"\xff"', r"damaged \(.*can't decode"), (b"[]", r"damaged \(no JSON object\)")],
+)
+def test_results_that_are_damaged_are_told(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    assert read_results(path) is None
+    assert read_comparison(tmp_path) is None
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"^{path}: {said}.*; delete it, or run again what writes it$"):
+        read_results(path)
+    write_results(path, {"knn": 1})
+    assert read_results(path) == {"knn": 1}
+    assert read_comparison(tmp_path) is None, "of another kind"
+    write_results(path, {"labels_per_class": 10})
+    assert read_comparison(tmp_path) == {"labels_per_class": 10}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -178,6 +178,11 @@ def test_columns_are_found_by_what_they_hold(tmp_path: Path) -> None:
     assert len(load(tmp_path / "two", image_column="mask").train) == 2
 
 
+def test_without_a_split_to_train_on_nothing_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^--data {tmp_path}: no split 'train', only validation, test$"):
+        load(saved(tmp_path, NUMBER, validation=[0, 1], test=[1]))
+
+
 def test_other_splits_are_named(tmp_path: Path, caplog) -> None:
     data = load(saved(tmp_path, NUMBER, train=[0, 1], test=[0], extra=[1]))
     assert data.ignored == (("split 'extra'", "neither train nor held out"),)

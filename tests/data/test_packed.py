@@ -198,6 +198,16 @@ def test_other_versions_are_refused(packed: Path) -> None:
         loaded(packed)
 
 
+def test_a_folder_without_a_packed_set_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^--data {tmp_path}: no packed set \(no {MANIFEST} in it\); `simclr-fast pack"
+    ):
+        loaded(tmp_path, dataset="packed")
+    (tmp_path / MANIFEST).write_text("{}")
+    with pytest.raises(DataError, match=rf"^{tmp_path / MANIFEST}: damaged \('crc32'\); copy that file again, or"):
+        loaded(tmp_path, dataset="packed")
+
+
 def test_rows_of_a_growing_array_are_numpys(tmp_path: Path) -> None:
     rows = np.arange(24, dtype=np.int64).reshape(12, 2)
     array = GrowingArray(tmp_path / "a.npy", "<i8", (2,))
