@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,46 @@ def test_every_image_is_embedded_once_by_each_encoder(tmp_path: Path, monkeypatc
     assert title == "Encoder features of 12 test images"
     assert sorted(pictured.asked.tolist()) == list(range(12))
     assert torch.equal(pictured.data.test.labels[pictured.asked], labels)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(25, [0, 2, 5, 8, 10, 13, 16, 18, 21, 24]), (3, [0, 1, 2])])
+def test_the_view_grid_shows_what_the_encoder_is_shown(
+    count: int, shown: list[int], tmp_path: Path, monkeypatch
+) -> None:
+    drawn = []
+    monkeypatch.setattr(visualize, "view_grid", lambda *given: drawn.append(given))
+    source = ImageArrays((torch.arange(count).view(-1, 1, 1, 1) + torch.zeros(count, 1, 8, 8)).byte(), None)
+    config = demo_config()
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, output=tmp_path))
+    asked = []
+    views = lambda images, indices: asked.append(indices.tolist()) or torch.arange(2 * len(indices)).float()
+    path = in_training.draw_views(config, Dataset(source), views, CPU)
+    ((at, images, view0, view1, mean, std),) = drawn
+    assert (path, at, asked) == (tmp_path / "views.png", path, [shown])
+    assert [int(image.max()) for image in images] == shown
+    assert view0.tolist() == list(range(len(shown)))
+    assert view1.tolist() == list(range(len(shown), 2 * len(shown)))
+    assert (mean, std) == (config.augment.mean, config.augment.std) != (std, mean)
+
+
+def test_pictures_follow_what_is_labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curves always, the map where test images have labels, neighbours after a comparison."""
+    maps, curves = [], []
+    monkeypatch.setattr(visualize, "embedding_map", lambda *given: maps.append(given))
+    monkeypatch.setattr(visualize, "learning_curves", lambda *given: curves.append(given))
+    monkeypatch.setattr(visualize, "MAPPED_IMAGES", 6)
+    monkeypatch.setattr(in_training, "read_metrics", lambda path: [str(path)])
+    train, test = levels(torch.arange(60) % 4), levels(torch.arange(20) % 4)
+    config = dataclasses.replace(demo_config(), run=dataclasses.replace(demo_config().run, output=tmp_path))
+    drawn = lambda data, pictured=None: [
+        path.name for path in in_training.draw_pictures(config, data, Level(), CPU, pictured)
+    ]
+    assert drawn(Dataset(train)) == drawn(Dataset(train, None, ImageArrays(test.images, None))) == ["curves.png"]
+    assert curves[0] == (tmp_path / "curves.png", [str(tmp_path / "metrics.jsonl")], pytest.approx(math.log(127)))
+    assert drawn(Dataset(train, None, test)) == ["curves.png", "embeddings.png"]
+    ((path, features, labels, title, names),) = maps
+    assert (path.name, title, names) == ("embeddings.png", "Encoder features of 6 test images", ["0", "1", "2", "3"])
+    assert torch.equal(features.argmax(dim=1), labels)
+    data = Dataset(train, train, test)
+    pictured = in_training.evaluate(config, data, Level(), CPU, Console(quiet=True), steps=1, seconds=1.0)
+    assert drawn(data, pictured) == ["curves.png", "embeddings.png", "neighbours.png"]
