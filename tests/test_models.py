@@ -83,7 +83,22 @@ def test_head_is_the_papers() -> None:
 
 @pytest.mark.parametrize(
     ("channels", "groups"),
-    [(2048, 32), (128, 32), (64, 16), (24, 4), (16, 4), (12, 2), (8, 2), (6, 1), (4, 1), (2, 1), (1, 1)],
+    [
+        (2048, 32),
+        (128, 32),
+        (96, 16),
+        (64, 16),
+        (40, 8),
+        (32, 8),
+        (24, 4),
+        (16, 4),
+        (12, 2),
+        (8, 2),
+        (6, 1),
+        (4, 1),
+        (2, 1),
+        (1, 1),
+    ],
 )
 def test_group_norm_has_32_groups_or_such_of_four_channels(channels: int, groups: int) -> None:
     norm = group_norm(nn.BatchNorm2d(channels))
@@ -97,6 +112,10 @@ def test_a_norm_that_does_more_is_not_replaced() -> None:
 
     with pytest.raises(ConfigError, match="^--norm: Doubling does more than normalise, so nothing can replace it$"):
         normalise_by(nn.Sequential(Doubling(4)), "group", "x")
+    half_of_timms = Doubling(4)
+    half_of_timms.act = nn.ReLU()
+    with pytest.raises(ConfigError, match="does more than normalise"):
+        normalise_by(nn.Sequential(half_of_timms), "frozen", "x")
 
 
 def test_a_frozen_norm_is_the_one_that_it_replaces() -> None:
@@ -115,6 +134,7 @@ def test_group_and_frozen_norms_treat_samples_apart(norm: str) -> None:
     model = model_with(norm).train()
     x = torch.rand(6, 1, 28, 28)
     torch.testing.assert_close(model(x)[:2], model(x[:2]))
+    torch.testing.assert_close(model(x), model.head(model.backbone(x)))
 
 
 def test_batch_norm_does_not_treat_samples_apart() -> None:
