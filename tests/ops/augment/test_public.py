@@ -177,6 +177,11 @@ def test_parameters_at_their_bounds_are_taken() -> None:
     for name in ("shift_y", "shift_x"):
         with pytest.raises(ValueError, match=f"params.{name}.* leaves the resized image"):
             replace(params, **{name: getattr(params, name) + 1}).check(*torch.tensor(sizes).T, 6, 4)
+    for axis in ("y", "x"):  # one row, or column, of which the output wants several
+        side = {f"resize_{'height' if axis == 'y' else 'width'}": 1, f"shift_{axis}": 0}
+        narrow = {name: torch.full_like(params.top, value) for name, value in side.items()}
+        with pytest.raises(ValueError, match=f"params.shift_{axis}.* leaves the resized image"):
+            replace(params, **narrow).check(*torch.tensor(sizes).T, 6, 4)
     with pytest.raises(ValueError, match="params.hue"):
         replace(params, hue=params.hue - 0.01).check(*torch.tensor(sizes).T, 6, 4)
     no_blur = replace(params, blur=~params.blur, sigma=params.sigma * 0, hue=-params.hue)
