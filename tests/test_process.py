@@ -143,6 +143,7 @@ def test_the_first_signal_is_noted_and_the_second_acts(number: signal.Signals) -
         signal.signal(number, before)
 
 
+STATUSES = {"ConfigError": 2, "CheckpointError": 2, "DataError": 1, "NonFiniteLossError": 1}
 OWN_ERRORS = [found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, Exception)]
 
 
@@ -151,11 +152,11 @@ def test_an_error_that_its_user_can_mend_is_one_line_and_a_status(kind: type[Exc
     def work() -> int:
         raise kind("what went wrong")
 
-    assert exit_status("simclr-fast pretrain", work) == errors.EXIT_STATUS[kind]
+    assert exit_status("simclr-fast pretrain", work) == STATUSES[kind.__name__]
     assert capsys.readouterr().err == "simclr-fast pretrain: error: what went wrong\n"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
 def test_a_disk_that_fails_is_one_clear_line_and_status_1(number: int, capsys) -> None:
     def work() -> int:
         raise OSError(number, os.strerror(number), "runs/x/checkpoint-000000001.pt")
@@ -180,6 +181,20 @@ def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path, monk
     assert exit_status("simclr-fast knn", full) == 1
     said = "error: No space left on device (of no file by name: perhaps where the program prints to); make room"
     assert said in capsys.readouterr().err
+
+
+def test_errors_that_have_a_file_keep_it_and_those_without_words_have_their_type() -> None:
+    for given, named in (
+        (OSError(errno.EIO, "broken", "a"), "a"),
+        (OSError(errno.EIO, "broken"), "b"),
+        (OSError("no number, as of a library's own"), None),
+    ):
+        with pytest.raises(OSError, match="broken|no number") as caught, errors.naming(Path("b")):
+            raise given
+        assert caught.value.filename == named
+    assert errors.first_line(ValueError("  one\ntwo")) == "one"
+    assert errors.first_line(KeyError()) == "KeyError"
+    assert errors.in_utf8("é\udcff.png") == "é\\xff.png"
 
 
 def test_an_error_of_the_program_is_no_error_of_the_disk() -> None:
