@@ -159,6 +159,14 @@ def test_an_argument_that_is_there_twice_is_refused() -> None:
     [
         ({"model": "vit_b_16"}, 100, r"^--size 100: .* patches of 16 pixels; pass a multiple of 16, such as 96 or 112"),
         ({"model": "vit_b_16"}, 8, r"^--size 8: .* such as 16$"),
+        *(
+            (
+                {"model": "vit_b_16", "model_kwargs": (f"patch_size={patch}",)},
+                32,
+                f"^--model-kwargs patch_size={patch}: pass an integer >= 1$",
+            )
+            for patch in ("0", "-8", "2.5", "wide")
+        ),
         ({"model": "timm/vit_tiny_patch16_224"}, 40, r"^--size 40: .* pass a multiple of 16, such as 32 or 48"),
         ({"model": "regnet_y_400mf", "stem": "cifar"}, 32, r"^--stem cifar: regnet_y_400mf has no such stem"),
         ({"model": "resnet_mini", "stem": "cifar"}, 32, r"^--stem cifar: resnet_mini has no such stem"),

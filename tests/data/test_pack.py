@@ -30,7 +30,8 @@ def test_jpeg_keeps_order_labels_names_and_small_images(folder_root: Path, tmp_p
     before = loaded(folder_root, dataset="imagefolder")
     pack.pack(packing(folder_root, tmp_path / "out", size=30))
     for name in ("auto", "packed"):
-        after = loaded(tmp_path / "out", dataset=name)
+        after = loaded(tmp_path / "out", dataset=name, max_bad_images=0.25)
+        assert (after.train.bad.allowed, after.test.bad.allowed) == (4, 2)
         assert (after.classes, len(after.train), len(after.test)) == (("cat", "dog"), 16, 6)
         assert torch.equal(after.labelled.labels, before.labelled.labels)
         assert torch.equal(after.test.labels, before.test.labels)
@@ -235,6 +236,7 @@ def test_an_interrupted_command_says_how_to_go_on(folder_root: Path, tmp_path: P
 def test_options_of_the_command() -> None:
     _, chosen = parse(["pack", "--data", "in", "--output", "out", "--format", "raw", "--dataset", "stl10"])
     assert chosen == PackOptions(Path("out"), "raw", data=SourceOptions(dataset="stl10", data=Path("in")))
+    assert (chosen.size, chosen.quality, PackOptions(Path("out")).format) == (256, 90, "jpeg")
     assert dataclasses.asdict(chosen.data) == dataclasses.asdict(SourceOptions(dataset="stl10", data=Path("in")))
 
 

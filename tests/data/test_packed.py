@@ -115,6 +115,22 @@ def test_a_full_disk_is_said_and_the_rest_packed_later(
     assert len(loaded(output).train) == 16
 
 
+def test_rows_that_are_not_those_that_were_written_are_found(folder_root: Path, tmp_path: Path, monkeypatch) -> None:
+    entry = pack_writers.file_entry
+
+    def damaging(path: Path) -> dict[str, int]:
+        if path.name == "labels.npy":
+            flip(path, 130)
+        return entry(path)
+
+    monkeypatch.setattr(pack_writers, "file_entry", damaging)
+    path = tmp_path / "out" / "train" / "labels.npy"
+    with pytest.raises(
+        DataError, match=f"^{path}: its bytes are not those that were written; pack again into an empty"
+    ):
+        pack.pack(packing(folder_root, tmp_path / "out", format="raw", size=8))
+
+
 @pytest.fixture(params=FORMS)
 def packed(request, folder_root: Path, tmp_path: Path) -> Path:
     pack.pack(packing(folder_root, tmp_path / request.param, format=request.param, size=16))
