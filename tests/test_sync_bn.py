@@ -72,7 +72,8 @@ def test_numbers_of_the_norm_are_kept() -> None:
     norms = nn.Sequential(nn.BatchNorm1d(4, eps=0.5, momentum=0.3), nn.BatchNorm2d(4, eps=0.25, momentum=0.7))
     synced = synchronize_batch_norm(copy.deepcopy(norms), torch.device("cpu"))
     assert [(norm.eps, norm.momentum) for norm in synced] == [(0.5, 0.3), (0.25, 0.7)]
-    replace_batch_norm(norms, frozen_batch_norm)
+    assert replace_batch_norm(norms, frozen_batch_norm) == 2
+    assert replace_batch_norm(nn.Sequential(nn.Linear(2, 2)), frozen_batch_norm) == 0
     assert [(norm.eps, norm.momentum, norm.training) for norm in norms] == [(0.5, 0.3, False), (0.25, 0.7, False)]
 
 

@@ -113,8 +113,8 @@ def test_bands_and_splits_share_out_the_tiles(symmetric: bool, column_sums: bool
     for rows, columns in ((1, 1), (1, 300), (128, 128), (129, 129), (300, 1), (1000, 400), (2000, 2000)):
         band_m, band_n = triton_tiles.forward_bands(target, symmetric, rows, columns, column_sums)
         slots = rows if symmetric or column_sums else 1  # of a rectangle's columns nothing is summed
-        assert band_m == max(1, -(-slots // triton_tiles.MAX_SLOTS))
-        fewest = -(-columns // triton_tiles.MAX_SLOTS)
+        assert band_m == max(1, -(-slots // 128))
+        fewest = -(-columns // 128)
         most = rows * columns // (2 if symmetric else 1) // band_m // (4 * multiprocessors)
         assert band_n == max(1, fewest, min(8, most)), "as long as every multiprocessor has four programs"
         cost = {k: -(-rows * k // multiprocessors) * (-(-columns // k) + 2) for k in range(1, columns + 1)}
