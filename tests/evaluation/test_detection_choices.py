@@ -61,6 +61,7 @@ def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: p
         held_out: dict[float, float], *arguments: str, fails_at: int = 0
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         built: list[dict[str, Any]] = []
+        drawn: list[tuple[Any, ...]] = []
 
         def build(architecture, backbone, stages, **options):
             if len(built) + 1 == fails_at:
@@ -90,10 +91,15 @@ def run_detect(run_folder: Path, tmp_path: Path, digits: Dataset, monkeypatch: p
             ("detect", lambda detector, images, device: [{}] * len(images)),
         ):
             monkeypatch.setattr(detect, name, stand_in)
-        monkeypatch.setattr(detect.pictures, "detections", lambda path, *_: path)
+        monkeypatch.setattr(detect.pictures, "detections", lambda path, *given: drawn.append(given) or path)
         _, options = parse(["detect", "--checkpoint", str(run_folder), *arguments])
         process = Process(0, 1, CPU)
         detect.main(Session("detect", options, Run.open(run_folder), process, tmp_path, Console(quiet=True)))
+        ((images, truth, found, classes, score),) = drawn
+        assert len(images) == len(truth) == min(6, len(built[-1]["scored"])), "of test images"
+        assert (len(classes), score) == (built[-1]["classes"], 0.3)
+        inits = {"both": ["random init", "SimCLR init"], "scratch": ["random init"], "checkpoint": ["SimCLR init"]}
+        assert list(found) == inits[options.init], "what detectors of both starts find"
         return built, json.loads((tmp_path / "detect.json").read_text())["results"]
 
     return run
@@ -107,6 +113,7 @@ def test_a_failure_costs_nothing_that_was_measured(run_detect, tmp_path: Path) -
         run_detect(RATES, *arguments, fails_at=4)
     kept = json.loads((tmp_path / "detect.json.unfinished").read_text())["results"]
     assert [kept[init]["map"]["seeds"] for init in ("scratch", "checkpoint")] == [[0.01, 0.03], [0.02]]
+    assert (kept["schedule"]["lr"], kept["held_out_map"]) == (0.001, {"0.001": None})
     assert (tmp_path / "detect.json").read_text() == before, "the whole results of before stay"
     run_detect(RATES, *arguments)
     assert not (tmp_path / "detect.json.unfinished").exists()
@@ -131,7 +138,7 @@ def test_random_initialisation_chooses_the_rate_on_held_out_scenes(run_detect, r
     choosing, measured = built[:3], built[3:]
     run = Run.open(run_folder)
     assert [one["lr"] for one in choosing] == list(RATES)
-    assert all(one["scored"].seed == 2 for one in choosing), "no test scene chooses"
+    assert all((one["scored"].seed, len(one["scored"])) == (2, 100) for one in choosing), "no test scene chooses"
     assert all(torch.equal(one["weights"]["conv1.weight"], run.random_init(2).conv1.weight) for one in choosing)
     assert results["held_out_map"] == {str(rate): score for rate, score in RATES.items()}
     assert results["schedule"]["lr"] == 4e-3
