@@ -197,7 +197,9 @@ def test_eleven_points_are_those_of_voc_2007() -> None:
     target = {"boxes": boxes[:positives], "labels": torch.ones(positives, dtype=torch.int64)}
     second = {"boxes": boxes[:1], "labels": torch.tensor([2])}  # found up to IoU 0.7, not at 0.75
     shifted = boxes[:1] + torch.tensor([[0.0, 0, 0, 4]])  # IoU 0.71
-    found = [{"boxes": boxes[places], "labels": torch.ones(10, dtype=torch.int64)}, {**second, "boxes": shifted}]
+    # What is found of a third class, of which there is no object, does not count.
+    of_second = {"boxes": torch.cat([shifted, boxes[5:6]]), "labels": torch.tensor([2, 3])}
+    found = [{"boxes": boxes[places], "labels": torch.ones(10, dtype=torch.int64)}, of_second]
     images = [(torch.zeros(1, 400, 400, dtype=torch.uint8), one) for one in (target, second)]
     scores = evaluate_detector(_Oracle(found, 0.0), images, CPU)
     first = float(eleven_points(right, positives))

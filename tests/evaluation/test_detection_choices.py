@@ -167,7 +167,7 @@ def test_scenes_are_trained_on_as_given_or_by_the_schedule_of_scenes(run_detect)
     (one, *_), _ = run_detect({}, "--seeds", "1", "--lr", "0.01", "--init", "scratch")
     assert one["schedule"] == Schedule(steps=120, batch_size=8, warmup_steps=12, optimizer="adamw")
     assert (one["architecture"], one["autocast"], one["classes"], one["channels"]) == ("faster-rcnn", None, 11, 1)
-    assert one["scale"] == detect.SCENE_SCALE
+    assert one["scale"] == Scale((96, 96), width=32, anchors=64, boxes=32, proposals=(100, 100))
     given = ("--architecture", "retinanet", "--steps", "50", "--batch-size", "4", "--amp-dtype", "bfloat16")
     (one, *more), _ = run_detect({}, "--seeds", "1", "--lr", "0.01", "--init", "checkpoint", *given)
     assert not more
@@ -201,7 +201,7 @@ def test_folders_are_trained_on_by_the_published_schedule(
     (one,), results = run_detect({}, *found, *arguments)
     assert (one["schedule"], one["lr"], one["workers"]) == (schedule, pytest.approx(rate), schedule.workers)
     assert results["schedule"]["lr"] == pytest.approx(rate)
-    assert one["scale"] == Scale(image_size=tuple(results["image_size"]))
+    assert one["scale"] == Scale(tuple(results["image_size"]), 256, 256, 512, (2000, 1000)), "as torchvision has them"
     assert {Path(image.path).parent.name for image in one["data"].images} <= {"train2017", "JPEGImages"}
     assert {Path(image.path).stem for image in one["scored"].images} == ({"1", "2"} if dataset == "coco" else {"val"})
 
