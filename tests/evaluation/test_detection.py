@@ -60,6 +60,11 @@ def test_boxes_are_exact() -> None:
             assert bright[top + 1 : bottom - 1, left + 1 : right - 1].all()  # the outermost pixels are antialiased
             covered[top:bottom, left:right] = True
         assert not bright[~covered].any()
+        boxes = target["boxes"]
+        corners = torch.max(boxes[:, None, :2], boxes[None, :, :2]), torch.min(boxes[:, None, 2:], boxes[None, :, 2:])
+        common = (corners[1] - corners[0]).clamp_min(0).prod(dim=-1).fill_diagonal_(0)
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=-1)
+        assert (common <= 0.05 * torch.min(areas[:, None], areas)).all(), "digits hardly cover each other"
     assert INK_THRESHOLD < 0.5
 
 
