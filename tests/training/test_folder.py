@@ -44,7 +44,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
-def test_a_fresh_run_keeps_the_one_before_under_another_name(tmp_path: Path) -> None:
+def test_a_fresh_run_keeps_the_one_before_under_another_name(tmp_path: Path, caplog) -> None:
     folder = tmp_path / "run"
     for _ in range(2):
         other_run(folder, 3)
@@ -52,6 +52,16 @@ def test_a_fresh_run_keeps_the_one_before_under_another_name(tmp_path: Path) -> 
     assert names(folder) == []
     for kept in ("run.old-1", "run.old-2"):
         assert names(tmp_path / kept) == ["checkpoint-000000003.pt", METRICS_FILE]
+        assert f"{folder} held another run; it is now {tmp_path / kept} (--resume auto goes on" in caplog.text
+
+
+def test_of_a_link_the_link_is_renamed(tmp_path: Path) -> None:
+    other_run(tmp_path / "disk", 3)
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    prepare(config(tmp_path / "run"))
+    assert names(tmp_path / "run") == []
+    assert (tmp_path / "run.old-1").is_symlink()
+    assert names(tmp_path / "disk") == ["checkpoint-000000003.pt", METRICS_FILE]
 
 
 def test_going_on_keeps_the_folder_and_sets_later_checkpoints_aside(tmp_path: Path) -> None:
@@ -197,7 +207,15 @@ def test_what_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
             prepare(config(path))
 
 
-def test_other_processes_touch_nothing(tmp_path: Path) -> None:
+def test_other_processes_touch_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(Process, "barrier", lambda self: done.append("wait"))
+    monkeypatch.setattr(RunFolder, "_prepare", lambda self, resumed, step: done.append("prepare"))
+    for rank, expected in ((0, ["wait", "prepare", "wait"]), (1, ["wait", "wait"])):
+        done.clear()
+        RunFolder(config(tmp_path / "run"), Process(rank, 2, ALONE.device)).prepare(None, 0)
+        assert done == expected, "after all have read what they start from, and before any goes on"
+    monkeypatch.undo()
     second = Process(1, 1, torch.device("cpu"))  # of a world of one, so that it waits for nobody
     with RunFolder(config(tmp_path / "run"), second) as folder:
         folder.prepare(None, 0)

@@ -148,6 +148,11 @@ def test_a_job_that_is_started_again_goes_on_instead_of_beginning(tmp_path: Path
     assert torch.equal(again.model.backbone.conv1.weight, start + 1)
 
     explicit = dataclasses.replace(options, run=dataclasses.replace(options.run, resume=str(made)))
+    plain = dataclasses.replace(explicit, model=dataclasses.replace(options.model, pretrained=None))
+    third = TrainState.create(plain, 1, torch.device("cpu"), autocast=None)
+    assert start_from(third, plain) == made
+    assert third.step == 5
+    assert torch.equal(third.model.backbone.conv1.weight, start + 1)
     with pytest.raises(ConfigError, match="--pretrained and --resume: pass one of them"):
         start_from(again, explicit)
 

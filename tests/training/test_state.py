@@ -51,6 +51,14 @@ def test_only_float16_scales_the_loss() -> None:
         assert state.scaler.is_enabled() == (autocast == torch.float16)
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_layout_is_the_one_asked_for(channels_last: bool) -> None:
+    state = TrainState.create(config("group", channels_last=channels_last), 1, CPU, autocast=None)
+    weight = state.model.backbone.blocks[1].conv2.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert weight.is_contiguous() != channels_last
+
+
 def made(options: Config | None = None, autocast: torch.dtype | None = None) -> TrainState:
     return TrainState.create(options or config("batch"), 1, CPU, autocast=autocast)
 
