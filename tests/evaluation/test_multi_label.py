@@ -5,6 +5,7 @@ import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -376,3 +377,6 @@ def test_cross_validation_needs_a_class_in_every_fold(tmp_path: Path) -> None:
     data = dataclasses.replace(data, classes=list(CLASSES))
     assert multi_label.unmeasured(data, "logistic").keys() == {"none_of_train"}
     assert multi_label.unmeasured(data, "svm")["bright"] == "2 images with it to train on"
+    # One class that both parts can say something about is enough to choose the penalty.
+    known, of_val = torch.tensor([[1, 1], [-1, -1]]), torch.tensor([[1, 1], [-1, 1]])
+    multi_label._require_measurable(SimpleNamespace(classifier="logistic"), ["bright", "even"], {}, [known, of_val])
