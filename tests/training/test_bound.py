@@ -56,6 +56,20 @@ def test_phases_and_waiting_may_differ_so_much_from_the_step(sum_ms: float, is_t
     assert (f"sum to {sum_ms:.0f}% of a step as it is" in verdict(measured, cpu())) == is_told
 
 
+def test_what_is_no_bound_and_no_remedy_is_not_named() -> None:
+    reads_itself = dataclasses.replace(DECODING, threads=0)
+    assert bound_of(profile(5, loading=reads_itself)) == MODEL, "it does not wait"
+    said = verdict(profile(41, loading=DECODING), cuda(workers=16, decode_device="cuda"))
+    assert "bound by decoding" in said
+    assert "--decode-device" not in said, "the GPU decodes already"
+    assert "It grows with the square of the batch" in verdict(profile(loss=50.0), cpu(amp_dtype="float32"))
+
+
+@pytest.mark.parametrize("phase", ["augment", "forward", "loss", "optimizer"])
+def test_of_every_phase_is_told_that_its_steps_were_slower(phase: str) -> None:
+    assert "as it is: profile more steps" in verdict(profile(**{phase: 150.0}), cpu())
+
+
 def test_shares_are_of_the_step_or_of_what_its_phases_take_longer() -> None:
     measured = Profile(100.0, 10.0, dict.fromkeys(PHASES, 5.0) | {"copy": 90.0}, idle_ms=30.0)
     assert (measured.waiting_share, measured.idle_share, measured.phases_ms) == (0.1, 0.3, 25.0)

@@ -33,7 +33,7 @@ def test_average_of_the_weights_has_its_closed_form() -> None:
             state.ema.update_parameters(state.model, skip=torch.ones(()))
             assert torch.equal(state.evaluated.conv1.weight, start)
             state.ema.begun = False
-        state.ema.update_parameters(state.model)
+        state.ema.update_parameters(state.model, skip=torch.zeros(()) if len(seen) % 2 == 0 else None)
         seen.append(weight.detach().clone())
         if len(seen) == 1:  # it starts at the first weights it is given
             assert torch.equal(state.evaluated.conv1.weight, weight)
@@ -43,6 +43,10 @@ def test_average_of_the_weights_has_its_closed_form() -> None:
     torch.testing.assert_close(state.evaluated.conv1.weight, expected)
     assert state.evaluated is state.ema.module.backbone
     assert state.ema.n_averaged.item() == 4, "one that is skipped does not count"
+    fresh, again = (TrainState.create(options, 1, CPU, autocast=None).ema for _ in range(2))
+    for source, has_begun in ((state.ema, True), (fresh, False)):
+        again.load_state_dict(source.state_dict())
+        assert again.begun == has_begun
 
 
 def test_only_float16_scales_the_loss() -> None:
