@@ -114,6 +114,7 @@ def test_an_export_that_differs_is_refused(
     for write in ("export_weights", "export_program"):
         monkeypatch.setattr(export, write, lambda run, folder: (folder / "backbone.pth").touch())
     monkeypatch.setattr(export, "compare", lambda *_: {"backbone.pth": difference})
+    monkeypatch.setattr(export, "require_onnx", None)  # nobody asked for it
     assert main(["export", "--checkpoint", str(run_folder), "--output", str(tmp_path)]) == (2 if refused else 0)
     said = f"{tmp_path / 'backbone.pth'}: its features differ from the model's by {difference:.1e}"
     assert (said in capsys.readouterr().err) == refused
@@ -191,6 +192,8 @@ def test_onnx_names_what_is_missing(run_folder: Path, tmp_path: Path, monkeypatc
     assert main(["export", "--checkpoint", str(run_folder), "--output", str(tmp_path), "--onnx"]) == 2
     assert "--onnx: not installed: onnx; pip install" in capsys.readouterr().err
     assert not list(tmp_path.glob("backbone.*")), "said before anything is worked out"
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: name)
+    export.require_onnx()
 
 
 @pytest.mark.proof

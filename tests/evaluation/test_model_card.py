@@ -80,6 +80,8 @@ def test_card_holds_what_was_measured(run: Run, tmp_path: Path) -> None:
     write_results(run.folder / RESULTS_FILE, COMPARISON)
     card = ModelCard.load(write_model_card(run, tmp_path, "apache-2.0"))
     assert card.data.license == "apache-2.0"
+    assert card.data.metrics == ["accuracy"]
+    assert card.data.model_name == "resnet_mini by SimCLR on mnist5k"
     assert accuracies(card) == {
         "linear classifier, 10 labels per class": 0.907,
         "weighted kNN, k chosen on training images, t = 0.1": 0.96,  # the command's, which comes after
@@ -149,11 +151,13 @@ def test_card_holds_nothing_of_another_checkpoint(run: Run, tmp_path: Path) -> N
         assert "Not evaluated yet." in card.text
 
 
-@pytest.mark.parametrize("dataset", ["imagefolder", None])
-def test_results_on_other_images_go_by_the_name_of_their_folder(dataset: str | None, run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dataset", "name"), [("imagefolder", "flowers"), (None, "flowers"), ("cifar10", "cifar10")])
+def test_results_on_other_images_go_by_the_name_of_their_folder(
+    dataset: str | None, name: str, run: Run, tmp_path: Path
+) -> None:
     evaluated(run, dataset=dataset, data="/data/flowers")
     card = ModelCard.load(write_model_card(run, tmp_path))
-    assert {result.dataset_name for result in card.data.eval_results} == {"flowers"}
+    assert {result.dataset_name for result in card.data.eval_results} == {name}
 
 
 def test_card_says_where_training_began(tmp_path: Path) -> None:
