@@ -173,6 +173,7 @@ def test_auto_takes_triton_where_it_is_faster(capability: tuple[int, int], large
     assert backends.resolve_backend("auto", "ntxent_fwd", CUDA, torch.float16, large=True) == large
     assert backends.resolve_backend("auto", "ntxent_fwd", CUDA, torch.float16) == "cpp"
     assert backends.resolve_backend("auto", "augment", CUDA, large=True) == "cpp"
+    assert backends.resolve_backend("auto", "similarity_fwd", CUDA, torch.float16, large=True) == "cpp"
     assert backends.resolve_backend("cpp", "ntxent_fwd", CUDA, torch.float16, large=True) == "cpp"
     assert backends.resolve_backend("auto", "ntxent_fwd", CUDA, torch.float64, large=True) == "cpp"
 
@@ -188,7 +189,9 @@ def test_auto_takes_triton_where_it_is_faster(capability: tuple[int, int], large
         (8192, 128, torch.float64, "ieee", False),
     ],
 )
-def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: str, large: bool, device_of) -> None:
+def test_which_views_are_large(
+    n: int, d: int, dtype: torch.dtype, precision: str, large: bool, device_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with FakeTensorMode():
         z = torch.empty(n, d, dtype=dtype, device="cuda")
     device_of(8, 0)
@@ -197,6 +200,8 @@ def test_which_views_are_large(n: int, d: int, dtype: torch.dtype, precision: st
     assert limits.is_large(z, precision, None) is large
     assert limits.is_large(z, precision, None, (4 * n, n)) is large  # as many pairs of rows and columns
     assert not limits.is_large(z, precision, None, (n, n))
+    monkeypatch.setattr(limits.distributed, "rank_and_size", lambda group: (0, 4))
+    assert limits.is_large(z, precision, None, (n, n)) is large  # of four processes, whose columns are each one's
     assert not limits.is_large(torch.empty(n, d, dtype=dtype, device="meta"), precision, None)
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from simclr_fast import ntxent_loss
+from simclr_fast import ntxent_loss, similarity_logsumexp
 from simclr_fast.ops.ntxent.ops import OPS
+from simclr_fast.ops.ntxent.similarity_ops import OPS as SIMILARITY_OPS
 from tests.helpers import non_contiguous, relative_error
 from tests.ntxent_truth import embeddings, mean_truth, run_steps
 
@@ -71,6 +72,19 @@ def test_ops_refuse_views_that_do_not_match() -> None:
         for call in calls:
             with pytest.raises(RuntimeError, match=message):
                 call()
+
+
+def test_the_gradient_ops_are_given_the_views_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for CPUs read the unit rows instead; on CUDA the views give the gradient's direction."""
+    given: list[Tensor] = []
+    for ops, places in ((OPS, slice(1, 3)), (SIMILARITY_OPS, slice(2, 3))):
+        bwd = ops["cpp"].bwd
+        spy = lambda *inputs, bwd=bwd, places=places, **how: (given.extend(inputs[places]), bwd(*inputs, **how))[1]
+        monkeypatch.setitem(ops, "cpp", ops["cpp"]._replace(bwd=spy))
+    z0, z1 = leaves()
+    loss_of(z0, z1, reduction="none").sum().backward()
+    similarity_logsumexp(z0, z1, 0.2, backend="cpp").sum().backward()
+    assert [torch.equal(x, z) for x, z in zip(given, (z0, z1, z0, z1), strict=True)] == [True] * 4
 
 
 def test_ops_refuse_other_arguments() -> None:
