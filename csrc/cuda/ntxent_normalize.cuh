@@ -26,23 +26,6 @@ struct NormOf<double> {
   using type = double;
 };
 
-// Entries [k, k + 4) of z [d], zero from d on.
-template <class W, class T>
-__device__ __forceinline__ void load_four(W (&x)[4], const T* z, int64_t k, int64_t d) {
-  const bool aligned = reinterpret_cast<uintptr_t>(z + k) % alignof(Four<T>) == 0;  // of any row: strides are free
-  Four<T> four = {};
-  if (aligned && k + 4 <= d) {
-    four = *reinterpret_cast<const Four<T>*>(z + k);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (k + i < d) four.x[i] = z[k + i];
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) x[i] = static_cast<W>(four.x[i]);
-}
-
 // Writes row `row` of u, zero from d on, and *inv_norm = 1 / max(|z|, eps). U: of u, S: of the norm.
 template <class T, class U, class S>
 __device__ void normalize_row(const T* z, int64_t d, double eps, S clamped_inv_norm, const UnitRows<U>& u, int64_t row,

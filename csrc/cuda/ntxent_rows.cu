@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kLanes* kWarps) ntxent_bwd_rows_kernel(const B
   const S inverse_temperature = task.temperature.inverse();
   const S weight = task.of_rows.weight(row), lse = task.of_rows.lse(row);
   S* du = task.partials.du + static_cast<int64_t>(row) * task.du_columns;
-  for (int64_t k = lane; k < task.d; k += kLanes) du[k] = 0;
+  for (int64_t k = lane; k < task.du_columns; k += kLanes) du[k] = 0;
 
   S own_logits = 0;
   for (int first = 0; first < task.pairing.columns; first += kLanes) {

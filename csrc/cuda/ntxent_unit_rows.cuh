@@ -1,6 +1,8 @@
-// Rows of u in global memory, as all but the tensor cores read and write them: entry by entry, or chunk by chunk.
+// Rows of z, of u and of the gradient in memory, as all but the tensor cores read and write them: entry by entry, four at
+// a time, or chunk by chunk.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include "launch.cuh"
@@ -22,6 +24,43 @@ struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Four {
   T x[4];
 };
 
+template <class T>
+__device__ __forceinline__ bool has_four(const T* x, int64_t k, int64_t d) {
+  return k + 4 <= d && reinterpret_cast<uintptr_t>(x + k) % alignof(Four<T>) == 0;  // of any row: strides are free
+}
+
+// Entries [k, k + 4) of x [d], zero from d on.
+template <class W, class T>
+__device__ __forceinline__ void load_four(W (&to)[4], const T* x, int64_t k, int64_t d) {
+  Four<T> four = {};
+  if (has_four(x, k, d)) {
+    four = *reinterpret_cast<const Four<T>*>(x + k);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (k + i < d) four.x[i] = x[k + i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[i] = static_cast<W>(four.x[i]);
+}
+
+// Writes those of entries [k, k + 4) of x [d] that there are.
+template <class T, class W>
+__device__ __forceinline__ void store_four(T* x, int64_t k, int64_t d, const W (&from)[4]) {
+  Four<T> four;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) four.x[i] = static_cast<T>(from[i]);
+  if (has_four(x, k, d)) {
+    *reinterpret_cast<Four<T>*>(x + k) = four;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (k + i < d) x[k + i] = four.x[i];
+    }
+  }
+}
+
 template <class E>
 struct UnitRows {
   E* data;
@@ -30,6 +69,10 @@ struct UnitRows {
   template <class W>
   __device__ W at(int64_t row, int64_t k) const {
     return static_cast<W>(data[row * columns + k]);
+  }
+  template <class W>
+  __device__ void load_four(W (&u)[4], int64_t row, int64_t k) const {  // zero from `columns` on
+    cuda::load_four(u, data + row * columns, k, columns);
   }
   template <class W>
   __device__ void set(int64_t row, int64_t k, const W (&u)[4]) const {  // from entry k on; k is a multiple of 4
@@ -66,6 +109,14 @@ struct UnitRows<SplitHalf> {
   template <class W>
   __device__ W at(int64_t row, int64_t k) const {
     return (static_cast<W>(part(row, 0)[k]) + static_cast<W>(part(row, 1)[k])) * (1 / kSplitScale);
+  }
+  template <class W>
+  __device__ void load_four(W (&u)[4], int64_t row, int64_t k) const {  // zero from `columns` on
+    W lo[4];
+    cuda::load_four(u, part(row, 0), k, columns);
+    cuda::load_four(lo, part(row, 1), k, columns);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) u[i] = (u[i] + lo[i]) * (1 / kSplitScale);
   }
   template <class W>
   __device__ void set(int64_t row, int64_t k, const W (&u)[4]) const {
