@@ -59,6 +59,8 @@ struct RowGradient {
         for (int j = 0; j < 4; ++j) du[j] = -pull * u[j];
       }
       const S* part = parts;
+      // More at once, and ptxas spills a value for one architecture or another.
+#pragma unroll(sizeof(S) == 8 ? 1 : 2)
       for (int i = 0; i < count; ++i, part += next_part) {
         const Four<S> four = *reinterpret_cast<const Four<S>*>(part + k);
         for (int j = 0; j < 4; ++j) du[j] += four.x[j];

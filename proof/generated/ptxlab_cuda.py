@@ -9,6 +9,7 @@ import json
 import torch
 
 from proof.generated import aot
+from proof.generated.augment_counts import MIN_COALESCING
 from proof.generated.ptx import ROOT, Program, toolkit
 from proof.generated.workloads import MODELLED, SOURCES, WORKLOADS, Workload
 from tools.tables import write_table
@@ -17,12 +18,20 @@ TABLE = ROOT / "docs/tables/ptxlab_cuda.json"
 GPU = "H100-SXM"
 # Dense fp16 peak of the model's GPU, multiply and add counted as two.
 PEAK_F16 = 989e12
+# A row of the gradient's end has seven scalars beside its vectors, and takes a sector of each: a ninth of its bytes and
+# more, which the block's next rows find in L1.
+FINISH_COALESCING = 0.8
 
 
 def registers() -> dict[str, int]:
     """Registers per thread on Hopper, from the table of what was compiled ahead of time."""
     rows = json.loads(aot.TABLE.read_text())["kernels"]
     return {row["kernel"]: row["registers"] for row in rows if row["arch"] == aot.HOPPER}
+
+
+def least_coalescing(kernel: str) -> float:
+    """Bytes used of those that a request moves, at the least."""
+    return FINISH_COALESCING if kernel.startswith("ntxent_bwd_finish_kernel") else MIN_COALESCING
 
 
 def count(program: Program, workload: Workload) -> list[dict]:

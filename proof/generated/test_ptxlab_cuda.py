@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proof.generated import ptxlab_cuda
-from proof.generated.augment_counts import MAX_BANK_CONFLICTS, MIN_COALESCING
+from proof.generated.augment_counts import MAX_BANK_CONFLICTS
 from proof.generated.ptx import NEEDS_SIMULATOR, Program, toolkit
 from proof.generated.workloads import MODELLED, SOURCES, WORKLOADS, Workload
 
@@ -59,7 +59,7 @@ def test_committed_counts_are_within_bounds(table: dict) -> None:
         assert row["spill_bytes"] == 0, where
         if row["bank_conflict_ratio"] is not None:
             assert row["bank_conflict_ratio"] <= MAX_BANK_CONFLICTS, where
-        assert row["coalescing"] >= MIN_COALESCING, where
+        assert row["coalescing"] >= ptxlab_cuda.least_coalescing(row["kernel"]), where
 
 
 def test_modelled_time_is_within_twice_the_tensor_core_bound(table: dict) -> None:

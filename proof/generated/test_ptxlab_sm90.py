@@ -5,7 +5,6 @@ import json
 import pytest
 
 from proof.generated import ptxlab_cuda, ptxlab_sm90
-from proof.generated.augment_counts import MIN_COALESCING
 from proof.generated.ptx import NEEDS_SIMULATOR, Program, toolkit
 from proof.generated.sm90 import program
 from proof.generated.workloads import Workload
@@ -42,7 +41,7 @@ def test_committed_counts_are_within_bounds(table: dict) -> None:
     for row in table["launches"]:
         where = f"{row['kernel']} in {row['workload']}"
         assert row["spill_bytes"] == 0, where
-        assert row["coalescing"] >= MIN_COALESCING, where
+        assert row["coalescing"] >= ptxlab_cuda.least_coalescing(row["kernel"]), where
 
 
 def test_modelled_time_is_within_1_7_times_the_limit(table: dict) -> None:
