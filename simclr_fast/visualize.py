@@ -118,8 +118,8 @@ def embedding_map(
     features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
     if len(features) > 2:
-        # Of 1,000 digits, 500 steps keep as many neighbours together as the usual 1,000 (trustworthiness 0.977), in half
-        # of the time; 300 keep fewer (0.966).
+        # Of 1,000 digits, 500 steps keep as many neighbours together as the usual 1,000 (trustworthiness 0.977), in
+        # half of the time; 300 keep fewer (0.966).
         tsne = TSNE(perplexity=perplexity, init="pca", random_state=0, max_iter=500)
         points = tsne.fit_transform(features)
     else:  # one or two points have no arrangement to look for
