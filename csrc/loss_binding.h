@@ -72,6 +72,12 @@ inline void check_unit_rows(const Tensor& u, const Tensor& z) {
       "simclr_fast: the unit rows have another dtype than ntxent_normalize gives them for these embeddings");
 }
 
+// One number for each of `count` rows or columns, of the type of the log-sum-exps of embeddings like these.
+inline void check_numbers(const Tensor& x, int64_t count, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(x.numel() == count && x.scalar_type() == statistics_type(like), "simclr_fast: ", name, " must have ",
+                  count, " elements of the log-sum-exps' dtype, it has ", x.numel());
+}
+
 #ifdef USE_CUDA
 // Launches on the device of `like`, with a workspace of as many bytes as the launch takes there.
 template <class Args>

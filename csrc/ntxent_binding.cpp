@@ -57,6 +57,13 @@ void fill_reduction(Args& args, const std::string& name) {
                                 : static_cast<double>(args.columns) / static_cast<double>(2 * args.n);
 }
 
+// The process's own rows lie among those of all.
+template <class Args>
+void check_own_rows(const Args& args) {
+  STD_TORCH_CHECK(args.n > 0 && args.row_offset >= 0 && args.row_offset + 2 * args.n <= args.columns, "ntxent: 2 x ",
+                  args.n, " rows from row ", args.row_offset, " on are not among the ", args.columns, " unit rows");
+}
+
 template <class Device>
 std::tuple<Tensor, Tensor> ntxent_normalize(const Tensor& z0_any, const Tensor& z1_any, double eps) {
   const typename Device::Guard guard(z0_any);
@@ -96,6 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_fwd(const Tensor& u_any, int64_t n, in
   args.columns = u.size(0);
   args.row_offset = row_offset;
   args.u_columns = u.size(-1);
+  check_own_rows(args);
   fill_reduction(args, reduction);
   fill_precision(args, precision);
   fill_temperature(args, temperature, temperature_tensor, u);
@@ -138,6 +146,7 @@ SimclrNtxentBwdArgs bwd_args(const Tensor& z0, const Tensor& z1, const Saved& sa
   args.columns = saved.u.size(0);
   args.row_offset = row_offset;
   args.u_columns = saved.u.size(-1);
+  check_own_rows(args);
   args.eps = eps;
   fill_reduction(args, reduction);
   fill_precision(args, precision);
@@ -161,10 +170,13 @@ std::tuple<Tensor, Tensor, Tensor> ntxent_bwd(const Tensor& dloss_any, const Ten
                                               std::string precision, bool need_dt) {
   const typename Device::Guard guard(z0_any);
   check_views(z0_any, z1_any);
-  const Tensor dloss = torch::stable::contiguous(dloss_any);
-  const Tensor z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
-  const Saved saved{torch::stable::contiguous(u_any), inv_norm, lse_neg, s_pos};
+  const auto contiguous = [](const Tensor& x) { return torch::stable::contiguous(x); };
+  const Tensor dloss = contiguous(dloss_any), z0 = with_adjacent_columns(z0_any), z1 = with_adjacent_columns(z1_any);
+  const Saved saved{contiguous(u_any), contiguous(inv_norm), contiguous(lse_neg), contiguous(s_pos)};
   check_unit_rows(saved.u, z0);
+  check_numbers(saved.inv_norm, 2 * z0.size(0), z0, "inv_norm");
+  check_numbers(saved.lse_neg, saved.u.size(0), z0, "lse_neg");
+  check_numbers(saved.s_pos, saved.u.size(0), z0, "s_pos");
   SimclrNtxentBwdArgs args =
       bwd_args(z0, z1, saved, row_offset, reduction, eps, temperature, temperature_tensor, precision);
   const int64_t expected = args.reduce ? 1 : args.columns;

@@ -58,11 +58,6 @@ void fill_operands(Args& args, const Tensor& rows, const Tensor& columns) {
   args.u_columns = rows.size(-1);
 }
 
-void check_numbers(const Tensor& x, int64_t count, const Tensor& like, const char* name) {
-  STD_TORCH_CHECK(x.numel() == count && x.scalar_type() == statistics_type(like), "similarity: ", name, " must have ",
-                  count, " elements of the log-sum-exps' dtype, it has ", x.numel());
-}
-
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor> similarity_fwd(const Tensor& rows_any, const Tensor& columns_any, int64_t row_offset,
                                                   std::string exclude, bool both, bool need_max, double temperature,

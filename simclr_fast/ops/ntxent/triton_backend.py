@@ -118,13 +118,20 @@ class TritonNtxent(TritonBackend):
         dloss = dloss.contiguous()
         u, inv_norm, lse_neg, s_pos = (aligned(x.contiguous()) for x in (u, inv_norm, lse_neg, s_pos))
         z0, z1 = readable_rows(z0), readable_rows(z1)
-        n, dim = z0.shape
+        (n, dim), columns = z0.shape, u.shape[0]
+        triton_host.check_numbers(
+            of_any_type=("dloss",),
+            dloss=(dloss, columns if reduction == "none" else 1),
+            inv_norm=(inv_norm, 2 * n),
+            lse_neg=(lse_neg, columns),
+            s_pos=(s_pos, columns),
+        )
         plan = self.plan(
             backward_plan,
             self.target(u.device),
             types_of(dloss, z0, z1, u, temperature_tensor),
             n,
-            u.shape[0],
+            columns,
             dim,
             z0.stride(0),
             z1.stride(0),

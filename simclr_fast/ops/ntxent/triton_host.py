@@ -66,6 +66,13 @@ def new_unit_rows(z: torch.Tensor, rows: int) -> torch.Tensor:
     return z.new_empty((rows, *parts, z.shape[1]), dtype=torch.float16)
 
 
+def check_numbers(of_any_type: tuple[str, ...] = (), **numbers: tuple[torch.Tensor, int]) -> None:
+    """ValueError where a tensor by name has not as many elements as it should, or others than float32."""
+    for name, (x, count) in numbers.items():
+        if x.numel() != count or (x.dtype != torch.float32 and name not in of_any_type):
+            raise ValueError(f"{name} must have {count} elements of float32, it has {x.numel()} of {x.dtype}")
+
+
 def operand_of(u: torch.Tensor, precision: str) -> str:
     """How unit rows are multiplied, by the names of the tile tables: "fp16", or of split rows "tf32" or "ieee"."""
     if u.dtype != torch.float16 or u.ndim not in (2, 3) or (u.ndim == 3 and u.shape[1] != 2):

@@ -59,6 +59,11 @@ class Forward(NamedTuple):
     finish: LaunchPlan
 
 
+def _check_own_rows(n: int, row_offset: int, columns: int) -> None:
+    if n < 1 or row_offset < 0 or row_offset + 2 * n > columns:
+        raise ValueError(f"ntxent: 2 x {n} rows from row {row_offset} on are not among the {columns} unit rows")
+
+
 def forward_plan(
     target: Target,
     types: Types,
@@ -71,6 +76,7 @@ def forward_plan(
     operand: str,
 ) -> Forward:
     """n samples of `columns` unit rows of `dim` columns."""
+    _check_own_rows(n, row_offset, columns)
     rows = 2 * n
     tiles = triton_tiles.forward_tiles(target, operand, dim, online_max)
     row_tiles, column_tiles = ceil_div(rows, tiles.block_m), ceil_div(columns, tiles.block_m)
@@ -137,6 +143,7 @@ def backward_plan(
     need_dt: bool,
 ) -> Backward:
     """The arguments of forward_plan, and the strides of the raw rows, in elements."""
+    _check_own_rows(n, row_offset, columns)
     cut = GradientCut.of(target, 2 * n, columns, dim, operand, online_max)
     unit = stride_unit(dim)
     numbers = {"n": n, "columns": columns}

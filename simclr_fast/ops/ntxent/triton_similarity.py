@@ -105,6 +105,15 @@ class TritonSimilarity(TritonBackend):
             return dz.zero_(), dt.zero_()
         rows, columns, z = aligned(rows.contiguous()), aligned(columns.contiguous()), readable_rows(z)
         drows, dcolumns, lse, column_lse = (x.contiguous() for x in (drows, dcolumns, lse, column_lse))
+        inv_norm = inv_norm.contiguous()
+        triton_host.check_numbers(
+            of_any_type=("drows", "dcolumns"),
+            drows=(drows, n),
+            dcolumns=(dcolumns, m),
+            lse=(lse, n),
+            column_lse=(column_lse, m),
+            inv_norm=(inv_norm, n),
+        )
         plan = self.plan(
             backward_plan,
             self.target(rows.device),

@@ -103,6 +103,26 @@ def test_ops_refuse_other_arguments() -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             bwd(dloss, reduction)
+    saved = {"u": u, "inv_norm": inv_norm, "lse_neg": statistics[0], "s_pos": statistics[1]}
+    for name, value, offset, message in (
+        ("inv_norm", inv_norm[:6], 0, "inv_norm must have 12 elements of the log-sum-exps' dtype, it has 6"),
+        ("inv_norm", inv_norm.double(), 0, "inv_norm must have 12 elements"),
+        ("lse_neg", statistics[0][:11], 0, "lse_neg must have 12 elements of the log-sum-exps' dtype, it has 11"),
+        ("s_pos", statistics[1].double(), 0, "s_pos must have 12 elements"),
+        ("u", u[:11], 0, "2 x 6 rows from row 0 on are not among the 11 unit rows"),
+        ("u", u, 1, "2 x 6 rows from row 1 on are not among the 12 unit rows"),
+        ("u", u, -1, "2 x 6 rows from row -1 on are not among the 12 unit rows"),
+    ):
+        given = saved | {name: value}
+        given |= {key: given[key][: len(given["u"])] for key in ("lse_neg", "s_pos") if key != name}
+        with pytest.raises(RuntimeError, match=message):
+            OPS["cpp"].bwd(*(torch.ones(()), z0, z1, *given.values(), offset, "mean", 1e-8, 0.2, None, "ieee", False))
+        if name == "u":
+            with pytest.raises(RuntimeError, match=message):
+                OPS["cpp"].fwd(value, 6, offset, 0.2, None, "mean", "ieee")
+    strided = [torch.stack([x, x], 1)[:, 0] for x in (inv_norm, *statistics)]
+    given = (torch.ones(()), z0, z1, u, *strided, 0, "mean", 1e-8, 0.2, None, "ieee", False)
+    torch.testing.assert_close(OPS["cpp"].bwd(*given)[:2], bwd(torch.ones(()), "mean")[:2], rtol=0, atol=0)
     for temperature, precision, message in (
         (torch.ones(2), "ieee", "the temperature tensor must have one element"),
         (torch.ones(()).double(), "ieee", "the temperature tensor must have one element"),

@@ -100,6 +100,37 @@ def test_what_the_kernels_do_not_take_is_named() -> None:
     assert not noted.launches
 
 
+def test_what_would_be_read_beyond_its_end_is_refused() -> None:
+    noted, u, z = Noted(), torch.zeros(8, 8, dtype=torch.float16), torch.zeros(2, 4, 8, dtype=torch.float16)
+    rows = torch.zeros(8)
+    for n, offset, message in (
+        (5, 0, "2 x 5 rows from row 0 on are not among the 8 unit rows"),
+        (2, 5, "2 x 2 rows from row 5 on"),
+        (2, -1, "2 x 2 rows from row -1 on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            noted.ntxent.fwd(u, n, offset, 0.1, None, "mean", "ieee")
+    pairs = {"dloss": torch.zeros(()), "inv_norm": rows, "lse_neg": rows, "s_pos": rows}
+    rectangle = {"drows": rows, "dcolumns": rows, "lse": rows, "column_lse": rows, "inv_norm": rows}
+
+    def of_pairs(dloss: Tensor, inv_norm: Tensor, lse_neg: Tensor, s_pos: Tensor, offset: int = 0) -> None:
+        noted.ntxent.bwd(dloss, *z, u, inv_norm, lse_neg, s_pos, offset, "mean", 1e-8, 0.1, None, "ieee", True)
+
+    def of_rectangle(drows: Tensor, dcolumns: Tensor, lse: Tensor, column_lse: Tensor, inv_norm: Tensor) -> None:
+        given = (drows, dcolumns, z.flatten(0, 1), u, inv_norm, u, lse, column_lse)
+        noted.similarity.bwd(*given, 0, "none", 1e-8, 0.1, None, "ieee", True)
+
+    for call, given in ((of_pairs, pairs), (of_rectangle, rectangle)):
+        call(**given)
+        for name, x in given.items():
+            wrong = (x.new_zeros(7),) if name[0] == "d" else (x[:7], x.double())
+            for value in wrong:
+                with pytest.raises(ValueError, match=f"{name} must have {x.numel()} elements of float32, it has"):
+                    call(**given | {name: value})
+    with pytest.raises(ValueError, match="2 x 4 rows from row 1 on are not among the 8 unit rows"):
+        of_pairs(**pairs, offset=1)
+
+
 def test_rows_have_one_maximum_where_no_logit_is_further_than_80_from_it() -> None:
     assert [needs_online_max(t, None) for t in (0.5, 0.025, 0.0249)] == [False, False, True]
     assert needs_online_max(0.0, torch.tensor(0.5))
