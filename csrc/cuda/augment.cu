@@ -10,7 +10,8 @@
 //   2. fill_blur_weights    augment_filter.cuh  w_d = exp(-d^2 / 2 sigma^2) / (their sum over |d| <= radius)
 //   3. resize               augment_resize.cuh  u(y, x) = sum_i sum_j a_i b_j source(i, j) / (sum_i a_i sum_j b_j)
 //                                               with the tap weights a, b of augment_resample.h
-//   4. contrast's mean      augment_filter.cuh  m = the mean of gray(u) over the view, after the operations before it
+//   4. contrast's mean      augment_filter.cuh  m = the mean of gray(u) over the view, after the operations before it;
+//                           augment_mean.cuh    in the mean kernel, where there are none, by weights of source pixels
 //   5. color                augment_color.h     in the drawn order, each clamped to [0, 1]: brightness f u, contrast
 //                                               f u + (1 - f) m, saturation f u + (1 - f) gray(u), hue; then gray(u)
 //   6. blur                 augment_filter.cuh  v(x) = sum_d w_d u(reflected(x + d)), then the same along y
@@ -18,6 +19,7 @@
 //
 // Every sum is taken in a fixed order: results do not depend on scheduling. Drawn flags are uniform over a block.
 #include "augment_filter.cuh"
+#include "augment_mean.cuh"
 #include "augment_resize.cuh"
 #include "augment_store.cuh"
 #include "augment_tile.cuh"
@@ -66,8 +68,13 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   __syncthreads();
   if (!view.has_contrast()) return;
   const Block<C> block = make_block<C>(args, plan, view, index, shared);
-  resize(block);                                         // 3.
-  const double sum = sum_before_contrast(block, false);  // 4., the tile's part
+  double sum;  // 4., the tile's part
+  if (view.contrast_at == 0) {
+    sum = sum_of_crop(block);
+  } else {
+    resize(block);  // 3.
+    sum = sum_before_contrast(block, false);
+  }
   if (threadIdx.x == 0) {
     contrast_sums[static_cast<int64_t>(index.image) * plan.tiles_x * plan.tiles_y + index.tile] = sum;
   }

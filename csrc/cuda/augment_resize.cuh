@@ -32,10 +32,10 @@ __device__ __forceinline__ void find_taps(const ResizeAxis& axis, int begin, int
   }
 }
 
+// Ends with a barrier.
 template <int C>
-__device__ __forceinline__ void fill_tap_tables(const Block<C>& block) {
+__device__ __forceinline__ void fill_tap_tables(const Block<C>& block, bool flip) {
   const AugmentParams& p = block.view.params;
-  const bool flip = p.flags & kHflip;
   const int mirror = block.args.out_width - 1;
   find_taps(
       block.view.x, block.region.left, block.region.right,
@@ -45,6 +45,24 @@ __device__ __forceinline__ void fill_tap_tables(const Block<C>& block) {
   find_taps(
       block.view.y, block.region.top, block.region.bottom, 1.0f, [&](int y) { return y + p.shift_y; },
       [&](int i, const Taps& taps) { block.lines[i] = taps; });
+  __syncthreads();
+}
+
+// The part of the crop that the region's taps reach, and how many of its columns are staged at once.
+struct Reach {
+  int32_t first_row, end_row, first_column, end_column, columns_at_once;
+};
+
+template <int C>
+__device__ __forceinline__ Reach reach_of(const Block<C>& block) {
+  const Source& s = block.view.source;
+  const Taps leftmost = block.columns[0],
+             rightmost = block.columns[block.region.width() - 1];  // or swapped by a flip
+  const int run_pitch = block.plan.staged_row_bytes / s.runs_per_row;
+  const int pixel = s.contiguous ? s.run_pixel : s.element;
+  return {block.lines[0].first, block.lines[block.region.height() - 1].end, min(leftmost.first, rightmost.first),
+          max(leftmost.end, rightmost.end),
+          (run_pitch - (kSectorBytes - 1)) / pixel};  // wherever in a sector a run starts
 }
 
 // A chunk of the crop: rows [row, row + rows) and columns [column, column + columns).
@@ -129,11 +147,38 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
+// Calls f(T()) for the images' type of pixels, T.
+template <class F>
+__device__ __forceinline__ void with_pixel_type(PixelType type, const F& f) {
+  switch (type) {
+    case PixelType::kUint8:
+      f(uint8_t());
+      break;
+    case PixelType::kFloat16:
+      f(__half());
+      break;
+    case PixelType::kBfloat16:
+      f(__nv_bfloat16());
+      break;
+    case PixelType::kFloat32:
+      f(float());
+      break;
+  }
+}
+
+// Channel c of the first pixel of a staged row; the next pixel is run_pixel bytes further.
+template <class T, int C>
+__device__ __forceinline__ const T* staged_pixels(const Block<C>& block, const Source& s, const Chunk& chunk, int row,
+                                                  int c) {
+  const int run_pitch = block.plan.staged_row_bytes / s.runs_per_row;
+  const char* run = block.staged + (s.interleaved ? row : row * C + c) * run_pitch;
+  return reinterpret_cast<const T*>(run + run_shift(s, chunk, row, s.interleaved ? 0 : c)) + (s.interleaved ? c : 0);
+}
+
 // Resizes the staged rows to the region's columns. A warp takes 32 columns of kRowsPerThread rows.
 template <class T, int C>
 __device__ __forceinline__ void resize_horizontally(const Block<C>& block, const Source& s, const Chunk& chunk) {
   const int width = block.region.width(), pitch = block.plan.pitch;
-  const int run_pitch = block.plan.staged_row_bytes / s.runs_per_row;
   const int step = s.run_pixel / static_cast<int>(sizeof(T));
   float* resized = block.resized_rows + block.region.left - block.tile.x + block.plan.margin;
   const Spans spans(width);
@@ -154,9 +199,7 @@ __device__ __forceinline__ void resize_horizontally(const Block<C>& block, const
       const int row = first_row + min(r, rows - 1);  // the last group's spare rows repeat its last
 #pragma unroll
       for (int c = 0; c < C; ++c) {
-        const char* run = block.staged + (s.interleaved ? row : row * C + c) * run_pitch;
-        pixel[r][c] = reinterpret_cast<const T*>(run + run_shift(s, chunk, row, s.interleaved ? 0 : c)) +
-                      (s.interleaved ? c : 0) + (begin - chunk.column) * step;
+        pixel[r][c] = staged_pixels<T>(block, s, chunk, row, c) + (begin - chunk.column) * step;
         sum[r][c] = begin == taps.first ? 0.0f : out[(min(r, rows - 1) * C + c) * pitch];
       }
     }
@@ -234,37 +277,17 @@ __device__ __forceinline__ void resize_vertically(const Block<C>& block, int row
 // Fills the region of the pixel buffer; ends with a barrier.
 template <int C>
 __device__ __forceinline__ void resize(const Block<C>& block) {
-  fill_tap_tables(block);
-  __syncthreads();
+  fill_tap_tables(block, block.view.params.flags & kHflip);
   const Source& s = block.view.source;
-  const Taps leftmost = block.columns[0],
-             rightmost = block.columns[block.region.width() - 1];  // or swapped by a flip
-  const int first_column = min(leftmost.first, rightmost.first), end_column = max(leftmost.end, rightmost.end);
-  const int end_row = block.lines[block.region.height() - 1].end;
-  const int run_pitch = block.plan.staged_row_bytes / s.runs_per_row;
-  const int pixel = s.contiguous ? s.run_pixel : s.element;
-  const int columns_at_once = (run_pitch - (kSectorBytes - 1)) / pixel;  // wherever in a sector a run starts
-
-  for (int row = block.lines[0].first; row < end_row; row += kChunkRows) {
-    const int rows = min(kChunkRows, end_row - row);
-    for (int column = first_column; column < end_column; column += columns_at_once) {
-      const Chunk chunk = {row, rows, column, min(columns_at_once, end_column - column)};
+  const Reach reach = reach_of(block);
+  for (int row = reach.first_row; row < reach.end_row; row += kChunkRows) {
+    const int rows = min(kChunkRows, reach.end_row - row);
+    for (int column = reach.first_column; column < reach.end_column; column += reach.columns_at_once) {
+      const Chunk chunk = {row, rows, column, min(reach.columns_at_once, reach.end_column - column)};
       stage(block, s, chunk);
       __syncthreads();
-      switch (block.args.images.type) {
-        case PixelType::kUint8:
-          resize_horizontally<uint8_t>(block, s, chunk);
-          break;
-        case PixelType::kFloat16:
-          resize_horizontally<__half>(block, s, chunk);
-          break;
-        case PixelType::kBfloat16:
-          resize_horizontally<__nv_bfloat16>(block, s, chunk);
-          break;
-        case PixelType::kFloat32:
-          resize_horizontally<float>(block, s, chunk);
-          break;
-      }
+      with_pixel_type(block.args.images.type,
+                      [&](auto pixel) { resize_horizontally<decltype(pixel)>(block, s, chunk); });
       __syncthreads();
     }
     resize_vertically(block, row, rows);

@@ -16,6 +16,7 @@ from simclr_fast.ops.augment.reference import augment_reference
 GPU = "H100-SXM"  # of the model
 SECTOR = 32
 CIFAR = (("strength", 0.5), ("blur_p", 0.0), ("blur_kernel", 1))
+CONTRAST_ALONE = (("jitter", (0.0, 0.8, 0.0, 0.0)), ("jitter_p", 1.0))  # hence first
 Row = dict[str, Any]
 # Of a launch: wavefronts of shared memory over the ideal; bytes that are used of those that a request moves.
 MAX_BANK_CONFLICTS = 1.1
@@ -31,7 +32,7 @@ class Workload:
     source: int
     size: int
     dtype: torch.dtype
-    options: tuple[tuple[str, float], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -51,6 +52,7 @@ WORKLOADS = (
     Workload("128 -> 96, float16", 4, 128, 96, torch.float16),
     Workload("256 -> 224, float32", 2, 256, 224, torch.float32),
     Workload("256 -> 224, float16", 2, 256, 224, torch.float16),
+    Workload("256 -> 224, float32, contrast alone", 2, 256, 224, torch.float32, CONTRAST_ALONE),
 )
 
 

@@ -4,6 +4,8 @@ ptxlab lies outside the repository (../shared/ptxlab, or the environment variabl
 skipped.
 """
 
+import itertools
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,7 +37,8 @@ from simclr_fast.ops.augment.params import pack_window
 from simclr_fast.ops.augment.triton_backend import TritonAugment
 from simclr_fast.triton_launch import Launch
 from tests.ops.augment.compare import noise
-from tests.ops.augment.triton_cases import FULL, drawn, error, views_of
+from tests.ops.augment.means import MEANS, errors_of_the_mean
+from tests.ops.augment.triton_cases import FULL, drawn, error, views_of, views_of_batch
 
 ARCH = 90  # whose code is executed, where both architectures' are not
 needs_simulator = pytest.mark.skipif(ptxlab() is None, reason="needs ptxlab (at ../shared/ptxlab, or named by PTXLAB)")
@@ -142,6 +145,19 @@ class TestGeneratedCode:
 
         params = drawn(batch, size, views=1, seed=3, blur_kernel=9, **FULL)
         assert error(TritonAugment(run), batch, size, params, 9, torch.float32, channels_last) <= 1
+        check_reports(launched)
+
+    @pytest.mark.parametrize("arch", COUNTED_ARCHS)
+    @pytest.mark.parametrize(("case", "seed"), list(zip(MEANS, itertools.cycle([0, 1, 2]))))
+    def test_the_mean_where_contrast_comes_first(self, case: str, seed: int, arch: int) -> None:
+        launched: list[tuple[Launch, Any]] = []
+
+        def run(launch: Launch) -> None:
+            launch = as_launched(launch)
+            launched.append((launch, simulate(launch, arch=arch, seed=seed)))
+
+        error, of_reference = errors_of_the_mean(case, partial(views_of_batch, TritonAugment(run)))
+        assert error <= 2 * of_reference + 1e-7
         check_reports(launched)
 
     @pytest.mark.parametrize("size", [(100, 1), (1, 1), (1, 90)])

@@ -47,6 +47,7 @@ _SOURCES = {
     "csrc/ntxent.h": "ntxent_fwd.cu",
     "csrc/similarity_launch.h": "similarity.cu",
     "csrc/cuda/augment_filter.cuh": "augment.cu",
+    "csrc/cuda/augment_mean.cuh": "augment.cu",
     "csrc/cuda/augment_resize.cuh": "augment.cu",
     "csrc/cuda/augment_tile.cuh": "augment.cu",
     "csrc/cuda/ntxent_bwd_terms.cuh": "ntxent_bwd.cu",
@@ -93,6 +94,11 @@ _ONCE = "test_rows_of_float32_keep_22_bits_and_their_positives_are_rounded_once"
 def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
     path = f"csrc/cuda/augment{file}"
     return Mutant(f"augment: {name}", path, old, new, (f"proof/simt/test_augment.py::{judge}",))
+
+
+def _mean(name: str, old: str, new: str) -> Mutant:
+    judge = "test_the_mean_where_contrast_comes_first"
+    return _augment(f"where contrast comes first, the {name}", "_mean.cuh", old, new, judge)
 
 
 def _at_once(file: str, name: str, old: str, new: str, judge: str = _SCHEDULES) -> Mutant:
@@ -341,6 +347,30 @@ MUTANTS = (
         "contrast's mean is that of the first tile",
         *(".cu", "k < sums_per_view", "k < 1"),
         "test_every_order_of_the_jitter",
+    ),
+    _augment(
+        "the mean before contrast ignores the operations that clamp",
+        *(".cu", "view.contrast_at == 0", "view.contrast_at <= 1"),
+        "test_every_order_of_the_jitter",
+    ),
+    _augment(
+        "a view without jitter takes its factors",
+        *("_tile.cuh", "if (p.flags & kJitter) {", "{"),
+        "test_each_operation_alone",
+    ),
+    _mean("last output's weights left out", "ceilf(at + reach) + 1.0f", "ceilf(at + reach) - 1.0f"),
+    _mean("last output column left out", "block.region.width(), [&]", "block.region.width() - 1, [&]"),
+    _mean("window of the resized crop ignored", "block.region.left + view.params.shift_x", "block.region.left"),
+    _mean("crop read as if it were flipped", "fill_tap_tables(block, false)", "fill_tap_tables(block, true)"),
+    _mean("every chunk of rows weighs what the first does", "weight_in_sum(view.y, row + k", "weight_in_sum(view.y, k"),
+    _mean("every piece of a row weighs what the first does", "view.x, column + k", "view.x, reach.first_column + k"),
+    _mean(
+        "chunk read before it is staged",
+        *("      __syncthreads();\n      with_pixel_type", "      with_pixel_type"),
+    ),
+    _mean(
+        "chunk staged before the last one is read",
+        *("      });\n      __syncthreads();", "      });"),
     ),
     _augment(
         "parameters are read without the swizzle they were written with",

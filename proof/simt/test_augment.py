@@ -3,6 +3,7 @@
 import ctypes
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from simclr_fast.ops.augment.params import PACKED_WORDS
 from simclr_fast.ops.augment.reference import augment_reference
 from tests.helpers import IMAGE_STRIDES, spread
 from tests.ops.augment.compare import NAN_OPERATIONS, nan_views
+from tests.ops.augment.means import MEANS, errors_of_the_mean, views_that_lost_the_mean
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 NO_COPIES = SCHEDULES[::2]  # the kernels copy nothing asynchronously
@@ -129,6 +131,18 @@ def test_every_order_of_the_jitter(kernels: Kernels, size: tuple[int, int]) -> N
         **{"brightness": spread, "contrast": spread.flip(0), "saturation": spread.roll(7)},
     )
     assert_matches(kernels, images.expand(count, -1, -1, -1), params, size)
+
+
+@pytest.mark.parametrize("schedule", NO_COPIES, ids=str)
+@pytest.mark.parametrize("case", MEANS)
+def test_the_mean_where_contrast_comes_first(kernels: Kernels, case: str, schedule: Schedule) -> None:
+    augment = partial(simt.augment, kernels, schedule=schedule)
+    error, of_reference = errors_of_the_mean(case, augment)
+    assert error <= 2 * of_reference + 1e-7
+
+
+def test_a_nan_pixel_of_the_crop_makes_the_mean_nan(kernels: Kernels) -> None:
+    assert views_that_lost_the_mean(partial(simt.augment, kernels)) == [False, True, True, False]
 
 
 @pytest.mark.parametrize("flag", FLAGS)

@@ -9,7 +9,8 @@ The steps of a program, where they stand, and what they compute; u is a channel 
 
     1. read_image, read_view  triton_view.py    the source image; the drawn parameters, made safe; the jitter's list
     2. resize                 triton_resize.py  u(y, x) = sum_i sum_j a_i b_j source(i, j) / (sum_i a_i sum_j b_j)
-    3. contrast's mean        triton_color.py   m = the mean of gray(u) over the view, after the operations before it
+    3. contrast's mean        triton_color.py   m = the mean of gray(u) over the view, after the operations before it;
+                              triton_mean.py    in augment_mean_kernel, where there are none, by source pixels' weights
     4. color                  triton_color.py   in the drawn order, each clamped to [0, 1]: brightness f u, contrast
                                                 f u + (1 - f) m, saturation f u + (1 - f) gray(u), hue; then gray(u)
     5. blur                   triton_color.py   v(x) = sum_d w_d u(reflected(x + d)) / sum_d w_d, then the same along y,
@@ -34,6 +35,7 @@ from simclr_fast.ops.augment.triton_color import (
     gray,
     jitter,
 )
+from simclr_fast.ops.augment.triton_mean import sum_of_crop
 from simclr_fast.ops.augment.triton_resize import resize
 from simclr_fast.ops.augment.triton_view import SOLARIZE, read_image, read_view
 
@@ -141,15 +143,20 @@ def augment_mean_kernel(
     image = read_image(images, offset, table, sample, height, width, stride_b, stride_c, stride_h, stride_w)
     view = read_view(packed, index, image.height, image.width, out_height, out_width, 0, CHANNELS)
     if view.contrast_at < 4:
-        # 2.
-        row = tile // tiles_x * ROWS + tl.arange(0, ROWS)[:, None]
-        column = tile % tiles_x * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        red, green, blue = resize(image, view, row, column, out_height, out_width, image.width, unit, CHANNELS,
-                                  INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
-        # 3. The operations before contrast, and the tile's part of the mean.
-        valid = (row < out_height) & (column < out_width)
-        red, green, blue = jitter(red, green, blue, view, 0.0, valid, 1, CHANNELS, BEFORE_CONTRAST)
-        total = tl.sum(tl.where(valid, gray(red, green, blue, CHANNELS), 0.0))
+        top, left = tile // tiles_x * ROWS, tile % tiles_x * COLUMNS
+        if view.contrast_at == 0:
+            # 3. From the source pixels.
+            total = sum_of_crop(image, view, top, left, out_height, out_width, image.width, unit, CHANNELS,
+                                INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
+        else:
+            # 2.
+            row, column = top + tl.arange(0, ROWS)[:, None], left + tl.arange(0, COLUMNS)[None, :]
+            red, green, blue = resize(image, view, row, column, out_height, out_width, image.width, unit, CHANNELS,
+                                      INTERLEAVED, ROWS, COLUMNS, K, SECTOR)  # fmt: skip
+            # 3. The operations before contrast, and the tile's part of the mean.
+            valid = (row < out_height) & (column < out_width)
+            red, green, blue = jitter(red, green, blue, view, 0.0, valid, 1, CHANNELS, BEFORE_CONTRAST)
+            total = tl.sum(tl.where(valid, gray(red, green, blue, CHANNELS), 0.0))
         tl.store(sums + index.to(tl.int64) * programs + tile, total)
 
 

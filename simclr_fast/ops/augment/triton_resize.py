@@ -89,7 +89,7 @@ def _blend_columns(blended, x, first_pixel, offset, STEP: tl.constexpr, ROWS: tl
 
 
 @triton.jit
-def _chunk_mask(element, stop, row_length, SECTOR: tl.constexpr):
+def chunk_mask(element, stop, row_length, SECTOR: tl.constexpr):
     """Elements of whole sectors that hold a part of the crop, as far as the image's row reaches."""
     return (element < (stop + SECTOR - 1) // SECTOR * SECTOR) & (element < row_length)
 
@@ -103,7 +103,7 @@ def _resize_interleaved(image, row_pointers, left, y, x, row_length, ROWS: tl.co
     stop = 3 * (left + tl.max(x.end))
     for start in range(3 * (left + tl.min(x.first)) // SECTOR * SECTOR, stop, K):
         element = start + tl.arange(0, K)[None, :]
-        inside = _chunk_mask(element, stop, row_length, SECTOR)
+        inside = chunk_mask(element, stop, row_length, SECTOR)
         blended = _blend_rows(row_pointers, image.stride_h, element, inside, y, ROWS, K)
         offset, first_pixel = 3 * left - start, start // 3 - left
         red += _blend_columns(blended, x, first_pixel, offset, 3, ROWS, COLUMNS, K)
@@ -120,7 +120,7 @@ def _resize_channel(image, row_pointers, left, y, x, row_length, ROWS: tl.conste
     stop = left + tl.max(x.end)
     for start in range((left + tl.min(x.first)) // SECTOR * SECTOR, stop, K):
         element = start + tl.arange(0, K)[None, :]
-        inside = _chunk_mask(element, stop, row_length, SECTOR)
+        inside = chunk_mask(element, stop, row_length, SECTOR)
         offsets = element.to(tl.int64) * image.stride_w
         blended = _blend_rows(row_pointers, image.stride_h, offsets, inside, y, ROWS, K)
         result += _blend_columns(blended, x, start - left, left - start, 1, ROWS, COLUMNS, K)

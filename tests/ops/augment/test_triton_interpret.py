@@ -4,6 +4,7 @@ Outputs are small: the interpreter takes about a tenth of a second for a region 
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from simclr_fast.ops.augment import ImageBatch, ops
 from simclr_fast.ops.augment.params import pack_window
 from simclr_fast.ops.augment.triton_backend import Launch, TritonAugment, launch_on_device
 from tests.ops.augment.compare import NAN_OPERATIONS, TOLERANCE, nan_views, noise, only
-from tests.ops.augment.triton_cases import FULL, NEUTRAL, alone, drawn, error, views_of
+from tests.ops.augment.means import MEANS, errors_of_the_mean, views_that_lost_the_mean
+from tests.ops.augment.triton_cases import FULL, NEUTRAL, alone, drawn, error, views_of, views_of_batch
 
 pytestmark = pytest.mark.interpret
 
@@ -150,6 +152,16 @@ def test_large_outputs_take_two_launches(size: tuple[int, int]) -> None:
     assert error(recorded(launches), images, size, params, blur_kernel=15) <= 1
     assert [launch.kernel.__name__ for launch in launches] == ["augment_mean_kernel", "augment_tile_kernel"]
     assert not launches[1].constants["MANY"]
+
+
+@pytest.mark.parametrize("case", MEANS)
+def test_the_mean_where_contrast_comes_first(case: str) -> None:
+    error, of_reference = errors_of_the_mean(case, partial(views_of_batch, TRITON))
+    assert error <= 2 * of_reference + 1e-7
+
+
+def test_a_nan_pixel_of_the_crop_makes_the_mean_nan() -> None:
+    assert views_that_lost_the_mean(partial(views_of_batch, TRITON)) == [False, True, True, False]
 
 
 def test_small_outputs_take_one_launch() -> None:

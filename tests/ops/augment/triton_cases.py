@@ -39,6 +39,24 @@ def last_of_very_many(image: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]
     return images, packed, params
 
 
+def views_of_batch(
+    backend: TritonAugment,
+    batch: ImageBatch,
+    packed: Tensor,
+    size: tuple[int, int],
+    blur_kernel: int = 1,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> Tensor:
+    """The op with these arguments; nothing is normalised by default."""
+    statistics = [mean] * batch.channels, [std] * batch.channels
+    return backend.augment(
+        batch.data, batch.table, packed, batch.channels, *size, *statistics, blur_kernel, dtype, channels_last
+    )
+
+
 def views_of(
     backend: TritonAugment,
     images,
@@ -50,13 +68,11 @@ def views_of(
     mean: float = 0.0,
     std: float = 1.0,
 ) -> Tensor:
-    """The op with these arguments; nothing is normalised by default."""
-    batch = ImageBatch.of(images)
+    """The same of images, and of parameters packed or not."""
     packed = params.pack() if isinstance(params, AugmentParams) else params
     height, width = (size, size) if isinstance(size, int) else size
-    statistics = [mean] * batch.channels, [std] * batch.channels
-    return backend.augment(
-        batch.data, batch.table, packed, batch.channels, height, width, *statistics, blur_kernel, dtype, channels_last
+    return views_of_batch(
+        backend, ImageBatch.of(images), packed, (height, width), blur_kernel, dtype, channels_last, mean, std
     )
 
 
