@@ -179,7 +179,7 @@ MUTANTS = (
         "(u[i] - static_cast<W>(hi.x[i]))",
         _ONCE,
     ),
-    _ntxent("normalize.cuh", "entries behind a row", "aligned && k + 4 <= d", "aligned"),
+    _ntxent("unit_rows.cuh", "entries behind a row", "return k + 4 <= d &&", "return"),
     _ntxent(
         *("normalize.cuh", "norms in float32"),
         *("struct NormOf<float> {\n  using type = double;", "struct NormOf<float> {\n  using type = float;", _ONCE),
@@ -229,8 +229,9 @@ MUTANTS = (
     ),
     _ntxent(
         *("row_gradient.cuh", "Jacobian term missing"),
-        *("(parts[k] - own.at(k) * projected)", "parts[k]"),
+        *("(du[j] - u[j] * projected)", "du[j]"),
     ),
+    _ntxent("row_gradient.cuh", "long rows kept in registers", "is_long = d > 128", "is_long = d > 256"),
     _ntxent("row_gradient.cuh", "clamped rows keep the Jacobian", "inv_norm >= clamped_inv_norm ? S(0) : ", ""),
     _ntxent(
         "bwd_finish.cu",
