@@ -39,6 +39,7 @@ RACE_SUITES = [
     f"{_SIMILARITY}[7x12x9-float64-self-t0.1-both-need_max-seed1-lazy]",
     f"{_AUGMENT}one_block_per_view[(1, 20, 15)-(24, 24)-3-seed1-lazy]",
     f"{_AUGMENT}tiles[(1, 230, 90)-(97, 40)-31-seed1-lazy]",
+    f"{_AUGMENT}the_mean_where_contrast_comes_first[one channel-seed1-lazy]",
     f"{_AUGMENT}sampling_draws_what_the_reference_draws",
 ]
 
