@@ -175,6 +175,10 @@ def test_rows_as_they_are(length: float, dtype: torch.dtype, exclude: str) -> No
     # Logits of 360 are 36 times as coarse, and so is exp of them; a gradient is of 6 / t instead of at most 1 / (6 t).
     coarser = length**4 if dtype != torch.float16 else length**2
     assert max(errors(actual, exact, (unit, columns), 0.1).values()) <= coarser * bound
+    t = torch.tensor(0.1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    numbers, tensors = (similarity_logsumexp(unit, columns, x, backend="cpp", **options) for x in (0.1, t))
+    same = all(torch.equal(*pair) for pair in zip(numbers, tensors, strict=True))
+    assert same, "a number bounds the logits of unit rows alone"
 
 
 @pytest.mark.parametrize("both", [False, True])
