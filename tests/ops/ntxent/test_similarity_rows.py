@@ -135,7 +135,7 @@ def test_rows_as_they_are_and_a_temperature_on_the_device() -> None:
 
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 def test_threads_strides_and_the_maximum_do_not_matter(temperature: float) -> None:
-    rows, columns = rows_and_columns("random", 330, 290, 7, torch.float32)
+    rows, columns = rows_and_columns("random", 330, 290, 350, torch.float32)  # so wide that four threads work
     options = {"exclude": "self", "both": False, "eps": EPS, "precision": "ieee", "backend": "cpp", "group": None}
 
     def of(rows: Tensor, columns: Tensor, need_max: bool = False) -> list[Tensor]:
