@@ -62,6 +62,7 @@ def test_a_class_that_train_lacks_is_left_out(empty: bool, tmp_path: Path, caplo
     data = load(tmp_path)
     assert data.classes == ("a", "c")
     assert by_name(data.labelled) == by_name(data.test) == {"a/1.png": 0, "c/1.png": 1}
+    assert data.codes.tolist() == [0, 1], "what is packed and embedded has these numbers, not those of the folders"
     assert (
         f"{tmp_path / 'val'}: 2 images of class b are left out, as {tmp_path / 'train'} has no such class"
         in caplog.text
