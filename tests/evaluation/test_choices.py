@@ -250,6 +250,8 @@ def test_knn_takes_the_temperature_asked_for(data: Dataset, run_folder: Path, ru
             for split, queries, truth in (("test", one.test, data.test.labels), ("train", None, data.labelled.labels)):
                 expected = knn_accuracy(one.train, data.labelled.labels, queries, truth, knn_k=40, knn_t=knn_t)
                 assert results[split]["40"][name] == pytest.approx(expected)
+            assert sum(results["per_class"][name]) / CLASSES == pytest.approx(results["test"]["chosen"][name])
+        assert 1 in results["chosen_k"].values(), "the accuracies by class are not always those of most neighbours"
         found[knn_t] = results
     assert found[0.001]["test"]["40"] != found[10.0]["test"]["40"]
     assert found[0.001]["test"]["1"] == found[10.0]["test"]["1"]

@@ -49,6 +49,22 @@ def test_whole_chain_in_all_orders() -> None:
     assert error(TRITON, images, 12, params, blur_kernel=5) <= 1
 
 
+def test_parameters_that_leave_the_image_are_brought_inside() -> None:
+    """Nothing checks them on a GPU. Where they end is what the C++ kernels make of them."""
+    images, last = noise(6, 3, 20, 26), 2**31 - 1
+    params = only(drawn(images, (12, 9), views=1, seed=3), "jitter")
+    wild = {"top": [15, 0, -7, last, 0, 3], "left": [20, last, 0, -9, 1, 0], "height": [9, 8, 0, -1, last, 7]}
+    wild |= {"width": [10, 7, 11, 30, 12, -3], "order": [24, last, -1, 3, -last, 0], "shift_y": [5, 0, -4, last, 2, 0]}
+    wild |= {"shift_x": [0, 3, last, -2, 1, 0], "resize_height": [0, 14, 15, 13, -5, 0]}
+    wild |= {"resize_width": [0, 11, 9, 2, 0, -1]}
+    params = replace(params, **{name: torch.tensor([values], dtype=torch.int32) for name, values in wild.items()})
+    packed, batch = params.pack(), ImageBatch.of(images)
+    expected = torch.ops.simclr_fast.augment(
+        batch.data, batch.table, packed, 3, 12, 9, [0.0] * 3, [1.0] * 3, 1, torch.float32, True
+    )
+    assert (views_of(TRITON, images, (12, 9), packed) - expected).abs().max() <= TOLERANCE
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (5, 4), (16, 16), (90, 31), (20, 133)])
 def test_sizes(shape: tuple[int, int]) -> None:
     """From far smaller to far larger than the output, several chunks wide."""
