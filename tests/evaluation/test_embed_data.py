@@ -126,7 +126,8 @@ def test_arrays_and_their_splits(run_folder: Path, tmp_path: Path, monkeypatch) 
     frame = table(tmp_path / "all")
     assert frame["label"].fillna(-1).tolist() == [*codes.tolist(), 0, 1, 1, 0]
     assert frame["class"][0] == "ant"
-    assert frame["class"].isna().tolist() == (codes == -1).tolist() + 4 * [False]
+    for column in ("label", "class"):
+        assert frame[column].isna().tolist() == (codes == -1).tolist() + 4 * [False]
     assert embedded(run_folder, tmp_path, tmp_path / "test", "--split", "test", *QUIET) == 0
     part = table(tmp_path / "test")
     assert part["name"].tolist() == [f"test/{k}" for k in range(4)]
