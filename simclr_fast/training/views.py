@@ -77,7 +77,7 @@ class Views:
         return views.to(self.dtype, memory_format=self.layout)
 
     def _warp_maps(self, uniform: Tensor) -> Tensor:
-        """uniform [2, b, 2] in [-1, 1] to affine maps [2, b, 2, 3]: a rotation after a horizontal shear."""
+        """uniform [2, b, 2] in [-1, 1] to affine maps [2, b, 2, 3]: a rotation, and a horizontal shear added to it."""
         angle, shear = self.rotate * uniform[..., 0], self.shear * uniform[..., 1]
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
         rows = torch.stack([cos, -sin + shear, zero, sin, cos, zero], dim=-1)

@@ -80,6 +80,14 @@ def test_shear_moves_rows_in_proportion_to_their_height() -> None:
     torch.testing.assert_close(centre[:, 14], torch.zeros(64), rtol=0, atol=0.05)
 
 
+def test_a_draw_becomes_a_rotation_with_a_shear_added_to_it() -> None:
+    angle, shear = torch.tensor([[0.5, -0.5], [0.3, -0.1]])
+    uniform = torch.stack([torch.rad2deg(angle) / 30, shear / 0.4], dim=-1)
+    maps = Views(plain(rotate=30.0, shear=0.4), seed=0)._warp_maps(uniform)
+    rows = [torch.stack([angle.cos(), shear - angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)]
+    torch.testing.assert_close(maps, torch.cat([torch.stack(rows, -2), torch.zeros(2, 2, 1)], -1))
+
+
 def test_without_warp_views_are_those_of_the_augmentation() -> None:
     views = Views(plain(), seed=0)
     draw = views.draw(INDICES, 0)
