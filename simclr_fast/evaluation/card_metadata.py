@@ -11,7 +11,7 @@ from simclr_fast.errors import ConfigError
 from simclr_fast.evaluation.comparison import ALL_LABELS, knn_labels
 from simclr_fast.evaluation.results import LIST, left_by, list_name, share_of_labels
 from simclr_fast.evaluation.run import Run
-from simclr_fast.evaluation.session import RESULTS_FOLDER
+from simclr_fast.evaluation.session import RESULTS_FOLDER, chosen_data
 from simclr_fast.run_files import read_comparison
 
 COMMANDS = ("knn", "linear", "few-label", "finetune")  # those that measure accuracies
@@ -77,11 +77,10 @@ def accuracies(run: Run) -> Iterator[EvalResult]:
             of_part = "" if voted == ALL_LABELS else f", {voted}"
             yield _result(*of_run, CHOSEN_K + of_part, comparison["knn"]["simclr"])
     for content in found:
-        options = content["options"]
-        data = of_run if options.get("data") is None else ("auto", Path(options["data"]))  # as `Session.data_options`
-        data = options.get("dataset") or data[0], data[1]
+        data = chosen_data(run.config.data, content["options"])
+        of_images = data.dataset, Path(data.data)
         for name, value in _named(content):
-            yield _result(*data, name + (f", {content['protocol']}" if content["protocol"] else ""), value)
+            yield _result(*of_images, name + (f", {content['protocol']}" if content["protocol"] else ""), value)
 
 
 def _named(content: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -6,6 +6,7 @@ import json
 import platform
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from simclr_fast.run_files import write_results
 RESULTS_FOLDER = "evaluation"
 FEATURES_FOLDER = "features"
 FOLDERS = {"export": "export", "embed": FEATURES_FOLDER}  # of the commands that have one of their own
+
+
+def chosen_data(of_run: DataOptions, options: Mapping[str, Any]) -> DataOptions:
+    """The run's data options, with what the options of a command name in their place, as `DataChoice` says."""
+    named = {name: options.get(name) for name in ("dataset", "data", "image_column", "label_column")}
+    named = {name: value for name, value in named.items() if value is not None}
+    found = {"dataset": "auto", "image_column": None, "label_column": None} if "data" in named else {}
+    return dataclasses.replace(of_run, **(found | named))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +90,7 @@ class Session:
         """The run's, with the data set that the options name; of another folder, whatever kind it holds."""
         wanted: DataChoice = self.options
         # What a checkpoint's author once downloaded is no reason to download it here.
-        data = dataclasses.replace(self.run.config.data, download=wanted.download)
-        if wanted.data is not None:
-            data = dataclasses.replace(data, dataset="auto", data=wanted.data, image_column=None, label_column=None)
-        named = {name: getattr(wanted, name) for name in ("dataset", "image_column", "label_column")}
-        return dataclasses.replace(data, **{name: value for name, value in named.items() if value is not None})
+        return dataclasses.replace(chosen_data(self.run.config.data, vars(wanted)), download=wanted.download)
 
     def data(self, list_ignored: bool = True) -> Dataset:
         """The run's data set, or the one that the options name.
