@@ -58,22 +58,12 @@ def views_of_batch(
 
 
 def views_of(
-    backend: TritonAugment,
-    images,
-    size: tuple[int, int] | int,
-    params: AugmentParams | Tensor,
-    blur_kernel: int = 1,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = True,
-    mean: float = 0.0,
-    std: float = 1.0,
+    backend: TritonAugment, images, size: tuple[int, int] | int, params: AugmentParams | Tensor, *others, **options
 ) -> Tensor:
-    """The same of images, and of parameters packed or not."""
+    """The same of images, and of parameters packed or not; others, options: what follows these above."""
     packed = params.pack() if isinstance(params, AugmentParams) else params
     height, width = (size, size) if isinstance(size, int) else size
-    return views_of_batch(
-        backend, ImageBatch.of(images), packed, (height, width), blur_kernel, dtype, channels_last, mean, std
-    )
+    return views_of_batch(backend, ImageBatch.of(images), packed, (height, width), *others, **options)
 
 
 def error(
