@@ -17,6 +17,9 @@ class LearnedTemperature(nn.Module):
     is put back between the logarithms of `low` and `high`, as CLIP bounds its scale: a smaller t is always possible
     where the pairs are already aligned, and raises the gradients by 1/t.
 
+    The parameter has the shape [1], because FullyShardedDataParallel and fully_shard take no scalars. Built on the meta
+    device, it gets its value from `reset_parameters` (after `to_empty`), as PyTorch's own modules do.
+
     Several processes: put the loss (or this module) inside the module that DistributedDataParallel wraps. It then
     starts from rank 0's value, and the mean of the ranks' gradients, which DDP takes, is that of the whole batch's
     loss. Keep weight decay off it.
@@ -35,13 +38,19 @@ class LearnedTemperature(nn.Module):
         initial = check_temperature(initial, name="initial")
         if not self.low <= initial <= self.high or self.low == self.high:
             raise ValueError(f"initial={initial}, low={low}, high={high}: pass low <= initial <= high with low < high")
-        self.log = nn.Parameter(torch.tensor(math.log(initial)))
+        self.initial = initial
+        self.log = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Puts the first value back."""
+        nn.init.constant_(self.log, math.log(self.initial))
 
     def forward(self) -> Tensor:
         """The temperature, a 0-dim tensor that requires grad."""
-        with torch.no_grad():
-            self.log.clamp_(math.log(self.low), math.log(self.high))
-        return self.log.exp()
+        # As data: FullyShardedDataParallel's parameters are views, of which autograd takes no change in place.
+        self.log.data.clamp_(math.log(self.low), math.log(self.high))
+        return self.log.exp().sum()
 
     def extra_repr(self) -> str:
         """The bounds, for print(module)."""

@@ -32,8 +32,16 @@ class MemoryBank(nn.Module):
         self.size, self.width = size, width
         self.gather_distributed = gather_distributed
         self.agreed = False  # whether the ranks have one bank
-        self.register_buffer("bank", torch.empty(size, 0) if width is None else _random_rows(size, width))
-        self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long))
+        self.register_buffer("bank", torch.empty(size, width or 0))
+        self.register_buffer("bank_ptr", torch.empty(1, dtype=torch.long))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fills the bank with random rows, as at first; what was built on the meta device needs it after `to_empty`."""
+        self.bank.copy_(_random_rows(*self.bank.shape, device=self.bank.device))
+        self.bank_ptr.zero_()
+        self.agreed = False
 
     def forward(self, queries: Tensor) -> Tensor:
         """The bank [K, D], which the next `enqueue` changes, for rows [n, D] that it is to be compared with."""
@@ -84,7 +92,8 @@ class MemoryBank(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         saved = state_dict.get(prefix + "bank")
         if self.width is None and saved is not None and saved.ndim == 2 and saved.shape[0] == self.size:
-            self.bank = self.bank.new_empty(saved.shape)
+            with torch.inference_mode(False):
+                self.bank = self.bank.new_empty(saved.shape)
         self.agreed = False
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -107,5 +116,5 @@ def bank_size(size: int | Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _random_rows(rows: int, width: int) -> Tensor:
-    return nn.functional.normalize(torch.randn(rows, width), dim=1)
+def _random_rows(rows: int, width: int, device: torch.device | None = None) -> Tensor:
+    return nn.functional.normalize(torch.randn(rows, width, device=device), dim=1)
