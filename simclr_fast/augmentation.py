@@ -63,8 +63,9 @@ class _FusedTransform(nn.Module):
     @staticmethod
     def _fit(values: tuple[float, ...], name: str, channels: int) -> list[float]:
         if len(values) not in (1, channels):
-            wanted = "1" if channels == 1 else f"{channels} or 1"
-            raise ValueError(f"{name} has {len(values)} values, the images have {channels} channel(s); pass {wanted}")
+            raise ValueError(
+                f"{name} has {len(values)} values, the images have {channels} channel(s); pass one, as {name}=0.5"
+            )
         return list(values) * (channels // len(values))
 
     def extra_repr(self) -> str:
@@ -135,10 +136,10 @@ class SimCLRAugment(_FusedTransform):
         strengths = _strengths(jitter, strength)
         given = (hflip, jitter_p, gray_p, blur_p, solarize_p)
         for name, p in zip(("hflip", "jitter_p", "gray_p", "blur_p", "solarize_p"), given):
-            if not 0 <= p <= 1:
-                raise ValueError(f"{name}={p} must be a probability in [0, 1]")
-        if not 0 <= solarize_threshold <= 1:
-            raise ValueError(f"solarize_threshold={solarize_threshold} must be in [0, 1]")
+            if not _is_fraction(p):
+                raise ValueError(f"{name}={p!r} must be a probability in [0, 1]")
+        if not _is_fraction(solarize_threshold):
+            raise ValueError(f"solarize_threshold={solarize_threshold!r} must be in [0, 1]")
         probabilities = dict(zip(FLAGS, given))
         if not any(strengths):
             probabilities["jitter"] = 0.0
@@ -315,15 +316,27 @@ def _size(size: int | tuple[int, int], name: str) -> tuple[int, int]:
     return pair
 
 
+def _floats(values: object) -> tuple[float, ...]:
+    """Numbers, which may be NumPy's or a tensor's, as floats; () for what is no sequence of numbers."""
+    try:
+        return () if isinstance(values, str) else tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        return ()
+
+
+def _is_fraction(value: object) -> bool:
+    return any(0 <= number <= 1 for number in _floats((value,)))
+
+
 def _per_channel(values: float | Sequence[float], name: str) -> tuple[float, ...]:
-    channels = (float(values),) if isinstance(values, numbers.Real) else tuple(float(value) for value in values)
+    channels = _floats((values,) if isinstance(values, numbers.Real) else values)
     if len(channels) not in (1, 3) or not all(map(math.isfinite, channels)):
         raise ValueError(f"{name}={values!r} must be one finite number or three")
     return channels
 
 
 def _range(bounds: tuple[float, float], name: str, rule: str, holds) -> tuple[float, float]:
-    pair = tuple(float(bound) for bound in bounds)
+    pair = _floats(bounds)
     if len(pair) != 2 or not all(map(math.isfinite, pair)) or not holds(*pair):
         raise ValueError(f"{name}={bounds!r} must be (low, high) with {rule}")
     return pair
@@ -340,9 +353,10 @@ def _blur_kernel(blur_kernel: int | None, size: tuple[int, int]) -> int:
 
 
 def _strengths(jitter: tuple[float, float, float, float] | None, strength: float) -> tuple[float, ...]:
-    if not (math.isfinite(strength) and strength >= 0):
-        raise ValueError(f"strength={strength} must be finite and >= 0")
-    parts = tuple(float(part) * strength for part in (_JITTER if jitter is None else jitter))
+    factors = _floats((strength,))
+    if not factors or not (math.isfinite(factors[0]) and factors[0] >= 0):
+        raise ValueError(f"strength={strength!r} must be finite and >= 0")
+    parts = tuple(part * factors[0] for part in _floats(_JITTER if jitter is None else jitter))
     if len(parts) != 4 or not all(math.isfinite(part) and part >= 0 for part in parts):
         raise ValueError(f"jitter={jitter!r} must be four finite numbers >= 0: brightness, contrast, saturation, hue")
     if parts[3] > 0.5:

@@ -50,6 +50,15 @@ NAN = float("nan")
         ({"mean": NAN}, r"mean=nan must be one finite number or three"),
         ({"views": 0}, r"views=0 must be an integer in 1..8"),
         ({"views": 9}, r"views=9 must be an integer in 1..8"),
+        ({"scale": 0.2}, r"scale=0.2 must be \(low, high\) with 0 < low"),
+        ({"ratio": "wide"}, r"ratio='wide' must be \(low, high\)"),
+        ({"blur_sigma": 1.0}, r"blur_sigma=1.0 must be \(low, high\)"),
+        ({"jitter": 0.4}, r"jitter=0.4 must be four finite numbers >= 0: brightness"),
+        ({"jitter_p": None}, r"jitter_p=None must be a probability"),
+        ({"blur_p": [0.5, 0.5]}, r"blur_p=\[0.5, 0.5\] must be a probability"),
+        ({"solarize_threshold": None}, r"solarize_threshold=None must be in"),
+        ({"strength": "strong"}, r"strength='strong' must be finite"),
+        ({"std": "0.5"}, r"std='0.5' must be one finite number or three"),
         ({"dtype": torch.float64}, r"dtype=torch.float64 is not served; pass torch.float32"),
         ({"memory_format": torch.preserve_format}, r"memory_format=torch.preserve_format is not served"),
     ],
@@ -102,7 +111,7 @@ def test_images_that_are_refused(transform, images, message: str) -> None:
 
 def test_other_arguments_that_are_refused() -> None:
     images, aug = noise(2, 3, 8, 8), SimCLRAugment(8)
-    with pytest.raises(ValueError, match=r"mean has 3 values, the images have 1 channel\(s\); pass 1"):
+    with pytest.raises(ValueError, match=r"mean has 3 values, the images have 1 channel\(s\); pass one, as mean=0.5"):
         aug(images[:, :1])
     with pytest.raises(TypeError, match=r"seed=1.5 must be an integer of 64 bits, or an int64 tensor of one element"):
         aug(images, seed=1.5)
