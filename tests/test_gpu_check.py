@@ -154,6 +154,9 @@ def test_unknown_step_is_refused() -> None:
     run = subprocess.run([*CHECK, "--only", "test,nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
     assert "--only nonsense: no such step; choose of build, tests" in run.stderr
+    run = subprocess.run([*CHECK, "--extension", "tools"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--extension tools: holds no KEY/_C*.so" in run.stderr
 
 
 def test_a_check_that_is_cut_off_has_written_what_it_knows(tmp_path: Path) -> None:
@@ -200,6 +203,10 @@ def test_the_plan_builds_first_and_measures_last_and_alone(jobs: dict[str, Job])
     assert sections[-1] == "tune"
     assert all(job.until <= 0.5 * 540 for name, job in jobs.items() if name not in ("build", "bench"))
     assert "gpu" in jobs["tests"].command
+    assert jobs["tests"].environment["TORCHINDUCTOR_COMPILE_THREADS"] == "1", "12 workers, and no pool of 16 for each"
+    names_of = lambda *steps: [job.name for job in plan.plan(Scratch(Path()), [*steps], "9.0", 180.0, 16, False)]
+    assert names_of("resnet50") == ["build", "bench"], "alone, a section waits for nothing that is compiled before"
+    assert names_of("resnet50", "resnet18") == ["build", "warm-resnet50-0", "warm-resnet18-0", "bench"]
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])

@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks.environment import ROOT
 from tools.gpu import TESTS_FILE, bench, plan, record_tests, results, tune
+from tools.gpu import scratch as scratch_module
 from tools.gpu.jobs import Job, Outcome, Runner
-from tools.gpu.scratch import Scratch, digest
+from tools.gpu.scratch import Scratch
 
 PYTHON = [sys.executable, "-c"]
 
@@ -236,14 +237,35 @@ def test_an_installed_package_called_tests_does_not_hide_the_projects(
     assert not list(scratch.source.rglob("*.so")), "the checkout's extension is no part of the copy"
 
 
-def test_an_earlier_extension_serves_only_for_the_same_sources(tmp_path: Path) -> None:
-    (tmp_path / "csrc").mkdir()
-    (tmp_path / "csrc" / "a.cpp").write_text("int a;")
-    (tmp_path / "setup.py").write_text("")
-    first = digest(tmp_path, ("csrc", "setup.py"))
-    assert digest(tmp_path, ("csrc", "setup.py")) == first
-    (tmp_path / "csrc" / "a.cpp").write_text("int b;")
-    assert digest(tmp_path, ("csrc", "setup.py")) != first
+def test_an_extension_that_was_carried_here_serves_for_the_same_sources_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    there, here, compiled = Scratch(tmp_path / "there"), Scratch(tmp_path / "here"), []
+    for scratch in (there, here):
+        (scratch.source / "csrc").mkdir(parents=True)
+        (scratch.source / "simclr_fast").mkdir()
+        (scratch.source / "csrc" / "a.cpp").write_text("int a;")
+        (scratch.source / "setup.py").touch()
+
+    def run(command: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+        compiled.append(env["TORCH_CUDA_ARCH_LIST"])
+        (cwd / "simclr_fast" / "_C.abi3.so").write_text(f"compiled for {env['TORCH_CUDA_ARCH_LIST']}")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(scratch_module.subprocess, "run", run)
+    monkeypatch.setattr(Scratch, "ask", lambda self, program: "13" if program == scratch_module.ASK else "{}")
+    build = lambda scratch, arch="9.0": scratch_module.build(scratch, arch, None)
+    assert build(there) == 0
+    here.bring(there.folder / "extension")
+    assert build(here) == 0
+    assert compiled == ["9.0"], "nothing is compiled again"
+    assert (here.source / "simclr_fast" / "_C.abi3.so").read_text() == "compiled for 9.0"
+    assert build(here, "8.0") == 0
+    (here.source / "csrc" / "a.cpp").write_text("int b;")
+    capfd.readouterr()
+    assert build(here) == 0
+    assert compiled == ["9.0", "8.0", "9.0"]
+    assert "what was built before is" in capfd.readouterr().out
 
 
 def test_a_repository_keeps_no_single_tests_and_rounds() -> None:
@@ -262,57 +284,3 @@ def test_a_repository_keeps_no_single_tests_and_rounds() -> None:
         "bench": {"ntxent": {"case": {"both ms": 0.12346, "right": True}}},
     }
     assert results.short({"check": {}}) == {"check": {}}
-
-
-def dry_training(section: str = "resnet18", **how):
-    from types import SimpleNamespace
-
-    import torch
-
-    from tools.gpu.bench_steps import Training
-
-    device = SimpleNamespace(torch=torch.device("cpu"))
-    return Training(SimpleNamespace(dry=True, device=device, section=section, found={}, say=print), section, **how)
-
-
-def test_a_step_that_is_not_finite_says_where() -> None:
-    """Planted in weights, in the views, in the middle of the model and in the loss: the first one is named."""
-    import torch
-
-    from simclr_fast.errors import NonFiniteLossError
-    from tools.gpu.not_finite import where_not_finite
-
-    training = dry_training()
-    training.first()
-    step, model = training.step, training.step.model
-    report = lambda: where_not_finite(step, training.images, training.draw())
-    fine = report()
-    assert fine["first"] == "none, when made again"
-    assert fine["views, largest difference from the CPU's"] == 0
-    assert float(fine["eager"]["loss"]) > 0
-
-    spoil = lambda module, inputs, output: output.fill_(torch.nan)
-    handle = model.backbone.bn1.register_forward_hook(spoil)
-    found = report()  # what was compiled before does not see the hook
-    assert found["first"].split("; ")[0] == "eager: output of backbone.bn1 (BatchNorm2d)"
-    assert "compiled" not in found["first"]
-    assert found["eager"]["module"]["input"] == 0
-    handle.remove()
-
-    criterion = step.criterion
-    step.criterion = lambda z0, z1: criterion(z0, z1) * torch.nan
-    assert report()["first"].startswith("eager: loss")
-    step.criterion = criterion
-
-    apply = step.views.apply
-    step.views.apply = lambda images, draw: apply(images, draw).index_fill(0, torch.tensor([3]), torch.inf)
-    bad = report()
-    assert bad["first"] == "views"
-    assert (bad["first bad view"]["view"], bad["first bad view"]["pixel"]) == (3, [0, 0, 0])
-    step.views.apply = apply
-
-    with torch.no_grad():
-        model.backbone.conv1.weight.fill_(torch.nan)
-    with pytest.raises(NonFiniteLossError):
-        training.first()
-    assert training.bench.found["steps"]["resnet18"]["not finite"]["first"] == "weights: backbone.conv1.weight"

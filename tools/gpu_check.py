@@ -47,6 +47,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu_check", help="folder for the results")
     parser.add_argument("--dry-run", action="store_true", help="walk through all of it on a CPU, with tiny sizes")
     parser.add_argument("--scratch", type=Path, help="folder to build in; what it holds of an earlier run serves again")
+    parser.add_argument("--extension", type=Path, help="a scratch folder's extension/, carried here: nothing is built")
     parser.add_argument("--arch", help="compute capability to build for (default: the device's), with --only build")
     parser.add_argument("--commit", help="what to call the sources where git cannot say it")
     options = parser.parse_args(arguments)
@@ -56,6 +57,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         options.steps = chosen_steps(options.only, options.dry_run)
     except ValueError as error:
         parser.error(str(error))
+    if options.extension and not any(options.extension.glob("*/_C*.so")):
+        parser.error(
+            f"--extension {options.extension}: holds no KEY/_C*.so, as --only build leaves in SCRATCH/extension"
+        )
     name = f"simclr_fast_gpu_check{'_dry' if options.dry_run else ''}"
     options.scratch = (options.scratch or Path(tempfile.gettempdir()) / name).resolve()
     options.out = options.out.resolve()
@@ -81,7 +86,7 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: str = "still running") -> None:
-        """gpu_check.json, what a repository keeps of it, gpu_check.md and logs.tar.gz."""
+        """gpu_check.json, what a repository keeps of it, gpu_check.md and logs.tar.gz, with a search's tensors."""
         self.about |= {"seconds": round(self.runner.elapsed(), 1), "state": state}
         self.found = gather(self.scratch, self.runner.outcomes, self.about)
         replace(self.out / "gpu_check.json", table_text(self.found))
@@ -89,6 +94,8 @@ class Report:
         replace(self.out / "gpu_check.md", page(self.found))
         with tarfile.open(self.out / ".logs.partial", "w:gz", compresslevel=3) as archive:
             archive.add(self.scratch.logs, "logs")
+            for tensors in self.scratch.results.glob("*.pt"):
+                archive.add(tensors, f"logs/{tensors.name}")
         os.replace(self.out / ".logs.partial", self.out / "logs.tar.gz")
         for name, outcome in self.runner.outcomes.items():
             if self.told.get(name) != outcome.status:
@@ -108,6 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
     scratch = Scratch(options.scratch)
     began, clock = time.strftime("%Y-%m-%d %H:%M:%S %z"), time.monotonic()
     scratch.prepare()
+    if options.extension:
+        scratch.bring(options.extension)
     machine = machine_of(scratch)
     only_build = options.steps == ["build"]
     arch = options.arch or (machine["gpu"] or {}).get("capability")

@@ -2,10 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
+from torch import Tensor
 
 from simclr_fast import NTXentLoss
 from simclr_fast.data.resident import ResidentBatch
@@ -16,10 +18,11 @@ from simclr_fast.recipes import RECIPES
 from simclr_fast.training.step import StepResult, TrainStep
 from simclr_fast.training.step_graph import EAGER_STEPS, CudaCapture, GraphedStep, Recorded, Work
 from simclr_fast.training.views import Draw, Views
-from tools.gpu.bench import Bench
+from tools.gpu import OURS
+from tools.gpu.bench import Bench, backend_of
 from tools.gpu.bench_augment import photographs
 from tools.gpu.device import MIB
-from tools.gpu.not_finite import where_not_finite
+from tools.gpu.not_finite import FailedStep, Search
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,12 @@ class Repeated:
 
 
 class Training:
-    """A training run without its loader: the images are on the device."""
+    """A training run without its loader: the images are on the device.
 
-    def __init__(self, bench: Bench, name: str, *, compiled: bool = True, graph: bool = False):
+    compiler: a backend of torch.compile, None for none. graph: whether the whole step is a CUDA graph.
+    """
+
+    def __init__(self, bench: Bench, name: str, *, compiler: str | Callable | None = "inductor", graph: bool = False):
         self.bench = bench
         self.setting = (DRY if bench.dry else SETTINGS)[name]
         recipe = RECIPES[self.setting.recipe]
@@ -74,7 +80,10 @@ class Training:
         self.views = Views(augment, seed=0, dtype=torch.bfloat16)
         self.loss = NTXentLoss(optimization.temperature)
         optimizer = build_optimizer(model, optimization)
-        compiler = "eager" if bench.dry else "inductor"
+        self.losses = {"step": self.loss}  # and by the backends, for a search
+        for backend in (*OURS, "reference"):
+            self.losses[backend] = NTXentLoss(optimization.temperature, backend=backend_of(backend, bench.dry))
+        self.compiler = "eager" if bench.dry and compiler == "inductor" else compiler
         # The same step without scaler and clipping that the recipes take.
         self.step = TrainStep(
             model,
@@ -82,7 +91,7 @@ class Training:
             self.loss,
             optimizer,
             autocast=torch.bfloat16,
-            compile_backend=compiler if compiled else None,
+            compile_backend=self.compiler,
         )
         self.taken = GraphedStep(self.step, Repeated() if bench.dry else CudaCapture(device)) if graph else self.step
         images = photographs(self.setting.batch, self.setting.side).to(device)
@@ -94,21 +103,38 @@ class Training:
         """Of the step that was taken last."""
         return self.views.draw(self.indices, self.count)
 
-    def once(self) -> None:
+    def once(self) -> StepResult:
         """One step."""
         self.count += 1
-        self.taken.take(ResidentBatch(self.images, self.indices, self.indices), self.draw(), lr=0.01)
+        return self.taken.take(ResidentBatch(self.images, self.indices, self.indices), self.draw(), lr=0.01)
 
     def first(self) -> None:
         """The first step; raises NonFiniteLossError where it failed, with found["not finite"] saying of what."""
-        self.once()
+        made: list[Tensor] = []
+        apply = self.views.apply
+        self.views.apply = lambda images, draw: made.append(apply(images, draw)) or made[-1]
+        result = self.once()
+        self.views.apply = apply
         try:
             self.step.settle()
         except NonFiniteLossError:
-            found = self.bench.found.setdefault("steps", {}).setdefault(self.bench.section, {})
-            found["not finite"] = where_not_finite(self.step, self.images, self.draw())
-            self.bench.say(f"first that is not finite: {found['not finite']}")
+            self.search(self.draw(), made[-1], result)
             raise
+
+    @contextmanager
+    def searched(self) -> Iterator[None]:
+        """Steps after the first; of one that fails the host hears when it has begun the next."""
+        try:
+            yield
+        except NonFiniteLossError:
+            self.search(self.views.draw(self.indices, self.count - 1))
+            raise
+
+    def search(self, draw: Draw, views: Tensor | None = None, result: StepResult | None = None) -> None:
+        """found["not finite"]: which tensor of the failed step is the first; see not_finite."""
+        found = self.bench.found.setdefault("steps", {}).setdefault(self.bench.section, {}).setdefault("not finite", {})
+        failed = FailedStep(self.step, self.images, draw, self.losses, self.compiler, views, result)
+        Search(failed, self.bench, found).run()
 
     def milliseconds_of_a_step(self) -> float:
         """Over steps in a row, by the wall clock."""
@@ -130,25 +156,25 @@ def run(bench: Bench) -> None:
     training.first()
     found["compile s"] = time.monotonic() - begin
     bench.save()
-    for _ in range(0 if bench.dry else 5):
-        training.once()
-
     # With views and with views made before, in turns: the difference is what the views take of the step.
-    draw = training.views.draw(training.indices, 0)
-    fixed = training.views.apply(training.images, draw)
+    fixed = training.views.apply(training.images, training.views.draw(training.indices, 0))
     apply = training.views.apply
     taken: dict[str, list[float]] = {"with": [], "without": []}
-    for _ in range(1 if bench.dry else 3):
-        taken["with"].append(training.milliseconds_of_a_step())
-        training.views.apply = lambda images, draw: fixed
-        taken["without"].append(training.milliseconds_of_a_step())
-        training.views.apply = apply
+    with training.searched():
+        for _ in range(0 if bench.dry else 5):
+            training.once()
+        for _ in range(1 if bench.dry else 3):
+            taken["with"].append(training.milliseconds_of_a_step())
+            training.views.apply = lambda images, draw: fixed
+            taken["without"].append(training.milliseconds_of_a_step())
+            training.views.apply = apply
     step_ms = statistics.median(taken["with"])
     found |= {"step ms": step_ms, "step ms, single": taken["with"], "images/s": setting.batch / step_ms * 1e3}
     found["step ms without views"] = statistics.median(taken["without"])
     found["peak MiB"] = device.peak_bytes(training.once) / MIB
     bench.save()
 
+    draw = training.draw()
     views_ms = device.timed(lambda: apply(training.images, draw)).ms
     z = torch.randn(2, setting.batch, training.head_dim, device=device.torch).bfloat16()
     leaves = [view.clone().requires_grad_() for view in z]
@@ -164,7 +190,10 @@ def run(bench: Bench) -> None:
 
 def others(bench: Bench, found: dict) -> None:
     """The same step as it is, and compiled and as one CUDA graph: images per second of both, beside "images/s"."""
-    for name, how in (("graph", {"graph": True, "compiled": not bench.dry}), ("eager", {"compiled": False})):
+    for name, how in (
+        ("graph", {"graph": True, "compiler": None if bench.dry else "inductor"}),
+        ("eager", {"compiler": None}),
+    ):
         figures = found.setdefault(name, {})
         with bench.guarded(figures, f"{bench.section}, {name}"):
             training = Training(bench, bench.section, **how)
@@ -178,5 +207,6 @@ def others(bench: Bench, found: dict) -> None:
 
 
 def warm(bench: Bench) -> None:
-    """One step, which compiles."""
-    Training(bench, bench.section).first()
+    """One step, which compiles; whether it is finite, `run` looks at."""
+    Training(bench, bench.section).once()
+    bench.device.synchronize()

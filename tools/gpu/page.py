@@ -205,8 +205,13 @@ def steps(bench: dict) -> list[str]:
         "peak MiB": "peak MiB",
         "compiled in, s": "compile s",
     }
-    rows = [[name, of["setting"]["batch"], *cells(of, *shown.values())] for name, of in bench.get("steps", {}).items()]
-    return section("Training steps: compiled, bfloat16, channels-last", ["step", "batch", *shown], rows)
+    taken = bench.get("steps", {})
+    rows = [[name, of["setting"]["batch"], *cells(of, *shown.values())] for name, of in taken.items()]
+    lines = section("Training steps: compiled, bfloat16, channels-last", ["step", "batch", *shown], rows)
+    for name, of in taken.items():
+        for stage, said in of.get("not finite", {}).items():
+            lines.append(f"- {name}, where it is not finite, {stage}: {said}")
+    return [*lines, ""] if lines else []
 
 
 def peers(bench: dict) -> list[str]:

@@ -17,6 +17,8 @@ BUILD_SECONDS = 200.0
 TEST_SECONDS = 100.0  # of one test
 NCU_SECONDS = 150.0
 MOST_WORKERS = 12  # each holds a CUDA context
+# Inductor would start a pool of as many processes as there are cores for each worker, which compiles little.
+TESTS_ENVIRONMENT = {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 FIRST_TESTS = ("ops/ntxent", "losses", "ops/augment")
 # The steps that --only chooses from; a section of bench is one of its own.
 STEPS = ("build", "tests", "kernels", "memcheck", "racecheck", "ncu", *SECTIONS)
@@ -98,7 +100,8 @@ def plan(scratch: Scratch, steps: list[str], arch: str | None, seconds: float, c
     jobs = [Job("build", build, limit=limit)]
     jobs += _tests(scratch, until, cores, dry) if "tests" in steps else []
     jobs += _sanitizers(steps, until, dry)
-    jobs += _warmers(scratch, sections, until, dry)
+    if len(jobs) > 1 or len(sections) > 1:  # a section that is alone would only wait for it
+        jobs += _warmers(scratch, sections, until, dry)
     jobs += _profiles(dry) if "ncu" in steps else []
     if sections:
         bench = tool_command("bench", dry, "--out", str(scratch.results / "bench.json"), "--seconds", "{seconds}")
@@ -111,7 +114,7 @@ def _tests(scratch: Scratch, until: float, cores: int, dry: bool) -> list[Job]:
     missing = "" if importlib.util.find_spec("pytest") else "needs pytest"
 
     def job(name: str, file: str, command: list[str]) -> Job:
-        environment = {"OMP_NUM_THREADS": "2", TESTS_FILE: str(scratch.results / file)}
+        environment = TESTS_ENVIRONMENT | {TESTS_FILE: str(scratch.results / file)}
         return Job(name, command, until=until, needs=("build",), environment=environment, missing=missing)
 
     if not dry:

@@ -174,6 +174,9 @@ def failures(found: dict) -> list[str]:
     for name, state in found.get("bench", {}).get("sections", {}).items():
         if state.get("state") == "failed":
             said.append(f"bench, {name}: {state['failed']}")
+    for name, of in found.get("bench", {}).get("steps", {}).items():
+        if "not finite" in of:
+            said.append(f"first that is not finite in a step of {name}: {of['not finite'].get('first', 'unknown')}")
     said += [f"wrong: {where}" for where in wrong_results(found.get("bench", {}))]
     return said
 

@@ -1,10 +1,11 @@
 """The scratch folder: a copy of the checkout with the extension built into it, so that the checkout stays as it is.
 
     SCRATCH/src                 the copy, which is what runs
-    SCRATCH/extension/KEY/      built extensions, by the sources, torch, Python and architecture they were built of
+    SCRATCH/extension/KEY/      built extensions, by their sources, CUDA's major version and the architecture
     SCRATCH/{triton,inductor}/  caches of compiled kernels
 
-The same folder may serve again: what has been built and compiled is then found there.
+The same folder may serve again: what has been built and compiled is then found there. SCRATCH/extension alone may be
+carried to another machine, of another Python and torch, too: that is what the module's ABIs, both stable, are for.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ COPIED = (
 BUILT_OF = ("csrc", "setup.py")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc", "*.o", ".pytest_cache")
 PROBE = "from simclr_fast import _extension as e; print(e.missing_because or e.build_info())"
-ASK = "import sysconfig, torch; print(sysconfig.get_config_var('EXT_SUFFIX'), torch.__version__, torch.version.cuda)"
+ASK = "import torch; print(str(torch.version.cuda).split('.')[0])"
 
 
 class Scratch:
@@ -50,6 +51,10 @@ class Scratch:
         # `tests` is a namespace, which an installed package of that name would hide.
         if self.ask("import tests; print(tests.__file__)") != "None":
             (self.source / "tests" / "__init__.py").touch()
+
+    def bring(self, extensions: Path) -> None:
+        """Adds the extensions that lie in such a folder `extension`, carried here."""
+        shutil.copytree(extensions, self.folder / "extension", dirs_exist_ok=True)
 
     def environment(self, **more: str) -> dict[str, str]:
         """For every process: the copy first on the path, caches in the scratch folder."""
@@ -88,7 +93,7 @@ def build(scratch: Scratch, arch: str | None, also_from: Path | None) -> int:
     it can be loaded, whatever it was built of.
     """
     built_for = (arch or "cpu").replace("9.0a", "9.0")  # setup.py builds the same for both
-    key = f"{digest(scratch.source, BUILT_OF)} {scratch.ask(ASK)} {built_for}"
+    key = f"{digest(scratch.source, BUILT_OF)}, CUDA {scratch.ask(ASK)}, {built_for}"
     kept = scratch.folder / "extension" / hashlib.sha256(key.encode()).hexdigest()[:16]
     package = scratch.source / "simclr_fast"
     for origin in (kept, *([also_from] if also_from else [])):
@@ -97,6 +102,9 @@ def build(scratch: Scratch, arch: str | None, also_from: Path | None) -> int:
             return 0
         for library in libraries:
             library.unlink()
+    if kept.parent.exists():
+        said = [text.read_text().strip() for text in kept.parent.glob("*/key.json")]
+        print(f"build: compiling for {key!r}: what was built before is {', '.join(said) or 'none'}", flush=True)
     chosen = {"TORCH_CUDA_ARCH_LIST": arch, "FORCE_CUDA": "1"} if arch else {"USE_CUDA": "0"}
     jobs = os.environ.get("MAX_JOBS", str(len(os.sched_getaffinity(0))))
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
