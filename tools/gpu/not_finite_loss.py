@@ -16,7 +16,8 @@ def loss_by_all(
     """By name, what each loss makes of z [2b, D], taken as the halves of one tensor, as a step does, and of copies.
 
     losses: "reference" among them, which serves float64. guarded: notes an exception in the dictionary that it gets, so
-    that the others have their turn. compiler: of torch.compile; None runs each as it is.
+    that the others have their turn. compiler: of torch.compile, which then forgets all graphs but these; None runs each
+    as it is.
     """
     truth, gradient = _loss_and_gradient(_of_halves(losses["reference"]), z.double())
     found: dict[str, object] = {"float64": str(truth.item())}
@@ -25,6 +26,7 @@ def loss_by_all(
         with guarded(entry, f"loss by {name}"):
             of = _of_halves(loss)
             if compiler is not None:
+                torch._dynamo.reset()  # the ninth graph of a function is an error
                 of = torch.compile(of, backend=compiler, fullgraph=True, dynamic=False)
             value, dz = _loss_and_gradient(of, z)
             again, dz_again = _loss_and_gradient(of, z)

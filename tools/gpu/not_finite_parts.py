@@ -108,6 +108,7 @@ def pass_with_parts(step: TrainStep, views: Tensor, compiler: str | Callable | N
         return step._project(views), list(made)
 
     step.buffers.keep()
+    torch._dynamo.reset()  # what the step was compiled to has been looked at
     # Cloned: what comes after a module may work in place.
     with hooked(step.model, lambda name, module, inputs, output: made.append(output.clone())):
         with hooked(step.model, lambda name, module, inputs, output: calls.append((name, module))), torch.no_grad():
