@@ -203,7 +203,7 @@ def test_the_plan_builds_first_and_measures_last_and_alone(jobs: dict[str, Job])
     assert sections[-1] == "tune"
     assert all(job.until <= 0.5 * 540 for name, job in jobs.items() if name not in ("build", "bench"))
     assert "gpu" in jobs["tests"].command
-    assert jobs["tests"].environment["TORCHINDUCTOR_COMPILE_THREADS"] == "1", "12 workers, and no pool of 16 for each"
+    assert jobs["tests"].environment["TORCHINDUCTOR_COMPILE_THREADS"] == "4", "12 workers, and no pool of 16 for each"
     names_of = lambda *steps: [job.name for job in plan.plan(Scratch(Path()), [*steps], "9.0", 180.0, 16, False)]
     assert names_of("resnet50") == ["build", "bench"], "alone, a section waits for nothing that is compiled before"
     assert names_of("resnet50", "resnet18") == ["build", "warm-resnet50-0", "warm-resnet18-0", "bench"]
