@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.environment import ROOT
+from tools import gpu_check
 from tools.gpu import bench, device, plan, results
 from tools.gpu.device import Timing
 from tools.gpu.jobs import Job, Outcome
@@ -246,6 +248,12 @@ def test_only_takes_steps_by_their_beginnings() -> None:
     assert plan.chosen_steps("ntxent,tests") == ["tests", *ntxent]
     assert plan.chosen_steps(None) == [step for step in plan.STEPS if step not in ("ncu", "ntxent-compiled-all")]
     assert plan.chosen_steps(None, dry=True) == list(plan.STEPS)
+    lines = [line.split() for line in re.findall(r"`check (--only .*?)`", (ROOT / "docs/gpu.md").read_text())]
+    steps = [gpu_check.parse(line).steps for line in lines]
+    assert steps[:2] == [["resnet50"], ["tests"]], "what a machine that is lent for minutes is to show first"
+    assert {"memcheck", "racecheck", "kernels", "ncu", "ntxent-first", "augment", "resnet18"} <= {
+        step for of in steps for step in of
+    }
 
 
 PROFILE = """==PROF== Connected

@@ -46,7 +46,7 @@ def test_a_fault_in_weights_views_or_loss_is_named(tmp_path: Path, monkeypatch: 
     assert fine["first"] == "none"
     assert fine["views"]["largest difference from the CPU's"] == "0.0"
     assert not any("failed" in of for of in fine.values())
-    assert fine["eager, again"]["difference from eager"] == "0.0"
+    assert fine["eager, again"]["difference from eager"] == 0
     of = fine["loss"]["eager"]
     assert [of[name]["finite"] for name in ("step", "cpp", "triton", "reference")] == [True] * 4
     assert float(of["cpp"]["off by"]) < 1e-3
@@ -105,6 +105,7 @@ def test_a_fault_of_convolutions_in_half_precision_is_named(tmp_path: Path, monk
         f"eager, without cuDNN: {where}; eager, contiguous: {where}; finite: eager, float32"
     )
     assert found["eager"]["module"]["input"] == 0
+    assert found["eager"]["difference from step"] is None, "neither is finite anywhere"
 
 
 def spoiling(place: str) -> Callable:

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,7 @@ class Bench:
             figures["failed"] = "out of memory"
         except Exception as error:
             figures["failed"] = in_a_line(error)[:300]
+            traceback.print_exc()  # for the log
             self.say(f"{what}: {figures['failed']}")
             self.device.synchronize()  # raises again where the context is lost, which ends this process
         finally:

@@ -19,10 +19,11 @@ def share(tensor: Tensor) -> float:
     return (~tensor.detach().isfinite()).count_nonzero().item() / max(1, tensor.numel())
 
 
-def farthest(a: Tensor, b: Tensor) -> str:
-    """Largest difference, where both are finite; in words, since nan is no JSON."""
-    difference = (a.detach().double() - b.detach().double()).abs()
-    return str(difference.nan_to_num(0, 0, 0).max().item())
+def farthest(a: Tensor, b: Tensor) -> float | None:
+    """Largest difference of elements that are finite in both; None where there are none."""
+    both = a.isfinite() & b.isfinite()
+    difference = (a.double() - b.double()).abs()[both]
+    return difference.max().item() if len(difference) else None
 
 
 def of_embeddings(z: Tensor, loss: Tensor) -> dict[str, object]:
