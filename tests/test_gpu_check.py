@@ -306,12 +306,16 @@ def test_a_sanitizers_findings_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("backend", "count"), [("cpp", 11), ("triton", 10)])
 def test_kernels_that_no_call_reaches_are_named(tmp_path: Path, backend: str, count: int) -> None:
-    names = results.kernels_of_project(ROOT, backend)
+    names, on_hopper = (results.kernels_of_project(ROOT, backend, hopper) for hopper in (False, True))
     assert len(names) >= count
     assert {"ntxent_fwd_kernel", "ntxent_bwd_kernel", "augment_tile_kernel", "ntxent_normalize_kernel"} <= names
+    of_hopper = {f"ntxent_{name}_sm90_kernel" for name in ("fwd", "bwd", "bwd_wide")} if backend == "cpp" else set()
+    assert on_hopper - names == of_hopper
+    assert names - on_hopper == ({"ntxent_fwd_kernel", "ntxent_bwd_kernel"} if of_hopper else set())
     log = tmp_path / "kernels.log"
     log.write_text("\n".join(f"void simclr::cuda::{name}<float>(int)" for name in sorted(names)[1:]))
-    assert results.kernels_not_reached(ROOT, backend, log) == sorted(names)[:1]
+    assert results.kernels_not_reached(ROOT, backend, log, False) == sorted(names)[:1]
+    assert results.kernels_not_reached(ROOT, backend, log, True) == sorted({sorted(names)[0], *of_hopper})
 
 
 def test_failures_are_all_named() -> None:

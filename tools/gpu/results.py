@@ -23,6 +23,8 @@ KERNELS = {  # how a backend's sources define one, and where they are
     "cpp": (r"__global__[^;{]*?\b(\w+_kernel)\s*\(", "csrc/cuda/*.cu*"),
     "triton": (r"^def (\w+_kernel)\(", "simclr_fast/**/triton_*.py"),
 }
+# Of cpp's: what Hopper's kernels, compiled for sm_90a and for no other, do in the place of others.
+ON_HOPPER, REPLACED_ON_HOPPER = "_sm90_kernel", {"ntxent_fwd_kernel", "ntxent_bwd_kernel"}
 Verdict = tuple[str, float | None, str, float]
 
 
@@ -81,16 +83,19 @@ def read_sanitizer(log: Path) -> dict:
     }
 
 
-def kernels_of_project(source: Path, backend: str) -> set[str]:
-    """Names of all kernels that the backend's sources define."""
+def kernels_of_project(source: Path, backend: str, hopper: bool) -> set[str]:
+    """Names of the kernels that the backend's sources define for a device, which may be a Hopper."""
     pattern, files = KERNELS[backend]
-    return {name for path in source.glob(files) for name in re.findall(pattern, path.read_text(), re.MULTILINE)}
+    names = {name for path in source.glob(files) for name in re.findall(pattern, path.read_text(), re.MULTILINE)}
+    if backend != "cpp":
+        return names
+    return names - REPLACED_ON_HOPPER if hopper else {name for name in names if not name.endswith(ON_HOPPER)}
 
 
-def kernels_not_reached(source: Path, backend: str, log: Path) -> list[str]:
+def kernels_not_reached(source: Path, backend: str, log: Path, hopper: bool) -> list[str]:
     """Kernels of the project that are not among the launched ones, which the log names."""
-    launched = log.read_text(errors="replace")
-    return sorted(name for name in kernels_of_project(source, backend) if not re.search(rf"\b{name}\b", launched))
+    launched, names = log.read_text(errors="replace"), kernels_of_project(source, backend, hopper)
+    return sorted(name for name in names if not re.search(rf"\b{name}\b", launched))
 
 
 def read_profile(log: Path) -> list[dict[str, str]]:
@@ -122,9 +127,10 @@ def gather(scratch: Scratch, outcomes: dict[str, Outcome], about: dict) -> dict:
     sanitized = [name for name in outcomes if name.startswith(("memcheck", "racecheck"))]
     if sanitized:
         found["sanitizer"] = {name: read_sanitizer(scratch.logs / f"{name}.log") for name in sanitized}
+    hopper = (about["machine"]["gpu"] or {}).get("capability") == "9.0"
     for backend in OURS:
         if outcomes.get(f"kernels-{backend}", Outcome("")).status == "passed":
-            missed = kernels_not_reached(scratch.source, backend, scratch.logs / f"kernels-{backend}.log")
+            missed = kernels_not_reached(scratch.source, backend, scratch.logs / f"kernels-{backend}.log", hopper)
             found.setdefault("kernels not reached", {})[backend] = missed
         if (name := f"ncu-{backend}") in outcomes and (log := scratch.logs / f"{name}.log").exists():
             found.setdefault("profiles", {})[name] = read_profile(log)
