@@ -86,7 +86,7 @@ class Report:
         out.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: str = "still running") -> None:
-        """gpu_check.json, what a repository keeps of it, gpu_check.md and logs.tar.gz, with a search's tensors."""
+        """gpu_check.json, what a repository keeps of it, gpu_check.md and logs.tar.gz, with what a search kept."""
         self.about |= {"seconds": round(self.runner.elapsed(), 1), "state": state}
         self.found = gather(self.scratch, self.runner.outcomes, self.about)
         replace(self.out / "gpu_check.json", table_text(self.found))
@@ -94,8 +94,8 @@ class Report:
         replace(self.out / "gpu_check.md", page(self.found))
         with tarfile.open(self.out / ".logs.partial", "w:gz", compresslevel=3) as archive:
             archive.add(self.scratch.logs, "logs")
-            for tensors in self.scratch.results.glob("*.pt"):
-                archive.add(tensors, f"logs/{tensors.name}")
+            for kept in self.scratch.results.glob("not_finite*"):
+                archive.add(kept, f"logs/{kept.name}")
         os.replace(self.out / ".logs.partial", self.out / "logs.tar.gz")
         for name, outcome in self.runner.outcomes.items():
             if self.told.get(name) != outcome.status:

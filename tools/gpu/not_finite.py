@@ -6,9 +6,12 @@ What a stage finds is saved before the next begins. An error, too little time or
 findings so far, and "searching" names the stage.
 """
 
+import os
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +34,9 @@ from tools.gpu.not_finite_verdict import first_of
 
 BACKENDS = ("cpp", "triton", "reference")
 WITHOUT_INDUCTOR = "aot_eager"  # what inductor is given, run as it is
-TENSORS = "not_finite.pt"  # beside the figures: embeddings [2b, D], and of a bad view itself and its image
+# Beside the figures: embeddings [2b, D], a bad view and its image; what inductor generated.
+TENSORS, CODE = "not_finite.pt", "not_finite_code.tar.gz"
+INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Search:
             ("eager, without cuDNN", 10, self.eager_is_bad, self.without_cudnn),
             ("eager, contiguous", 5, self.eager_is_bad, self.contiguous),
             ("loss, compiled alone", 20, self.loss_is_bad, self.compiled_loss),
+            ("inductor's code", 0, self.only_compiled, self.inductor_code),
             ("compiled, module by module", 60, self.only_compiled, lambda of: self.parts(of, self.failed.compiler)),
             ("compiled without inductor", 40, self.only_compiled, lambda of: self.parts(of, WITHOUT_INDUCTOR)),
         ):
@@ -199,6 +205,15 @@ class Search:
         """The same, each loss compiled by itself, of the first embeddings that are finite."""
         name, z = next((name, z) for name, z in self.z.items() if share(z) == 0)
         of[name] = loss_by_all(z, self.failed.losses, self.bench.guarded, self.failed.compiler)
+
+    def inductor_code(self, of: dict[str, object]) -> None:
+        """A copy of it, to be read where there is no GPU."""
+        folder = Path(os.environ[INDUCTOR])
+        files = sorted(folder.rglob("*.py"))
+        with tarfile.open(self.bench.out.with_name(CODE), "w:gz") as archive:
+            for file in files:
+                archive.add(file, file.relative_to(folder))
+        of["files"] = len(files)
 
     def parts(self, of: dict[str, object], compiler: str | Callable | None) -> None:
         """The forward pass compiled with the outputs of all modules, as differences from eager's."""

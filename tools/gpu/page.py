@@ -6,6 +6,7 @@ from tools.gpu import OURS
 from tools.gpu.results import PROFILED, best_ms, failures, targets
 
 MOST_FAILURES = 25
+FINDING_CHARACTERS = 600  # of one stage of a search; the JSON has all of it
 ABOUT_NTXENT = (
     "Milliseconds of the device: CUDA-graph replay, L2 flushed, median; above 5 ms as called. limit: 2.5 M^2 D",
     "multiply-adds at the product's rate (ieee: three tf32 products). host: microseconds until the call returns,",
@@ -210,7 +211,7 @@ def steps(bench: dict) -> list[str]:
     lines = section("Training steps: compiled, bfloat16, channels-last", ["step", "batch", *shown], rows)
     for name, of in taken.items():
         for stage, said in of.get("not finite", {}).items():
-            lines.append(f"- {name}, where it is not finite, {stage}: {said}")
+            lines.append(f"- {name}, where it is not finite, {stage}: {str(said)[:FINDING_CHARACTERS]}")
     return [*lines, ""] if lines else []
 
 
