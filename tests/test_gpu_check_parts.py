@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.environment import ROOT
 from tools.gpu import TESTS_FILE, bench, plan, record_tests, results, tune
@@ -252,6 +253,7 @@ def test_an_extension_that_was_carried_here_serves_for_the_same_sources_alone(
         (cwd / "simclr_fast" / "_C.abi3.so").write_text(f"compiled for {env['TORCH_CUDA_ARCH_LIST']}")
         return subprocess.CompletedProcess(command, 0)
 
+    assert here.ask(scratch_module.ASK) == str(torch.version.cuda).split(".")[0]
     monkeypatch.setattr(scratch_module.subprocess, "run", run)
     monkeypatch.setattr(Scratch, "ask", lambda self, program: "13" if program == scratch_module.ASK else "{}")
     build = lambda scratch, arch="9.0": scratch_module.build(scratch, arch, None)

@@ -167,6 +167,13 @@ def test_what_was_found_outlives_errors_and_the_process(tmp_path: Path, monkeypa
     )
     assert found["first"] in "\n".join(page.steps(training.bench.found))
 
+    training.bench.dry, training.bench.end = False, 0.0
+    late = searched(training)
+    assert late["first"] == "loss of finite embeddings: as it happened; by none; finite by none"
+    assert late["eager"].keys() == late["loss"].keys() == {"left out"}
+    assert late["weights"] == found["weights"], "what costs nothing has its turn"
+    training.bench.dry = True
+
     def lost() -> None:
         raise RuntimeError("the context is lost")
 

@@ -132,9 +132,10 @@ class Training:
 
     def search(self, draw: Draw, views: Tensor | None = None, result: StepResult | None = None) -> None:
         """found["not finite"]: which tensor of the failed step is the first; see not_finite."""
-        found = self.bench.found.setdefault("steps", {}).setdefault(self.bench.section, {}).setdefault("not finite", {})
+        found = self.bench.found.setdefault("steps", {}).setdefault(self.bench.section, {})
+        found["not finite"] = {}
         failed = FailedStep(self.step, self.images, draw, self.losses, self.compiler, views, result)
-        Search(failed, self.bench, found).run()
+        Search(failed, self.bench, found["not finite"]).run()
 
     def milliseconds_of_a_step(self) -> float:
         """Over steps in a row, by the wall clock."""

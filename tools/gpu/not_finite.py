@@ -88,7 +88,7 @@ class Search:
             if reason is not None and not reason():
                 continue
             entry = self.found[name] = {}
-            if not self.bench.dry and self.bench.left() < seconds:
+            if seconds and not self.bench.dry and self.bench.left() < seconds:
                 entry["left out"] = f"{self.bench.left():.0f} s were left"
                 continue
             self.found["searching"] = name

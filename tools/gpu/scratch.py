@@ -25,7 +25,10 @@ COPIED = (
 BUILT_OF = ("csrc", "setup.py")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc", "*.o", ".pytest_cache")
 PROBE = "from simclr_fast import _extension as e; print(e.missing_because or e.build_info())"
-ASK = "import torch; print(str(torch.version.cuda).split('.')[0])"
+ASK = (  # the major version of torch's CUDA, without importing torch, which takes seconds
+    "import importlib.util, pathlib, runpy; torch = pathlib.Path(importlib.util.find_spec('torch').origin);"
+    "print(str(runpy.run_path(str(torch.with_name('version.py')))['cuda']).split('.')[0])"
+)
 
 
 class Scratch:
