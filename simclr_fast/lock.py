@@ -9,7 +9,7 @@ import socket
 import threading
 from pathlib import Path
 
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, naming
 
 LOCK_FILE = ".lock"
 
@@ -54,8 +54,9 @@ def claim(folder: Path, others: str) -> Claim:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(descriptor, folder, others)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            with naming(path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             found = Claim(descriptor)
         except BaseException:
             os.close(descriptor)

@@ -1,8 +1,10 @@
 """The files of a run's folder that other programs read, beside its checkpoints: metrics, results, views."""
 
+import contextlib
 import json
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,26 @@ def write_results(path: Path, content: dict[str, Any]) -> None:
 
     Raises OSError with the path.
     """
-    text, temporary = json.dumps(content, indent=2) + "\n", path.with_name(f"{path.name}.partial")
-    with naming(path):
+    text = json.dumps(content, indent=2) + "\n"
+    with in_one_move(path) as temporary:
         temporary.write_text(text)
-        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def in_one_move(path: Path) -> Iterator[Path]:
+    """A path to write to, whose file then takes the place of what is at `path`; where writing fails, nothing does.
+
+    Raises OSError with the path.
+    """
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong is said already
+            temporary.unlink()
+        raise
 
 
 def read_results(path: Path) -> dict[str, Any] | None:

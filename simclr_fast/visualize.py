@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from simclr_fast.errors import naming
-from simclr_fast.run_files import ONLINE_KNN_K
+from simclr_fast.run_files import ONLINE_KNN_K, in_one_move
 
 DPI = 130
 MAPPED_IMAGES = 1000  # points of a map of embeddings
@@ -38,9 +37,9 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], *
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
-    """Write the figure, and return the path. Raises OSError with the path."""
-    with naming(path):
-        figure.savefig(path, dpi=dpi)
+    """Write the figure in one move, and return the path. Raises OSError with the path."""
+    with in_one_move(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=path.suffix.removeprefix("."))
     return path
 
 

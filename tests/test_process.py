@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from simclr_fast import errors
 from simclr_fast.errors import ConfigError
+from simclr_fast.lock import LOCK_FILE, claim
 from simclr_fast.process import (
     Process,
     StopSignals,
@@ -174,8 +175,13 @@ def test_a_full_disk_is_told_with_the_file_that_was_written(tmp_path: Path, monk
 
     monkeypatch.setattr(Path, "write_text", full)
     monkeypatch.setattr(Figure, "savefig", full)
-    results, picture = tmp_path / "knn.json", tmp_path / "curves.png"
-    for path, work in ((results, lambda: write_results(results, {})), (picture, lambda: save(Figure(), picture))):
+    monkeypatch.setattr(os, "pwrite", full)
+    results, picture, locked = (tmp_path / name for name in ("knn.json", "curves.png", LOCK_FILE))
+    for path, work in (
+        (results, lambda: write_results(results, {})),
+        (picture, lambda: save(Figure(), picture)),
+        (locked, lambda: claim(tmp_path, "others write")),
+    ):
         assert exit_status("simclr-fast knn", work) == 1
         assert capsys.readouterr().err.startswith(f"simclr-fast knn: error: {path}: No space left on device; make room")
     assert exit_status("simclr-fast knn", full) == 1

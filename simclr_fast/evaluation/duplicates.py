@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from simclr_fast.errors import naming
-from simclr_fast.run_files import write_results
+from simclr_fast.run_files import in_one_move, write_results
 
 BLOCK = 2048  # rows of a block: its products with another take 16 MiB
 MOST_PAIRS = 1_000_000  # more are no list that anybody reads, and a sign that the threshold is too low
@@ -155,12 +154,10 @@ def write(
         )
     )
     table = folder / CSV_FILE
-    temporary = table.with_suffix(".partial")
-    with naming(table), temporary.open("w", newline="", encoding="utf-8") as file:
+    with in_one_move(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["group", "first", "second", "similarity", "identical"])
         writer.writerows([number, names[a], names[b], value, int(is_same)] for number, a, b, value, is_same in lines)
-    temporary.replace(table)
     by_group: list[list[dict]] = [[] for _ in groups]
     for number, a, b, value, is_same in lines:
         pair = {"first": names[a], "second": names[b], "similarity": float(value), "identical": is_same}

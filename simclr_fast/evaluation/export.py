@@ -1,9 +1,12 @@
 """The command `export`: the backbone as files for other programs, checked after writing, with a model card."""
 
+import functools
 import importlib.util
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -21,6 +24,7 @@ from simclr_fast.evaluation.model_card import (
 from simclr_fast.evaluation.run import EXPORT_KEY, WEIGHTS_FILE, Run
 from simclr_fast.evaluation.session import Session
 from simclr_fast.evaluation.tables import ResultTable
+from simclr_fast.run_files import in_one_move
 
 TOLERANCE = 1e-5  # of the largest feature, between what was written and the model; ONNX runs other kernels
 
@@ -68,13 +72,14 @@ def compare(session: Session, folder) -> dict[str, float]:
 def export_weights(run: Run, folder: Path) -> None:
     """Write the weights under torchvision's own keys, as a torch state dict and as safetensors."""
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in run.weights.items()}
-    torch.save(weights, folder / STATE_DICT_FILE)
-    safetensors.torch.save_file(weights, folder / WEIGHTS_FILE, metadata={EXPORT_KEY: json.dumps(describe(run))})
+    _write(folder / STATE_DICT_FILE, functools.partial(torch.save, weights))
+    data = safetensors.torch.save(weights, metadata={EXPORT_KEY: json.dumps(describe(run))})
+    _write(folder / WEIGHTS_FILE, lambda file: file.write(data))
 
 
 def export_program(run: Run, folder: Path) -> None:
     """Write a torch.export program: runs without this package and without torchvision, for any batch size."""
-    torch.export.save(_program(run), folder / PROGRAM_FILE)
+    _write(folder / PROGRAM_FILE, functools.partial(torch.export.save, _program(run)))
 
 
 def require_onnx() -> None:
@@ -88,7 +93,8 @@ def export_onnx(run: Run, folder: Path) -> None:
     """Write an ONNX graph, input "images" [batch, C, S, S], output "features" [batch, D]."""
     names = {"input_names": ["images"], "output_names": ["features"]}
     graph = torch.onnx.export(_program(run), dynamo=True, verbose=False, **names)
-    graph.save(folder / ONNX_FILE, external_data=False)
+    with in_one_move(folder / ONNX_FILE) as temporary:
+        graph.save(temporary, external_data=False)
 
 
 def run_onnx(path: Path, images: Tensor) -> Tensor:
@@ -103,6 +109,14 @@ def sample_images(run: Run, count: int = 4) -> Tensor:
     """Inputs to compare implementations with, float32 [count, C, S, S]."""
     size = run.config.augment.size
     return torch.randn(count, run.channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def _write(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """In one move, by way of memory: of a full disk torch and safetensors raise errors of their own, without a name."""
+    file = io.BytesIO()
+    save(file)
+    with in_one_move(path) as temporary:
+        temporary.write_bytes(file.getbuffer())
 
 
 def _program(run: Run) -> torch.export.ExportedProgram:

@@ -7,11 +7,11 @@ import torch
 
 from simclr_fast.backbones.registry import family_of, spec_of
 from simclr_fast.config import as_dict
-from simclr_fast.errors import naming
 from simclr_fast.evaluation.card_metadata import comparison_of, data_name, front_matter, results_of
 from simclr_fast.evaluation.comparison import comparison_table
 from simclr_fast.evaluation.run import WEIGHTS_FILE, Run
 from simclr_fast.evaluation.tables import ResultTable
+from simclr_fast.run_files import in_one_move
 
 # The files of an export, beside WEIGHTS_FILE.
 STATE_DICT_FILE = "backbone.pth"
@@ -53,8 +53,8 @@ def write_model_card(run: Run, folder: Path, license_name: str | None = None) ->
         "as the tables above say; evaluate them on your own images before you rely on them.",
     ]
     path = folder / CARD_FILE
-    with naming(path):
-        path.write_text("\n\n".join(sections) + "\n")
+    with in_one_move(path) as temporary:
+        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return path
 
 

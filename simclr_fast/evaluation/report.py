@@ -12,7 +12,6 @@ from simclr_fast.config import as_dict
 from simclr_fast.data import Dataset, EncodedImages, Source
 from simclr_fast.data.auto import found_in
 from simclr_fast.data.ignored import IGNORED_FILE
-from simclr_fast.errors import naming
 from simclr_fast.evaluation import page, pictures
 from simclr_fast.evaluation.card_metadata import name_of
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
@@ -24,7 +23,15 @@ from simclr_fast.evaluation.results import heading, left_by
 from simclr_fast.evaluation.session import FEATURES_FOLDER, Session, measurable
 from simclr_fast.evaluation.splits import fixed_part, random_part
 from simclr_fast.evaluation.tables import ResultTable, accuracy, class_names
-from simclr_fast.run_files import METRICS_FILE, VIEWS_FILE, chance_level, read_comparison, read_metrics, read_results
+from simclr_fast.run_files import (
+    METRICS_FILE,
+    VIEWS_FILE,
+    chance_level,
+    in_one_move,
+    read_comparison,
+    read_metrics,
+    read_results,
+)
 
 PAGE_FILE = "report.html"
 SAMPLE_QUERIES = 8
@@ -50,8 +57,8 @@ def main(session: Session) -> dict[str, Any]:
     images = f"{_name(session)} ({len(data.train)} images)"
     title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {images}"
     path = session.folder / PAGE_FILE
-    with naming(path):
-        path.write_text(page.render(title, parts), encoding="utf-8")
+    with in_one_move(path) as temporary:
+        temporary.write_text(page.render(title, parts), encoding="utf-8")
     drawn = [file for part in parts for file in part.files]
     return session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(*drawn, path))
 

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from simclr_fast.config import Config, as_dict
 from simclr_fast.errors import ConfigError, first_line, naming
-from simclr_fast.run_files import METRICS_FILE, read_metrics
+from simclr_fast.run_files import METRICS_FILE, in_one_move, read_metrics
 from simclr_fast.training.warnings import EarlyWarning
 
 Ending = Literal["finished", "stopped", "failed"]
@@ -240,6 +240,5 @@ def flat(options: dict[str, Any], prefix: str = "") -> dict[str, str]:
 def _drop_lines_after(path: Path, step: int) -> None:
     """Keep the whole lines up to a step, in one move: a crash in between loses none."""
     kept = [line for line in read_metrics(path) if line["step"] <= step] if path.exists() else []
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    with in_one_move(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))

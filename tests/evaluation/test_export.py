@@ -17,7 +17,7 @@ from simclr_fast import load_backbone
 from simclr_fast.cli import main
 from simclr_fast.errors import CheckpointError
 from simclr_fast.evaluation import export
-from simclr_fast.evaluation.model_card import describe, loading_code, write_model_card
+from simclr_fast.evaluation.model_card import CARD_FILE, describe, loading_code, write_model_card
 from simclr_fast.evaluation.run import Run
 from tests.evaluation.conftest import demo_config, plain_config, write_run
 
@@ -119,6 +119,30 @@ def test_an_export_that_differs_is_refused(
     said = f"{tmp_path / 'backbone.pth'}: its features differ from the model's by {difference:.1e}"
     assert (said in capsys.readouterr().err) == refused
     assert (tmp_path / "README.md").exists() != refused
+
+
+WRITERS = {
+    export.STATE_DICT_FILE: export.export_weights,
+    export.WEIGHTS_FILE: export.export_weights,
+    export.PROGRAM_FILE: export.export_program,
+    export.ONNX_FILE: export.export_onnx,
+    CARD_FILE: write_model_card,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_said_with_the_file_and_leaves_what_was_there(
+    name: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, small = Run.open(run_folder), torch.export.export(torch.nn.Linear(1, 1), (torch.ones(1, 1),))
+    monkeypatch.setattr(export, "_program", lambda run: small)
+    (tmp_path / name).write_text("what was there")
+    (tmp_path / f"{name}.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        WRITERS[name](run, tmp_path)
+    assert raised.value.filename == str(tmp_path / name)
+    assert (tmp_path / name).read_text() == "what was there"
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_card_and_export_say_how_images_are_normalised(tmp_path: Path) -> None:

@@ -231,21 +231,19 @@ def test_letters_without_a_font_are_spelled_out(monkeypatch) -> None:
 
 PAIR = duplicates.Pairs(np.array([0]), np.array([1]), np.array([1.0]))
 WRITERS = {
-    "neighbours.json": ("neighbours.json.partial", lambda path: write_results(path, {"queries": []})),
-    "neighbours.png": ("neighbours.png", lambda path: save(new_figure((1, 1)), path)),
-    "duplicates.csv": (
-        "duplicates.partial",
-        lambda path: duplicates.write(path.parent, PAIR, np.array([True]), [[0, 1]], str, 0.9),
-    ),
+    "neighbours.json": lambda path: write_results(path, {"queries": []}),
+    "neighbours.png": lambda path: save(new_figure((1, 1)), path),
+    "duplicates.csv": lambda path: duplicates.write(path.parent, PAIR, np.array([True]), [[0, 1]], str, 0.9),
 }
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_said_with_the_file(name: str, tmp_path: Path) -> None:
-    written, write = WRITERS[name]
-    (tmp_path / written).symlink_to("/dev/full")
+    (tmp_path / name).write_text("what was there")
+    (tmp_path / f"{name}.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space") as raised:
-        write(tmp_path / name)
+        WRITERS[name](tmp_path / name)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["what was there"], "and no .partial file"
     assert status_and_message(raised.value) == (
         1,
         f"{tmp_path / name}: No space left on device; make room, then go on from the files there",
