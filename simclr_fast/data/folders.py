@@ -9,7 +9,7 @@ import torch
 from simclr_fast.config import SourceOptions
 from simclr_fast.data.classes import Split, assemble
 from simclr_fast.data.image_files import class_folders, images_below, is_folder, suffixes
-from simclr_fast.data.messages import Ignored, say
+from simclr_fast.data.messages import Ignored, on_one_line, say
 from simclr_fast.data.sources import Dataset, Files
 from simclr_fast.errors import ConfigError
 
@@ -49,13 +49,17 @@ def parts_in(root: Path) -> tuple[Path | None, list[Path]]:
 
 
 def _split(root: Path, options: SourceOptions) -> Split:
-    """One folder. Its classes are the folders in it, in the order of their names, whether or not they hold images."""
+    """One folder. Its classes are the folders in it, in the order of their names, whether or not they hold images.
+
+    They are called as the folders are, spelled as in `on_one_line`: tables, pictures and files of results name them.
+    """
     ignored: list[Ignored] = []
     names = list(images_below(str(root), ignored))
     if not names:
         raise ConfigError(f"--data {root}: no image ({', '.join(suffixes())}) in it or below")
-    classes = class_folders(str(root), ignored)
-    number = {name: k for k, name in enumerate(classes)}
+    folders = class_folders(str(root), ignored)
+    number = {name: k for k, name in enumerate(folders)}
     codes = torch.tensor([number.get(name.split(os.sep, 1)[0], -1) if os.sep in name else -1 for name in names])
     source = Files(root, names).images(options.max_bad_images)
+    classes = list(map(on_one_line, folders))
     return Split(str(root), source, codes, classes, "the images lie in no class folders", tuple(ignored))

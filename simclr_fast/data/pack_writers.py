@@ -143,7 +143,7 @@ class JpegWriter(SplitWriter):
         super().__init__(folder, entry, {LABELS: ("<i8", ()), CHECKSUMS: ("<u4", ()), PLACES: ("<i8", (2,))})
         self.arrow = pyarrow
         self.count = count
-        label = {"label": datasets.ClassLabel(names=[on_one_line(name) for name in classes])} if classes else {}
+        label = {"label": datasets.ClassLabel(names=classes)} if classes else {}
         self.features = datasets.Features({"image": datasets.Image(), **label})
         self.schema = self.features.arrow_schema
         self.temporary = folder / "shard.partial"

@@ -260,6 +260,16 @@ def test_names_are_held_in_one_array_and_survive_pickling(tmp_path: Path) -> Non
     assert not any(isinstance(value, (list, tuple, dict)) for value in vars(many).values())
 
 
+def test_classes_are_called_so_that_every_picture_and_file_takes_their_names(tmp_path: Path) -> None:
+    """Folders of an archive in Latin-1, of a name with a line break, and of one that is spelled like an escape."""
+    folders = [os.fsdecode(b"kla\xdf"), "kla\\xdf", "new\nline"]
+    tree(tmp_path, *(f"{part}/{folder}/1.png" for part in ("train", "val") for folder in folders))
+    data = load_dataset(DataOptions(data=tmp_path))
+    assert data.classes == ("kla\\\\xdf", "kla\\xdf", "new\\nline")
+    assert data.train.labels.tolist() == data.test.labels.tolist() == [0, 1, 2]
+    assert [os.fsencode(data.test.name(row)).split(b"/")[-2] for row in (0, 1)] == [b"kla\\xdf", b"kla\xdf"]
+
+
 def test_links_that_lead_nowhere_are_ignored_wherever_they_lie(tmp_path: Path, caplog) -> None:
     tree(tmp_path, *TRAIN)
     for name in ("train/loop.jpg", "train/a/loop", "val", "labels.csv", "train/d"):

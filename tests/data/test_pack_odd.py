@@ -123,7 +123,7 @@ def test_names_that_are_not_utf8(form: str, tmp_path: Path, caplog) -> None:
     pack.pack(packing(tmp_path / "in", tmp_path / "out", format=form, size=16, max_bad_images=0.5))
     assert "a\\xff/\\xf1.jpg" in caplog.text
     after = loaded(tmp_path / "out")
-    assert after.classes == (os.fsdecode(b"a\xfe"), os.fsdecode(b"a\xff"))
+    assert after.classes == ("a\\xfe", "a\\xff")
     assert after.train.labels.tolist() == [0, 1]
     if form == "jpeg":
         rows = datasets.load_from_disk(str(tmp_path / "out"))["train"]
