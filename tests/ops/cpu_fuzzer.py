@@ -10,7 +10,7 @@ from proof.kept import digest, kept
 from proof.simt.build import closure
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fno-math-errno", "-Wno-psabi", "-fsanitize=address,undefined"]
+FLAGS = ["-std=c++17", "-Og", "-g1", "-fno-math-errno", "-Wno-psabi", "-fsanitize=address,undefined"]
 FLAGS += ["-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 _X86 = "#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))"
 # Of the element types float32 alone: of a loss's kernels, three quarters are not compiled.
@@ -28,12 +28,13 @@ def compile_with(*arguments: object) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def _compiled_driver(driver: Path, sources: Path) -> Path:
-    """A driver compiled with a changed copy of csrc; mutants share it, where it includes nothing that they change."""
-    copies = {str(Path("csrc", copy.relative_to(sources))): copy.read_text() for copy in sources.rglob("*.h")}
-    of = digest(sorted(closure([str(driver.relative_to(ROOT))], copies).items()), FLAGS, os.environ.get("CXX"))
-    path = ROOT / "build/fuzz" / f"{driver.stem}-{of}.o"
-    return kept(path, lambda made: compile_with(f"-I{sources}", "-c", driver, "-o", made))
+def _compiled(source: Path, sources: Path) -> Path:
+    """A file compiled with a changed copy of csrc; programs share it, where it includes nothing that they change."""
+    copies = {str(Path("csrc", copy.relative_to(sources))): copy.read_text() for copy in sources.rglob("*.*")}
+    of = digest(sorted(closure([str(source.relative_to(ROOT))], copies).items()), FLAGS, os.environ.get("CXX"))
+    text = sources / source.relative_to(ROOT / "csrc") if source.is_relative_to(ROOT / "csrc") else source
+    path = ROOT / "build/fuzz" / f"{source.stem}-{of}.o"
+    return kept(path, lambda made: compile_with(f"-I{sources}", "-c", text, "-o", made))
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,17 @@ class Fuzzer:
     cases: int
     typed: bool = False
 
-    def build(self, folder: Path, break_kernel: tuple[str, str] | None = None, portable: int | None = None) -> Path:
+    def build(self, folder: Path, vector_bytes: int = 16, break_kernel: tuple[str, str] | None = None) -> Path:
         """The program; with break_kernel, one line of the kernels' sources is replaced first, in float32 alone.
 
-        portable: only the portable code, with vectors of so many bytes. With 64 it is the source of the AVX-512 kernels
-        that runs, compiled to what any processor has.
+        Its kernels are the portable ones, with vectors of so many bytes. With 64 it is the source of the AVX-512
+        kernels that runs, compiled to what any processor has.
         """
         sources = folder / "csrc"
         shutil.copytree(ROOT / "csrc", sources)
         changes = [break_kernel, *(_ONE_TYPE if self.typed else ())] if break_kernel else []
-        if portable:
-            changes.append((_X86, "#if 0"))
-            changes.append(tuple(_VECTOR_BYTES.replace("{bytes}", str(width)) for width in (16, portable)))
+        changes.append((_X86, "#if 0"))
+        changes.append(tuple(_VECTOR_BYTES.replace("{bytes}", str(width)) for width in (16, vector_bytes)))
         for old, new in changes:
             touched = 0
             for path in (*sources.rglob("*.h"), *sources.rglob("*.cpp")):
@@ -68,24 +68,24 @@ class Fuzzer:
                 path.write_text(text.replace(old, new))
             assert touched == 1, f"{old!r} stands in the sources {touched} times"
         program = folder / "fuzz"
-        inputs = (sources / "cpu" / kernel for kernel in (*self.kernels, "isa.cpp"))
-        compile_with(f"-I{sources}", _compiled_driver(self.driver, sources), *inputs, "-o", program)
+        kernels = (sources / "cpu" / kernel for kernel in self.kernels)
+        shared = (_compiled(source, sources) for source in (self.driver, ROOT / "csrc/cpu/isa.cpp"))
+        compile_with(f"-I{sources}", *shared, *kernels, "-o", program)
         return program
 
-    def run(self, program: Path, isa: str | None = None, types: int = 4) -> subprocess.CompletedProcess[str]:
-        """The program's end, with the best instruction set of this processor or a named one."""
-        environment = os.environ | ({"SIMCLR_FAST_ISA": isa} if isa else {})
+    def run(self, program: Path, types: int = 4) -> subprocess.CompletedProcess[str]:
+        """The program's end."""
         command = [str(program), str(self.cases), *([str(types)] if self.typed else [])]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        return subprocess.run(command, capture_output=True, text=True)
 
-    def assert_clean(self, program: Path, isa: str | None = None) -> None:
+    def assert_clean(self, program: Path) -> None:
         """All cases ran and nothing was reported."""
-        done = self.run(program, isa)
+        done = self.run(program)
         assert done.returncode == 0, done.stderr[-4000:]
         assert done.stdout == f"{self.cases} cases\n"
 
-    def assert_seen(self, program: Path, isa: str | None = None) -> None:
+    def assert_seen(self, program: Path) -> None:
         """A sanitizer, or the driver itself, reported something."""
-        done = self.run(program, isa, types=1)
+        done = self.run(program, types=1)
         assert done.returncode != 0
         assert any(report in done.stderr for report in ("AddressSanitizer", "runtime error", "wrong"))
