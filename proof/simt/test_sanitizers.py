@@ -35,10 +35,10 @@ RACE_SUITES = [
     f"{_NTXENT}[24x40-float32-t0.1-random-seed2-eager]",
     f"{_NTXENT}[5x9-float64-t0.1-random-seed1-lazy]",
     f"{_AT_ONCE}[20x128-float32-t0.1-random-seed2-eager]",
-    f"{_SIMILARITY}[130x70x33-float16-none-t0.1-both-seed2-eager]",
+    f"{_SIMILARITY}[70x66x33-float16-none-t0.1-both-seed2-eager]",
     f"{_SIMILARITY}[7x12x9-float64-self-t0.1-both-need_max-seed1-lazy]",
     f"{_AUGMENT}one_block_per_view[(1, 20, 15)-(24, 24)-3-seed1-lazy]",
-    f"{_AUGMENT}tiles[(1, 230, 90)-(97, 40)-31-seed1-lazy]",
+    f"{_AUGMENT}tiles[(1, 230, 90)-(97, 20)-31-seed1-lazy]",
     f"{_AUGMENT}the_mean_where_contrast_comes_first[one channel-seed1-lazy]",
     f"{_AUGMENT}sampling_draws_what_the_reference_draws",
 ]

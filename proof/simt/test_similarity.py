@@ -33,7 +33,7 @@ def run(kernels: Kernels, problem: Problem, schedule: Schedule = IN_ORDER) -> di
 SCHEDULED = (
     Case(70, None, 64, HALF, "self"),
     Case(66, None, 123, HALF, "pair", need_max=True),
-    Case(130, 70, 33, HALF, both=True),
+    Case(70, 66, 33, HALF, both=True),
     Case(40, 150, 200, HALF, "self", 0.01, both=True, need_max=True),
     Case(20, 35, 600, BFLOAT, both=True),
     Case(35, 50, 40, FLOAT, both=True),

@@ -243,11 +243,11 @@ def test_missing_data(run_folder: Path, tmp_path: Path, capsys) -> None:
 @pytest.mark.proof
 def test_two_processes_train_as_one(run_folder: Path, tmp_path: Path) -> None:
     """Same images, same views, batch statistics and gradients over both processes: the same accuracies."""
-    common = ["-m", "simclr_fast", "finetune", "--checkpoint", str(run_folder), *SMALL, "--batch-size", "40"]
+    finetune = ["finetune", "--checkpoint", str(run_folder), *SMALL, "--batch-size", "40", "--output"]
+    assert main([*finetune, str(tmp_path / "one")]) == 0
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    for name, launcher in (("one", []), ("two", torchrun)):
-        arguments = [sys.executable, *launcher, *common, "--output", str(tmp_path / name)]
-        subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True)
+    two = [sys.executable, *torchrun, "-m", "simclr_fast", *finetune, str(tmp_path / "two")]
+    subprocess.run(two, cwd=ROOT, check=True, capture_output=True)
     one, two = (json.loads((tmp_path / name / "finetune.json").read_text())["results"] for name in ("one", "two"))
     for init in ("scratch", "checkpoint"):
         assert two["0.01"][init]["mean"] == pytest.approx(one["0.01"][init]["mean"], abs=0.01)
