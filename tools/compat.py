@@ -44,7 +44,6 @@ OF_NO_TORCH = (
 )
 # The same Triton's interpreter.
 FAST_TRITON_TESTS = ("tests/ops/ntxent/test_normalize.py",)
-PYTEST_OPTIONS = ("-q", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")  # as `make test`
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,9 @@ def check(pair: Pair) -> None:
 
     run_here(python, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--editable", ".", USE_CUDA="0")
     run_here(python, "-m", "simclr_fast", "info")
-    run_here(python, "-m", "pytest", *PYTEST_OPTIONS, *(f"--deselect={test}" for test in OF_NO_TORCH), *FAST_TESTS)
-    run_here(python, "-m", "pytest", "-q", "-m", "interpret", *FAST_TRITON_TESTS)  # seconds, less than a worker's start
+    # In one process: half a minute of tests, of which the start and the imports of workers would make a whole one.
+    run_here(python, "-m", "pytest", "-q", *(f"--deselect={test}" for test in OF_NO_TORCH), *FAST_TESTS)
+    run_here(python, "-m", "pytest", "-q", "-m", "interpret", *FAST_TRITON_TESTS)
     exchange_wheels(pair)
 
 
