@@ -66,6 +66,7 @@ def test_a_dry_run_collects_every_gpu_test_and_runs_stand_ins(dry: tuple[dict, s
     found = dry[0]
     collected = found["tests collected"]
     assert len(collected["collected"]) > 400
+    assert {entry["outcome"] for entry in collected["tests"].values()} == {"passed", "skipped"}, "set up and torn down"
     for part in ("test_cuda_gpu", "test_triton_gpu", "test_wide_on_a_gpu", "cpp-cuda", "triton-cuda"):
         assert any(part in name for name in collected["collected"]), part
     assert found["tests"]["passed"] > 20

@@ -1,7 +1,7 @@
 """What only a GPU has: AMP and compilation by default, the side stream, nvJPEG, a step that waits for nothing."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,18 @@ STEPS_PER_EPOCH = 8
 
 
 @pytest.fixture(autouse=True)
-def _float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No TensorFloat-32, which training switches on for the whole process and whose errors hide what is compared."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def _float32_products() -> Iterator[None]:
+    """No TensorFloat-32, which training switches on for the whole process and whose errors hide what is compared.
+
+    Not by monkeypatch: from pytest 9.2 on it ends with deleting what an object computes, as torch does these.
+    """
+    kinds = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    yield
+    for kind, allowed in zip(kinds, before):
+        kind.allow_tf32 = allowed
 
 
 @pytest.fixture

@@ -120,8 +120,8 @@ def _tests(scratch: Scratch, until: float, cores: int, dry: bool) -> list[Job]:
     if not dry:
         workers = max(1, min(MOST_WORKERS, cores - 4))
         return [job("tests", "tests.jsonl", pytest_command("-m", "gpu", *files, workers=workers))]
-    # A GPU's tests can only be collected; others stand in for them.
-    collect = pytest_command("-m", "gpu", "--collect-only", *files, workers=1)
+    # Without a GPU its tests can only be set up and torn down; others stand in for them.
+    collect = pytest_command("-m", "gpu", "--setup-only", *files, workers=1)
     few = pytest_command(*DRY_TESTS, workers=2)
     return [job("tests-collected", "collected.jsonl", collect), job("tests", "tests.jsonl", few)]
 
