@@ -237,6 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     That is how it ends, too, where nobody reads on what it prints, as with `| head`.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding than UTF-8 ends no command
     try:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)

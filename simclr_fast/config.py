@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from simclr_fast.errors import ConfigError
+from simclr_fast.errors import ConfigError, in_utf8
 
 if importlib.util.find_spec("tyro"):
     from tyro.conf import Positional
@@ -254,6 +254,10 @@ POSITIVE: Rule = (lambda value: 0 < value < math.inf, "a number > 0")  # nan is 
 ABOVE_ZERO: Rule = (lambda value: value > 0, "a number > 0")  # infinity, too
 NOT_NEGATIVE: Rule = (lambda value: value >= 0, "a number >= 0")
 DECAY: Rule = (lambda value: 0 <= value < 1, "a fraction in [0, 1)")
+OUTPUT: Rule = (  # neither TensorBoard nor Arrow nor MLflow takes another
+    lambda value: in_utf8(str(value)) == str(value),
+    "a folder whose path is UTF-8",
+)
 PROBABILITY: Rule = (lambda value: 0 <= value <= 1, "a probability in [0, 1]")
 
 LARGEST_SIZE = 8192  # pixels; a view of that side takes 768 MiB
@@ -265,6 +269,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("head_hidden", "head_dim"), WIDTH),
     **dict.fromkeys(("workers", "threads"), THREADS),
     "seed": SEED,
+    "output": OUTPUT,
     **dict.fromkeys(("hflip", "jitter_p", "gray_p", "blur_p"), PROBABILITY),
     **dict.fromkeys(("weight_decay", "shear"), NOT_NEGATIVE),
     **dict.fromkeys(("momentum", "model_ema_decay"), DECAY),

@@ -41,7 +41,7 @@ def status_and_message(error: Exception) -> tuple[int, str] | None:
         return None
     for kind, status in EXIT_STATUS.items():
         if isinstance(error, kind):
-            return status, _disk_message(error) if isinstance(error, OSError) else str(error)
+            return status, in_utf8(_disk_message(error) if isinstance(error, OSError) else str(error))
     return None
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import io
 import os
 import re
 import signal
@@ -202,6 +203,15 @@ def test_it_ends_quietly_where_nobody_reads_on(words: str) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         program.stdout.close()
         assert (program.stderr.read(), program.wait()) == (b"", 128 + signal.SIGPIPE)
+
+
+def test_a_terminal_without_a_letter_shows_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables shorten names by an ellipsis, which Latin-1 has not."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="strict")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "usage", lambda: "kla\xdfe\u2026\n")
+    assert main(["--help"]) == 0
+    assert terminal.buffer.getvalue() == b"kla\xdfe?\n"
 
 
 def test_another_broken_pipe_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ LIMITS = {
     "std": (((0.5,), (0.1, 0.2, 3.0)), ((0.5, 0.5), (0.0,), (0.5, 0.5, -0.5), (math.inf,))),
     "max_bad_images": ((0.0, 1.0), (-0.01, 1.01)),
     "warmup_epochs": ((0.0, 45.0), (-0.1, 45.1)),
+    "output": ((Path("runs/ü \\xfc"),), (Path(os.fsdecode(b"runs/\xfc")),)),
 }
 
 

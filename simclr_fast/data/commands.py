@@ -22,7 +22,7 @@ from simclr_fast.data.packed import MANIFEST, read_manifest
 from simclr_fast.data.verify import verify
 
 RULES_OF_PACK: dict[str, Rule] = {
-    **{name: RULES[name] for name in ("workers", "max_bad_images")},
+    **{name: RULES[name] for name in ("workers", "max_bad_images", "output")},
     "size": (lambda value: value >= 8, "at least 8 pixels"),
     "quality": (lambda value: 1 <= value <= 95, "1 to 95"),
 }

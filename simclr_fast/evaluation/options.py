@@ -10,6 +10,7 @@ from tyro.conf import Positional
 from simclr_fast.config import (
     COUNT,
     COUNT_OR_ZERO,
+    OUTPUT,
     POSITIVE,
     SEED,
     THREADS,
@@ -300,6 +301,7 @@ MOST_NEIGHBOURS = 50  # beside a query in a picture
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("threads", "workers"), THREADS),
     "seed": SEED,
+    "output": OUTPUT,
     "min_steps": COUNT_OR_ZERO,
     **dict.fromkeys(("knn_k", "epochs", "batch_size", "per_class", "draws", "seeds", "steps"), COUNT),
     **dict.fromkeys(("train_scenes", "test_scenes", "min_size"), COUNT),
