@@ -7,6 +7,7 @@ import torch
 
 from simclr_fast.backbones.registry import family_of, spec_of
 from simclr_fast.config import as_dict
+from simclr_fast.errors import in_utf8
 from simclr_fast.evaluation.card_metadata import comparison_of, data_name, front_matter, results_of
 from simclr_fast.evaluation.comparison import comparison_table
 from simclr_fast.evaluation.run import WEIGHTS_FILE, Run
@@ -54,7 +55,7 @@ def write_model_card(run: Run, folder: Path, license_name: str | None = None) ->
     ]
     path = folder / CARD_FILE
     with in_one_move(path) as temporary:
-        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        temporary.write_text(in_utf8("\n\n".join(sections)) + "\n", encoding="utf-8")
     return path
 
 

@@ -12,6 +12,7 @@ from simclr_fast.config import as_dict
 from simclr_fast.data import Dataset, EncodedImages, Source
 from simclr_fast.data.auto import found_in
 from simclr_fast.data.ignored import IGNORED_FILE
+from simclr_fast.errors import in_utf8
 from simclr_fast.evaluation import page, pictures
 from simclr_fast.evaluation.card_metadata import name_of
 from simclr_fast.evaluation.comparison import LARGEST, comparison_by_class, comparison_table
@@ -58,7 +59,7 @@ def main(session: Session) -> dict[str, Any]:
     title = f"SimCLR run {run.folder.resolve().name}: {run.config.model.model} on {images}"
     path = session.folder / PAGE_FILE
     with in_one_move(path) as temporary:
-        temporary.write_text(page.render(title, parts), encoding="utf-8")
+        temporary.write_text(in_utf8(page.render(title, parts)), encoding="utf-8")
     drawn = [file for part in parts for file in part.files]
     return session.finish({"page": str(path), "sections": [part.title for part in parts]}, files=(*drawn, path))
 

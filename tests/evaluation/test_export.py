@@ -154,9 +154,11 @@ def test_card_and_export_say_how_images_are_normalised(tmp_path: Path) -> None:
 
 def test_card_survives_what_options_may_hold(tmp_path: Path) -> None:
     config = demo_config()
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_column="a|b\nc"))
-    run = Run.open(write_run(tmp_path, config))
-    assert "| image_column | a\\|b c |\n" in write_model_card(run, tmp_path).read_text()
+    odd = dataclasses.replace(config.data, dataset="imagefolder", data=Path("fotos \udcfc"), image_column="a|b\nc")
+    run = Run.open(write_run(tmp_path, dataclasses.replace(config, data=odd)))
+    card = write_model_card(run, tmp_path).read_text(encoding="utf-8")
+    assert "| image_column | a\\|b c |\n" in card
+    assert "fotos \\xfc" in card
 
 
 def test_program_runs_without_this_package_at_any_batch_size(run_folder: Path, export_folder: Path) -> None:
