@@ -73,7 +73,7 @@ def test_local_rows_against_global_columns(n: int, rank: int, temperature: float
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.05, 0.026, 0.02])
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_one_pair_has_no_negatives_and_no_gradient(dtype: torch.dtype, reduction: str, temperature: float) -> None:
     """Its coefficient is 0 times what the smallest probability counts in a weight, 1e30, and exp(1/t - s_pos)."""
