@@ -6,6 +6,10 @@
 // M^2 D for du. Every warp's du covers all of D, and the warps' are added in order, as is everything else.
 //
 // The online maximum serves all temperatures: where a logit is kept, its row's maximum costs one more operation.
+#ifdef __CUDACC__
+#include <cooperative_groups.h>
+#endif
+
 #include "../ntxent_launch.h"
 #include "ntxent_bwd_terms.cuh"
 #include "ntxent_direct.cuh"
@@ -33,7 +37,6 @@ struct ResidentTask {
   float *loss, *dz, *dt;  // dt may be null
   float* losses;          // [blocks]: of each CTA's rows
   GridSum<float> dt_sums;
-  unsigned* arrived;
   Pairing<int> pairing;
   Temperature<float> temperature;
   float product_unit, operand_unit;
@@ -159,8 +162,9 @@ __device__ void make_gradient(const ResidentTask<T>& task, unsigned char* shared
   }
 }
 
+// A multiprocessor has one of these CTAs. Left to itself, ptxas makes room for two, 128 registers a thread, and spills.
 template <class T, class Operand>
-__global__ void __launch_bounds__(kThreads) ntxent_resident_kernel(const ResidentTask<T> task) {
+__global__ void __launch_bounds__(kThreads, 1) ntxent_resident_kernel(const ResidentTask<T> task) {
   using W = typename Wide<OperandOf<T>>::type;
   extern __shared__ __align__(128) unsigned char shared[];  // logits, or partial sums of du; then the columns' shifts
   __shared__ OnlineMax::Partial of_row[kWarps][kRows];
@@ -179,7 +183,8 @@ __global__ void __launch_bounds__(kThreads) ntxent_resident_kernel(const Residen
     normalize_row(task.z_of(min(row, rows - 1)), row < rows ? task.d : 0, task.eps, task.clamped_inv_norm, u, row,
                   task.inv_norm + row);
   }
-  grid_barrier(task.arrived, 1);
+  if (blockIdx.x == 0 && threadIdx.x == 0) *task.dt_sums.finished = 0;
+  cooperative_groups::this_grid().sync();
 
   // 2. s_ij = u_i . u_j / t of all columns, and the warps' parts of sum_j exp(s_ij).
   make_logits<Operand>(task, shared, of_row[warp]);
@@ -207,7 +212,7 @@ __global__ void __launch_bounds__(kThreads) ntxent_resident_kernel(const Residen
     loss = warp_sum(loss);
     if (lane == 0) task.losses[blockIdx.x] = loss;
   }
-  grid_barrier(task.arrived, 2);
+  cooperative_groups::this_grid().sync();
 
   // 5. loss = scale sum_i L_i.
   if (blockIdx.x == 0 && warp == 0) {
@@ -256,7 +261,6 @@ template <class T, class Operand>
 cudaError_t run(const SimclrNtxentFwdBwdArgs& args, const ResidentPlan& plan, cudaStream_t stream) {
   unsigned char* workspace = static_cast<unsigned char*>(args.workspace);
   const auto floats = [&](int64_t at) { return reinterpret_cast<float*>(workspace + at); };
-  unsigned* counters = reinterpret_cast<unsigned*>(workspace + plan.counters_at);
   const int n = static_cast<int>(args.n);
   ResidentTask<T> task = {};
   for (int view = 0; view < 2; ++view) {
@@ -272,8 +276,7 @@ cudaError_t run(const SimclrNtxentFwdBwdArgs& args, const ResidentPlan& plan, cu
   task.dz = static_cast<float*>(args.dz);
   task.dt = static_cast<float*>(args.dt);
   task.losses = floats(plan.losses_at);
-  task.dt_sums = {floats(plan.dt_sums_at), counters + 1};
-  task.arrived = counters;
+  task.dt_sums = {floats(plan.dt_sums_at), reinterpret_cast<unsigned*>(workspace + plan.finished_at)};
   task.pairing = {n, 2 * n, 2 * n, 0};
   task.temperature = {static_cast<const float*>(args.temperature_ptr), 1 / args.temperature};
   const float operand = operand_scale(operand_dtype(args.z_dtype));
@@ -283,8 +286,6 @@ cudaError_t run(const SimclrNtxentFwdBwdArgs& args, const ResidentPlan& plan, cu
   task.eps = args.eps;
   task.clamped_inv_norm = clamped_inv_norm<float>(args.eps);
   task.plan = plan;
-  const cudaError_t error = cudaMemsetAsync(counters, 0, 2 * sizeof(unsigned), stream);
-  if (error != cudaSuccess) return error;
   return SIMCLR_LAUNCH_RESIDENT((ntxent_resident_kernel<T, Operand>), plan.blocks, kThreads, plan.shared_bytes, stream,
                                 task);
 }

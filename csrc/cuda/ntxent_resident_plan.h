@@ -13,7 +13,7 @@ namespace simclr::cuda {
 constexpr int kResidentRows = 16;
 // Columns that a warp takes at a time: an A operand of the product with u is that wide.
 constexpr int kResidentPanel = 16;
-// Warps share a CTA's columns out. Eight may have 255 registers a thread; with 16 half as many loads would be under way.
+// Warps share a CTA's columns out. Eight may have 255 registers a thread; 16 would have 128, fewer than the kernel takes.
 constexpr int kResidentWarps = 8;
 // Columns of u and du: each warp holds a du of 16 rows, 64 accumulators a thread. 256 would leave none for operands.
 constexpr int kResidentDepth = 128;
@@ -29,7 +29,7 @@ struct ResidentPlan {
   int blocks, panels, warp_panels;  // CTAs; panels of columns, in all and of a warp
   int lines, row_bytes;             // of a part of a row of u, and of all its parts
   int logits_bytes, shared_bytes;   // the logits of a CTA, and all
-  int64_t u_at, inv_norm_at, lse_neg_at, s_pos_at, losses_at, dt_sums_at, counters_at, bytes;
+  int64_t u_at, inv_norm_at, lse_neg_at, s_pos_at, losses_at, dt_sums_at, finished_at, bytes;
 };
 
 inline ResidentPlan plan_resident(const SimclrNtxentFwdBwdArgs& args) {
@@ -59,8 +59,8 @@ inline ResidentPlan plan_resident(const SimclrNtxentFwdBwdArgs& args) {
   const int64_t of_blocks = round_up(plan.blocks * static_cast<int64_t>(sizeof(float)), 16);
   plan.losses_at = plan.s_pos_at + of_rows;
   plan.dt_sums_at = plan.losses_at + of_blocks;
-  plan.counters_at = plan.dt_sums_at + of_blocks;
-  plan.bytes = plan.counters_at + 16;
+  plan.finished_at = plan.dt_sums_at + of_blocks;
+  plan.bytes = plan.finished_at + 16;
   return plan;
 }
 

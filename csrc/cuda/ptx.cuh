@@ -93,15 +93,6 @@ __host__ __device__ __forceinline__ float max_or_nan(float a, float b) {
 }
 #endif
 
-// Waits until the counter, in global memory, is at least `count`. What others wrote before they counted (after a
-// __threadfence) is visible then; to the other threads of the block after a barrier.
-__device__ __forceinline__ void await_count(const unsigned* counter, unsigned count) {
-  unsigned seen;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(seen) : "l"(counter) : "memory");
-  } while (seen < count);
-}
-
 // Barrier `id` (1-15; 0 is __syncthreads') among `threads` threads, a multiple of 32.
 __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
@@ -109,7 +100,6 @@ __device__ __forceinline__ void named_barrier_sync(int id, int threads) {
 
 #else
 
-using ::simt::ptx::await_count;
 using ::simt::ptx::cp_async;
 using ::simt::ptx::cp_async_commit;
 using ::simt::ptx::cp_async_wait_group;

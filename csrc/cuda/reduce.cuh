@@ -1,9 +1,7 @@
-// Sums in a fixed order: over a warp, over a block, and over a grid whose last block adds up the others' sums. And the
-// barrier of a grid whose blocks are all on the device at once.
+// Sums in a fixed order: over a warp, over a block, and over a grid whose last block adds up the others' sums.
 #pragma once
 
 #include "launch.cuh"
-#include "ptx.cuh"
 
 namespace simclr::cuda {
 
@@ -49,7 +47,7 @@ __device__ T block_max(T value) {
   return value;
 }
 
-// Where grid_sum keeps the blocks' sums. `finished` must be 0 before the launch.
+// Where grid_sum keeps the blocks' sums. `finished` must be 0 before the first block calls it.
 template <class T>
 struct GridSum {
   T* of_block;         // [gridDim.x]
@@ -74,18 +72,6 @@ __device__ bool grid_sum(T value, const GridSum<T>& sums, T* total) {
   for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) mine += sums.of_block[block];
   *total = block_sum(mine);
   return threadIdx.x == 0;
-}
-
-// Every thread of the grid (SIMCLR_LAUNCH_RESIDENT) waits for all others, whose writes to global memory it sees
-// afterwards. `arrived` must be 0 before the launch; the k-th barrier of a kernel passes k, from 1 on.
-__device__ __forceinline__ void grid_barrier(unsigned* arrived, unsigned k) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    atomicAdd(arrived, 1u);
-    ptx::await_count(arrived, k * gridDim.x);
-  }
-  __syncthreads();
 }
 
 }  // namespace simclr::cuda

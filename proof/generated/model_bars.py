@@ -82,7 +82,7 @@ def bars_markdown(time_of: PassTime, error: float) -> list[str]:
         "",
         f"M = 512, D = 128, fp16, loss and gradient at once: modelled {small:.1f} us, bar {SMALL_US:.0f} us: "
         f"{verdict(small, SMALL_US, error)}.",
-        "No kernel of that kind was measured: its memset and its two barriers are taken to cost a launch's c1 each.",
+        "No kernel of that kind was measured: its two barriers are taken to cost a launch's c1 each.",
     ]
     return lines
 

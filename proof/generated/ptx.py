@@ -137,11 +137,21 @@ def ptx_of(source: Path, arch: str) -> str:
     return _ptx(_object(source, arch))
 
 
+def _load(text: str):
+    """PTX as a ptxlab module. A grid's barrier finds what the driver gives it: a counter's address in two registers."""
+    for register, shift in ((2, 0), (1, 32)):
+        half = rf"{{.reg .b64 %at; mov.u64 %at, grid_counter; shr.b64 %at, %at, {shift}; cvt.u32.u64 \1, %at;}}"
+        text = re.sub(rf"mov\.u32 (%r\d+), %envreg{register};", half, text)
+    if "grid_counter" in text:
+        text = text.replace(".address_size 64\n", ".address_size 64\n.global .align 8 .b64 grid_counter;\n", 1)
+    return load_ptxlab().Module(text)
+
+
 @lru_cache(maxsize=64)  # programs share most of their files, mutants all but one
 def _module(made: Path):
     """The kernels of a compiled .cu file as a ptxlab module, None where it has none."""
     text = _ptx(made)
-    return load_ptxlab().Module(text) if text else None
+    return _load(text) if text else None
 
 
 def _cluster_of(module, kernel: str) -> tuple[int, ...]:
@@ -160,7 +170,7 @@ def _from_block(module, first: tuple[int, ...], grid: tuple[int, ...]):
     text, count = re.subn(r"mov\.u32(\s+%r\d+), %ctaid\.([xyz]);", number, module.ptx)
     if count != len(re.findall(r"%ctaid\.", module.ptx)):
         raise ValueError("%ctaid is read by another instruction than mov.u32")
-    return load_ptxlab().Module(re.sub(r"%nctaid\.([xyz])", lambda found: str(grid["xyz".index(found[1])]), text))
+    return _load(re.sub(r"%nctaid\.([xyz])", lambda found: str(grid["xyz".index(found[1])]), text))
 
 
 class Program:
@@ -191,7 +201,7 @@ class Program:
         text = _ptx_named_as(_ptx(self._objects[source]), changed, self._arch)
         others = (_module(made) for of, made in self._objects.items() if of != source)
         made = copy(self)
-        made.modules = [load_ptxlab().Module(text), *(module for module in others if module)]
+        made.modules = [_load(text), *(module for module in others if module)]
         return made
 
     def call(self, launcher: str, *args: object) -> None:

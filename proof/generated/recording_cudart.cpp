@@ -3,7 +3,6 @@
 // PTX.
 #include <cuda_runtime.h>
 
-#include <cstring>
 #include <map>
 #include <string>
 #include <vector>
@@ -71,10 +70,6 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
 cudaError_t cudaLaunchCooperativeKernel(const void* kernel, dim3 grid, dim3 block, void** arguments,
                                         size_t shared_bytes, cudaStream_t) {
   return launch(kernel, grid, block, arguments, shared_bytes, 1);
-}
-cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
-  std::memset(target, value, bytes);
-  return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }

@@ -246,11 +246,15 @@ MUTANTS = (
     _ntxent("normalize.cuh", "rows squared as they are", "peak > W(0) ? W(1) / peak : W(1)", "W(1)"),
     _at_once(
         *("resident.cu", "nobody waits for the unit rows"),
-        *("  grid_barrier(task.arrived, 1);", "  if (threadIdx.x == 0) atomicAdd(task.arrived, 1u);"),
+        *("finished = 0;\n  cooperative_groups::this_grid().sync();", "finished = 0;"),
     ),
     _at_once(
         *("resident.cu", "nobody waits for the columns' statistics"),
-        *("  grid_barrier(task.arrived, 2);", "  if (threadIdx.x == 0) atomicAdd(task.arrived, 1u);"),
+        *("= loss;\n  }\n  cooperative_groups::this_grid().sync();", "= loss;\n  }\n  __syncthreads();"),
+    ),
+    _at_once(
+        *("resident.cu", "the blocks' sums counted from what the memory holds"),
+        *("  if (blockIdx.x == 0 && threadIdx.x == 0) *task.dt_sums.finished = 0;\n", ""),
     ),
     _at_once("resident.cu", "one place for two sums of a block", "floats(plan.losses_at)", "floats(plan.dt_sums_at)"),
     _at_once("resident.cu", "the pull of one side only", "task.side.pull(partner))", "task.side.pull(row))"),
@@ -274,7 +278,7 @@ MUTANTS = (
     _at_once("direct.cuh", "halves of two rows exchanged", "a >> 16 |", "a << 16 |"),
     _at_once(
         *("resident_plan.h", "the workspace 16 bytes short"),
-        *("plan.bytes = plan.counters_at + 16;", "plan.bytes = plan.counters_at;", "test_options"),
+        *("plan.bytes = plan.finished_at + 16;", "plan.bytes = plan.finished_at;", "test_options"),
     ),
     _augment(
         "no barrier between staging and resizing",

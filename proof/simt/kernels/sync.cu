@@ -141,12 +141,12 @@ __global__ void warp_neighbour_kernel(const float* x, float* y) {
 // In every round a block takes its neighbour's number of the round before, plus 1: values is [rounds + 1, blocks]. Wrong
 // where the barrier is left out; block `absent` does not come to the last one.
 template <bool kWithBarrier>
-__global__ void ring_kernel(int* values, unsigned* arrived, int rounds, int absent) {
+__global__ void ring_kernel(int* values, int rounds, int absent) {
   const int blocks = gridDim.x, block = blockIdx.x;
   for (int round = 1; round <= rounds; ++round) {
     if (threadIdx.x == 0) values[round * blocks + block] = values[(round - 1) * blocks + (block + 1) % blocks] + 1;
     if (round == rounds && block == absent) return;
-    if (kWithBarrier) simclr::cuda::grid_barrier(arrived, round);
+    if (kWithBarrier) cooperative_groups::this_grid().sync();
   }
 }
 
@@ -181,14 +181,14 @@ int parted_warp(const double* x, double* y) { return SIMCLR_LAUNCH(parted_warp_k
 int warp_neighbour(const float* x, float* y) {
   return SIMCLR_LAUNCH(warp_neighbour_kernel<true>, 1, 32, 0, nullptr, x, y);
 }
-int ring(int* values, unsigned* arrived, int blocks, int rounds, int absent) {
-  return SIMCLR_LAUNCH_RESIDENT(ring_kernel<true>, blocks, 64, 0, nullptr, values, arrived, rounds, absent);
+int ring(int* values, int blocks, int rounds, int absent) {
+  return SIMCLR_LAUNCH_RESIDENT(ring_kernel<true>, blocks, 64, 0, nullptr, values, rounds, absent);
 }
-int ring_without_barrier(int* values, unsigned* arrived, int blocks, int rounds, int absent) {
-  return SIMCLR_LAUNCH_RESIDENT(ring_kernel<false>, blocks, 64, 0, nullptr, values, arrived, rounds, absent);
+int ring_without_barrier(int* values, int blocks, int rounds, int absent) {
+  return SIMCLR_LAUNCH_RESIDENT(ring_kernel<false>, blocks, 64, 0, nullptr, values, rounds, absent);
 }
-int ring_of_any_launch(int* values, unsigned* arrived, int blocks, int rounds, int absent) {
-  return SIMCLR_LAUNCH(ring_kernel<true>, blocks, 64, 0, nullptr, values, arrived, rounds, absent);
+int ring_of_any_launch(int* values, int blocks, int rounds, int absent) {
+  return SIMCLR_LAUNCH(ring_kernel<true>, blocks, 64, 0, nullptr, values, rounds, absent);
 }
 int warp_neighbour_without_sync(const float* x, float* y) {
   return SIMCLR_LAUNCH(warp_neighbour_kernel<false>, 1, 32, 0, nullptr, x, y);

@@ -1,4 +1,4 @@
-// Block-wide and named barriers, and the report of one that threads of a warp reach apart.
+// Barriers: a block's, named ones and a grid's; and the report of one that threads of a warp reach apart.
 #include <string>
 
 #include "block.h"
@@ -85,9 +85,32 @@ void Block::check_divergence(int id) {
   }
 }
 
+// As cooperative_groups has it: the block's first thread comes to the grid's barrier for all of them.
+void Block::grid_sync(Site site) {
+  constexpr char kName[] = "this_grid().sync()";
+  GridBarrier* const grid = launch_->grid_barrier;
+  if (grid == nullptr) fail("a grid's barrier in a launch whose blocks need not run at once", site);
+  barrier_sync(0, 0, 0, kName, site);
+  if (Thread& t = thread(); t.index == 0) {
+    char* const order = &grid->order[grid->phase % 2];
+    order_release(order);
+    t.grid_phase = grid->phase;
+    if (++grid->arrived == grid->blocks) {
+      grid->arrived = 0;
+      ++grid->phase;
+    } else {
+      wait(State::kAwaitingGrid, kName, site);
+    }
+    order_acquire(order);
+  }
+  barrier_sync(0, 0, 0, kName, site);
+}
+
 Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site) {
   return Block::current().barrier_sync(id, threads, predicate, name, site);
 }
+
+void grid_sync(Site site) { Block::current().grid_sync(site); }
 
 void memory_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 

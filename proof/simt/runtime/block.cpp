@@ -123,8 +123,7 @@ bool Block::advance(uint64_t seed, Random& random) {
 }
 
 bool Block::can_run(Thread& t) const {
-  if (t.state == State::kAwaitingCount && __atomic_load_n(t.counter, __ATOMIC_SEQ_CST) >= t.count)
-    t.state = State::kReady;
+  if (t.state == State::kAwaitingGrid && launch_->grid_barrier->phase != t.grid_phase) t.state = State::kReady;
   return t.state == State::kReady && error_.empty();
 }
 
@@ -237,17 +236,6 @@ std::string Block::deadlock() const {
     first = last + 1;
   }
   return message;
-}
-
-void Block::await_count(const unsigned* counter, unsigned count, Site site) {
-  Thread& t = thread();
-  t.counter = counter;
-  t.count = count;
-  if (__atomic_load_n(counter, __ATOMIC_SEQ_CST) < count) wait(State::kAwaitingCount, "await_count", site);
-}
-
-void await_count(const unsigned* counter, unsigned count, Site site) {
-  Block::current().await_count(counter, count, site);
 }
 
 void fail(const char* what, Site site) { Block::current().fail(what, site); }

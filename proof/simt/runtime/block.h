@@ -34,7 +34,7 @@ struct CopyQueue {
   int groups = 0;  // committed and not waited for
 };
 
-enum class State : uint8_t { kReady, kAtBarrier, kInWarpOperation, kAwaitingCount, kReturned };
+enum class State : uint8_t { kReady, kAtBarrier, kInWarpOperation, kAwaitingGrid, kReturned };
 
 struct Thread {
   Context context;
@@ -46,8 +46,7 @@ struct Thread {
   Site site{"", 0};
   int barrier = 0;
   unsigned mask = 0;
-  const unsigned* counter = nullptr;  // which has to reach
-  unsigned count = 0;
+  int grid_phase = 0;  // whose end it waits for
   Votes votes{};
   CopyQueue copies;
 
@@ -101,6 +100,14 @@ class Random {
   uint64_t state_;
 };
 
+// The barrier of a launch whose blocks run side by side, in one thread of the host.
+struct GridBarrier {
+  int blocks;
+  int arrived = 0;
+  int phase = 0;
+  char order[2];  // as a Barrier's
+};
+
 struct Launch {
   const char* kernel;
   dim3 grid, block;
@@ -108,6 +115,7 @@ struct Launch {
   size_t shared_limit;  // static and dynamic together
   void (*call)(const void* body);
   const void* body;
+  GridBarrier* grid_barrier;  // null: blocks run one after the other
   int threads() const { return static_cast<int>(block.x * block.y * block.z); }
 };
 
@@ -137,7 +145,7 @@ class Block {
   [[noreturn]] void fail(const std::string& what, Site site);
   Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site);
   void warp_operation(const WarpOperation& operation, unsigned mask, void* payload, Site site);
-  void await_count(const unsigned* counter, unsigned count, Site site);
+  void grid_sync(Site site);
 
   SharedMemory& shared() { return shared_; }
   void check_shared_limit(Site site);

@@ -106,8 +106,15 @@ std::string run_together(const Launch& launch, const std::vector<int>& order, ui
 
 int launch_grid(const char* name, const void* kernel, dim3 grid, dim3 block, size_t shared_bytes, bool resident,
                 void (*call)(const void*), const void* body) {
-  const Launch launch{name, grid, block, shared_bytes, static_cast<size_t>(current_options.shared_bytes_optin),
-                      call, body};
+  GridBarrier barrier{static_cast<int>(grid.x * grid.y * grid.z)};
+  const Launch launch{name,
+                      grid,
+                      block,
+                      shared_bytes,
+                      static_cast<size_t>(current_options.shared_bytes_optin),
+                      call,
+                      body,
+                      resident ? &barrier : nullptr};
   if (const cudaError_t refused = check_limits(launch, kernel); refused != cudaSuccess) return refused;
 
   const std::vector<int> order = block_order(1ull * grid.x * grid.y * grid.z, current_options.seed);
@@ -220,11 +227,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     default:
       return simt::record(cudaErrorInvalidValue, "cudaDeviceGetAttribute: attribute not known here");
   }
-}
-
-cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
-  std::memset(target, value, bytes);
-  return cudaSuccess;
 }
 
 }  // extern "C"

@@ -38,8 +38,8 @@ struct Votes {
 };
 Votes barrier_sync(int id, int threads, int predicate, const char* name, Site site);
 void memory_fence();
-// Until the counter, in global memory, is at least `count`.
-void await_count(const unsigned* counter, unsigned count, Site site);
+// All threads of all blocks of a resident launch.
+void grid_sync(Site site);
 
 // ---- Warp operations. `mask` names the lanes; those that have returned are dropped from it.
 enum class Shuffle { kIndex, kUp, kDown, kXor };

@@ -38,11 +38,6 @@ inline float exp2_approx(float x) {
 inline float min_or_nan(float a, float b) { return a < b || std::isnan(a) ? a : b; }
 inline float max_or_nan(float a, float b) { return a > b || std::isnan(a) ? a : b; }
 
-inline void await_count(const unsigned* counter, unsigned count, SIMT_SITE) {
-  ::simt::await_count(counter, count, site);
-  static_cast<void>(__atomic_load_n(counter, __ATOMIC_ACQUIRE));  // the load that the race detector sees
-}
-
 inline void named_barrier_sync(int id, int threads, SIMT_SITE) { barrier_sync(id, threads, 0, "bar.sync", site); }
 
 }  // namespace simt::ptx

@@ -1,4 +1,4 @@
-// __syncthreads and the *_sync warp functions. __activemask is left out: which lanes happen to run together is not
+// __syncthreads, the barrier of a grid and the *_sync warp functions. __activemask is left out: which lanes happen to run together is not
 // something a kernel may build on.
 #pragma once
 
@@ -19,6 +19,16 @@ inline int __syncthreads_and(int predicate, SIMT_SITE) {
   const ::simt::Votes votes = ::simt::barrier_sync(0, 0, predicate, "__syncthreads_and", site);
   return votes.count == votes.threads;
 }
+
+namespace cooperative_groups {
+
+struct grid_group {
+  void sync(SIMT_SITE) const { ::simt::grid_sync(site); }
+};
+inline grid_group this_grid() { return {}; }
+
+}  // namespace cooperative_groups
+
 inline void __threadfence() { ::simt::memory_fence(); }
 inline void __threadfence_block() { ::simt::memory_fence(); }
 inline void __threadfence_system() { ::simt::memory_fence(); }
