@@ -89,7 +89,9 @@ struct ThreadRows {
 };
 
 // The first of a consumer warp's 16 rows.
-__device__ __forceinline__ int warp_row() { return block_index() * kSm90BlockRows + thread_index() / 32 * 16; }
+[[maybe_unused]] __device__ __forceinline__ int warp_row() {
+  return block_index() * kSm90BlockRows + thread_index() / 32 * 16;
+}
 
 // S of a tile, complete, to coefficients.
 template <bool kOnline, class Shape>
@@ -104,12 +106,11 @@ __device__ __forceinline__ void weigh(typename Shape::Logits& s, const Sm90Task&
 // A consumer warpgroup's part: its rows' walk.
 template <bool kOnline, class Shape>
 __device__ void consume(const Sm90Task& task, const TermScale& term_scale, const Sm90Shared<Shape>& shared,
-                        const ThreadRows& rows, uint64_t own_rows, int tile_begin, int tile_end) {
+                        const ThreadRows& rows, uint32_t own_rows, int tile_begin, int tile_end) {
   const uint32_t stages = ptx::shared_address(shared.stages);
-  const auto as_columns_of_s = [=](int stage) { return wgmma::rows_descriptor(stages + stage * Shape::kStageBytes); };
-  const auto as_depth = [=](int stage) {
-    return wgmma::columns_descriptor(stages + stage * Shape::kStageBytes, Shape::kTilePanelBytes);
-  };
+  const auto address_of = [=](int stage) { return uniform(stages + stage * Shape::kStageBytes); };
+  const auto as_columns_of_s = [=](int stage) { return wgmma::rows_descriptor(address_of(stage)); };
+  const auto as_depth = [=](int stage) { return wgmma::columns_descriptor(address_of(stage), Shape::kTilePanelBytes); };
   typename Shape::Gradient du = {};
   typename Shape::Logits s;
   typename Shape::Coefficients c;
@@ -120,7 +121,7 @@ __device__ void consume(const Sm90Task& task, const TermScale& term_scale, const
   StageOf<Shape::kStages> here;
   mbarrier::wait(shared.full, 0);
   wgmma::fence();
-  multiply_rows<Shape>(s, own_rows, as_columns_of_s(0));
+  multiply_rows<Shape>(s, wgmma::rows_descriptor(uniform(own_rows)), as_columns_of_s(0));
   wgmma::commit();
   wgmma::wait<0>();
   wgmma::hold(s);
@@ -136,8 +137,8 @@ __device__ void consume(const Sm90Task& task, const TermScale& term_scale, const
     ptx::named_barrier_sync(1 + thread_index() / wgmma::kThreads, kSm90Consumers);
     // 3. x_ij = u_i . u_j of the next tile,
     wgmma::fence();
-    asm volatile("" : "+l"(own_rows));  // else the compiler holds a descriptor for every step, and spills
-    multiply_rows<Shape>(s, own_rows, as_columns_of_s(next.stage));
+    // In every round anew: else the compiler holds a descriptor for every step, and spills.
+    multiply_rows<Shape>(s, wgmma::rows_descriptor(uniform(own_rows)), as_columns_of_s(next.stage));
     wgmma::commit();
     // 5. and du_i += sum_j c_ij u_j of this one.
     accumulate.start(du, c, as_depth(here.stage));
@@ -235,7 +236,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1) ntxent_bwd_sm90_kernel(const 
         row < task.pairing.rows ? term_of<kOnline>(task.of_rows, term_scale, row) : Term{0, term_scale.constant_max};
   }
   const uint32_t own_rows = ptx::shared_address(shared.rows) + warp / 4 * kWarpgroupRows * kSm90PanelRowBytes;
-  consume<kOnline, Shape>(task, term_scale, shared, rows, wgmma::rows_descriptor(own_rows), tile_begin, tile_end);
+  consume<kOnline, Shape>(task, term_scale, shared, rows, own_rows, tile_begin, tile_end);
 #endif
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <tuple>
 
 #include "ntxent_problem.h"
 
@@ -25,6 +26,8 @@ constexpr int kFwdMaxStages = 6;
 // wait would lie beside 192 cycles of the other warpgroup's products, hardly more than they take.
 constexpr int kFwdSumColumns = 32;
 constexpr int kFwdPanelSums = kFwdPanelColumns / kFwdSumColumns;
+// Of a block on every device of capability 9.0.
+constexpr int kFwdSm90SharedBytes = 227 * 1024;
 
 struct FwdSm90Plan {
   bool used;
@@ -36,31 +39,38 @@ struct FwdSm90Plan {
   bool holds_columns;  // a tile's columns stay in shared memory, all of their depth; else every stage brings a slice
   int shared_bytes;
 
-  __host__ __device__ int step_slice_bytes() const { return step_rows * parts * slice_panels * kFwdPanelRowBytes; }
-  __host__ __device__ int tile_slice_bytes() const { return tile * parts * slice_panels * kFwdPanelRowBytes; }
-  __host__ __device__ int held_bytes() const { return holds_columns ? slices * tile_slice_bytes() : 0; }
+  __host__ __device__ constexpr int step_slice_bytes() const {
+    return step_rows * parts * slice_panels * kFwdPanelRowBytes;
+  }
+  __host__ __device__ constexpr int tile_slice_bytes() const { return tile * parts * slice_panels * kFwdPanelRowBytes; }
+  __host__ __device__ constexpr int held_bytes() const { return holds_columns ? slices * tile_slice_bytes() : 0; }
   // Products of one product under way while the next one's operands are waited for; three are waited for themselves.
-  __host__ __device__ int under_way() const { return parts == 1 ? 1 : 0; }
-  __host__ __device__ int copies_ahead() const { return stages - 1 - under_way(); }
+  __host__ __device__ constexpr int under_way() const { return parts == 1 ? 1 : 0; }
+  __host__ __device__ constexpr int copies_ahead() const { return stages - 1 - under_way(); }
+  bool operator==(const FwdSm90Plan& other) const {
+    const auto of = [](const FwdSm90Plan& p) {
+      return std::tie(p.used, p.tile, p.step_rows, p.parts, p.slice_panels, p.slices, p.stages, p.stage_bytes,
+                      p.holds_columns, p.shared_bytes);
+    };
+    return of(*this) == of(other);
+  }
 };
 
 // Partials of the rows and columns of a step, twice: one is read while the next one is written.
-inline int fwd_sm90_partial_entries() {
+constexpr int fwd_sm90_partial_entries() {
   return 2 * (kFwdWarpgroups * kFwdShareRows + kFwdWarpgroups * 4 * kFwdShareColumns);
 }
 
-// The plan for one size of tile; not `used` where shared memory is too small for it.
-inline FwdSm90Plan fwd_sm90_of_tile(const Product& product, const SimclrDevice& device, int tile, int partial_bytes) {
+// The plan for one size of tile and a depth of so many panels; not `used` where shared memory is too small for it.
+constexpr FwdSm90Plan fwd_sm90_of_depth(int tile, int parts, int panels, int shared_bytes, int partial_bytes) {
   FwdSm90Plan plan = {};
   plan.tile = tile;
   plan.step_rows = tile == 2 * kFwdShareColumns ? kFwdShareRows : 2 * kFwdShareRows;
-  plan.parts = product.products() == 3 ? 2 : 1;
-  const int64_t columns = product.part_bytes() / 2;
-  const int panels = static_cast<int>(ceil_div(columns, kFwdPanelColumns));
+  plan.parts = parts;
   const bool wide = plan.parts == 1 ? plan.step_rows == kFwdShareRows : panels <= 2;
   plan.slice_panels = wide ? std::min(2, panels) : 1;
   plan.slices = static_cast<int>(ceil_div(panels, plan.slice_panels));
-  const int room = device.max_shared_bytes - fwd_sm90_partial_entries() * partial_bytes;
+  const int room = shared_bytes - fwd_sm90_partial_entries() * partial_bytes;
   const int least = 2 + plan.under_way();
   for (const bool holds : {true, false}) {
     plan.holds_columns = holds;
@@ -72,6 +82,26 @@ inline FwdSm90Plan fwd_sm90_of_tile(const Product& product, const SimclrDevice& 
   plan.shared_bytes = plan.held_bytes() + plan.stages * plan.stage_bytes + fwd_sm90_partial_entries() * partial_bytes;
   return plan;
 }
+inline FwdSm90Plan fwd_sm90_of_tile(const Product& product, const SimclrDevice& device, int tile, int partial_bytes) {
+  const int panels = static_cast<int>(ceil_div(product.part_bytes() / 2, int64_t{kFwdPanelColumns}));
+  return fwd_sm90_of_depth(tile, product.products() == 3 ? 2 : 1, panels, device.max_shared_bytes, partial_bytes);
+}
+
+// The plan that a kernel goes by: the one it is launched with, or one that the compiler knows.
+struct AnyPlan {
+  static constexpr int kUnroll = 1;  // rounds of loops over panels, and of copies
+  __device__ static const FwdSm90Plan& of(const FwdSm90Plan& plan) { return plan; }
+};
+// That of one product over a depth of so many panels: copies, addresses and waits then take a third of the instructions,
+// and issue slots are what the forward has least of.
+template <int kTile, int kPanels>
+struct PlanOf {
+  static constexpr int kUnroll = 2;
+  __host__ __device__ static FwdSm90Plan of(const FwdSm90Plan& = {}) {
+    constexpr FwdSm90Plan known = fwd_sm90_of_depth(kTile, 1, kPanels, kFwdSm90SharedBytes, sizeof(float));
+    return known;
+  }
+};
 
 // Pairs of bands, in the order in which CTAs take them, a range each.
 inline int64_t fwd_sm90_pairs(bool symmetric, int row_bands, int column_bands) {

@@ -14,7 +14,7 @@ namespace simclr::cuda {
 
 constexpr int kMaxColumns = 1 << 30;  // sums of two row or column numbers must fit in int
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t bytes, int64_t unit) { return ceil_div(bytes, unit) * unit; }
 inline int64_t element_bytes(int dtype) { return dtype == SIMCLR_DOUBLE ? 8 : dtype == SIMCLR_FLOAT ? 4 : 2; }
 

@@ -134,25 +134,27 @@ SIMCLR_DEFINE_PRODUCTS(256, SIMCLR_NAMES_128, SIMCLR_BLOCKS_32, "%128", "%129", 
 
 // Starts copying rows [row, row + tile_rows) of the matrix into `panels` panels, one behind the other, by all `threads`
 // of the block, a multiple of 64: bytes [byte, byte + 128 * panels) of a row. A thread copies kRowsAtOnce rows at once;
-// tile_rows is a multiple of kRowsAtOnce * threads / 8, or with kRowsAtOnce = 1 of eight. What lies outside the matrix,
+// tile_rows is a multiple of kRowsAtOnce * threads / 8, or with kRowsAtOnce = 1 of eight. kUnroll: rounds of the loops
+// that are unrolled; where their number is not known, the tests of it would be more than the copies. What lies outside the matrix,
 // or from byte `width` of a row on, becomes zero. Wait for the copies (cp_async_wait_group), then fence_proxy_async()
 // and a barrier come before a product.
-template <int kRowsAtOnce = 1>
+template <int kRowsAtOnce = 1, int kUnroll = 1>
 __device__ __forceinline__ void copy_panels(unsigned char* panel, const cuda::RowMatrix& matrix, int row, int tile_rows,
                                             int byte, int width, int panels, int threads) {
   const int chunk = threadIdx.x % 8, first = threadIdx.x / 8, stride = threads / 8;
   const int64_t step = stride * matrix.pitch;
   const unsigned char* rows = matrix.data + static_cast<int64_t>(row + first) * matrix.pitch;
   unsigned char* to = panel + first * kPanelRowBytes + (chunk ^ (first & 7)) * 16;  // & 7 is the same for all its rows
-#pragma unroll 1  // few rounds, whose number is not known: unrolled, the tests of it would be more than the copies
+#pragma unroll(kUnroll)
   for (int p = 0; p < panels; ++p, byte += kPanelRowBytes) {
     const int column = byte + 16 * chunk, rows_inside = column < width ? matrix.rows - row : 0;
     const unsigned char* source = rows + column;
-#pragma unroll 1
-    for (int r = first; r < tile_rows; r += kRowsAtOnce * stride) {
+#pragma unroll(kUnroll)
+    for (int r = 0; r < tile_rows; r += kRowsAtOnce * stride) {
+      if (kRowsAtOnce == 1 && first + r >= tile_rows) break;
 #pragma unroll
       for (int k = 0; k < kRowsAtOnce; ++k, source += step, to += stride * kPanelRowBytes) {
-        ptx::cp_async<16>(to, source, r + k * stride < rows_inside ? 16 : 0);
+        ptx::cp_async<16>(to, source, first + r + k * stride < rows_inside ? 16 : 0);
       }
     }
   }

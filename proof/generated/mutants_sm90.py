@@ -15,8 +15,8 @@ ONLINE = Case(130, 40, temperature=0.01, multiprocessors=1, only_fwd=True)
 
 # The kernels that a case does not launch are not compiled.
 _FWD = "ntxent_fwd_sm90.cu"
-ONE_PRODUCT = (_FWD, "== 3 ? run<3, Statistics>", "== 3 ? run<1, Statistics>")
-THREE_PRODUCTS = (_FWD, ": run<1, Statistics>", ": run<3, Statistics>")
+ONE_PRODUCT = (_FWD, "== 3 ? run<3, Statistics, AnyPlan>", "== 3 ? run<1, Statistics, AnyPlan>")
+THREE_PRODUCTS = (_FWD, ": run<1, Statistics, AnyPlan>", ": run<3, Statistics, AnyPlan>")
 CONSTANT_ONLY = (_FWD, "online_max ? run<OnlineMax>", "online_max ? run<ConstantMax>")
 ONLINE_ONLY = (_FWD, ": run<ConstantMax>", ": run<OnlineMax>")
 
@@ -59,7 +59,9 @@ def _fwd(name: str, old: str, new: str, case: Case = FORWARD) -> Mutant:
 
 MUTANTS = (
     _fwd("no fence between the copies and the products", "    wgmma::fence_proxy_async();\n", ""),
-    _fwd("a copy is waited for too late", "wait_copies(plan_.copies_ahead() - 1)", "wait_copies(plan_.copies_ahead())"),
+    _fwd(
+        "a copy is waited for too late", "wait_copies(plan().copies_ahead() - 1)", "wait_copies(plan().copies_ahead())"
+    ),
     _fwd(
         "copies of the most stages are not waited for", "kMost = kFwdMaxStages - 2", "kMost = kFwdMaxStages - 3", DEEP
     ),
@@ -74,9 +76,9 @@ MUTANTS = (
     ),
     _fwd("no barrier before the next strip's copies", "      __syncthreads();\n      more", "      more"),
     _fwd("tiles unmasked", "if (task_.pairing.needs_mask(", "if (row < 0 && task_.pairing.needs_mask("),
-    _fwd("column sums kept over the end of a band", "      sums_.clear();\n", ""),
+    _fwd("column sums kept over the end of a band", "    sums_.clear();\n", ""),
     _fwd("partials in one place for all steps", "    parity_ ^= 1;\n", ""),
-    _fwd("columns streamed to where rows are", "stage + plan_.step_slice_bytes(), task_", "stage, task_", STREAMED),
+    _fwd("columns streamed to where rows are", "stage + plan().step_slice_bytes(), task_", "stage, task_", STREAMED),
     _fwd("two products of three", "column_part = product == 1", "column_part = product == 4", SPLIT),
     _in(
         "ntxent_statistics_sm90.cuh",

@@ -21,6 +21,9 @@ FORWARD = (
     Case(1, 1, only_fwd=True),
     Case(33, 123, multiprocessors=1, only_fwd=True),
     Case(256, 64, multiprocessors=1, only_fwd=True),
+    Case(256, 128, multiprocessors=1, only_fwd=True),  # a plan that the compiler knows: also 66 x 123,
+    Case(200, 100, BFLOAT, on_device=True, world=2, rank=1, multiprocessors=1, only_fwd=True),
+    Case(150, 500, multiprocessors=1, only_fwd=True),  # and these
     Case(300, 200, only_fwd=True),
     Case(150, 40, temperature=0.01, only_fwd=True),
     Case(70, 300, BFLOAT, on_device=True, only_fwd=True),
