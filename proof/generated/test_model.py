@@ -9,7 +9,7 @@ import torch
 
 from proof.generated import model, model_counts, sm90
 from proof.generated.model import FITTED, RANGES, Measured, fit, measured, page, residuals
-from proof.generated.model_bars import BARS, modelled, verdict
+from proof.generated.model_bars import BARS, alone, modelled, verdict
 from proof.generated.ptx import cuda_home, toolkit
 from proof.generated.triton_code import committed_table, is_of_this_release, ptxlab
 from simclr_fast.ops.ntxent import limits
@@ -83,7 +83,12 @@ def test_bars() -> None:
     assert verdict(95, 100, 0.1) == "holds, by less than the error"
     assert verdict(105, 100, 0.1) == "missed, by less than the error"
     assert verdict(120, 100, 0.1) == "missed"
-    assert len(modelled(model.pass_us)) == 2 * len(model_counts.COUNTED) + len(model_counts.AT_ONCE)
+    times = modelled(model.pass_us)
+    assert len(times) == 2 * len(model_counts.COUNTED) + len(model_counts.AT_ONCE)
+    assert all(time < times[case] for case, time in modelled(alone(model.pass_us)).items())
+    nothing = {"kernel": "ntxent_fwd_kernel", "blocks": 132, "mma.sync": 0, "wgmma": int(model.FP16_PEAK * 1e-5)}
+    busy = nothing | dict.fromkeys(("instructions", "mufu", "wavefronts", "sectors", "unique"), 10**9)
+    assert math.isclose(alone(model.pass_us)([busy], True), FITTED.c0 + FITTED.c1 + FITTED.wgmma * 10, rel_tol=1e-6)
 
 
 def test_auto_takes_what_is_modelled_where_the_model_is_sure() -> None:
