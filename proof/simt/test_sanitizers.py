@@ -67,7 +67,7 @@ SYNC, MEMORY = "proof/simt/kernels/sync.cu", "proof/simt/kernels/memory.cu"
         ("tsan", SYNC, "warp_neighbour_without_sync(floats(32), floats(32))", "data race"),
         ("tsan", MEMORY, "pipeline_early_refill(floats(2304), floats(64), 9)", "data race"),
         ("tsan", MEMORY, "racing_sum(floats(1), 4)", "data race"),  # between blocks, on global memory
-        ("tsan", SYNC, "ring_without_barrier(floats(24), floats(1), 4, 5, -1)", "data race"),  # of blocks at once
+        ("tsan", SYNC, "ring_without_barrier(floats(24), 4, 5, -1)", "data race"),  # of blocks at once
     ],
 )
 def test_defect_is_seen(flavour: str, source: str, call: str, expected: str) -> None:
