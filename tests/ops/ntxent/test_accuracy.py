@@ -118,6 +118,16 @@ def test_half_before_the_gradient_is_rounded(dtype: torch.dtype, kind: str, temp
     assert gradient_error(dz, dz_true, torch.cat([z0, z1]), temperature, kind) <= 3e-5
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.05, 0.01])
+@pytest.mark.parametrize("d", [512, 1000, 100_000])
+def test_long_rows(d: int, temperature: float) -> None:
+    """Of equal rows, whose products all have one sign, every rounding of a long sum goes into the loss."""
+    z0, z1 = embeddings("equal", 5, d, torch.float32)
+    loss_true, _, _ = mean_truth(z0, z1, temperature)
+    error = (ntxent_loss(z0, z1, temperature, backend="cpp").double() - loss_true).abs()
+    assert error <= 5e-6 * max(1.0, 0.05 / temperature) * loss_true  # logits of 1/t: at 0.01 one rounding is 3e-6
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.01])
 @pytest.mark.parametrize("kind", ["random", "aligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
