@@ -1,69 +1,7 @@
 """Defects put into the real kernels, each of which must make a test fail. proof/simt/test_mutants.py runs them."""
 
-from dataclasses import dataclass
-
-from proof.simt.build import ROOT
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One defect.
-
-    name: what is wrong. file: the kernel file. old: its text, which must occur exactly once. new: what stands there
-    instead. judges: the tests that are run, as pytest takes them; at least one must fail. source: the .cu file that is
-    compiled with the defect, where `file` is a header and another of those that include it than _SOURCES says; all
-    others stay as they are, so that a mutant costs one compilation.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    judges: tuple[str, ...]
-    source: str = ""
-
-    @property
-    def compiled_in(self) -> str:
-        """The path of the source that is compiled with the defect."""
-        return f"csrc/cuda/{self.source or _SOURCES[self.file]}" if self.file in _SOURCES else self.file
-
-    def text(self) -> str:
-        """The file with the defect in it; ValueError where `old` does not occur exactly once."""
-        original = (ROOT / self.file).read_text()
-        count = original.count(self.old)
-        if count != 1:
-            raise ValueError(f"mutant {self.name!r}: its text occurs {count} times in {self.file}, it must occur once")
-        return original.replace(self.old, self.new)
-
-
-def defect_of(name: str) -> tuple[str, dict[str, str]]:
-    """The source and the file text of the mutant of that name, as build() takes them."""
-    mutant = next(m for m in MUTANTS if m.name == name)
-    return mutant.compiled_in, {mutant.file: mutant.text()}
-
-
-# In which source the defects of a header are shown.
-_SOURCES = {
-    "csrc/ntxent.h": "ntxent_fwd.cu",
-    "csrc/similarity_launch.h": "similarity.cu",
-    "csrc/cuda/augment_filter.cuh": "augment.cu",
-    "csrc/cuda/augment_mean.cuh": "augment.cu",
-    "csrc/cuda/augment_resize.cuh": "augment.cu",
-    "csrc/cuda/augment_tile.cuh": "augment.cu",
-    "csrc/cuda/ntxent_bwd_terms.cuh": "ntxent_bwd.cu",
-    "csrc/cuda/ntxent_direct.cuh": "ntxent_resident.cu",
-    "csrc/cuda/ntxent_fwd.cuh": "ntxent_fwd.cu",
-    "csrc/cuda/ntxent_math.cuh": "ntxent_bwd.cu",
-    "csrc/cuda/ntxent_normalize.cuh": "ntxent_normalize.cu",
-    "csrc/cuda/ntxent_plan.h": "ntxent_fwd.cu",
-    "csrc/cuda/ntxent_problem.h": "similarity.cu",
-    "csrc/cuda/ntxent_resident_plan.h": "ntxent_fwd_bwd.cu",
-    "csrc/cuda/ntxent_row_gradient.cuh": "ntxent_bwd_finish.cu",
-    "csrc/cuda/ntxent_statistics.cuh": "ntxent_fwd.cu",
-    "csrc/cuda/ntxent_tiles.cuh": "ntxent_fwd.cu",
-    "csrc/cuda/ntxent_unit_rows.cuh": "ntxent_normalize.cu",
-    "csrc/cuda/reduce.cuh": "ntxent_normalize.cu",
-}
+from proof.simt import mutants_augment
+from proof.simt.mutant import Mutant
 
 
 def _ntxent(file: str, name: str, old: str, new: str, judge: str = "test_matches_float64", source: str = "") -> Mutant:
@@ -89,16 +27,6 @@ _SCHEDULES = "test_every_schedule_gives_the_same_and_right_numbers"
 _PRODUCTS = ((1, 0), (0, 1), (0, 0))  # parts of a and b
 _FLOAT32 = "test_full_float32_is_as_exact_as_on_the_cpu"
 _ONCE = "test_rows_of_float32_keep_22_bits_and_their_positives_are_rounded_once"
-
-
-def _augment(name: str, file: str, old: str, new: str, judge: str) -> Mutant:
-    path = f"csrc/cuda/augment{file}"
-    return Mutant(f"augment: {name}", path, old, new, (f"proof/simt/test_augment.py::{judge}",))
-
-
-def _mean(name: str, old: str, new: str) -> Mutant:
-    judge = "test_the_mean_where_contrast_comes_first"
-    return _augment(f"where contrast comes first, the {name}", "_mean.cuh", old, new, judge)
 
 
 def _at_once(file: str, name: str, old: str, new: str, judge: str = _SCHEDULES) -> Mutant:
@@ -280,45 +208,6 @@ MUTANTS = (
         *("resident_plan.h", "the workspace 16 bytes short"),
         *("plan.bytes = plan.finished_at + 16;", "plan.bytes = plan.finished_at;", "test_options"),
     ),
-    _augment(
-        "no barrier between staging and resizing",
-        *("_resize.cuh", "stage(block, s, chunk);\n      __syncthreads();", "stage(block, s, chunk);"),
-        "test_one_block_per_view",
-    ),
-    _augment(
-        "no barrier between the two directions of the resize",
-        *("_resize.cuh", "      __syncthreads();\n    }\n    resize_vertically", "    }\n    resize_vertically"),
-        "test_one_block_per_view",
-    ),
-    _augment(
-        "a row's sum starts anew in every chunk",
-        *(
-            "_resize.cuh",
-            "sum[s][c] = starts || !inside(s) ? 0.0f : out[s * kWarp + c * block.plane()]",
-            "sum[s][c] = 0.0f",
-        ),
-        "test_tiles",
-    ),
-    _augment(
-        "staged bytes keep the wrong alignment",
-        *("_resize.cuh", "address % kSectorBytes", "address % 16"),
-        "test_source_types_and_layouts",
-    ),
-    _augment(
-        "parameters are read before all lanes have stored them",
-        *("_tile.cuh", "  __syncwarp();\n  if (lane_index() != 0) return;", "  if (lane_index() != 0) return;"),
-        "test_one_block_per_view",
-    ),
-    _augment(
-        "the test-time window starts at column 0",
-        *("_resize.cuh", "(flip ? mirror - x : x) + p.shift_x", "flip ? mirror - x : x"),
-        "test_the_test_time_transform",
-    ),
-    _augment(
-        "operations before contrast are lost",
-        *("_filter.cuh", "if (keep && view.contrast_at > 0)", "if (keep && view.contrast_at > 4)"),
-        "test_every_order_of_the_jitter",
-    ),
     _ntxent(
         *("plan.h", "the forward's workspace 16 bytes short"),
         *(
@@ -335,52 +224,6 @@ MUTANTS = (
         ),
         "test_zero_weights_give_zero_gradients",
         source="ntxent_bwd_finish.cu",
-    ),
-    Mutant(
-        "augment: a NaN pixel clamped to a number",
-        "csrc/cuda/augment_tile.cuh",
-        *("ptx::min_or_nan(x, 1.0f)", "fminf(x, 1.0f)"),
-        ("proof/simt/test_augment.py::test_nan_pixels_stay_nan",),
-    ),
-    _augment("the blur repeats the edge", *("_filter.cuh", "reflected(x, width)", "x"), "test_each_operation_alone"),
-    _augment(
-        "rows are blurred in place before all lanes have read them",
-        *("_filter.cuh", "    __syncwarp();\n    if (active) {\n      *", "    if (active) {\n      *"),
-        "test_each_operation_alone",
-    ),
-    _augment(
-        "contrast's mean is that of the first tile",
-        *(".cu", "k < sums_per_view", "k < 1"),
-        "test_every_order_of_the_jitter",
-    ),
-    _augment(
-        "the mean before contrast ignores the operations that clamp",
-        *(".cu", "view.contrast_at == 0", "view.contrast_at <= 1"),
-        "test_every_order_of_the_jitter",
-    ),
-    _augment(
-        "a view without jitter takes its factors",
-        *("_tile.cuh", "if (p.flags & kJitter) {", "{"),
-        "test_each_operation_alone",
-    ),
-    _mean("last output's weights left out", "ceilf(at + reach) + 1.0f", "ceilf(at + reach) - 1.0f"),
-    _mean("last output column left out", "block.region.width(), [&]", "block.region.width() - 1, [&]"),
-    _mean("window of the resized crop ignored", "block.region.left + view.params.shift_x", "block.region.left"),
-    _mean("crop read as if it were flipped", "fill_tap_tables(block, false)", "fill_tap_tables(block, true)"),
-    _mean("every chunk of rows weighs what the first does", "weight_in_sum(view.y, row + k", "weight_in_sum(view.y, k"),
-    _mean("every piece of a row weighs what the first does", "view.x, column + k", "view.x, reach.first_column + k"),
-    _mean(
-        "chunk read before it is staged",
-        *("      __syncthreads();\n      with_pixel_type", "      with_pixel_type"),
-    ),
-    _mean(
-        "chunk staged before the last one is read",
-        *("      });\n      __syncthreads();", "      });"),
-    ),
-    _augment(
-        "parameters are read without the swizzle they were written with",
-        *("_sample.cu", "quads[quad_slot(k / kQuads, k % kQuads)]", "quads[k]"),
-        "test_sampling_draws_what_the_reference_draws",
     ),
     _similarity(
         *("cuda/ntxent_fwd.cu", "column sums in the slot of the columns' band"),
@@ -422,4 +265,11 @@ MUTANTS = (
     ),
     _similarity("similarity_launch.h", "pairs at no distance", "EXCLUDE_PAIR ? rows / 2 : 0", "EXCLUDE_PAIR ? 0 : 0"),
     _similarity("cuda/ntxent_problem.h", "a rectangle taken for symmetric", "rows == columns && ", ""),
+    *mutants_augment.MUTANTS,
 )
+
+
+def defect_of(name: str) -> tuple[str, dict[str, str]]:
+    """The source and the file text of the mutant of that name, as build() takes them."""
+    mutant = next(m for m in MUTANTS if m.name == name)
+    return mutant.compiled_in, {mutant.file: mutant.text()}
