@@ -285,7 +285,7 @@ def test_memory_is_linear() -> None:
 
 @pytest.mark.proof
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize(("n", "d", "limit"), [(8192, 128, 32), (4096, 512, 48)])
+@pytest.mark.parametrize(("n", "d", "limit"), [(16384, 128, 64), (8192, 512, 96)])
 def test_memory_of_large_towers(n: int, d: int, limit: int) -> None:
     check_peak(n, d, limit)
 
