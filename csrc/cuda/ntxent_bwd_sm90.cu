@@ -108,7 +108,7 @@ template <bool kOnline, class Shape>
 __device__ void consume(const Sm90Task& task, const TermScale& term_scale, const Sm90Shared<Shape>& shared,
                         const ThreadRows& rows, uint32_t own_rows, int tile_begin, int tile_end) {
   const uint32_t stages = ptx::shared_address(shared.stages);
-  const auto address_of = [=](int stage) { return uniform(stages + stage * Shape::kStageBytes); };
+  const auto address_of = [=](int stage) { return wgmma::uniform(stages + stage * Shape::kStageBytes); };
   const auto as_columns_of_s = [=](int stage) { return wgmma::rows_descriptor(address_of(stage)); };
   const auto as_depth = [=](int stage) { return wgmma::columns_descriptor(address_of(stage), Shape::kTilePanelBytes); };
   typename Shape::Gradient du = {};
@@ -121,7 +121,7 @@ __device__ void consume(const Sm90Task& task, const TermScale& term_scale, const
   StageOf<Shape::kStages> here;
   mbarrier::wait(shared.full, 0);
   wgmma::fence();
-  multiply_rows<Shape>(s, wgmma::rows_descriptor(uniform(own_rows)), as_columns_of_s(0));
+  multiply_rows<Shape>(s, wgmma::rows_descriptor(wgmma::uniform(own_rows)), as_columns_of_s(0));
   wgmma::commit();
   wgmma::wait<0>();
   wgmma::hold(s);
@@ -138,7 +138,7 @@ __device__ void consume(const Sm90Task& task, const TermScale& term_scale, const
     // 3. x_ij = u_i . u_j of the next tile,
     wgmma::fence();
     // In every round anew: else the compiler holds a descriptor for every step, and spills.
-    multiply_rows<Shape>(s, wgmma::rows_descriptor(uniform(own_rows)), as_columns_of_s(next.stage));
+    multiply_rows<Shape>(s, wgmma::rows_descriptor(wgmma::uniform(own_rows)), as_columns_of_s(next.stage));
     wgmma::commit();
     // 5. and du_i += sum_j c_ij u_j of this one.
     accumulate.start(du, c, as_depth(here.stage));
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1) ntxent_bwd_sm90_kernel(const 
   extern __shared__ __align__(1024) unsigned char shared_memory[];
   __shared__ TermScale term_scale;
   const Sm90Shared<Shape> shared(shared_memory);
-  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);  // uniform for the compiler, too
+  const int warp = wgmma::uniform(static_cast<int>(threadIdx.x) / 32);
   const bool produces = warp >= kSm90Consumers / 32;
   const int tile_begin = blockIdx.y * task.split_tiles, tile_end = min(tile_begin + task.split_tiles, task.tiles);
 

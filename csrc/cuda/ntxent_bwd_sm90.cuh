@@ -45,10 +45,6 @@ __device__ __forceinline__ int block_index() {
   return index;
 }
 
-// x, the same in all lanes of the warp, as one that the compiler knows to be: what follows from it is in registers of the
-// warp, where products want their descriptors. Those of a thread would be moved there before every product.
-__device__ __forceinline__ uint32_t uniform(uint32_t x) { return __shfl_sync(0xffffffffu, x, 0); }
-
 // The descriptor of what lies `bytes`, a multiple of 16, behind what another describes. The address is in its lower
 // half, which does not overflow; sums of 64 bits would be kept in registers from before the walk, and spill.
 __device__ __forceinline__ uint64_t behind(uint64_t descriptor, int bytes) {

@@ -216,7 +216,7 @@ __global__ void SIMCLR_CLUSTER(1 << Shape::kRounds) __launch_bounds__(kSm90Threa
   __shared__ uint64_t barriers[WideShared<Shape>::kBarriers];
   __shared__ TermScale term_scale;
   const WideShared<Shape> shared(shared_memory, barriers);
-  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);  // uniform for the compiler, too
+  const int warp = wgmma::uniform(static_cast<int>(threadIdx.x) / 32);
   const int slice = blockIdx.x % kCluster, block_row = blockIdx.x / kCluster * kSm90BlockRows;
   const int slice_byte = slice * Shape::kSlice * static_cast<int>(sizeof(__half));
   const int tile_begin = blockIdx.y * task.split_tiles, tile_end = min(tile_begin + task.split_tiles, task.tiles);

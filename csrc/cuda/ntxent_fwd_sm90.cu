@@ -44,8 +44,8 @@ struct FwdSm90Task {
   }
 }
 
-// Waits until at most `pending` of the newest groups of copies are on their way: an immediate of the instruction, at most
-// kMost, which is that of the most stages with no product under way.
+// Waits until at most `pending` of the newest groups of copies are on their way: an immediate of the instruction, at
+// most kMost, which is that of the most stages with no product under way.
 template <int kMost = kFwdMaxStages - 2>
 __device__ __forceinline__ void wait_copies(int pending) {
   if (pending == kMost) ptx::cp_async_wait_group<kMost>();
@@ -62,8 +62,7 @@ class Forward {
       : task_(task), strips_(task.plan), held_(shared), stages_(shared + plan().held_bytes()) {
     row_partials_ = reinterpret_cast<Partial*>(stages_ + plan().stages * plan().stage_bytes);
     column_partials_ = row_partials_ + 2 * kFwdWarpgroups * kFwdShareRows;
-    // Of all lanes by one: the compiler then keeps what depends on it, the descriptors, in uniform registers.
-    const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+    const int warpgroup = wgmma::uniform(threadIdx.x / 128);
     own_row_ = plan().step_rows == kFwdShareRows ? 0 : warpgroup * kFwdShareRows;
     own_column_ = plan().tile == kFwdShareColumns ? 0 : warpgroup * kFwdShareColumns;
     constant_max_ = task.temperature.base_2_scale();
@@ -220,8 +219,8 @@ class Forward {
     for (int k = 0; k < 64; ++k) x[k / 4][k % 4] = 0;
   }
 
-  // Waits for the products and puts them into x. Three are summed from zero, kFwdSumColumns columns at a time, and added
-  // with rounding, where tensor cores truncate.
+  // Waits for the products and puts them into x. Three are summed from zero, kFwdSumColumns columns at a time, and
+  // added with rounding, where tensor cores truncate.
   __device__ void finish_slice(Share& x, Share& products, int slice) {
     const int sums = kProducts == 1 ? 1 : plan().slice_panels * kFwdPanelSums;
 #pragma unroll 1
@@ -239,8 +238,8 @@ class Forward {
 
   // ---- Sums.
 
-  // Begins with the first row of a band, or of the tile on the diagonal, whose columns are not summed. Cleared where they
-  // are written instead, the columns' sums would be moved to other registers in every step.
+  // Begins with the first row of a band, or of the tile on the diagonal, whose columns are not summed. Cleared where
+  // they are written instead, the columns' sums would be moved to other registers in every step.
   __device__ void begin_band(int row, const Strip90& strip) {
     const int band_rows = task_.plan.row_band_tiles * plan().tile, diagonal = strip.column_tile * plan().tile;
     row_band_ = row / band_rows;

@@ -92,8 +92,8 @@ struct AnyPlan {
   static constexpr int kUnroll = 1;  // rounds of loops over panels, and of copies
   __device__ static const FwdSm90Plan& of(const FwdSm90Plan& plan) { return plan; }
 };
-// That of one product over a depth of so many panels: copies, addresses and waits then take a third of the instructions,
-// and issue slots are what the forward has least of.
+// That of one product over a depth of so many panels: copies, addresses and waits then take a third of the
+// instructions, and issue slots are what the forward has least of.
 template <int kTile, int kPanels>
 struct PlanOf {
   static constexpr int kUnroll = 2;

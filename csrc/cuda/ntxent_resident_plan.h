@@ -13,7 +13,7 @@ namespace simclr::cuda {
 constexpr int kResidentRows = 16;
 // Columns that a warp takes at a time: an A operand of the product with u is that wide.
 constexpr int kResidentPanel = 16;
-// Warps share a CTA's columns out. Eight may have 255 registers a thread; 16 would have 128, fewer than the kernel takes.
+// Warps share a CTA's columns out. Eight may have 255 registers a thread; 16 would have 128, fewer than it takes.
 constexpr int kResidentWarps = 8;
 // Columns of u and du: each warp holds a du of 16 rows, 64 accumulators a thread. 256 would leave none for operands.
 constexpr int kResidentDepth = 128;

@@ -31,6 +31,13 @@ constexpr int kPanelRowBytes = 128;
 constexpr int kPanelAlignment = 1024;  // bytes: eight rows, after which the swizzle repeats
 constexpr int kStepBytes = kStepColumns * 2;
 
+// x, which is the same in all lanes of the warp, as one that the compiler knows to be: what follows from it is kept in
+// registers of the warp, where products want their descriptors; from a thread's they would be moved for each product.
+template <class T>
+__device__ __forceinline__ T uniform(T x) {
+  return __shfl_sync(0xffffffffu, x, 0);
+}
+
 // Operand A or B with a panel's rows as its rows (A) or columns (B), 16 columns of them as the depth: `address` is the
 // shared address of the panel's first row (a multiple of eight rows behind the panel's start) + kStepBytes * step.
 __device__ __forceinline__ uint64_t rows_descriptor(uint32_t address) {
@@ -135,9 +142,9 @@ SIMCLR_DEFINE_PRODUCTS(256, SIMCLR_NAMES_128, SIMCLR_BLOCKS_32, "%128", "%129", 
 // Starts copying rows [row, row + tile_rows) of the matrix into `panels` panels, one behind the other, by all `threads`
 // of the block, a multiple of 64: bytes [byte, byte + 128 * panels) of a row. A thread copies kRowsAtOnce rows at once;
 // tile_rows is a multiple of kRowsAtOnce * threads / 8, or with kRowsAtOnce = 1 of eight. kUnroll: rounds of the loops
-// that are unrolled; where their number is not known, the tests of it would be more than the copies. What lies outside the matrix,
-// or from byte `width` of a row on, becomes zero. Wait for the copies (cp_async_wait_group), then fence_proxy_async()
-// and a barrier come before a product.
+// that are unrolled; where their number is not known, the tests of it would be more than the copies. What lies outside
+// the matrix, or from byte `width` of a row on, becomes zero. Wait for the copies (cp_async_wait_group), then
+// fence_proxy_async() and a barrier come before a product.
 template <int kRowsAtOnce = 1, int kUnroll = 1>
 __device__ __forceinline__ void copy_panels(unsigned char* panel, const cuda::RowMatrix& matrix, int row, int tile_rows,
                                             int byte, int width, int panels, int threads) {
