@@ -1,5 +1,5 @@
-// __syncthreads, the barrier of a grid and the *_sync warp functions. __activemask is left out: which lanes happen to run together is not
-// something a kernel may build on.
+// __syncthreads, the barrier of a grid and the *_sync warp functions. __activemask is left out: which lanes happen to
+// run together is not something a kernel may build on.
 #pragma once
 
 #include <cstdint>
